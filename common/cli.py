@@ -1,0 +1,182 @@
+"""The few argparse pieces that every script shares: real booleans, paths, checked numbers, exit codes.
+
+Exit codes: 0 done, 1 done in part or stopped by trouble, 2 a mistake in the input, 130 ended by Ctrl-C.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from common.errors import UserError
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+class _UserPath(argparse.Action):
+    """A path that the user gives counts from the working directory."""
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        if not value:
+            parser.error(f"{option_string}: the path is empty")
+        setattr(namespace, self.dest, os.path.abspath(os.path.expanduser(value)))
+
+
+class _Missing:
+    pass
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose default paths count from the script's own folder, and which knows what was given.
+
+    Args:
+        doc: the script's docstring, shown by --help.
+        script: the script's ``__file__``; None where no path has a default.
+    """
+
+    def __init__(self, doc: str, script: str | None = None) -> None:
+        super().__init__(description=doc, formatter_class=_Formatter, allow_abbrev=False)
+        self.folder = Path(script).resolve().parent if script else Path.cwd()
+
+    def group(self, title: str) -> "Parser":
+        """A titled section of --help."""
+        group = self.add_argument_group(title)
+        group.add_path = lambda flag, default=None, **kwargs: Parser.add_path(group, flag, default, **kwargs)
+        return group
+
+    def add_path(self, flag: str, default: str | None = None, **kwargs) -> None:
+        """A flag that takes a file or folder."""
+        self.add_argument(flag, action=_UserPath, default=default, metavar="PATH", **kwargs)
+
+    def parse_args(self, argv: list[str] | None = None) -> argparse.Namespace:
+        """The flags as a namespace; ``given`` is the set of those on the command line."""
+        actions = [a for a in self._actions if a.dest != argparse.SUPPRESS and a.dest != "help"]
+        args = argparse.Namespace(**{action.dest: _Missing for action in actions})
+        super().parse_args(argv, args)
+        given = {action.dest for action in actions if getattr(args, action.dest) is not _Missing}
+        for action in actions:
+            if action.dest not in given:
+                value = action.default
+                if isinstance(action, _UserPath) and value is not None:
+                    value = os.path.join(self.folder, os.path.normpath(value))
+                setattr(args, action.dest, value)
+        args.given = given
+        return args
+
+
+def boolean(text: str) -> bool:
+    """true, false, 1, 0, yes, no in any case (T4)."""
+    values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+    return values[text.lower()]
+
+
+def number(kind: type, low: float, high: float = float("inf"), above: bool = False) -> Callable[[str], float]:
+    """A converter for numbers of ``kind`` from ``low`` (or only above it) to ``high``."""
+
+    def convert(text: str):
+        name = "a whole number" if kind is int else "a number"
+        bound = f"{'above' if above else 'from'} {low:g}" + (f" to {high:g}" if high != float("inf") else " on")
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {name} {bound}, got {text!r}") from None
+        if not (low < value if above else low <= value) or not value <= high or value in (float("inf"),):
+            raise argparse.ArgumentTypeError(f"expected {name} {bound}, got {text!r}")
+        return value
+
+    return convert
+
+
+positive_int = number(int, 1)
+count = number(int, 0)
+positive = number(float, 0, above=True)
+nonnegative = number(float, 0)
+seed = number(int, 0, 2**32 - 1)
+
+
+def patch_size(text: str) -> int:
+    """A power of two from 16 on."""
+    value = positive_int(text)
+    if value < 16 or value & (value - 1):
+        raise argparse.ArgumentTypeError(f"expected a power of two from 16 on (16, 32, 64, 128, 256), got {text!r}")
+    return value
+
+
+def add_device(group: argparse.ArgumentParser) -> None:
+    """--use_gpu and --gpu_id."""
+    group.add_argument("--use_gpu", type=boolean, default=True, help="use a CUDA GPU; without one the CPU is used")
+    group.add_argument("--gpu_id", default="0", help="which GPU")
+
+
+def add_deraining(group: argparse.ArgumentParser) -> None:
+    """The flags of every script that removes rain."""
+    group.add_argument(
+        "--tile",
+        type=number(int, -1),
+        default=-1,
+        help="core of a tile in px, its halo comes on top; 0: whole image; -1: tiles only where it needs over 1 GB",
+    )
+    group.add_argument(
+        "--rounding",
+        choices=("truncate", "nearest"),
+        default="truncate",
+        help="to 8 bits; the published images are truncated, nearest gains about 0.1 dB",
+    )
+    add_device(group)
+
+
+def add_training(parser: Parser, log_dir: str, model_dir: str) -> None:
+    """The flags that every training script shares: how long, how safe, where."""
+    run = parser.group("run")
+    run.add_argument("--resume", type=number(int, -1), default=0, help="go on after epoch N; -1: from the newest state")
+    run.add_argument("--overwrite", type=boolean, nargs="?", const=True, default=False, help="delete an earlier run")
+    run.add_argument("--iters_per_epoch", type=positive_int, default=3000, help="steps of an epoch")
+    run.add_argument("--save_every", type=positive_int, default=50, help="epochs between weight files; the last always")
+    run.add_argument("--save_minutes", type=positive, default=10, help="between full states within an epoch")
+    run.add_argument("--log_every", type=positive_int, default=10, help="steps between entries of the logs")
+    run.add_path("--log_dir", log_dir, help="TensorBoard files, log.csv, options.json")
+    run.add_path("--model_dir", model_dir, help="checkpoints")
+    run.add_argument("--workers", type=count, default=4, help="processes that read images; 0: none")
+    run.add_argument("--manualSeed", type=seed, help="seed of everything; drawn and printed if left alone")
+    run.add_argument("--dry_run", type=boolean, nargs="?", const=True, default=False, help="only say what would be done")
+    add_device(run)
+    val = parser.group("validation")
+    val.add_path("--val_data_path", help="folder of rainy images; the best derainer on them is kept as ..._best.pt")
+    val.add_path("--val_gt_path", help="folder of their clean partners")
+    val.add_argument("--val_every", type=positive_int, default=1, help="epochs between validations; the last always")
+
+
+def loop_settings(args: argparse.Namespace) -> dict:
+    """The flags that go to the training loop as they are, see ``fit``."""
+    names = "niter iters_per_epoch workers log_dir save_every save_minutes log_every val_every".split()
+    return {name: getattr(args, name) for name in names} | {"batch_size": args.batchSize}
+
+
+def run(main: Callable[[], int | None]) -> int:
+    """Run a script's main and turn errors that the user can mend into one message and an exit code."""
+    try:
+        return main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt as error:
+        print(f"\n{str(error) or 'stopped by Ctrl-C'}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}; check the path, its permissions and the disk", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        advice = "Use a smaller --batchSize or --patchSize for training, a smaller --tile for deraining."
+        print(f"error: out of memory ({str(error).splitlines()[0]}). {advice}", file=sys.stderr)
+        return 1

@@ -1,0 +1,1 @@
+"""Images in and out, pairs and crops, and the demo's free data set."""

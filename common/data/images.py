@@ -1,0 +1,205 @@
+"""Read and write RGB images: any common format in, EXIF orientation applied, whole files only.
+
+Pillow decodes, because it notices truncated files; OpenCV decodes the 16-bit ones, which Pillow would cut to 8 bits.
+"""
+
+import os
+import re
+import tempfile
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from common.errors import UserError
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
+_ORIENTATION = 274  # EXIF tag
+_TURN = {  # EXIF orientation -> the upright array
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: a.transpose(1, 0, 2)[:, ::-1],
+    7: lambda a: a.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda a: a.transpose(1, 0, 2)[::-1],
+}
+
+
+class ImageError(UserError):
+    """An image that can't be read: the message names the file and the remedy."""
+
+
+def natural_key(path: str | Path) -> list:
+    """Sort key under which 2.png comes before 10.png (T12); folders compare part by part."""
+    return [
+        [(0, int(token), "") if token.isdigit() else (1, 0, token) for token in re.split(r"([0-9]+)", part) if token]
+        for part in Path(path).parts
+    ]
+
+
+def list_images(folder: Path) -> tuple[list[Path], int]:
+    """All images below a folder, sub-folders and symbolic links included, in natural order.
+
+    Returns:
+        The paths relative to the folder, and the number of other files (hidden ones count as other).
+    """
+    images, others, seen = [], 0, set()
+    for current, subfolders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(current)
+        if real in seen:  # a link that leads back
+            subfolders.clear()
+            continue
+        seen.add(real)
+        for name in names:
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+                images.append(Path(current, name).relative_to(folder))
+            else:
+                others += 1
+    return sorted(images, key=natural_key), others
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # 89 to 179 megapixels are still welcome
+            return Image.open(path, formats=_FORMATS)
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file") from None
+    except PermissionError:
+        raise ImageError(f"{path}: may not be read; check its permissions") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path}: too large to be a photo ({error}); scale it down first") from None
+    except Exception as error:  # Pillow raises many kinds on broken headers
+        raise ImageError(f"{path}: can't be read as an image ({_short(error)}); replace or remove the file") from None
+
+
+def _short(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return "the format is not PNG, JPEG, BMP, WebP or TIFF" if "cannot identify" in text else text.splitlines()[0]
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) of an image as ``read_image`` gives it, from the header only.
+
+    Raises:
+        ImageError: the header can't be read.
+    """
+    with _open(path) as image:
+        width, height = image.size
+        turned = _orientation(image) >= 5 and image.format != "TIFF"  # Pillow turns the size of a TIFF itself
+        return (width, height) if turned else (height, width)
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # asking would decode the whole image
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # broken EXIF data is no reason to refuse the picture
+        return 1
+    return value if value in _TURN else 1
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Decode a whole image to RGB; grey is repeated, alpha dropped, EXIF orientation applied.
+
+    Returns:
+        (H, W, 3) array, uint8, or uint16 where the file has 16 bits a channel.
+
+    Raises:
+        ImageError: the file is missing, truncated, not an image, or of another depth.
+    """
+    with _open(path) as image:
+        try:
+            deep = any(";16" in str(tile[3]) for tile in image.tile)  # before anything loads the pixels
+            orientation = _orientation(image)
+            if deep:
+                return _read_16_bit(path, orientation)
+            if image.mode in ("I", "F") or image.mode.startswith("I;"):
+                raise ImageError(f"{path}: {image.mode} pixels are neither 8 nor 16 bits; convert the file")
+            image.load()
+            turned = ImageOps.exif_transpose(image) if image.format == "TIFF" else image  # a TIFF knows what is left
+            pixels = np.asarray(turned.convert("RGB"))
+            return pixels if image.format == "TIFF" else np.ascontiguousarray(_upright(pixels, orientation))
+        except ImageError:
+            raise
+        except MemoryError:
+            raise ImageError(f"{path}: {image.size[0]}x{image.size[1]} px do not fit into memory") from None
+        except Exception as error:
+            problem = _short(error)
+            raise ImageError(f"{path}: can't be decoded ({problem}); replace or remove the file") from None
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    return _TURN[orientation](pixels) if orientation in _TURN else pixels
+
+
+def _read_16_bit(path: Path, orientation: int) -> np.ndarray:
+    data = np.fromfile(path, np.uint8)  # imread itself can't open every name on every system
+    pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels is None:
+        raise ImageError(f"{path}: can't be decoded; replace or remove the file")
+    if Path(path).suffix.lower() in (".tif", ".tiff"):
+        if orientation >= 5:
+            raise ImageError(f"{path}: a 16-bit TIFF that lies on its side (EXIF); save it upright, or as PNG")
+        orientation = 1  # OpenCV flips TIFFs itself, whatever the flag says
+    return np.ascontiguousarray(_upright(pixels[..., ::-1], orientation))
+
+
+def to_float(pixels: np.ndarray, dtype: type = np.float32) -> np.ndarray:
+    """uint8 or uint16 pixels to floats in [0, 1] (8-bit pixels over 255, 16-bit ones over 65535)."""
+    return pixels.astype(dtype) / dtype(np.iinfo(pixels.dtype).max)
+
+
+def to_uint8(values: np.ndarray, rounding: str = "truncate") -> np.ndarray:
+    """Floats, clamped to [0, 1], to uint8.
+
+    Args:
+        rounding: 'truncate' (floor(255 x), how the published images were made) or 'nearest'.
+    """
+    scaled = np.clip(values, 0, 1) * 255
+    return (scaled if rounding == "truncate" else np.rint(scaled)).astype(np.uint8)
+
+
+def write_image(path: Path, pixels: np.ndarray) -> None:
+    """Write (H, W, 3) uint8 RGB in the format of the name's ending: all lossless, but JPEG (quality 95, 4:4:4).
+
+    The file appears whole or not at all; folders are created.
+
+    Raises:
+        UserError: the folder can't be written to, or the disk is full.
+    """
+    path = Path(path)
+    options = {
+        ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+        ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+        ".webp": {"format": "WEBP", "lossless": True},
+        ".tif": {"format": "TIFF", "compression": "tiff_deflate"},
+        ".tiff": {"format": "TIFF", "compression": "tiff_deflate"},
+        ".bmp": {"format": "BMP"},
+        ".png": {"format": "PNG", "compress_level": 4},
+    }[path.suffix.lower()]
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            Image.fromarray(pixels).save(file, **options)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise UserError(f"{path}: can't be written ({error.strerror or error}); check the folder and the disk") from None
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value

@@ -1,0 +1,1 @@
+"""Derain folders of images, measure results, draw them."""

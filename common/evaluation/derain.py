@@ -1,0 +1,242 @@
+"""Remove rain from images of any size: tensor in, tensor out, or folder in, folder out with metrics."""
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from common.data.images import EXTENSIONS, image_size, list_images, read_image, to_float, to_uint8, write_image
+from common.data.pairs import Pair, find_pairs, match
+from common.errors import UserError
+from common.evaluation import metrics
+
+MEMORY_LIMIT = 1e9  # bytes of the whole process, imports included, above which --tile -1 takes tiles
+AUTO_WINDOW = 496  # px; 32 float channels of such a window stay below 32 MiB, where malloc still reuses memory
+
+
+def _bytes_needed(pixels: int) -> float:
+    """Peak of one forward of PReNet, measured on the CPU; small maps fragment the heap, large ones do not."""
+    return pixels * (2400 if pixels <= AUTO_WINDOW**2 else 1500)
+
+
+@functools.cache
+def _bytes_before() -> float:
+    """Memory of the process before the first image; half a gigabyte where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return 5e8
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def tile_size(tile: int, height: int, width: int, halo: int, device: torch.device) -> int:
+    """The core of the tiles in px for --tile, 0 for the whole image.
+
+    Args:
+        tile: N > 0 for that core, 0 for the whole image, -1 for tiles only where the whole image needs over 1 GB.
+        height, width: of the image, in px.
+        halo: margin around the core in px, see ``derain``.
+    """
+    if tile >= 0:
+        return tile
+    before = _bytes_before() if device.type == "cpu" else 0
+    if before + _bytes_needed(height * width) <= MEMORY_LIMIT:
+        return 0
+    return max(AUTO_WINDOW - 2 * halo, 128)
+
+
+def _tiles(height: int, width: int, core: int, halo: int) -> Iterator[tuple[tuple, tuple, tuple]]:
+    """(core in the image, window in the image, core in the window), each a pair of slices; 0 is one tile."""
+
+    def line(length: int) -> Iterator[tuple[slice, slice, slice]]:
+        step = core or max(length, 1)
+        for start in range(0, length, step):
+            stop = min(start + step, length)
+            low, high = max(0, start - halo), min(length, stop + halo)
+            yield slice(start, stop), slice(low, high), slice(start - low, stop - low)
+
+    for rows in line(height):
+        for columns in line(width):
+            yield tuple(zip(rows, columns, strict=True))
+
+
+@torch.inference_mode()
+def _infer(net: nn.Module, window: Tensor) -> Tensor:
+    out = net(window.contiguous(memory_format=torch.channels_last))
+    return out[0] if isinstance(out, tuple) else out
+
+
+def derain(net: nn.Module, rainy: Tensor, tile: int = -1) -> Tensor:
+    """Remove the rain from images of any size.
+
+    Tiles overlap by the receptive field of the network (``net.halo``, 13 px per stage) on each side, so that they give
+    the result of the whole image (T10).
+
+    Args:
+        net: Derain or PReNet, on the device of ``rainy``.
+        rainy: (N, 3, H, W) in [0, 1], H and W at least 1.
+        tile: core of a tile in px; 0 for the whole image; -1 for tiles only where the whole image needs over 1 GB.
+
+    Returns:
+        (N, 3, H, W) on the same device, not clamped.
+
+    Raises:
+        ValueError: rainy has another shape.
+    """
+    if rainy.ndim != 4 or rainy.shape[1] != 3 or 0 in rainy.shape:
+        raise ValueError(f"expected rainy images (N, 3, H, W), got {tuple(rainy.shape)}")
+    height, width = rainy.shape[2:]
+    core = tile_size(tile, height * len(rainy), width, net.halo, rainy.device)
+    derained = torch.empty_like(rainy)
+    for inside, window, keep in _tiles(height, width, core, net.halo):
+        derained[..., *inside] = _infer(net, rainy[..., *window])[..., *keep]
+    return derained
+
+
+def derain_pixels(net: nn.Module, pixels: np.ndarray, device: torch.device, tile: int, rounding: str) -> np.ndarray:
+    """``derain`` for a decoded image; only one tile at a time is held in floats.
+
+    Args:
+        pixels: (H, W, 3) uint8 or uint16 RGB.
+        tile: see ``derain``.
+        rounding: 'truncate' or 'nearest', see ``to_uint8``.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    core = tile_size(tile, *pixels.shape[:2], net.halo, device)
+    derained = np.empty(pixels.shape, np.uint8)
+    for inside, window, keep in _tiles(*pixels.shape[:2], core, net.halo):
+        rainy = torch.from_numpy(to_float(pixels[window])).permute(2, 0, 1)[None].to(device)
+        result = _infer(net, rainy)[0].permute(1, 2, 0)[keep]
+        derained[inside] = to_uint8(result.cpu().numpy(), rounding)
+    return derained
+
+
+def validate(
+    net: nn.Module, pairs: list[Pair], device: torch.device, stop: Callable[[], bool] = lambda: False
+) -> dict[str, float] | None:
+    """Mean scores of the derained, truncated images against their ground truth; None if ``stop`` asked to stop."""
+    net.eval()
+    scores = []
+    for pair in tqdm(pairs, desc="validating", unit="image", leave=False, disable=None):
+        if stop():
+            return None
+        derained = derain_pixels(net, read_image(pair.rainy), device, -1, "truncate")
+        scores.append(metrics.score(derained, read_image(pair.clean)))
+    net.train()
+    return vars(metrics.mean(scores))
+
+
+def _inputs(data_path: Path, save_path: Path, hint: str) -> tuple[Path, list[Path], int]:
+    """Folder of the inputs, their paths in it, number of other files; checks that results can't overwrite inputs."""
+    if data_path.is_file():
+        if data_path.suffix.lower() not in EXTENSIONS:
+            raise UserError(f"--data_path: {data_path} is not an image ({', '.join(EXTENSIONS)})")
+        folder, names, others = data_path.parent, [Path(data_path.name)], 0
+        if save_path.resolve() == folder.resolve():
+            raise UserError(f"--save_path: {save_path} is the folder of the input; choose another one")
+        return folder, names, others
+    if not data_path.is_dir():
+        raise UserError(f"--data_path: there is no {data_path}. {hint}".rstrip())
+    if save_path.resolve().is_relative_to(data_path.resolve()):
+        raise UserError(
+            f"--save_path: {save_path} is the input folder or lies in it; choose a folder outside {data_path}"
+        )
+    names, others = list_images(data_path)
+    if not names:
+        raise UserError(f"--data_path: no image (PNG, JPEG, BMP, WebP, TIFF) in {data_path}. {hint}".rstrip())
+    return data_path, names, others
+
+
+def _partners(folder: Path, names: list[Path], gt_path: Path, save_path: Path) -> dict[Path, Path]:
+    """The ground truth of every input, checked for existence and size before any work."""
+    if gt_path.is_dir() and save_path.resolve().is_relative_to(gt_path.resolve()):
+        raise UserError(f"--save_path: {save_path} is the folder of --gt_path or lies in it; choose another one")
+    if gt_path.is_file() and len(names) == 1:
+        pairs = [Pair(str(names[0]), folder / names[0], gt_path)]
+    elif len(names) == 1 and gt_path.is_dir():  # one image of a folder, its partner among others
+        found, _, problems = match(names, list_images(gt_path)[0])
+        if problems:
+            raise UserError(f"--gt_path: {problems[0]} in {gt_path}")
+        pairs = [Pair(str(name), folder / name, gt_path / partner) for name, partner in found.items()]
+    else:
+        pairs, _ = find_pairs(folder, gt_path, "--data_path, --gt_path")
+    metrics.check_sizes(pairs, "--data_path, --gt_path", leave=True)
+    return {Path(pair.name): pair.clean for pair in pairs}
+
+
+def derain_folder(
+    *,
+    net: nn.Module,  # Derain or PReNet, on the device
+    data_path: str,  # a folder, sub-folders kept, or one image
+    save_path: str,  # the same names below it
+    gt_path: str | None,  # folder (or image) of clean images; None for no metrics
+    device: torch.device,
+    tile: int,  # see derain
+    rounding: str,  # see to_uint8
+    hint: str = "",  # what belongs into data_path, for the message when it is missing
+) -> int:
+    """Derain images into a folder; print the time per image and, with a ground truth, the table of metrics.
+
+    Returns:
+        Exit code: 0, or 1 where an image could not be read or did not fit into memory (the others are done).
+
+    Raises:
+        UserError: paths that are missing, empty or overlap, ground truth that is missing or of another size.
+    """
+    save = Path(save_path)
+    folder, names, others = _inputs(Path(data_path), save, hint)
+    clean = _partners(folder, names, Path(gt_path), save) if gt_path else {}
+    net = net.eval().to(memory_format=torch.channels_last)  # faster on a CPU, and leaner
+    _bytes_before()
+    _infer(net, torch.zeros(1, 3, 32, 32, device=device))  # warm-up
+    table, problems, seconds, deep = metrics.Table(), [], [], 0
+    bar = tqdm(names, unit="image", disable=None)
+    for done, name in enumerate(bar):
+        try:
+            rainy = read_image(folder / name)
+            began = time.perf_counter()
+            derained = derain_pixels(net, rainy, device, tile, rounding)
+            seconds.append(time.perf_counter() - began)
+            deep += rainy.dtype == np.uint16
+            write_image(save / name, derained)
+            if name in clean:
+                truth = read_image(clean[name])
+                table.add(
+                    name.as_posix(), rainy=metrics.score(rainy, truth), derained=metrics.score(read_image(save / name), truth)
+                )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped by Ctrl-C; {done} of {len(names)} images are in {save}") from None
+        except UserError as error:
+            if not str(error).startswith(str(folder)):  # the disk or the ground truth, not this input
+                raise
+            problems.append(str(error))
+        except (RuntimeError, MemoryError) as error:
+            if "memory" not in str(error) and not isinstance(error, MemoryError):
+                raise
+            height, width = image_size(folder / name)
+            problems.append(f"{folder / name}: {width}x{height} px do not fit into memory; try --tile 256")
+    print(f"{len(names) - len(problems)} images derained into {save}")
+    if others:
+        print(f"{others} other files in {folder} skipped")
+    if deep:
+        print(f"{deep} images with 16 bits a channel: the results have 8")
+    if seconds:
+        counted = seconds[1:] or seconds
+        left_out = ", the first one left out as warm-up" if len(seconds) > 1 else ""
+        print(f"average time per image: {sum(counted) / len(counted):.3f} s on {device}{left_out}")
+    if table.rows:
+        print(table)
+        table.save(save / "metrics.csv")
+        print(f"written: {save / 'metrics.csv'}")
+    if problems:
+        listed = "".join(f"\n  {problem}" for problem in problems)
+        print(f"{len(problems)} of {len(names)} images could not be derained:{listed}", file=sys.stderr)
+    return 1 if problems else 0

@@ -1,0 +1,209 @@
+"""PSNR and SSIM as the paper's MATLAB scripts compute them (SPEC section 7), and the table for any method's results.
+
+    python -m common.evaluation.metrics --pred DERAINED --gt CLEAN [--csv metrics.csv]
+
+PSNR and SSIM are on the Y channel of YCbCr; RGB PSNR stands beside them, because Y alone does not see a colour cast.
+"""
+
+import argparse
+import csv
+import io
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from common import cli
+from common.data.images import image_size, read_image, to_float
+from common.data.pairs import Pair, fail, find_pairs
+from common.errors import UserError
+
+SSIM_WINDOW = 11
+
+
+@dataclass(frozen=True)
+class Scores:
+    """psnr_y, psnr_rgb in dB (inf for equal images); ssim_y at most 1 (nan where a side is below 11 px)."""
+
+    psnr_y: float
+    ssim_y: float
+    psnr_rgb: float
+
+
+def luma(rgb: np.ndarray) -> np.ndarray:
+    """Y of YCbCr (ITU-R BT.601) of RGB in [0, 1], (H, W, 3) -> (H, W), in double, not rounded."""
+    return (rgb.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) + 16) / 255
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of two arrays in [0, 1], over all elements; inf where they are equal."""
+    mse = np.mean(np.square(a - b, dtype=np.float64))
+    return float(10 * np.log10(1 / mse)) if mse > 0 else math.inf
+
+
+def _downsample(y: np.ndarray) -> np.ndarray:
+    """The automatic downsampling of the SSIM script: an f x f box mean, then every f-th sample."""
+    f = max(1, int(min(y.shape) / 256 + 0.5))
+    if f == 1:
+        return y
+    centre = (f - 1) // 2  # MATLAB's imfilter: floor((f + 1) / 2), counted from 1
+    return cv2.blur(y, (f, f), anchor=(centre, centre), borderType=cv2.BORDER_REFLECT)[::f, ::f]
+
+
+def ssim(a: np.ndarray, b: np.ndarray) -> float:
+    """Structural similarity (Wang et al., 2004) of two Y channels (H, W) in [0, 1]; nan where a side is below 11 px."""
+    from skimage.metrics import structural_similarity  # imported late: it costs memory that deraining can use
+
+    a, b = (_downsample(np.ascontiguousarray(255 * y)) for y in (a, b))
+    if min(a.shape) < SSIM_WINDOW:
+        return math.nan
+    return float(
+        structural_similarity(a, b, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+    )
+
+
+def score(image: np.ndarray, clean: np.ndarray) -> Scores:
+    """Measure one image against its ground truth.
+
+    Args:
+        image, clean: (H, W, 3), uint8 or uint16 RGB of the same size.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    if image.shape != clean.shape:
+        raise ValueError(f"sizes differ: {image.shape} and {clean.shape}")
+    image, clean = to_float(image, np.float64), to_float(clean, np.float64)
+    y_image, y_clean = luma(image), luma(clean)
+    return Scores(psnr(y_image, y_clean), ssim(y_image, y_clean), psnr(image, clean))
+
+
+def mean(scores: list[Scores]) -> Scores:
+    """Mean over images of the per-image values; infinite and undefined ones are left out (nan if none is left)."""
+
+    def over(values: list[float]) -> float:
+        finite = [value for value in values if math.isfinite(value)]
+        return sum(finite) / len(finite) if finite else math.nan
+
+    return Scores(*(over([getattr(s, name) for s in scores]) for name in Scores.__dataclass_fields__))
+
+
+class Table:
+    """Scores by image and by method ('rainy', 'derained'), as text and as CSV."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, dict[str, Scores]] = {}
+
+    def add(self, name: str, **scores: Scores) -> None:
+        """Add a row; every row has the same methods in the same order."""
+        self.rows[name] = scores
+
+    def means(self) -> dict[str, Scores]:
+        """The mean of every method."""
+        methods = next(iter(self.rows.values()), {})
+        return {method: mean([row[method] for row in self.rows.values()]) for method in methods}
+
+    def __str__(self) -> str:
+        means = self.means()
+        width = max([len("mean"), *map(len, self.rows)])
+        head = " " * width + "".join(f"  {method:>29}" for method in means)
+        lines = [head, " " * width + "  PSNR-Y [dB]  SSIM-Y   PSNR-RGB".rjust(31) * len(means)]
+        for name, scores in [*self.rows.items(), ("mean", means)]:
+            cells = (f"  {_number(s.psnr_y, 4):>11} {_number(s.ssim_y, 5):>8} {_number(s.psnr_rgb, 4):>8}" for s in scores.values())
+            lines.append(f"{name:<{width}}" + "".join(cells))
+        return "\n".join([*lines, *self.notes()])
+
+    def notes(self) -> list[str]:
+        """What the means leave out: equal images (inf), and images too small for SSIM."""
+        every = [(method, s) for row in self.rows.values() for method, s in row.items()]
+        equal = sum(math.isinf(s.psnr_y) for _, s in every)
+        small = sum(math.isnan(s.ssim_y) for _, s in every)
+        notes = [f"{equal} identical to the ground truth (inf), left out of the mean PSNR"] if equal else []
+        return notes + ([f"{small} with a side below {SSIM_WINDOW} px: no SSIM, left out of its mean"] if small else [])
+
+    def csv(self) -> str:
+        """One line an image, then the mean."""
+        means = self.means()
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        fields = list(Scores.__dataclass_fields__)
+        writer.writerow(["image", *(f"{method}_{field}" for method in means for field in fields)])
+        for name, scores in [*self.rows.items(), ("mean", means)]:
+            cells = (f"{getattr(s, field):.6f}" for s in scores.values() for field in fields)
+            writer.writerow([name, *cells])
+        return out.getvalue()
+
+    def save(self, path: Path) -> None:
+        """Write the CSV.
+
+        Raises:
+            UserError: the file can't be written.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(self.csv(), encoding="utf-8", errors="surrogateescape")
+        except OSError as error:
+            raise UserError(f"{path}: can't be written ({error.strerror}); check the folder and the disk") from None
+
+
+def _number(value: float, digits: int) -> str:
+    return "n/a" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def check_sizes(pairs: list[Pair], flags: str, leave: bool = False) -> None:
+    """Compare the sizes in the headers, before any work.
+
+    Args:
+        flags: the flags that name the folders, for the message.
+        leave: say nothing of a first image of a pair that can't be read; it is named when its turn comes.
+
+    Raises:
+        UserError: lists the images that can't be read or differ in size from their partner, the first ten by name.
+    """
+    problems = []
+    for pair in pairs:
+        try:
+            size_gt = image_size(pair.clean)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        try:
+            size = image_size(pair.rainy)
+        except UserError as error:
+            problems += [] if leave else [str(error)]
+            continue
+        if size != size_gt:
+            problems.append(f"{pair.rainy} is {size[1]}x{size[0]}, {pair.clean} is {size_gt[1]}x{size_gt[0]}")
+    fail(problems, f"{len(problems)} of {len(pairs)} images can't be measured:", f"Mend or remove these files ({flags}).")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.Parser(__doc__)
+    parser.add_path("--pred", required=True, help="folder of derained images, of any method")
+    parser.add_path("--gt", required=True, help="folder of clean images (names: see the README's data layout)")
+    parser.add_path("--csv", help="also write the table to this file")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    from tqdm import tqdm
+
+    args = parse_args(argv)
+    pairs, rule = find_pairs(args.pred, args.gt, "--pred, --gt")
+    check_sizes(pairs, "--pred, --gt")
+    print(f"{len(pairs)} images, paired by: {rule}")
+    table = Table()
+    for pair in tqdm(pairs, unit="image", leave=False, disable=None):
+        table.add(pair.name, result=score(read_image(pair.rainy), read_image(pair.clean)))
+    print(table)
+    if args.csv:
+        table.save(Path(args.csv))
+        print(f"written: {args.csv}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,124 @@
+"""PReNet (Ren et al., CVPR 2019): one recurrent body with two heads, the plain derainer and the Gaussian BNet.
+
+Structure and checkpoint names: SPEC section 2.
+"""
+
+import torch
+from torch import Tensor, nn
+
+CHANNELS = 32
+HALO_PER_STAGE = 13  # receptive field of one stage: 1 (conv0) + 1 (gates) + 10 (residual blocks) + 1 (conv), in px
+
+
+def init_weights(module: nn.Module) -> None:
+    """Draw the weights of every convolution from N(0, 0.02^2); biases keep PyTorch's default. Use with ``apply``."""
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+
+
+def _conv(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, 1, 1))  # in a Sequential for the checkpoint names
+
+
+class _Body(nn.Module):
+    """The weights of one stage, shared by all stages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv0 = _conv(6, CHANNELS)
+        for k in range(1, 6):
+            convs = [nn.Conv2d(CHANNELS, CHANNELS, 3, 1, 1), nn.ReLU(True), nn.Conv2d(CHANNELS, CHANNELS, 3, 1, 1)]
+            setattr(self, f"res_conv{k}", nn.Sequential(*convs, nn.ReLU(True)))
+        self.conv_i = _conv(2 * CHANNELS, CHANNELS)
+        self.conv_f = _conv(2 * CHANNELS, CHANNELS)
+        self.conv_g = _conv(2 * CHANNELS, CHANNELS)
+        self.conv_o = _conv(2 * CHANNELS, CHANNELS)
+        self.conv = _conv(CHANNELS, 3)
+
+    def start(self, rainy: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden and cell state before the first stage: zeros, each (N, 32, H, W)."""
+        h = rainy.new_zeros(rainy.shape[0], CHANNELS, *rainy.shape[2:])
+        return h, h
+
+    def features(self, rainy: Tensor, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One stage up to its output convolution: (N, 32, H, W) features and the new h and c."""
+        # Activations act in place (the underscore): a third less memory, which decides how large an image fits.
+        x = torch.relu_(self.conv0(torch.cat((rainy, x), 1)))  # (N, 6, H, W) -> (N, 32, H, W)
+        xh = torch.cat((x, h), 1)  # (N, 64, H, W)
+        update = torch.sigmoid_(self.conv_i(xh)) * torch.tanh_(self.conv_g(xh))
+        c = torch.sigmoid_(self.conv_f(xh)) * c + update
+        h = torch.sigmoid_(self.conv_o(xh)) * torch.tanh(c)
+        x = h
+        for block in (self.res_conv1, self.res_conv2, self.res_conv3, self.res_conv4, self.res_conv5):
+            x = torch.relu_(block(x) + x)
+        return x, h, c
+
+
+class PReNet(_Body):
+    """Derainer head: the checkpoint format of augmented training and of the original PReNet release.
+
+    Args:
+        recurrent_iter: number of stages, at least 1.
+    """
+
+    def __init__(self, recurrent_iter: int = 6) -> None:
+        super().__init__()
+        self.stages = _at_least_one_stage(recurrent_iter)
+
+    @property
+    def halo(self) -> int:
+        """How far one output pixel sees, in px."""
+        return HALO_PER_STAGE * self.stages
+
+    def forward(self, rainy: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Rainy (N, 3, H, W) in [0, 1], H and W >= 1 -> (derained, the outputs of all stages), unclamped."""
+        x, (h, c), outputs = rainy, self.start(rainy), []
+        for _ in range(self.stages):
+            features, h, c = self.features(rainy, x, h, c)
+            x = self.conv(features) + rainy
+            outputs.append(x)
+        return x, outputs
+
+
+class _GaussianPReNet(_Body):
+    def __init__(self, stages: int) -> None:
+        super().__init__()
+        self.convfinal = _conv(CHANNELS, 6)
+        self.stages = stages
+
+    def forward(self, rainy: Tensor) -> tuple[Tensor, Tensor]:
+        x, (h, c) = rainy, self.start(rainy)
+        for _ in range(self.stages - 1):
+            features, h, c = self.features(rainy, x, h, c)
+            x = self.conv(features) + rainy
+        features, h, c = self.features(rainy, x, h, c)
+        mean, logvar = self.convfinal(features).split(3, 1)  # (N, 6, H, W) -> twice (N, 3, H, W)
+        return mean + rainy, logvar
+
+
+class Derain(nn.Module):
+    """BNet: PReNet with a Gaussian head, the posterior of the clean background (all keys prefixed ``derainet.``).
+
+    Args:
+        stage: number of stages, at least 1; the last one has the output convolution of its own.
+    """
+
+    def __init__(self, stage: int = 6) -> None:
+        super().__init__()
+        self.derainet = _GaussianPReNet(_at_least_one_stage(stage))  # T3: the number is honoured
+        self.apply(init_weights)
+
+    @property
+    def halo(self) -> int:
+        """How far one output pixel sees, in px."""
+        return HALO_PER_STAGE * self.derainet.stages
+
+    def forward(self, rainy: Tensor) -> tuple[Tensor, Tensor]:
+        """Rainy (N, 3, H, W) in [0, 1], H and W >= 1 -> (mu_b, logvar_b), each (N, 3, H, W), unclamped."""
+        return self.derainet(rainy)
+
+
+def _at_least_one_stage(stages: int) -> int:
+    if stages < 1:
+        raise ValueError(f"PReNet needs at least 1 stage, got {stages}")
+    return stages

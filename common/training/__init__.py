@@ -1,0 +1,1 @@
+"""Losses, training steps, the loop around them, and what makes a run safe to interrupt."""

@@ -1,0 +1,154 @@
+"""Checkpoint files: written whole or not at all, read without running code, recognised when they are the wrong ones."""
+
+import os
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import TrainingStopped, UserError
+
+KEYS_SHOWN = 4
+# What a state dict looks like -> what to call it, and where it belongs.
+_KINDS = {
+    "joint": ("a joint derainer, BNet (DerainNet_state)", "use test_syn_joint.py or test_spa_joint.py"),
+    "augmented": ("an augmented derainer", "use test_syn_aug.py or test_spa_aug.py"),
+    "ED": ("a generator, ED", "it belongs to --netED, ED_state_N.pt"),
+    "D": ("a critic, D", "only joint training uses it, D_state_N.pt"),
+    "state": ("a training state", "use the network's own file beside it (..._state_N.pt); --resume -1 goes on from it"),
+}
+
+
+def save(value: object, path: Path, keep: Path | None = None) -> None:
+    """Write a file aside and rename it, so that it is whole whenever it is there.
+
+    Args:
+        keep: what stood at ``path`` before moves here; at every moment one of the two is there and whole.
+
+    Raises:
+        TrainingStopped: it can't be written; what stood there before is untouched.
+    """
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        with open(aside, "wb") as file:
+            torch.save(value, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            os.replace(path, keep)
+        os.replace(aside, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        aside.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise TrainingStopped(
+            f"{path}: can't be saved ({reason}); check the disk and the permissions of the folder. "
+            "The last checkpoint before it is untouched."
+        ) from None
+
+
+def load(path: Path, flag: str, hint: str = "") -> object:
+    """Read a checkpoint, new zip or old format, from any device, onto the CPU. T11: code in it is never run.
+
+    Args:
+        flag: the flag that named the file, for messages.
+        hint: where the file comes from, for the message when it is missing.
+
+    Raises:
+        UserError: it is missing, broken, or holds more than weights.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{flag}: {path} is a folder; name the checkpoint file in it. {_beside(path)}".rstrip())
+    if not path.exists():
+        raise UserError(f"{flag}: there is no {path}. {_beside(path.parent)} {hint}".strip())
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        text = str(error)
+        if "Unsupported" in text or "not an allowed global" in text:
+            what = next((line.strip() for line in text.splitlines() if "Unsupported" in line), "pickled objects")
+            raise UserError(
+                f"{flag}: {path} holds code or objects, not just weights; refused, nothing of it was run ({what}). "
+                "If you trust it, save its state_dict() alone and load that."
+            ) from None
+        raise UserError(f"{flag}: {path} is not a PyTorch checkpoint, or a damaged one. Fetch or save it again.") from None
+    except PermissionError:
+        raise UserError(f"{flag}: {path} may not be read; check its permissions") from None
+    except Exception:  # the readers of damaged files raise many kinds
+        raise UserError(f"{flag}: {path} is not a PyTorch checkpoint, or a damaged one. Fetch or save it again.") from None
+
+
+def _beside(folder: Path) -> str:
+    names = sorted(p.name for p in folder.glob("*.pt*")) if folder.is_dir() else []
+    if not names:
+        return f"{folder} holds no checkpoint."
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return f"{folder} holds {', '.join(names[:6])}{more}."
+
+
+def kind_of(content: object) -> str | None:
+    """What a loaded file is: 'joint', 'augmented', 'ED', 'D', 'state', or None for anything else."""
+    if not isinstance(content, dict):
+        return None
+    keys = set(content)
+    if "vrgnet_state" in keys:
+        return "state"
+    if any(str(key).startswith("derainet.") for key in keys):
+        return "joint"
+    if {"conv0.0.weight", "conv_i.0.weight"} <= keys:
+        return "augmented"
+    if any(str(key).startswith("encoder.main.") for key in keys):
+        return "ED"
+    return "D" if "l4.0.module.weight_bar" in keys else None
+
+
+def load_weights(net: nn.Module, path: Path, kind: str, flag: str, hint: str = "") -> None:
+    """Load a released or own state dict into a network, in place.
+
+    Args:
+        kind: what is expected, see ``kind_of``.
+        flag, hint: see ``load``.
+
+    Raises:
+        UserError: says what the file looks like, what was expected, and which keys or shapes differ.
+    """
+    put_weights(net, load(path, flag, hint), kind, f"{flag}: {path}")
+
+
+def put_weights(net: nn.Module, content: object, kind: str, where: str) -> None:
+    """``load_weights`` for a file that is read already; ``where`` names it in messages."""
+    expected = _KINDS[kind][0]
+    found = kind_of(content)
+    if found not in (kind, None):
+        is_a, remedy = _KINDS[found]
+        raise UserError(f"{where}: this is {is_a}; {remedy}. Expected here: {expected}.")
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        shape = f"keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"{where}: this is no state dict ({shape}). Expected: {expected}.")
+    if content and all(key.startswith("module.") for key in content):  # saved from DataParallel
+        content = {key.removeprefix("module."): value for key, value in content.items()}
+    own = net.state_dict()
+    missing = sorted(own.keys() - content.keys())
+    surplus = sorted(content.keys() - own.keys())
+    shapes = [
+        f"{key} {tuple(content[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in sorted(own.keys() & content.keys())
+        if content[key].shape != own[key].shape
+    ]
+    if missing or surplus or shapes:
+        parts = [_some("missing", missing), _some("not expected", surplus), _some("of another shape", shapes)]
+        looks = f"this looks like {_KINDS[found][0]}, but of another size" if found else "this is something else"
+        remedy = "Set the flags of the network (--stage, --nz, --nef, --ndf, --patchSize) as in its training." if found else ""
+        raise UserError(f"{where}: {looks}. Expected: {expected}. {' '.join(filter(None, parts))} {remedy}".rstrip())
+    broken = [key for key, value in content.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise UserError(f"{where}: {_some('not finite', broken)} The training went wrong; use an earlier checkpoint.")
+    net.load_state_dict(content)
+
+
+def _some(label: str, items: list[str]) -> str:
+    if not items:
+        return ""
+    more = f" and {len(items) - KEYS_SHOWN} more" if len(items) > KEYS_SHOWN else ""
+    return f"{label[0].upper()}{label[1:]}: {', '.join(items[:KEYS_SHOWN])}{more}."

@@ -1,0 +1,139 @@
+"""Joint training of BNet, RNet, G and D: the two steps of the paper and their loop (SPEC section 3)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from common.training.losses import gaussian_kl, gradient_penalty
+from common.training.loop import fit
+from common.training.run import Run
+
+
+class Forward(NamedTuple):
+    """What BNet and EDNet make of a batch."""
+
+    mu_b: Tensor  # (N, 3, p, p), the derained image
+    logvar_b: Tensor  # (N, 3, p, p)
+    rain: Tensor  # (N, 3, p, p), >= 0
+    mu_z: Tensor  # (N, nz)
+    logvar_z: Tensor  # (N, nz)
+    fake: Tensor  # (N, 3, p, p) = mu_b + rain, not clamped
+
+
+def forward(netDerain: nn.Module, netED: nn.Module, rainy: Tensor, eps: Tensor) -> Forward:
+    """Derain a batch and put generated rain on the result.
+
+    Args:
+        rainy: (N, 3, p, p) in [0, 1].
+        eps: (N, nz), standard normal draw for the rain code.
+    """
+    mu_b, logvar_b = netDerain(rainy)
+    rain, mu_z, logvar_z, _ = netED(rainy, eps)
+    return Forward(mu_b, logvar_b, rain, mu_z, logvar_z, mu_b + rain)
+
+
+def d_step(
+    netD: nn.Module, optD: Optimizer, rainy: Tensor, fake: Tensor, alpha: Tensor, lambda_gp: float
+) -> dict[str, Tensor]:
+    """One step of the critic on loss_D = -mean D(O) + mean D(fake) + lambda_gp gp; touches D alone.
+
+    Args:
+        rainy, fake: (N, 3, p, p); fake is detached here.
+        alpha: (N, 1, 1, 1) in [0, 1], for the gradient penalty.
+
+    Returns:
+        The losses, detached: d_real, d_fake, gp (unweighted), loss_D.
+    """
+    fake = fake.detach()
+    optD.zero_grad()
+    # Three calls in this order, one backward: the spectral norm moves on at every call (SPEC section 2).
+    d_real = -netD(rainy)[0].mean()
+    d_fake = netD(fake)[0].mean()
+    gp = gradient_penalty(netD, rainy, fake, alpha)
+    loss = d_real + d_fake + lambda_gp * gp
+    loss.backward()
+    optD.step()
+    return {"d_real": d_real.detach(), "d_fake": d_fake.detach(), "gp": gp.detach(), "loss_D": loss.detach()}
+
+
+def g_step(
+    netDerain: nn.Module,
+    netED: nn.Module,
+    netD: nn.Module,
+    optDerain: Optimizer,
+    optED: Optimizer,
+    out: Forward,
+    clean: Tensor,
+    w_adv: float,
+    eps2: float,
+) -> dict[str, Tensor]:
+    """One step of BNet and EDNet on loss_G = w_adv (-mean D(fake)) + KL_z + KL_b; of D only u and v move.
+
+    Args:
+        out: the forward of this very batch, with its graph.
+        clean: (N, 3, p, p) ground truth.
+        w_adv: weight of the adversarial term.
+        eps2: prior variance of the background.
+
+    Returns:
+        The losses, detached: g_adv (unweighted), kl_z, kl_b, loss_G.
+    """
+    optDerain.zero_grad()
+    optED.zero_grad()
+    g_adv = -netD(out.fake)[0].mean()
+    kl_z = gaussian_kl(out.mu_z, out.logvar_z)
+    kl_b = gaussian_kl(out.mu_b, out.logvar_b, prior_mu=clean, prior_var=eps2)
+    loss = w_adv * g_adv + kl_z + kl_b
+    loss.backward(inputs=[*netDerain.parameters(), *netED.parameters()])  # none for the weights of D
+    optDerain.step()
+    optED.step()
+    return {"g_adv": g_adv.detach(), "kl_z": kl_z.detach(), "kl_b": kl_b.detach(), "loss_G": loss.detach()}
+
+
+def train_joint(
+    *,
+    run: Run,  # model folder, state to go on from, saving
+    netDerain: nn.Module,  # BNet
+    netED: nn.Module,  # RNet and G
+    netD: nn.Module,  # critic
+    lrDerain: float,
+    lrED: float,
+    lrD: float,
+    w_adv: float,  # weight of -mean D(fake)
+    lambda_gp: float,  # weight of the gradient penalty
+    n_dis: int,  # BNet and EDNet learn in every n_dis-th step, counted from 0 over the whole training
+    eps2: float,  # prior variance of the background
+    **settings,  # data, schedule, epochs, saving: see fit
+) -> None:
+    """Train the three networks jointly; see ``d_step``, ``g_step`` and the loop ``fit``."""
+    optimizers = {
+        "DerainNet": Adam(netDerain.parameters(), lrDerain),
+        "ED": Adam(netED.parameters(), lrED),
+        "D": Adam((p for p in netD.parameters() if p.requires_grad), lrD),
+    }
+    shown: dict[str, Tensor] = {}
+
+    def step(rainy: Tensor, clean: Tensor, index: int) -> dict[str, Tensor]:
+        learn = index % n_dis == 0
+        eps = torch.randn(len(rainy), netED.nz, device=rainy.device)
+        with torch.set_grad_enabled(learn):  # in the other steps BNet and EDNet need no gradient: same numbers
+            out = forward(netDerain, netED, rainy, eps)
+        alpha = torch.rand(len(rainy), 1, 1, 1, device=rainy.device)
+        losses = d_step(netD, optimizers["D"], rainy, out.fake, alpha, lambda_gp)
+        if learn:
+            opts = optimizers["DerainNet"], optimizers["ED"]
+            losses |= g_step(netDerain, netED, netD, *opts, out, clean, w_adv, eps2)
+        mu_b, rain, fake = out.mu_b.detach(), out.rain.detach(), out.fake.detach()
+        shown.update(derained=mu_b, clean=clean, rainy=rainy, generated_rainy=fake, rain_layer=rain)
+        return {"mse": torch.mean((mu_b - clean) ** 2), **losses}
+
+    fit(
+        run=run,
+        step=step,
+        nets={"DerainNet": netDerain, "ED": netED, "D": netD},
+        optimizers=optimizers,
+        pictures=lambda: shown,
+        **settings,
+    )

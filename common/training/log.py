@@ -1,0 +1,76 @@
+"""What a training run leaves for the eye: TensorBoard scalars and grids, log.csv, options.json."""
+
+import contextlib
+import csv
+import json
+import os
+from pathlib import Path
+
+import torch
+from tensorboardX import SummaryWriter
+from torchvision.utils import make_grid
+
+from common.errors import UserError
+
+GRID = 8  # images in a grid
+
+
+class Log:
+    """Logs of one run in one folder.
+
+    Args:
+        folder: created if missing; holds TensorBoard's event files, log.csv and options.json.
+        options: what to keep as options.json.
+        epoch: finished epochs; rows of later ones, left by a run that was cut off, go.
+        step: finished steps, the same for TensorBoard.
+        overwrite: delete the logs of an earlier run.
+
+    Raises:
+        UserError: the folder can't be written to.
+    """
+
+    def __init__(self, folder: str, options: dict, epoch: int, step: int, overwrite: bool) -> None:
+        self.folder = Path(folder)
+        self.csv = self.folder / "log.csv"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if overwrite:
+                for path in [*self.folder.glob("events.out.tfevents.*"), self.csv]:
+                    path.unlink(missing_ok=True)
+            (self.folder / "options.json").write_text(json.dumps(options, indent=2) + "\n")
+            self.rows = self._read(epoch)
+            self.writer = SummaryWriter(str(self.folder), purge_step=step or None)
+        except OSError as error:
+            raise UserError(f"--log_dir: {self.folder} can't be written to ({error.strerror})") from None
+
+    def _read(self, epoch: int) -> list[dict[str, str]]:
+        with contextlib.suppress(FileNotFoundError, KeyError, ValueError), open(self.csv, newline="") as file:
+            return [row for row in csv.DictReader(file) if int(row["epoch"]) <= epoch] if epoch else []
+        return []
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """Scalars of one step."""
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def pictures(self, pictures: dict[str, torch.Tensor], step: int) -> None:
+        """Grids of the first images of each (N, 3, H, W) batch, clamped to [0, 1]."""
+        for name, batch in pictures.items():
+            grid = make_grid(batch[:GRID].detach().float().clamp(0, 1).cpu(), nrow=GRID)
+            self.writer.add_image(name, grid, step)
+
+    def epoch(self, row: dict[str, float | str]) -> None:
+        """Add a row to log.csv, which is rewritten as a whole."""
+        self.rows.append({key: str(value) for key, value in row.items()})
+        fields = list(dict.fromkeys(key for row in self.rows for key in row))
+        aside = self.csv.with_suffix(".tmp")
+        with open(aside, "w", newline="") as file:
+            writer = csv.DictWriter(file, fields, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(aside, self.csv)
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Write out what TensorBoard still holds back."""
+        self.writer.close()

@@ -1,0 +1,226 @@
+"""The loop around every kind of training: epochs, schedule, logs, saving, resume, and a guard against bad losses."""
+
+import signal
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from common.data.pairs import CropSampler
+from common.errors import TrainingStopped, UserError
+from common.training.log import Log
+from common.training.run import Run
+from common.training.runtime import StopRequest
+
+
+def learning_rate(base: float, milestone: list[int], gamma: float, epoch: int) -> float:
+    """Rate in an epoch counted from 1: times gamma for every milestone m < epoch (m acts before epoch m + 1)."""
+    rate = base
+    for m in milestone:
+        rate *= gamma if m < epoch else 1
+    return rate
+
+
+class Ledger:
+    """Sums of the losses and the first step at which one was not finite, kept on the device.
+
+    Steps may report different losses (a step with G and one without); each kind has its own sums.
+    """
+
+    def __init__(self, sums: dict) -> None:
+        self.kinds: dict[tuple[str, ...], dict] = {}
+        for names, (total, steps) in sums.items():
+            self.kinds[tuple(names.split())] = {"total": torch.tensor(total, dtype=torch.float64), "steps": steps}
+
+    def add(self, losses: dict[str, Tensor], step: int) -> None:
+        """Take the detached 0-dim losses of one step; does not wait for the device."""
+        now = torch.stack(list(losses.values())).double()
+        kind = self.kinds.setdefault(tuple(losses), {"total": torch.zeros_like(now), "steps": 0})
+        kind["total"] = kind["total"].to(now.device) + now
+        kind["steps"] += 1
+        kind["last"] = now
+        first_bad = kind.get("bad_step", torch.full((), -1, device=now.device))
+        new = (first_bad < 0) & ~torch.isfinite(now).all()
+        kind["bad_step"] = torch.where(new, step, first_bad)
+        kind["bad"] = torch.where(new, now, kind.get("bad", now))
+
+    def require_finite(self, run: Run) -> None:
+        """Wait for the device and look.
+
+        Raises:
+            TrainingStopped: a loss was nan or inf; names the step, its losses and the last good state.
+        """
+        bad = []
+        for names, kind in self.kinds.items():
+            step = int(kind.get("bad_step", -1))
+            if step >= 0:
+                values = zip(names, kind["bad"].tolist(), strict=True)
+                bad.append((step, ", ".join(f"{name} {value:g}" for name, value in values)))
+        if bad:
+            step, values = min(bad)
+            raise TrainingStopped(
+                f"a loss is not finite at step {step} (counted from 0 over the whole run): {values}. {run.last_good()} "
+                "If it happens again: lower the learning rates, or look at the data."
+            )
+
+    def last(self) -> dict[str, float]:
+        """The newest value of every loss; waits for the device."""
+        kinds = [k for k in self.kinds.items() if "last" in k[1]]
+        kinds.sort(key=lambda item: len(item[0]), reverse=True)
+        return {name: value for names, kind in kinds for name, value in zip(names, kind["last"].tolist(), strict=True)}
+
+    def means(self) -> dict[str, float]:
+        """Mean of every loss over the steps that report it."""
+        total, steps = {}, {}
+        for names, kind in self.kinds.items():
+            for name, value in zip(names, kind["total"].tolist(), strict=True):
+                total[name] = total.get(name, 0.0) + value
+                steps[name] = steps.get(name, 0) + kind["steps"]
+        return {name: total[name] / steps[name] for name in total}
+
+    def sums(self) -> dict:
+        """Plain values from which a new ledger goes on."""
+        return {" ".join(names): (kind["total"].tolist(), kind["steps"]) for names, kind in self.kinds.items()}
+
+
+def _quiet_worker(worker: int) -> None:
+    """Ctrl-C is for the main process, which saves; two threads of OpenCV per worker would only be in the way."""
+    import cv2
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    cv2.setNumThreads(0)
+
+
+def _batches(loader: DataLoader):
+    try:
+        yield from loader
+    except UserError as error:  # a worker's error arrives with its traceback as text; the last line is the message
+        raise TrainingStopped(str(error).strip().splitlines()[-1].rpartition("Error: ")[2]) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TrainingStopped(f"a worker that reads the images died ({str(error).splitlines()[0]}); try fewer --workers") from None
+
+
+def fit(
+    *,
+    run: Run,  # model folder, state to go on from, saving
+    step: Callable[[Tensor, Tensor, int], dict[str, Tensor]],  # (rainy, clean, index over the run) -> detached losses
+    nets: dict[str, nn.Module],  # by file prefix, on the device
+    optimizers: dict[str, Optimizer],  # by the same prefixes; their rates on entry are those of epoch 1
+    dataset: Dataset,  # of crops, see PatchDataset
+    device: torch.device,
+    batch_size: int,
+    iters_per_epoch: int,  # steps of an epoch
+    niter: int,  # epochs
+    milestone: list[int],  # finished epochs after which every learning rate is multiplied by gamma
+    gamma: float,
+    workers: int,  # processes that read images
+    log_dir: str,
+    save_every: int,  # epochs between bare weights; the last epoch always
+    save_minutes: float,  # between full states within an epoch; after each epoch always
+    log_every: int,  # steps between scalars
+    pictures: Callable[[], dict[str, Tensor]],  # batches for the image grids
+    validate: Callable[[Callable[[], bool]], dict[str, float] | None] | None = None,  # (stop?) -> psnr_y and others
+    val_every: int = 1,  # epochs
+) -> None:
+    """Train from where the run stands to the end of epoch niter.
+
+    Raises:
+        TrainingStopped: a loss or weight is not finite, a file can't be read or saved; the last good state stays.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
+    """
+    base = {name: optimizer.param_groups[0]["lr"] for name, optimizer in optimizers.items()}
+    run.restore(nets, optimizers)
+    if run.epoch >= niter:
+        print(f"nothing to do: {run.epoch} epochs are done and --niter is {niter}")
+        return
+    first = run.epoch + 1
+    done_before = run.epoch * iters_per_epoch + run.step
+    log = Log(log_dir, run.options(), run.epoch, done_before, run.args.overwrite)
+    run.begin()
+    sampler = CropSampler(batch_size * iters_per_epoch, dataset.seed, first, niter, run.step * batch_size)
+    loader = DataLoader(
+        dataset,
+        batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        worker_init_fn=_quiet_worker,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # its own: the loader must not move the generator that is part of the state
+    )
+
+    def save() -> None:
+        ledger.require_finite(run)
+        run.sums = ledger.sums() if run.step else {}
+        run.save_state(nets, optimizers)
+
+    def interrupted() -> KeyboardInterrupt:
+        return KeyboardInterrupt(
+            f"stopped and saved after {run.epoch} epochs and {run.step} steps. To go on:\n  {run.command()}"
+        )
+
+    with StopRequest() as stop:
+        try:
+            batches, saved_at = _batches(loader), time.monotonic()
+            for epoch in range(first, niter + 1):
+                for name, optimizer in optimizers.items():
+                    for group in optimizer.param_groups:
+                        group["lr"] = learning_rate(base[name], milestone, gamma, epoch)
+                ledger, began, began_at = Ledger(run.sums), time.monotonic(), run.step
+                with tqdm(
+                    total=iters_per_epoch, initial=run.step, desc=f"epoch {epoch}/{niter}", leave=False, disable=None
+                ) as bar:
+                    while run.step < iters_per_epoch:
+                        index = (epoch - 1) * iters_per_epoch + run.step
+                        rainy, clean = (batch.to(device, non_blocking=True) for batch in next(batches))
+                        ledger.add(step(rainy, clean, index), index)
+                        run.step += 1
+                        bar.update()
+                        if run.step % log_every == 0 or run.step == iters_per_epoch:
+                            ledger.require_finite(run)
+                            losses = ledger.last()
+                            log.scalars({f"loss/{name}": value for name, value in losses.items()}, index)
+                            bar.set_postfix({name: f"{value:.3g}" for name, value in losses.items()}, refresh=False)
+                        if stop():
+                            save()
+                            raise interrupted()
+                        if time.monotonic() - saved_at > 60 * save_minutes:
+                            save()
+                            saved_at = time.monotonic()
+                seconds = time.monotonic() - began
+                ledger.require_finite(run)
+                scores = {}
+                if validate is not None and (epoch % val_every == 0 or epoch == niter):
+                    scores = validate(stop)
+                    if scores is None:  # Ctrl-C: the epoch's steps are saved, its validation is done after the resume
+                        save()
+                        raise interrupted()
+                    if scores["psnr_y"] > run.best:
+                        run.best = scores["psnr_y"]
+                        run.save_weights({name: nets[name] for name in list(nets)[:1]}, "best")
+                saving = epoch % save_every == 0 or epoch == niter
+                if saving:
+                    run.save_weights(nets, f"state_{epoch}")
+                means, speed = ledger.means(), (iters_per_epoch - began_at) / max(seconds, 1e-9)
+                run.epoch, run.step = epoch, 0
+                save()
+                saved_at = time.monotonic()
+                end = epoch * iters_per_epoch
+                rates = {f"lr/{name}": optimizer.param_groups[0]["lr"] for name, optimizer in optimizers.items()}
+                log.scalars(rates | {f"val/{name}": value for name, value in scores.items()}, end)
+                if pictures():
+                    log.pictures(pictures(), end)
+                columns = means | rates | {f"val_{name}": value for name, value in scores.items()}
+                log.epoch({"epoch": epoch, "step": end, "seconds": f"{seconds:.1f}"} | columns)
+                shown = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
+                measured = "".join(f"  val {name} {value:.4f}" for name, value in scores.items())
+                files = f"  saved ..._state_{epoch}.pt" if saving else ""
+                print(f"epoch {epoch}/{niter}  {shown}{measured}  ({seconds:.0f} s, {speed:.2f} steps/s){files}")
+        finally:
+            log.close()

@@ -1,0 +1,293 @@
+"""A training run in its folder: the lock, the state to go on from, the options that win, the saving (T5, T6).
+
+``model_dir`` holds ``PREFIX_state_N.pt`` (bare state dicts after N epochs), ``PREFIX_best.pt``, and the full state
+``train_state_last.pt`` with its predecessor ``train_state_prev.pt``.
+"""
+
+import argparse
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from common.data.pairs import Pair
+from common.errors import TrainingStopped, UserError
+from common.training import checkpoint, runtime
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock there
+    fcntl = None
+
+VERSION = 1
+# May differ from the stored options on resume: they change how long, where and how fast, never what is computed.
+FREE = {"niter", "workers", "use_gpu", "gpu_id", "data_path", "gt_path", "val_data_path", "val_gt_path", "log_dir"}
+PER_CALL = {"resume", "overwrite", "dry_run", "save_minutes", "model_dir"}  # belong to one call, never restored
+
+
+class Run:
+    """One run; made by ``open_run``.
+
+    Attributes:
+        epoch: finished epochs; ``step``: steps done in the next one.
+        best: best validation PSNR-Y so far, in dB.
+        sums: what the loop wants to find again after a resume within an epoch.
+    """
+
+    def __init__(self, args: argparse.Namespace, script: str, prefixes: tuple[str, ...]) -> None:
+        self.args, self.prefixes = args, prefixes
+        self.model_dir = Path(args.model_dir)
+        self.experiment = "/".join(Path(script).resolve().parts[-2:])
+        self.epoch = self.step = 0
+        self.best = float("-inf")
+        self.sums: dict = {}
+        self._state: dict | None = None
+        self._bare: dict[str, Path] = {}
+
+    # --- what to start from ------------------------------------------------------------------------------------
+
+    def files(self) -> list[Path]:
+        """What a run of these networks has left in model_dir."""
+        prefixes = "|".join(map(re.escape, self.prefixes))
+        own = re.compile(rf"train_state_(last|prev)\.pt(\.tmp)?|({prefixes})_(state_\d+|best)\.pt(\.tmp)?")
+        return sorted(p for p in self.model_dir.glob("*") if own.fullmatch(p.name))
+
+    def resolve(self) -> None:
+        """Find what --resume asks for and let the stored options win.
+
+        Raises:
+            UserError: the folder holds a run already, there is nothing to go on from, or a flag contradicts the run.
+        """
+        resume = self.args.resume
+        if resume == 0:
+            if self.files() and not self.args.overwrite:
+                raise UserError(
+                    f"--model_dir: {self.model_dir} holds a run already. --resume -1 goes on with it, "
+                    "--overwrite deletes its files, another --model_dir keeps both."
+                )
+            return
+        if self.args.overwrite:
+            raise UserError("--overwrite and --resume contradict each other; give one of them")
+        states = self._states()
+        state = next((s for s in states if resume in (-1, s["epoch"])), None)
+        if state is not None:
+            self._state = state
+            self.epoch, self.step = state["epoch"], state["step"]
+            self.best, self.sums = state["best"], state["sums"]
+            within = f" and {self.step} steps" if self.step else ""
+            print(f"resume: the whole state after {self.epoch} epochs{within}, {self.model_dir}")
+        elif resume == -1:
+            raise UserError(f"--resume -1: {self.model_dir} holds no whole training state. {self._bare_epochs()}")
+        else:
+            self._bare = {prefix: self.model_dir / f"{prefix}_state_{resume}.pt" for prefix in self.prefixes}
+            missing = [path.name for path in self._bare.values() if not path.exists()]
+            if missing:
+                raise UserError(
+                    f"--resume {resume}: {self.model_dir} lacks {', '.join(missing)}. {self._bare_epochs()}"
+                )
+            self.epoch = resume
+            print(f"resume: bare weights of epoch {resume}; Adam starts fresh, so this is not bit for bit the same run")
+        if states:
+            self._restore_options((state or states[0])["options"])
+
+    def _states(self) -> list[dict]:
+        """The readable whole states, newest first; says which could not be read."""
+        states = []
+        for name in ("train_state_last.pt", "train_state_prev.pt"):
+            path = self.model_dir / name
+            if not path.exists():
+                continue
+            try:
+                state = checkpoint.load(path, "--resume")
+                if checkpoint.kind_of(state) != "state":
+                    raise UserError(f"{path} is no training state")
+            except UserError as error:
+                print(f"resume: left out: {error}")
+                continue
+            if state["vrgnet_state"] != VERSION:
+                raise UserError(
+                    f"{path} has format {state['vrgnet_state']}, this program reads {VERSION}; "
+                    "use the version that wrote it, or --resume N with bare weights"
+                )
+            if state["experiment"] != self.experiment:
+                raise UserError(f"{path} belongs to {state['experiment']}; resume it with that script")
+            states.append(state)
+        return states
+
+    def _bare_epochs(self) -> str:
+        found = {int(m[1]) for p in self.files() if (m := re.fullmatch(rf"{self.prefixes[0]}_state_(\d+)\.pt", p.name))}
+        if not found:
+            return "There are no bare weights either; start with --resume 0."
+        shown = ", ".join(map(str, sorted(found)[-8:]))
+        return f"Bare weights are there for --resume {shown}."
+
+    def _restore_options(self, stored: dict) -> None:
+        given = self.args.given
+        conflicts = [
+            f"--{key} is {_shown(getattr(self.args, key))}, the run has {_shown(stored[key])}"
+            for key in sorted(given & stored.keys() - FREE - PER_CALL)
+            if getattr(self.args, key) != stored[key]
+        ]
+        if conflicts:
+            raise UserError(
+                "--resume: these flags differ from the run that is resumed; leave them out, or start a new run in "
+                f"another --model_dir: {'; '.join(conflicts)}"
+            )
+        for key in stored.keys() - given - PER_CALL:
+            if hasattr(self.args, key):
+                setattr(self.args, key, stored[key])
+
+    def options(self) -> dict:
+        """The options that are stored: plain values of every flag."""
+        return {key: value for key, value in vars(self.args).items() if key not in PER_CALL | {"given"}}
+
+    def restore(self, nets: dict[str, nn.Module], optimizers: dict[str, Optimizer]) -> None:
+        """Fill networks, Adam and the random number generators from what was found; nothing on a fresh start."""
+        if self._state is not None:
+            where = f"--resume: {self.model_dir}"
+            for name, net in nets.items():
+                checkpoint.put_weights(net, self._state["nets"][name], _KIND_OF_PREFIX.get(name, "augmented"), where)
+                optimizers[name].load_state_dict(self._state["optimizers"][name])
+            runtime.set_rng_state(self._state["rng"])
+            self._state = None  # its memory is needed
+        for name, path in self._bare.items():
+            checkpoint.load_weights(nets[name], path, _KIND_OF_PREFIX.get(name, "augmented"), "--resume")
+
+    def begin(self) -> None:
+        """The checks are done and the first step is next: --overwrite deletes the old run now."""
+        if self.args.overwrite:
+            for path in self.files():
+                path.unlink()
+
+    # --- saving ------------------------------------------------------------------------------------------------
+
+    def save_state(self, nets: dict[str, nn.Module], optimizers: dict[str, Optimizer]) -> None:
+        """Save everything that a bit-for-bit continuation needs; loadable with ``weights_only=True``.
+
+        Raises:
+            TrainingStopped: a weight or an Adam average is not finite (the last good state stays), or the disk fails.
+        """
+        content = {
+            "vrgnet_state": VERSION,
+            "experiment": self.experiment,
+            "epoch": self.epoch,
+            "step": self.step,
+            "best": self.best,
+            "sums": self.sums,
+            "options": self.options(),
+            "nets": {name: net.state_dict() for name, net in nets.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+            "rng": runtime.rng_state(),
+        }
+        require_finite(content["nets"] | {f"Adam of {k}": v for k, v in content["optimizers"].items()}, self)
+        last = self.model_dir / "train_state_last.pt"
+        checkpoint.save(content, last, keep=self.model_dir / "train_state_prev.pt")
+
+    def save_weights(self, nets: dict[str, nn.Module], suffix: str) -> None:
+        """Save bare state dicts as ``PREFIX_SUFFIX.pt``, on the CPU, so that they load anywhere.
+
+        Raises:
+            TrainingStopped: a weight is not finite, or the disk fails.
+        """
+        states = {name: {k: v.cpu() for k, v in net.state_dict().items()} for name, net in nets.items()}
+        require_finite(states, self)
+        for name, state in states.items():
+            checkpoint.save(state, self.model_dir / f"{name}_{suffix}.pt")
+
+    def last_good(self) -> str:
+        """The newest whole state and how to go on from it, for messages."""
+        if not (self.model_dir / "train_state_last.pt").exists():
+            return "No checkpoint was saved before."
+        return f"The last good state is {self.model_dir / 'train_state_last.pt'}; go on with it: {self.command()}"
+
+    def command(self) -> str:
+        """The command that goes on with this run."""
+        return f"{Path(sys.executable).name} {self.experiment} --model_dir {self.model_dir} --resume -1"
+
+
+_KIND_OF_PREFIX = {"DerainNet": "joint", "ED": "ED", "D": "D"}
+
+
+def _shown(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def require_finite(tree: object, run: Run) -> None:
+    """Walk nested dicts and lists of tensors.
+
+    Raises:
+        TrainingStopped: a tensor holds nan or inf; names the network and the last good state.
+    """
+
+    def tensors(value: object) -> Iterator[torch.Tensor]:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, dict):
+            for item in value.values():
+                yield from tensors(item)
+
+    for name, part in tree.items():
+        if not all(bool(torch.isfinite(t).all()) for t in tensors(part)):
+            raise TrainingStopped(f"weights of {name} are not finite; nothing was saved. {run.last_good()}")
+
+
+@contextlib.contextmanager
+def open_run(args: argparse.Namespace, script: str, prefixes: tuple[str, ...]) -> Iterator[Run]:
+    """Open the run of a training script: lock --model_dir, find the state of --resume, let its options win.
+
+    Args:
+        args: flags of the script, changed in place on resume; a --dry_run locks and creates nothing.
+        script: the script's ``__file__``; a state is only resumed by the script that wrote it.
+        prefixes: names of the network files, ``DerainNet`` for ``DerainNet_state_N.pt``.
+
+    Raises:
+        UserError: see ``Run.resolve``; or another process trains in the same folder.
+    """
+    run = Run(args, script, prefixes)
+    if args.dry_run:
+        run.resolve()
+        yield run
+        return
+    created = not run.model_dir.exists()
+    lock = run.model_dir / ".lock"
+    try:
+        run.model_dir.mkdir(parents=True, exist_ok=True)
+        file = open(lock, "w")
+    except OSError as error:
+        raise UserError(f"--model_dir: {run.model_dir} can't be written to ({error.strerror})") from None
+    try:
+        if fcntl is not None:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process: workers do not inherit it
+            except OSError:
+                raise UserError(
+                    f"--model_dir: another run trains in {run.model_dir} right now; wait for it or choose another folder"
+                ) from None
+        run.resolve()
+        yield run
+    finally:
+        file.close()  # frees the lock; the file stays, since deleting it could free the lock of another process
+        if created and [p.name for p in run.model_dir.iterdir()] == [lock.name]:  # nothing came of it
+            lock.unlink()
+            run.model_dir.rmdir()
+
+
+def describe(
+    run: Run, pairs: list[Pair], rule: str, held_out: list[Pair], nets: dict[str, nn.Module], device: torch.device
+) -> None:
+    """What --dry_run prints: the resolved options, the data found, the sizes of the networks."""
+    print("options:")
+    for key, value in run.options().items():
+        print(f"  --{key} {_shown(value)}")
+    print(f"data: {len(pairs)} pairs, by the rule: {rule}; first {pairs[0].name}, last {pairs[-1].name}")
+    print(f"validation: {len(held_out)} pairs" if held_out else "validation: none")
+    print("networks:")
+    for name, net in nets.items():
+        print(f"  {name}: {sum(p.numel() for p in net.parameters()):,} parameters")
+    start = f"epoch {run.epoch + 1}, step {run.step + 1}" if run.epoch or run.step else "the beginning"
+    print(f"would train on {device} from {start}; --dry_run: nothing was written")

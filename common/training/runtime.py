@@ -1,0 +1,99 @@
+"""Device, seeds, and signals: what a script settles before it trains or derains."""
+
+import random
+import signal
+import threading
+
+import numpy as np
+import torch
+
+from common.errors import UserError
+
+
+def pick_device(use_gpu: bool, gpu_id: str) -> torch.device:
+    """The device for --use_gpu and --gpu_id; says so where a GPU is asked for and none is there.
+
+    Raises:
+        UserError: --gpu_id is no list of numbers, or names a GPU that is not there.
+    """
+    try:
+        ids = [int(part) for part in str(gpu_id).split(",")]
+    except ValueError:
+        raise UserError(f"--gpu_id: expected a number such as 0, or several such as 0,1; got {gpu_id!r}") from None
+    if not use_gpu:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        print("No CUDA GPU here: running on the CPU (--use_gpu false says so without this line).")
+        return torch.device("cpu")
+    there = torch.cuda.device_count()
+    for i in ids:
+        if not 0 <= i < there:
+            raise UserError(f"--gpu_id: there is no GPU {i}; this machine has {', '.join(map(str, range(there)))}")
+    if len(ids) > 1:
+        print(f"--gpu_id {gpu_id}: one process uses one GPU; this one takes GPU {ids[0]}.")
+    torch.cuda.set_device(ids[0])
+    return torch.device("cuda", ids[0])
+
+
+def seed_everything(seed: int | None) -> int:
+    """Seed every random number generator; None draws a seed and prints it.
+
+    Returns:
+        The seed, for the crops.
+    """
+    if seed is None:
+        seed = random.SystemRandom().randrange(2**31)
+        print(f"manualSeed: {seed} (drawn; --manualSeed {seed} repeats this run)")
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return seed
+
+
+def rng_state() -> dict:
+    """The state of every generator, as tensors and plain values only."""
+    _, keys, position, has_gauss, cached = np.random.get_state()
+    version, numbers, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "python": [version, list(numbers), gauss],
+    }
+
+
+def set_rng_state(state: dict) -> None:
+    """Put every generator back to a state of ``rng_state``."""
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+
+
+class StopRequest:
+    """Within it, the first Ctrl-C or SIGTERM only asks to stop after the current step; a second Ctrl-C ends at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __call__(self) -> bool:
+        return self.requested
+
+    def _handle(self, number: int, frame) -> None:
+        self.requested = True
+        print("\nstopping after this step to save (Ctrl-C again ends at once) ...", flush=True)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __enter__(self) -> "StopRequest":
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

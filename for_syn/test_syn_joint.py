@@ -1,0 +1,55 @@
+"""Remove rain with BNet of joint training, on the synthetic sets (Rain100L, Rain100H, Rain1400) or any images.
+
+Writes one derained image per input, under the same name; with --gt_path also PSNR and SSIM as the paper computes
+them, on the screen and in metrics.csv.
+
+    python test_syn_joint.py --data_path rain --gt_path norain --netDerain DerainNet_state_700.pt --save_path derained
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import cli
+from common.evaluation.derain import derain_folder
+from common.models import Derain
+from common.training.checkpoint import load_weights
+from common.training.runtime import pick_device
+
+DATA = "Put the rainy test images of Rain100L there (Yang et al., CVPR 2017), or name your own with --data_path."
+CHECKPOINT = "Train one with train_syn_joint.py, or put the DerainNet_state_700.pt there that the paper's authors released."
+
+
+def parse_args(argv=None):
+    parser = cli.Parser(__doc__, __file__)
+    data = parser.group("data")
+    data.add_path("--data_path", "./data/rain100L/test/small/rain", help="folder of rainy images, or one image")
+    data.add_path("--gt_path", help="clean images, for PSNR and SSIM")
+    data.add_path("--save_path", "./derained_results/rain100L/", help="where the derained images go")
+    model = parser.group("model")
+    model.add_argument("--stage", type=cli.positive_int, default=6, help="stages of BNet, as in its training")
+    model.add_path("--netDerain", "./syn100lmodels/DerainNet_state_700.pt", help="weights of BNet")
+    cli.add_deraining(parser.group("run"))
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    device = pick_device(args.use_gpu, args.gpu_id)
+    net = Derain(stage=args.stage)
+    load_weights(net, args.netDerain, "joint", "--netDerain", CHECKPOINT)
+    return derain_folder(
+        net=net.to(device),
+        data_path=args.data_path,
+        save_path=args.save_path,
+        gt_path=args.gt_path,
+        device=device,
+        tile=args.tile,
+        rounding=args.rounding,
+        hint=DATA,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,95 @@
+import math
+
+import numpy as np
+import pytest
+
+from common.data.images import read_image, write_image
+from common.errors import UserError
+from common.evaluation import metrics
+from tests.golden import SHARED, golden_json, needs_data, needs_golden
+
+
+@needs_golden
+@needs_data
+@pytest.mark.parametrize("case", range(3))
+def test_values_of_the_matlab_scripts(case):
+    case = golden_json("metrics.json")["cases"][case]
+    scores = metrics.score(read_image(SHARED / case["pred"]), read_image(SHARED / case["gt"]))
+    assert scores.psnr_y == pytest.approx(case["psnr"], abs=1e-4)
+    assert scores.ssim_y == pytest.approx(case["ssim"], abs=1e-6)
+
+
+def test_closed_forms():
+    grey = np.full((30, 40, 3), 100, np.uint8)
+    brighter = metrics.score(grey + 51, grey)  # 0.2 of the range; Y has 219/255 of it
+    assert brighter.psnr_rgb == pytest.approx(20 * math.log10(5))
+    assert brighter.psnr_y == pytest.approx(20 * math.log10(5 * 255 / 219))
+    same = metrics.score(grey, grey)
+    assert math.isinf(same.psnr_y) and math.isinf(same.psnr_rgb) and same.ssim_y == pytest.approx(1)
+    deep = (grey.astype(np.uint16) * 257).astype(np.uint16)
+    assert math.isinf(metrics.score(deep, grey).psnr_rgb)
+
+
+def test_a_colour_cast_is_seen_by_rgb_and_not_by_y():
+    rng = np.random.RandomState(0)
+    clean = rng.randint(60, 190, (32, 32, 3)).astype(np.uint8)
+    cast = clean.astype(int) + np.array([-20, 0, 52])  # Y moves by (-20 * 65.481 + 52 * 24.966) / 255 < 0.1
+    scores = metrics.score(cast.astype(np.uint8), clean)
+    assert scores.psnr_y > 60 and scores.psnr_rgb < 25
+
+
+@pytest.mark.parametrize("f, first", [(2, [0, 1]), (3, [0, 0, 1]), (4, [0, 0, 1, 2])])
+def test_box_of_the_automatic_downsampling(f, first):
+    side = 256 * f
+    y = np.random.RandomState(f).rand(side, side)
+    expected = np.mean([[y[r, c] for c in first] for r in first])  # symmetric border: -1 is 0 again
+    assert metrics._downsample(y)[0, 0] == pytest.approx(expected)
+    assert metrics._downsample(y).shape == (256, 256)
+
+
+def test_small_images_have_no_ssim():
+    image = np.zeros((10, 40, 3), np.uint8)
+    assert math.isnan(metrics.score(image, image + 1).ssim_y)
+    with pytest.raises(ValueError, match="sizes differ"):
+        metrics.score(image, image[:, :5])
+
+
+def save(folder, name, value, size=(16, 20)):
+    write_image(folder / name, np.full((*size, 3), value, np.uint8))
+
+
+def test_command_prints_the_table(tmp_path, capsys):
+    for name, value in (("a.png", 10), ("sub/b.png", 20), ("c.png", 30)):
+        save(tmp_path / "gt", name, value)
+        save(tmp_path / "pred", name, 20)
+    save(tmp_path / "pred", "tiny.png", 9, (4, 5))
+    save(tmp_path / "gt", "tiny.png", 7, (4, 5))
+    target = tmp_path / "out" / "table.csv"
+    assert metrics.main(["--pred", f"{tmp_path}/pred", "--gt", f"{tmp_path}/gt", "--csv", str(target)]) == 0
+    printed = capsys.readouterr().out
+    assert "inf" in printed and "1 identical" in printed and "1 with a side below 11 px" in printed and "n/a" in printed
+    lines = target.read_text().splitlines()
+    assert lines[0] == "image,result_psnr_y,result_ssim_y,result_psnr_rgb"
+    assert [line.split(",")[0] for line in lines[1:]] == ["a.png", "c.png", "sub/b.png", "tiny.png", "mean"]
+    finite = [float(line.split(",")[3]) for line in lines[1:5] if "inf" not in line]
+    assert float(lines[-1].split(",")[3]) == pytest.approx(np.mean(finite), abs=1e-5)
+
+
+def test_mismatches_are_named_before_any_work(tmp_path):
+    arguments = ["--pred", f"{tmp_path}/pred", "--gt", f"{tmp_path}/gt"]
+    with pytest.raises(UserError, match="--pred: .*pred is not a folder"):
+        metrics.main(arguments)
+    (tmp_path / "pred").mkdir()
+    with pytest.raises(UserError, match="--pred: no image"):
+        metrics.main(arguments)
+    save(tmp_path / "pred", "a.png", 1)
+    save(tmp_path / "pred", "b.png", 1)
+    save(tmp_path / "gt", "a.png", 1, (17, 20))
+    with pytest.raises(UserError, match="1 of 2 .*no partner(.|\n)*b.png: no clean partner"):
+        metrics.main(arguments)
+    save(tmp_path / "gt", "b.png", 1)
+    with pytest.raises(UserError, match="1 of 2 .*(.|\n)*a.png is 20x16, .*a.png is 20x17"):
+        metrics.main(arguments)
+    (tmp_path / "gt" / "b.png").write_text("no image")
+    with pytest.raises(UserError, match="2 of 2(.|\n)*b.png: can't be read as an image"):
+        metrics.main(arguments)
