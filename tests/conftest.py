@@ -1,0 +1,26 @@
+import numpy as np
+import pytest
+import torch
+
+from common.data.images import write_image
+
+torch.set_num_threads(2)
+
+
+def photo(height, width, seed):
+    """A smooth colourful picture."""
+    y, x = np.mgrid[:height, :width] / 20
+    rng = np.random.RandomState(seed)
+    waves = [np.sin(x * rng.rand() * 2 + y * rng.rand() * 2 + rng.rand() * 6) for _ in range(3)]
+    return (127 + 100 * np.stack(waves, -1)).astype(np.uint8)
+
+
+@pytest.fixture
+def pairs_folder(tmp_path):
+    """Four small pairs in rain/ and norain/."""
+    for i in range(4):
+        clean = photo(24, 20 + i, i)
+        rainy = clean.astype(int) + 90 * (np.random.RandomState(50 + i).rand(24, 20 + i, 1) > 0.9)
+        write_image(tmp_path / "data" / "norain" / f"{i + 8}.png", clean)
+        write_image(tmp_path / "data" / "rain" / f"{i + 8}.png", rainy.clip(0, 255).astype(np.uint8))
+    return tmp_path / "data"

@@ -1,0 +1,363 @@
+"""Joint training as a user meets it: files, resume bit for bit, interruptions, refusals."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from common.data.images import write_image
+from common.errors import TrainingStopped, UserError
+from common.training import joint
+from common.training.loop import Ledger, learning_rate
+from common.training.run import Run
+from for_syn import train_syn_joint
+from tests.conftest import photo
+from tests.golden import ROOT
+
+SMALL = (
+    "--stage 1 --patchSize 16 --nz 4 --nef 2 --ndf 4 --batchSize 2 --iters_per_epoch 6 --save_every 2 --workers 0 "
+    "--use_gpu false --n_dis 2"
+).split()
+
+
+def arguments(data, model, *more, seed=5):
+    return [
+        *["--data_path", str(data / "rain"), "--gt_path", str(data / "norain"), *SMALL],
+        *["--model_dir", str(model), "--log_dir", str(model) + "_logs", "--manualSeed", str(seed)],
+        *map(str, more),
+    ]
+
+
+def train(data, model, *more, seed=5):
+    return train_syn_joint.main(arguments(data, model, *more, seed=seed))
+
+
+def resume(model, *more):
+    return train_syn_joint.main(["--model_dir", str(model), *map(str, more)])
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def assert_same_run(one, other):
+    names = {path.name for path in one.glob("*.pt")} | {path.name for path in other.glob("*.pt")}
+    names -= {"train_state_prev.pt"}  # depends on when states were saved
+    assert {"DerainNet_state_3.pt", "ED_state_3.pt", "D_state_3.pt", "train_state_last.pt"} <= names
+    for name in names:
+        a, b = load(one / name), load(other / name)
+        if "vrgnet_state" in a:
+            a, b = ({key: state[key] for key in ("epoch", "step", "best", "nets", "optimizers", "rng")} for state in (a, b))
+        assert same(a, b), name
+
+
+@pytest.fixture
+def whole(pairs_folder, tmp_path, capsys):
+    """A run of three epochs without interruption."""
+    train(pairs_folder, tmp_path / "whole", "--niter", 3)
+    capsys.readouterr()
+    return tmp_path / "whole"
+
+
+def test_files_and_logs(pairs_folder, tmp_path, capsys):
+    model = tmp_path / "models" / "deep"
+    val = ["--val_data_path", pairs_folder / "rain", "--val_gt_path", pairs_folder / "norain", "--val_every", 2]
+    assert train(pairs_folder, model, "--niter", 3, *val) is None
+    printed = capsys.readouterr().out
+    assert "epoch 2/3" in printed and "mse" in printed and "val psnr_y" in printed
+    weights = {f"{name}_state_{n}.pt" for name in ("DerainNet", "ED", "D") for n in (2, 3)}  # T6: every 2, and the last
+    assert {p.name for p in model.glob("*.pt")} == weights | {
+        *("train_state_last.pt", "train_state_prev.pt", "DerainNet_best.pt")
+    }
+    with open(str(model) + "_logs/log.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"] and [row["step"] for row in rows] == ["6", "12", "18"]
+    assert rows[0]["val_psnr_y"] == "" and float(rows[1]["val_psnr_y"]) > 5 and float(rows[2]["val_ssim_y"]) < 1
+    options = json.loads((tmp_path / "models" / "deep_logs" / "options.json").read_text())
+    assert options["nz"] == 4 and options["manualSeed"] == 5 and options["milestone"] == [400, 600, 650, 675, 690, 700]
+    events = b"".join(p.read_bytes() for p in (tmp_path / "models" / "deep_logs").glob("events*"))
+    for tag in (b"loss/mse", b"loss/kl_b", b"lr/ED", b"val/psnr_y", b"derained", b"generated_rainy", b"rain_layer"):
+        assert tag in events
+    best = load(model / "DerainNet_best.pt")
+    scores = {n: float(rows[n - 1]["val_psnr_y"]) for n in (2, 3)}
+    assert same(best, load(model / f"DerainNet_state_{max(scores, key=scores.get)}.pt"))
+
+
+def test_resume_equals_uninterrupted(pairs_folder, whole, tmp_path):  # T5
+    train(pairs_folder, tmp_path / "parts", "--niter", 1)
+    torch.manual_seed(99)  # whatever happened in between
+    resume(tmp_path / "parts", "--resume", 1, "--niter", 2)
+    resume(tmp_path / "parts", "--resume", -1, "--niter", 3, "--workers", 2)
+    (tmp_path / "parts" / "DerainNet_state_1.pt").unlink()  # the last epochs of the parts are saved as well
+    (tmp_path / "parts" / "ED_state_1.pt").unlink()
+    (tmp_path / "parts" / "D_state_1.pt").unlink()
+    assert_same_run(whole, tmp_path / "parts")
+    with open(str(whole) + "_logs/log.csv") as one, open(str(tmp_path / "parts") + "_logs/log.csv") as other:
+        for a, b in zip(csv.DictReader(one), csv.DictReader(other), strict=True):
+            assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
+
+
+def start(data, model, *more):
+    command = [sys.executable, "for_syn/train_syn_joint.py", *arguments(data, model, *more)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(model, position, process):
+    """Until the saved state is at or past (epoch, step)."""
+    for _ in range(600):
+        try:
+            state = load(model / "train_state_last.pt")
+            if (state["epoch"], state["step"]) >= position:
+                return
+        except Exception:  # not there yet, or just being renamed
+            pass
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    raise AssertionError("no state was saved")
+
+
+def test_killed_within_an_epoch_and_resumed(pairs_folder, whole, tmp_path, capsys):
+    model = tmp_path / "killed"
+    # 60000 steps in all, so that it can't finish first; the seed and the length of an epoch are those of `whole`
+    process = start(pairs_folder, model, "--niter", 10000, "--save_minutes", 1e-9, "--workers", 1)
+    wait_for(model, (1, 1), process)
+    process.kill()
+    process.wait()
+    state = load(model / "train_state_last.pt")
+    assert state["epoch"] < 3, "the machine was too slow for this test"
+    resume(model, "--resume", -1, "--niter", 3)  # at once: the orphaned worker does not hold the lock
+    assert "resume: the whole state after" in capsys.readouterr().out
+    assert_same_run(whole, model)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(pairs_folder, whole, tmp_path):
+    model = tmp_path / "stopped"
+    process = start(pairs_folder, model, "--niter", 10000, "--workers", 1)
+    wait_for(model, (1, 0), process)
+    process.send_signal(signal.SIGINT)
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert "stopped and saved after" in printed and f"--model_dir {model} --resume -1" in printed
+    assert "Traceback" not in printed
+    if load(model / "train_state_last.pt")["epoch"] < 3:
+        resume(model, "--resume", -1, "--niter", 3)
+        assert_same_run(whole, model)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(pairs_folder, tmp_path):
+    pytest.importorskip("fcntl")
+    model = tmp_path / "model"
+    model.mkdir()
+    hold = f"import fcntl,time; f=open({str(model / '.lock')!r},'w'); fcntl.lockf(f,fcntl.LOCK_EX); print(1,flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE)
+    try:
+        other.stdout.readline()
+        with pytest.raises(UserError, match="another run trains in .*model right now"):
+            train(pairs_folder, model, "--niter", 1)
+    finally:
+        other.kill()
+        other.wait()
+    train(pairs_folder, model, "--niter", 1)
+
+
+def test_a_folder_with_a_run_is_not_overwritten_by_accident(pairs_folder, whole):
+    before = (whole / "train_state_last.pt").read_bytes()
+    with pytest.raises(UserError, match="holds a run already. --resume -1 .*--overwrite"):
+        train(pairs_folder, whole, "--niter", 1)
+    with pytest.raises(UserError, match="contradict"):
+        train(pairs_folder, whole, "--niter", 1, "--overwrite", "--resume", 1)
+    with pytest.raises(UserError, match="no image|not a folder"):  # bad input does not delete it either
+        train(pairs_folder / "nothing", whole, "--overwrite")
+    assert (whole / "train_state_last.pt").read_bytes() == before
+    (whole / "notes.txt").write_text("mine")
+    train(pairs_folder, whole, "--niter", 1, "--overwrite", seed=6)
+    assert not (whole / "ED_state_3.pt").exists() and (whole / "ED_state_1.pt").exists()
+    assert (whole / "notes.txt").exists()
+
+
+def test_stored_options_win_and_contradictions_are_listed(pairs_folder, whole, tmp_path, capsys):
+    with pytest.raises(UserError) as error:
+        resume(whole, "--resume", -1, "--niter", 4, "--nz", 5, "--lrD", 0.1, "--stage", 1, "--manualSeed", 7)
+    text = str(error.value)
+    assert "--nz is 5, the run has 4" in text and "--lrD is 0.1, the run has 0.0004" in text
+    assert "--manualSeed is 7, the run has 5" in text and "--stage" not in text and "--niter" not in text
+    logs = tmp_path / "elsewhere"
+    resume(whole, "--resume", -1, "--niter", 4, "--workers", 1, "--log_dir", logs, "--use_gpu", "false")
+    assert json.loads((logs / "options.json").read_text())["manualSeed"] == 5
+    assert load(whole / "train_state_last.pt")["epoch"] == 4
+    capsys.readouterr()
+    resume(whole, "--resume", -1)
+    assert "nothing to do: 4 epochs are done" in capsys.readouterr().out
+
+
+def test_resume_from_bare_weights(pairs_folder, whole, capsys):
+    (whole / "train_state_prev.pt").unlink()  # it is for epoch 2
+    resume(whole, "--resume", 2)
+    printed = capsys.readouterr().out
+    assert "bare weights of epoch 2; Adam starts fresh" in printed and "epoch 3/3" in printed
+    with pytest.raises(UserError, match=r"--resume 7: .* lacks DerainNet_state_7.pt, .*there for --resume 2, 3"):
+        resume(whole, "--resume", 7)
+    for path in whole.glob("train_state*"):
+        path.unlink()
+    with pytest.raises(UserError, match="holds no whole training state. Bare weights are there for --resume 2, 3"):
+        resume(whole, "--resume", -1)
+    train(pairs_folder, whole, "--resume", 3, "--niter", 4)
+    assert (whole / "D_state_4.pt").exists()
+
+
+def test_a_damaged_state_gives_way_to_the_one_before(whole, capsys):
+    last = whole / "train_state_last.pt"
+    last.write_bytes(last.read_bytes()[:5000])
+    resume(whole, "--resume", -1)
+    printed = capsys.readouterr().out
+    assert "left out" in printed and "damaged" in printed and "after 2 epochs" in printed
+    assert load(last)["epoch"] == 3
+
+
+def test_resume_with_nothing_there(pairs_folder, tmp_path):
+    with pytest.raises(UserError, match="no whole training state. There are no bare weights either"):
+        train(pairs_folder, tmp_path / "empty", "--resume", -1)
+    assert not (tmp_path / "empty").exists()
+
+
+def test_a_state_of_another_script_is_refused(whole):
+    state = load(whole / "train_state_last.pt")
+    torch.save(state | {"experiment": "for_spa/train_spa_joint.py"}, whole / "train_state_last.pt")
+    with pytest.raises(UserError, match="belongs to for_spa/train_spa_joint.py; resume it with that script"):
+        resume(whole, "--resume", -1)
+    torch.save(state | {"vrgnet_state": 99}, whole / "train_state_last.pt")
+    with pytest.raises(UserError, match="has format 99, this program reads 1"):
+        resume(whole, "--resume", -1)
+
+
+@pytest.mark.parametrize("save_minutes", [1e-9, 1000])
+def test_losses_that_are_not_finite_stop_the_run(pairs_folder, tmp_path, monkeypatch, save_minutes):
+    model = tmp_path / "model"
+    real, calls = joint.d_step, []
+
+    def d_step(*args):
+        calls.append(1)
+        return real(*args) | ({"gp": torch.tensor(float("nan"))} if len(calls) == 9 else {})
+
+    monkeypatch.setattr(joint, "d_step", d_step)
+    with pytest.raises(TrainingStopped) as error:
+        train(pairs_folder, model, "--niter", 5, "--save_minutes", save_minutes, "--log_every", 1000)
+    text = str(error.value)
+    assert "at step 8 " in text and "gp nan" in text and "loss_D" in text and "--resume -1" in text
+    state = load(model / "train_state_last.pt")  # the last good one
+    assert (state["epoch"], state["step"]) == ((1, 2) if save_minutes < 1 else (1, 0))
+
+
+def test_weights_that_are_not_finite_are_never_saved(whole):
+    args = train_syn_joint.parse_args(["--model_dir", str(whole), "--resume", "-1"])
+    run = Run(args, train_syn_joint.__file__, ("DerainNet", "ED", "D"))
+    before = (whole / "train_state_last.pt").read_bytes()
+    net = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.Adam(net.parameters())
+    net(torch.ones(1, 1)).sum().backward()
+    optimizer.step()
+    optimizer.state[net.weight]["exp_avg"].fill_(float("inf"))
+    with pytest.raises(TrainingStopped, match="Adam of ED are not finite; nothing was saved. The last good state is"):
+        run.save_state({"ED": net}, {"ED": optimizer})
+    net.weight.data.fill_(float("nan"))
+    with pytest.raises(TrainingStopped, match="weights of ED are not finite"):
+        run.save_weights({"ED": net}, "state_9")
+    assert (whole / "train_state_last.pt").read_bytes() == before and not (whole / "ED_state_9.pt").exists()
+
+
+def test_dry_run_writes_nothing(pairs_folder, tmp_path, capsys):
+    train(pairs_folder, tmp_path / "model", "--dry_run", "--niter", 3)
+    printed = capsys.readouterr().out
+    assert "--milestone 400 600 650 675 690 700" in printed and "4 pairs, by the rule: equal names" in printed
+    assert "netD:" in printed and "parameters" in printed and "validation: none" in printed
+    assert not (tmp_path / "model").exists() and not (tmp_path / "model_logs").exists()
+
+
+def test_validation_needs_both_folders(pairs_folder, tmp_path):
+    with pytest.raises(UserError, match="--val_data_path, --val_gt_path: give both or none"):
+        train(pairs_folder, tmp_path / "model", "--val_data_path", pairs_folder / "rain")
+    assert not (tmp_path / "model").exists()
+
+
+def test_all_data_problems_come_in_one_message_before_training(pairs_folder, tmp_path):
+    (pairs_folder / "rain" / "8.png").write_text("broken")
+    write_image(pairs_folder / "norain" / "9.png", photo(25, 21, 0))
+    for folder in ("rain", "norain"):
+        write_image(pairs_folder / folder / "10.png", photo(15, 40, 0))
+    with pytest.raises(UserError) as error:
+        train(pairs_folder, tmp_path / "model")
+    text = str(error.value)
+    assert "3 of 4 pairs can't be used" in text and "8.png: can't be read as an image" in text
+    assert "9.png is 21x24, its clean partner 9.png 21x25" in text and "10.png is 40x15, smaller than the 16 px" in text
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_file_that_vanishes_during_training(pairs_folder, tmp_path, monkeypatch):
+    real = joint.d_step
+
+    def d_step(*args):
+        (pairs_folder / "rain" / "9.png").unlink(missing_ok=True)
+        return real(*args)
+
+    monkeypatch.setattr(joint, "d_step", d_step)
+    with pytest.raises(TrainingStopped, match=r"^\S*9.png: no such file$"):
+        train(pairs_folder, tmp_path / "model", "--niter", 9, "--workers", 1)
+
+
+@pytest.mark.parametrize("patch", [32, 64])
+def test_other_patch_sizes_train(tmp_path, patch):  # T3, T8: the images are exactly patch-sized
+    for folder in ("rain", "norain"):
+        write_image(tmp_path / folder / "a.png", photo(patch, patch, 1))
+    more = ["--patchSize", patch, "--niter", 1, "--iters_per_epoch", 1, "--milestone", 5]
+    train(tmp_path, tmp_path / "model", *more)
+    assert (tmp_path / "model" / "D_state_1.pt").exists()
+
+
+@pytest.mark.parametrize("patch, ndf", [(16, 64), (64, 64), (128, 32), (256, 16)])
+def test_width_of_the_critic(pairs_folder, tmp_path, capsys, patch, ndf):
+    for i in range(4):
+        for folder in ("rain", "norain"):
+            write_image(pairs_folder / folder / f"{i + 8}.png", photo(patch, patch, i))
+    given = arguments(pairs_folder, tmp_path / "model", "--dry_run")
+    i = given.index("--ndf")
+    train_syn_joint.main([*given[:i], *given[i + 2 :], "--patchSize", str(patch)])
+    assert f"--ndf {ndf}\n" in capsys.readouterr().out
+
+
+def test_learning_rates():
+    rates = [learning_rate(4e-4, [2, 4], 0.5, epoch) for epoch in range(1, 7)]
+    assert rates == [4e-4, 4e-4, 2e-4, 2e-4, 1e-4, 1e-4]  # milestone m acts before epoch m + 1
+
+
+def test_ledger_counts_each_kind_of_step_by_itself():
+    ledger = Ledger({})
+    for step in range(3):
+        losses = {"mse": torch.tensor(float(step))}
+        ledger.add(losses | ({"kl": torch.tensor(4.0)} if step == 0 else {}), step)
+    assert ledger.means() == {"mse": 1.0, "kl": 4.0} and ledger.last()["mse"] == 2.0
+    again = Ledger(ledger.sums())
+    again.add({"mse": torch.tensor(3.0)}, 3)
+    assert again.means() == {"mse": 1.5, "kl": 4.0}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written(pairs_folder, tmp_path):
+    tmp_path.joinpath("locked").mkdir(mode=0o500)
+    with pytest.raises(UserError, match="--model_dir: .* can't be written to"):
+        train(pairs_folder, tmp_path / "locked" / "model")
