@@ -80,7 +80,9 @@ def number(kind: type, low: float, high: float = float("inf"), above: bool = Fal
 
     def convert(text: str):
         name = "a whole number" if kind is int else "a number"
-        bound = f"{'above' if above else 'from'} {low:g}" + (f" to {high:g}" if high != float("inf") else " on")
+        bound = f"{'above' if above else 'from'} {low:g}" + (
+            f" to {high:g}" if high != float("inf") else "" if above else " on"
+        )
         try:
             value = kind(text)
         except ValueError:
@@ -143,7 +145,9 @@ def add_training(parser: Parser, log_dir: str, model_dir: str) -> None:
     run.add_path("--model_dir", model_dir, help="checkpoints")
     run.add_argument("--workers", type=count, default=4, help="processes that read images; 0: none")
     run.add_argument("--manualSeed", type=seed, help="seed of everything; drawn and printed if left alone")
-    run.add_argument("--dry_run", type=boolean, nargs="?", const=True, default=False, help="only say what would be done")
+    run.add_argument(
+        "--dry_run", type=boolean, nargs="?", const=True, default=False, help="only say what would be done"
+    )
     add_device(run)
     val = parser.group("validation")
     val.add_path("--val_data_path", help="folder of rainy images; the best derainer on them is kept as ..._best.pt")
@@ -153,7 +157,7 @@ def add_training(parser: Parser, log_dir: str, model_dir: str) -> None:
 
 def loop_settings(args: argparse.Namespace) -> dict:
     """The flags that go to the training loop as they are, see ``fit``."""
-    names = "niter iters_per_epoch workers log_dir save_every save_minutes log_every val_every".split()
+    names = ["niter", "iters_per_epoch", "workers", "log_dir", "save_every", "save_minutes", "log_every", "val_every"]
     return {name: getattr(args, name) for name in names} | {"batch_size": args.batchSize}
 
 

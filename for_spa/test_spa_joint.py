@@ -18,7 +18,9 @@ from common.training.checkpoint import load_weights
 from common.training.runtime import pick_device
 
 DATA = "Put the rainy test images of SPA-Data there (Wang et al., CVPR 2019), or name your own with --data_path."
-CHECKPOINT = "Train one with train_spa_joint.py, or put the DerainNet_state_800.pt there that the paper's authors released."
+CHECKPOINT = (
+    "Train one with train_spa_joint.py, or put the DerainNet_state_800.pt there that the paper's authors released."
+)
 
 
 def parse_args(argv=None):

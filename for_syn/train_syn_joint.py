@@ -43,7 +43,11 @@ def parse_args(argv=None):
     optim.add_argument("--niter", type=cli.positive_int, default=700, help="epochs")
     optim.add_argument("--lambda_gp", type=cli.nonnegative, default=10, help="weight of the gradient penalty")
     optim.add_argument(
-        "--milestone", type=cli.positive_int, nargs="+", default=[400, 600, 650, 675, 690, 700], help="epochs: rates x 0.5"
+        "--milestone",
+        type=cli.positive_int,
+        nargs="+",
+        default=[400, 600, 650, 675, 690, 700],
+        help="epochs: rates x 0.5",
     )
     optim.add_argument("--lrD", type=cli.positive, default=4e-4, help="learning rate of D")
     optim.add_argument("--lrDerain", type=cli.positive, default=2e-4, help="learning rate of BNet")

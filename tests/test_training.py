@@ -20,10 +20,30 @@ from for_syn import train_syn_joint
 from tests.conftest import photo
 from tests.golden import ROOT
 
-SMALL = (
-    "--stage 1 --patchSize 16 --nz 4 --nef 2 --ndf 4 --batchSize 2 --iters_per_epoch 6 --save_every 2 --workers 0 "
-    "--use_gpu false --n_dis 2"
-).split()
+SMALL = [
+    "--stage",
+    "1",
+    "--patchSize",
+    "16",
+    "--nz",
+    "4",
+    "--nef",
+    "2",
+    "--ndf",
+    "4",
+    "--batchSize",
+    "2",
+    "--iters_per_epoch",
+    "6",
+    "--save_every",
+    "2",
+    "--workers",
+    "0",
+    "--use_gpu",
+    "false",
+    "--n_dis",
+    "2",
+]
 
 
 def arguments(data, model, *more, seed=5):
@@ -63,7 +83,9 @@ def assert_same_run(one, other):
     for name in names:
         a, b = load(one / name), load(other / name)
         if "vrgnet_state" in a:
-            a, b = ({key: state[key] for key in ("epoch", "step", "best", "nets", "optimizers", "rng")} for state in (a, b))
+            a, b = (
+                {key: state[key] for key in ("epoch", "step", "best", "nets", "optimizers", "rng")} for state in (a, b)
+            )
         assert same(a, b), name
 
 

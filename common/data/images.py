@@ -193,7 +193,9 @@ def write_image(path: Path, pixels: np.ndarray) -> None:
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
-        raise UserError(f"{path}: can't be written ({error.strerror or error}); check the folder and the disk") from None
+        raise UserError(
+            f"{path}: can't be written ({error.strerror or error}); check the folder and the disk"
+        ) from None
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)

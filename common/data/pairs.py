@@ -15,11 +15,12 @@ from common.data.images import ImageError, list_images, natural_key, read_image,
 from common.errors import UserError
 
 # How the public sets name the clean partner of a rainy file. One rule holds for a whole set, never mere position.
+# Each is a pattern for the rainy stem and what the clean stem is then.
 RULES = {
-    "equal names": lambda stem: stem,
-    "K_1 ... K_14 with K (Rain1400)": lambda stem: re.sub(r"_([1-9]|1[0-4])$", "", stem),
-    "rain-K with norain-K (Rain100L, Rain100H)": lambda stem: re.sub(r"^rain-", "norain-", stem),
-    "NAMEx2 with NAME (Rain100L, Rain100H)": lambda stem: re.sub(r"x2$", "", stem),
+    "equal names": (r"(.*)", r"\1"),
+    "K_1 ... K_14 with K (Rain1400)": (r"(.*)_(?:[1-9]|1[0-4])", r"\1"),
+    "rain-K with norain-K (Rain100L, Rain100H)": (r"rain-(.*)", r"norain-\1"),
+    "NAMEx2 with NAME (Rain100L, Rain100H)": (r"(.*)x2", r"\1"),
 }
 PROBLEMS_SHOWN = 10
 
@@ -47,15 +48,16 @@ def match(rainy: list[Path], clean: list[Path]) -> tuple[dict[Path, Path], str, 
         stems.setdefault(path.with_suffix(""), []).append(path)
     exact = set(clean)
 
-    def candidates(path: Path, rule) -> list[Path]:
-        if rule is RULES["equal names"] and path in exact:
+    def candidates(path: Path, label: str) -> list[Path]:
+        if label == "equal names" and path in exact:
             return [path]
-        found = stems.get(path.with_name(rule(path.stem)), [])
+        rule = re.fullmatch(RULES[label][0], path.stem, re.DOTALL)
+        found = stems.get(path.parent / rule.expand(RULES[label][1]), []) if rule else []
         return [p for p in found if p.suffix == path.suffix] or found
 
     best, best_rule = None, ""
-    for label, rule in RULES.items():
-        found = {path: candidates(path, rule) for path in rainy}
+    for label in RULES:
+        found = {path: candidates(path, label) for path in rainy}
         count = sum(len(partners) == 1 for partners in found.values())
         if best is None or count > sum(len(partners) == 1 for partners in best.values()):
             best, best_rule = found, label

@@ -112,7 +112,8 @@ def derain_pixels(net: nn.Module, pixels: np.ndarray, device: torch.device, tile
     """
     core = tile_size(tile, *pixels.shape[:2], net.halo, device)
     derained = np.empty(pixels.shape, np.uint8)
-    for inside, window, keep in _tiles(*pixels.shape[:2], core, net.halo):
+    tiles = list(_tiles(*pixels.shape[:2], core, net.halo))
+    for inside, window, keep in tqdm(tiles, unit="tile", leave=False, disable=True if len(tiles) == 1 else None):
         rainy = torch.from_numpy(to_float(pixels[window])).permute(2, 0, 1)[None].to(device)
         result = _infer(net, rainy)[0].permute(1, 2, 0)[keep]
         derained[inside] = to_uint8(result.cpu().numpy(), rounding)
@@ -210,7 +211,9 @@ def derain_folder(
             if name in clean:
                 truth = read_image(clean[name])
                 table.add(
-                    name.as_posix(), rainy=metrics.score(rainy, truth), derained=metrics.score(read_image(save / name), truth)
+                    name.as_posix(),
+                    rainy=metrics.score(rainy, truth),
+                    derained=metrics.score(read_image(save / name), truth),
                 )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"stopped by Ctrl-C; {done} of {len(names)} images are in {save}") from None

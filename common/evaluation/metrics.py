@@ -112,7 +112,10 @@ class Table:
         head = " " * width + "".join(f"  {method:>29}" for method in means)
         lines = [head, " " * width + "  PSNR-Y [dB]  SSIM-Y   PSNR-RGB".rjust(31) * len(means)]
         for name, scores in [*self.rows.items(), ("mean", means)]:
-            cells = (f"  {_number(s.psnr_y, 4):>11} {_number(s.ssim_y, 5):>8} {_number(s.psnr_rgb, 4):>8}" for s in scores.values())
+            cells = (
+                f"  {_number(s.psnr_y, 4):>11} {_number(s.ssim_y, 5):>8} {_number(s.psnr_rgb, 4):>8}"
+                for s in scores.values()
+            )
             lines.append(f"{name:<{width}}" + "".join(cells))
         return "\n".join([*lines, *self.notes()])
 
@@ -177,7 +180,9 @@ def check_sizes(pairs: list[Pair], flags: str, leave: bool = False) -> None:
             continue
         if size != size_gt:
             problems.append(f"{pair.rainy} is {size[1]}x{size[0]}, {pair.clean} is {size_gt[1]}x{size_gt[0]}")
-    fail(problems, f"{len(problems)} of {len(pairs)} images can't be measured:", f"Mend or remove these files ({flags}).")
+    fail(
+        problems, f"{len(problems)} of {len(pairs)} images can't be measured:", f"Mend or remove these files ({flags})."
+    )
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

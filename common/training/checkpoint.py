@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from common.errors import TrainingStopped, UserError
 
 KEYS_SHOWN = 4
+_DAMAGED = "is not a PyTorch checkpoint, or a damaged one. Fetch or save it again."
 # What a state dict looks like -> what to call it, and where it belongs.
 _KINDS = {
     "joint": ("a joint derainer, BNet (DerainNet_state)", "use test_syn_joint.py or test_spa_joint.py"),
@@ -65,18 +67,19 @@ def load(path: Path, flag: str, hint: str = "") -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        text = str(error)
-        if "Unsupported" in text or "not an allowed global" in text:
-            what = next((line.strip() for line in text.splitlines() if "Unsupported" in line), "pickled objects")
+        # torch says so in several wordings; anything else that can't be unpickled is damage
+        if code := re.search(
+            r"[^.\n]*(unsupported (global|class|function)|not an allowed global)[^\n]*", str(error), re.I
+        ):
             raise UserError(
-                f"{flag}: {path} holds code or objects, not just weights; refused, nothing of it was run ({what}). "
-                "If you trust it, save its state_dict() alone and load that."
+                f"{flag}: {path} holds code or objects, not just weights; refused, nothing of it was run "
+                f"({code[0].strip().rstrip('.')}). If you trust it, save its state_dict() alone and load that."
             ) from None
-        raise UserError(f"{flag}: {path} is not a PyTorch checkpoint, or a damaged one. Fetch or save it again.") from None
+        raise UserError(f"{flag}: {path} {_DAMAGED}") from None
     except PermissionError:
         raise UserError(f"{flag}: {path} may not be read; check its permissions") from None
     except Exception:  # the readers of damaged files raise many kinds
-        raise UserError(f"{flag}: {path} is not a PyTorch checkpoint, or a damaged one. Fetch or save it again.") from None
+        raise UserError(f"{flag}: {path} {_DAMAGED}") from None
 
 
 def _beside(folder: Path) -> str:
@@ -124,7 +127,9 @@ def put_weights(net: nn.Module, content: object, kind: str, where: str) -> None:
         is_a, remedy = _KINDS[found]
         raise UserError(f"{where}: this is {is_a}; {remedy}. Expected here: {expected}.")
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        shape = f"keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else type(content).__name__
+        shape = (
+            f"keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else type(content).__name__
+        )
         raise UserError(f"{where}: this is no state dict ({shape}). Expected: {expected}.")
     if content and all(key.startswith("module.") for key in content):  # saved from DataParallel
         content = {key.removeprefix("module."): value for key, value in content.items()}
@@ -139,7 +144,11 @@ def put_weights(net: nn.Module, content: object, kind: str, where: str) -> None:
     if missing or surplus or shapes:
         parts = [_some("missing", missing), _some("not expected", surplus), _some("of another shape", shapes)]
         looks = f"this looks like {_KINDS[found][0]}, but of another size" if found else "this is something else"
-        remedy = "Set the flags of the network (--stage, --nz, --nef, --ndf, --patchSize) as in its training." if found else ""
+        remedy = (
+            "Set the flags of the network (--stage, --nz, --nef, --ndf, --patchSize) as in its training."
+            if found
+            else ""
+        )
         raise UserError(f"{where}: {looks}. Expected: {expected}. {' '.join(filter(None, parts))} {remedy}".rstrip())
     broken = [key for key, value in content.items() if not torch.isfinite(value).all()]
     if broken:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from common.training.losses import gaussian_kl, gradient_penalty
 from common.training.loop import fit
+from common.training.losses import gaussian_kl, gradient_penalty
 from common.training.run import Run
 
 

@@ -1,5 +1,6 @@
 """The loop around every kind of training: epochs, schedule, logs, saving, resume, and a guard against bad losses."""
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -104,7 +105,9 @@ def _batches(loader: DataLoader):
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise TrainingStopped(f"a worker that reads the images died ({str(error).splitlines()[0]}); try fewer --workers") from None
+        raise TrainingStopped(
+            f"a worker that reads the images died ({str(error).splitlines()[0]}); try fewer --workers"
+        ) from None
 
 
 def fit(
@@ -149,7 +152,7 @@ def fit(
         dataset,
         batch_size,
         sampler=sampler,
-        num_workers=workers,
+        num_workers=min(workers, os.cpu_count() or 1),  # more would only be in each other's way; crops stay the same
         worker_init_fn=_quiet_worker,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # its own: the loader must not move the generator that is part of the state

@@ -1,0 +1,140 @@
+"""A free data set for the demo: photos that ship inside scikit-image, with procedural rain (no download).
+
+    python -m common.data.demo --out demo/data
+
+Writes train/{rain,norain} and test/{rain,norain}. The streak model is ours: drops fall on random places and are drawn
+out to streaks of one direction, added to the photo and clipped. It is a toy for the demo, not a substitute for data.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from common import cli
+from common.data.images import to_float, to_uint8, write_image
+from common.evaluation.metrics import psnr
+
+TRAIN = ("astronaut", "rocket", "motorcycle", "camera", "grass", "gravel")
+TEST = ("chelsea", "coffee")
+LONG_SIDE = 384  # px; small, so that decoding costs little
+
+
+def streak_kernel(angle: float, length: float, width: float, blur: float) -> np.ndarray:
+    """One streak with peak 1, as a square float32 array of odd side.
+
+    Args:
+        angle: degrees from vertical, positive where the lower end lies to the right.
+        length, width: in px.
+        blur: share of the length over which the ends fade out (motion blur), 0 to 1.
+    """
+    half = int(np.ceil(length / 2 + width))
+    y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)
+    direction = np.deg2rad(angle)
+    along = np.abs(x * np.sin(direction) + y * np.cos(direction))
+    across = np.abs(x * np.cos(direction) - y * np.sin(direction))
+    fade = np.maximum(blur * length / 2, 1)
+    kernel = np.clip((length / 2 - along) / fade, 0, 1) * np.clip(width / 2 + 0.5 - across, 0, 1)
+    return (kernel / kernel.max()).astype(np.float32)
+
+
+def rain_layer(
+    shape: tuple[int, int],
+    seed: int,
+    angle: float = 10,
+    length: float = 18,
+    width: float = 1.5,
+    density: float = 0.1,
+    brightness: float = 0.4,
+    blur: float = 0.6,
+) -> np.ndarray:
+    """A layer of procedural rain.
+
+    Args:
+        shape: (H, W).
+        seed: the same numbers give the same layer.
+        angle, length, width, blur: of the streaks, see ``streak_kernel``.
+        density: about the share of the picture that streaks cover, 0 to 1.
+        brightness: mean peak of a streak in [0, 1]; single ones vary by a third.
+
+    Returns:
+        (H, W, 1) float32 in [0, 1].
+    """
+    rng = np.random.default_rng(seed)
+    kernel = streak_kernel(angle, length, width, blur)
+    margin = kernel.shape[0] // 2
+    height, width_px = shape[0] + 2 * margin, shape[1] + 2 * margin
+    drops = rng.random((height, width_px)) < density / (length * width)
+    peaks = brightness * rng.uniform(2 / 3, 4 / 3, (height, width_px)) * drops
+    layer = cv2.filter2D(peaks.astype(np.float32), -1, kernel, borderType=cv2.BORDER_CONSTANT)
+    return np.clip(layer[margin : margin + shape[0], margin : margin + shape[1], None], 0, 1)
+
+
+def add_rain(clean: np.ndarray, layer: np.ndarray) -> np.ndarray:
+    """O = B + R, clipped: (H, W, 3) uint8 and (H, W, 1) floats -> (H, W, 3) uint8."""
+    return to_uint8(to_float(clean) + layer, "nearest")
+
+
+def photos(names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Photos out of scikit-image as (H, W, 3) uint8 with a long side of 384 px; grey ones are repeated."""
+    from skimage import data
+
+    found = {}
+    for name in names:
+        image = data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(data, name)()
+        image = image if image.ndim == 3 else np.repeat(image[..., None], 3, 2)
+        scale = LONG_SIDE / max(image.shape[:2])
+        size = round(image.shape[1] * scale), round(image.shape[0] * scale)
+        found[name] = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return found
+
+
+def make_set(out: Path, seed: int = 0, rains: int = 4) -> list[float]:
+    """Write train/ and test/, split by photo; light to medium rain.
+
+    Args:
+        rains: rainy versions of each training photo.
+
+    Returns:
+        RGB PSNR of the rainy test images in dB.
+    """
+    psnrs = []
+    for split, names, versions in (("train", TRAIN, rains), ("test", TEST, 1)):
+        for i, (name, clean) in enumerate(photos(names).items()):
+            for version in range(versions):
+                key = [seed, split == "test", i, version]
+                rng = np.random.default_rng(key)
+                layer = rain_layer(
+                    clean.shape[:2],
+                    int(rng.integers(2**31)),
+                    angle=rng.uniform(-20, 20),
+                    length=rng.uniform(16, 26),
+                    width=rng.uniform(1.0, 1.8),
+                    density=rng.uniform(0.08, 0.16),
+                    brightness=rng.uniform(0.25, 0.4),
+                )
+                rainy = add_rain(clean, layer)
+                file = f"{name}_v{version + 1:02d}.png" if versions > 1 else f"{name}.png"
+                write_image(out / split / "rain" / file, rainy)
+                write_image(out / split / "norain" / file, clean)
+                if split == "test":
+                    psnrs.append(psnr(to_float(rainy, np.float64), to_float(clean, np.float64)))
+    return psnrs
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.Parser(__doc__)
+    parser.add_path("--out", required=True, help="folder for train/ and test/")
+    parser.add_argument("--seed", type=cli.seed, default=0, help="of the rain")
+    args: argparse.Namespace = parser.parse_args(argv)
+    psnrs = make_set(Path(args.out), args.seed)
+    print(
+        f"{len(TRAIN)} training photos, {len(TEST)} test photos; rainy test images at {min(psnrs):.1f} to {max(psnrs):.1f} dB"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

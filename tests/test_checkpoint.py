@@ -1,0 +1,145 @@
+import os
+
+import pytest
+import torch
+
+from common.errors import TrainingStopped, UserError
+from common.models import Derain, Discriminator, EDNet, PReNet
+from common.training import checkpoint
+from common.training.checkpoint import load_weights
+from tests.golden import DATA, needs_data
+
+NETS = {
+    "joint": lambda: Derain(1),
+    "augmented": lambda: PReNet(1),
+    "ED": lambda: EDNet(3, 4, 2, 16),
+    "D": lambda: Discriminator(16, 4),
+}
+
+
+@pytest.mark.parametrize("kind", NETS)
+@pytest.mark.parametrize("form", ["zip", "old", "half", "DataParallel"])
+def test_load(tmp_path, kind, form):
+    net, other = NETS[kind](), NETS[kind]()
+    state = net.state_dict()
+    if form == "half":
+        state = {key: value.half() for key, value in state.items()}
+    if form == "DataParallel":
+        state = {f"module.{key}": value for key, value in state.items()}
+    torch.save(state, tmp_path / "x.pt", _use_new_zipfile_serialization=form != "old")
+    load_weights(other, tmp_path / "x.pt", kind, "--net")
+    for key, value in net.state_dict().items():
+        expected = value.half().float() if form == "half" else value
+        assert torch.equal(other.state_dict()[key], expected)
+
+
+@needs_data
+def test_released_checkpoints():  # T11: the old format, saved from cuda:0
+    for name, net, kind in (
+        ("syn100l_DerainNet_state_700.pt", Derain(), "joint"),
+        ("spa_DerainNet_state_800.pt", Derain(), "joint"),
+        ("prenet_rain100L_net_latest.pth", PReNet(), "augmented"),
+    ):
+        load_weights(net, DATA / "checkpoints" / name, kind, "--net")
+        assert {p.device.type for p in net.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    {
+        "joint": "this is a joint derainer, BNet .*; use test_syn_joint.py",
+        "augmented": "this is an augmented derainer; use test_syn_aug.py",
+        "ED": "this is a generator, ED; it belongs to --netED",
+        "D": "this is a critic, D; only joint training uses it",
+    }.items(),
+)
+def test_the_wrong_file_is_recognised(tmp_path, kind, message):
+    torch.save(NETS[kind]().state_dict(), tmp_path / "x.pt")
+    expected = "ED" if kind == "joint" else "joint"
+    with pytest.raises(UserError, match=rf"--net: \S+x.pt: {message}.*Expected here: a"):
+        load_weights(NETS[expected](), tmp_path / "x.pt", expected, "--net")
+
+
+def test_another_size_names_the_keys_and_shapes(tmp_path):
+    torch.save(EDNet(3, 8, 2, 16).state_dict(), tmp_path / "x.pt")
+    with pytest.raises(UserError) as error:
+        load_weights(EDNet(3, 4, 2, 16), tmp_path / "x.pt", "ED", "--netED")
+    assert "decoder.main.0.weight (8, 8) instead of (8, 4)" in str(error.value) and "--nz" in str(error.value)
+    state = Derain(1).state_dict()
+    state["derainet.extra"] = state.pop("derainet.conv0.0.bias")
+    torch.save(state, tmp_path / "y.pt")
+    with pytest.raises(UserError, match=r"Missing: derainet.conv0.0.bias. Not expected: derainet.extra"):
+        load_weights(Derain(1), tmp_path / "y.pt", "joint", "--net")
+
+
+def test_what_is_no_state_dict(tmp_path):
+    for content in ([1, 2], {"a": 1}, {"state_dict": {"x": torch.ones(1)}}, torch.ones(2)):
+        torch.save(content, tmp_path / "x.pt")
+        with pytest.raises(UserError, match="this is no state dict .*Expected: a joint derainer"):
+            load_weights(Derain(1), tmp_path / "x.pt", "joint", "--net")
+    torch.save({"weight": torch.ones(1)}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="this is something else"):
+        load_weights(Derain(1), tmp_path / "x.pt", "joint", "--net")
+    torch.save({"vrgnet_state": 1}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="this is a training state; use the network's own file"):
+        load_weights(Derain(1), tmp_path / "x.pt", "joint", "--net")
+
+
+class Code:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, zipped):
+    torch.save({"a": Code(str(tmp_path / "ran"))}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match="holds code or objects, not just weights; refused, nothing of it was run"):
+        load_weights(Derain(1), tmp_path / "x.pt", "joint", "--net")
+    torch.save(Derain(1), tmp_path / "y.pt")  # a whole module
+    with pytest.raises(UserError, match="save its state_dict"):
+        load_weights(Derain(1), tmp_path / "y.pt", "joint", "--net")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_damaged_and_missing_files(tmp_path):
+    torch.save(Derain(1).state_dict(), tmp_path / "x.pt")
+    whole = (tmp_path / "x.pt").read_bytes()
+    (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.pt").write_bytes(b"")
+    (tmp_path / "text.pt").write_text("hello")
+    for name in ("half.pt", "empty.pt", "text.pt"):
+        with pytest.raises(UserError, match=f"{name} is not a PyTorch checkpoint, or a damaged one"):
+            load_weights(Derain(1), tmp_path / name, "joint", "--net")
+    with pytest.raises(
+        UserError, match=r"--net: there is no \S+z.pt. \S+ holds empty.pt, half.pt, text.pt, x.pt. Train"
+    ):
+        load_weights(Derain(1), tmp_path / "z.pt", "joint", "--net", "Train it first.")
+    with pytest.raises(UserError, match="is a folder; name the checkpoint file in it"):
+        load_weights(Derain(1), tmp_path, "joint", "--net")
+
+
+def test_weights_that_are_not_finite(tmp_path):
+    state = Derain(1).state_dict()
+    state["derainet.conv.0.bias"][0] = float("nan")
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="Not finite: derainet.conv.0.bias. The training went wrong"):
+        load_weights(Derain(1), tmp_path / "x.pt", "joint", "--net")
+
+
+def test_save_is_whole_or_not_at_all(tmp_path, monkeypatch):
+    path, keep = tmp_path / "x.pt", tmp_path / "before.pt"
+    checkpoint.save({"n": 1}, path, keep)
+    checkpoint.save({"n": 2}, path, keep)
+    assert torch.load(path)["n"] == 2 and torch.load(keep)["n"] == 1
+
+    def full(value, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingStopped, match="x.pt: can't be saved .No space left on device.*untouched"):
+        checkpoint.save({"n": 3}, path, keep)
+    assert torch.load(path)["n"] == 2 and torch.load(keep)["n"] == 1 and len(list(tmp_path.iterdir())) == 2

@@ -1,0 +1,173 @@
+"""The command line: the contract of flags and defaults, honest booleans, exit codes, scripts from any directory."""
+
+import importlib
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from common import cli
+from common.errors import TrainingStopped, UserError
+from common.models import Derain
+from common.training import runtime
+from tests.golden import ROOT, golden_json, needs_golden
+
+SCRIPTS = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("for_*/*.py"))
+
+
+def module(script):
+    return importlib.import_module(script.removesuffix(".py").replace("/", "."))
+
+
+@needs_golden
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_flags_and_defaults_of_the_contract(script):
+    expected = golden_json("cli_defaults.json").get(script)
+    if expected is None:
+        pytest.skip("not a script of the reference")
+    args = vars(module(script).parse_args([]))
+    folder = ROOT / script.split("/")[0]
+    for flag, default in expected.items():
+        if isinstance(default, str) and default.startswith("./"):
+            default = os.path.normpath(folder / default)
+        assert (args[flag] == default and type(args[flag]) is type(default)) or args[flag] == default == 10, flag
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_names_every_flag_with_its_default(script, capsys):
+    with pytest.raises(SystemExit) as end:
+        module(script).parse_args(["--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert end.value.code == 0 and "(default: True)" in printed and f"python {script.split('/')[1]}" in printed
+
+
+def test_paths_count_from_the_working_directory_and_defaults_from_the_script(tmp_path, monkeypatch):
+    from for_syn import train_syn_joint
+
+    monkeypatch.chdir(tmp_path)
+    args = train_syn_joint.parse_args(["--model_dir", "./syn100lmodels/", "--data_path", "~/x"])
+    assert args.model_dir == str(tmp_path / "syn100lmodels") and args.log_dir == str(ROOT / "for_syn" / "syn100llogs")
+    assert args.data_path == os.path.expanduser("~/x") and args.given == {"model_dir", "data_path"}
+
+
+@pytest.mark.parametrize(
+    "text, value", [("true", True), ("False", False), ("1", True), ("0", False), ("YES", True), ("no", False)]
+)
+def test_booleans(text, value):  # T4
+    from for_syn import test_syn_joint
+
+    assert test_syn_joint.parse_args(["--use_gpu", text]).use_gpu is value
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--use_gpu", "maybe"], "argument --use_gpu: expected true or false, got 'maybe'"),
+        (["--batchSize", "0"], "argument --batchSize: expected a whole number from 1 on, got '0'"),
+        (["--batchSize", "many"], "argument --batchSize: expected a whole number from 1 on, got 'many'"),
+        (["--lrD", "0"], "argument --lrD: expected a number above 0, got '0'"),
+        (["--lrD", "nan"], "argument --lrD: expected a number above 0"),
+        (["--lrD", "inf"], "argument --lrD: expected a number above 0"),
+        (["--patchSize", "48"], "argument --patchSize: expected a power of two from 16 on"),
+        (["--nc", "1"], "argument --nc: expected a whole number from 3 to 3"),
+        (["--milestone", "5", "x"], "argument --milestone: expected a whole number"),
+        (["--resume", "-2"], "argument --resume: expected a whole number from -1 on"),
+        (["--manualSeed", "-1"], "argument --manualSeed: expected a whole number from 0 to"),
+        (["--data_path", ""], "--data_path: the path is empty"),
+        (["--batch", "3"], "unrecognized arguments: --batch 3"),
+    ],
+)
+def test_wrong_flags_are_named_with_exit_code_2(flags, message, capsys):
+    from for_syn import train_syn_joint
+
+    with pytest.raises(SystemExit) as end:
+        train_syn_joint.parse_args(flags)
+    assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_milestones_are_a_list():  # T4
+    from for_syn import train_syn_joint
+
+    assert train_syn_joint.parse_args(["--milestone", "5"]).milestone == [5]
+
+
+def test_exit_codes(capsys):
+    def fail(error):
+        def main():
+            raise error
+
+        return cli.run(main)
+
+    assert cli.run(lambda: None) == 0 and cli.run(lambda: 1) == 1
+    assert fail(UserError("--x: y")) == 2 and fail(TrainingStopped("z")) == 1 and fail(KeyboardInterrupt()) == 130
+    assert fail(PermissionError(13, "Permission denied", "there")) == 2
+    assert fail(RuntimeError("CUDA out of memory. Tried")) == 1
+    err = capsys.readouterr().err
+    assert "error: --x: y\n" in err and "there: Permission denied" in err and "smaller --batchSize" in err
+    with pytest.raises(RuntimeError):
+        fail(RuntimeError("a bug of ours"))
+
+
+def test_device(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert runtime.pick_device(True, "0") == torch.device("cpu") and "running on the CPU" in capsys.readouterr().out
+    assert runtime.pick_device(False, "0") == torch.device("cpu") and not capsys.readouterr().out
+    with pytest.raises(UserError, match="--gpu_id: expected a number such as 0, .*got 'first'"):
+        runtime.pick_device(True, "first")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda i: None)
+    assert runtime.pick_device(True, "1") == torch.device("cuda", 1)
+    assert (
+        runtime.pick_device(True, "0,1") == torch.device("cuda", 0)
+        and "one process uses one GPU" in capsys.readouterr().out
+    )
+    with pytest.raises(UserError, match="--gpu_id: there is no GPU 2; this machine has 0, 1"):
+        runtime.pick_device(True, "2")
+
+
+def test_seeds(capsys):
+    seed = runtime.seed_everything(None)
+    assert f"manualSeed: {seed}" in capsys.readouterr().out
+    drawn = torch.rand(3)
+    assert runtime.seed_everything(seed) == seed and torch.equal(torch.rand(3), drawn)
+    state = runtime.rng_state()
+    drawn = torch.rand(3)
+    runtime.set_rng_state(state)
+    assert torch.equal(torch.rand(3), drawn)
+
+
+@pytest.mark.parametrize("folder, script", [("for_syn", "test_syn_joint.py"), ("for_spa", "test_spa_joint.py")])
+@pytest.mark.parametrize("inside", [True, False])
+def test_scripts_from_both_directories(pairs_folder, tmp_path, folder, script, inside):
+    torch.save(Derain(1).state_dict(), tmp_path / "net.pt")
+    where = os.path.relpath(pairs_folder, ROOT / folder if inside else ROOT)
+    command = [sys.executable, script if inside else f"{folder}/{script}", "--stage", "1", "--use_gpu", "false"]
+    command += ["--data_path", f"{where}/rain", "--gt_path", f"{where}/norain", "--netDerain", str(tmp_path / "net.pt")]
+    done = subprocess.run(
+        [*command, "--save_path", str(tmp_path / "out")],
+        cwd=ROOT / folder if inside else ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "metrics.csv").exists() and "PSNR-Y" in done.stdout
+
+
+def test_a_mistake_shows_no_traceback(tmp_path):
+    command = [
+        sys.executable,
+        "for_syn/test_syn_joint.py",
+        "--netDerain",
+        str(tmp_path / "no.pt"),
+        "--use_gpu",
+        "false",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("error: --netDerain: there is no")
+        and "Traceback" not in done.stderr
+    )

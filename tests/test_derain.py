@@ -1,0 +1,229 @@
+"""Deraining as a user meets it: the published numbers, any size, any format, tiles, and every refusal."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.data.images import read_image, write_image
+from common.errors import UserError
+from common.evaluation import derain as module
+from common.evaluation.derain import derain, tile_size
+from common.models import Derain, PReNet
+from for_spa import test_spa_joint
+from for_syn import test_syn_joint
+from tests.conftest import photo
+from tests.golden import DATA, fill, golden_json, needs_data, needs_golden
+
+CHECKPOINTS = DATA / "checkpoints"
+
+
+def table(folder):
+    with open(folder / "metrics.csv") as file:
+        return {row["image"]: row for row in csv.DictReader(file)}
+
+
+@needs_golden
+@needs_data
+def test_the_published_image_and_its_numbers(tmp_path, capsys):
+    data = DATA / "rain100L"
+    for name in ("rain", "norain"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "norain-1.png").symlink_to(data / name / "norain-1.png")
+    arguments = ["--data_path", f"{tmp_path}/rain", "--gt_path", f"{tmp_path}/norain", "--use_gpu", "false"]
+    arguments += ["--netDerain", str(CHECKPOINTS / "syn100l_DerainNet_state_700.pt")]
+    assert test_syn_joint.main([*arguments, "--save_path", f"{tmp_path}/whole", "--tile", "0"]) == 0
+    ours = read_image(tmp_path / "whole" / "norain-1.png").astype(int)
+    published = read_image(DATA / "published" / "rain100L_derained_norain-1.png").astype(int)
+    assert np.abs(ours - published).max() <= 1 and (ours == published).mean() > 0.999
+    expected = golden_json("metrics.json")["derained"][0]
+    row = table(tmp_path / "whole")["norain-1.png"]
+    assert float(row["derained_psnr_y"]) == pytest.approx(expected["psnr"], abs=0.01)
+    assert float(row["derained_ssim_y"]) == pytest.approx(expected["ssim"], abs=1e-4)
+    assert float(row["rainy_psnr_y"]) == pytest.approx(27.300848, abs=1e-4)
+    assert "average time per image" in capsys.readouterr().out
+    # T10: tiles give the same file; nearest rounding gains
+    test_syn_joint.main([*arguments, "--save_path", f"{tmp_path}/tiles", "--tile", "240", "--rounding", "nearest"])
+    gained = float(table(tmp_path / "tiles")["norain-1.png"]["derained_psnr_y"]) - float(row["derained_psnr_y"])
+    assert 0.02 < gained < 0.16
+    tiled = read_image(tmp_path / "tiles" / "norain-1.png").astype(int)
+    assert set(np.unique(tiled - ours)) <= {0, 1}
+
+
+@needs_golden
+@needs_data
+def test_the_spa_checkpoint(tmp_path):
+    expected = golden_json("metrics.json")["derained"][1]
+    arguments = ["--data_path", str(DATA / expected["input"]), "--gt_path", str(DATA / "spa" / "norain")]
+    arguments += ["--netDerain", str(DATA.parent / expected["checkpoint"]), "--save_path", str(tmp_path / "out")]
+    assert test_spa_joint.main([*arguments, "--use_gpu", "false"]) == 0
+    row = table(tmp_path / "out")["norain-438.png"]
+    assert float(row["derained_psnr_y"]) == pytest.approx(expected["psnr"], abs=0.01)
+    assert float(row["derained_ssim_y"]) == pytest.approx(expected["ssim"], abs=1e-4)
+
+
+@pytest.mark.parametrize("net", [Derain(2), PReNet(2)], ids=["Derain", "PReNet"])
+@pytest.mark.parametrize("size", [(70, 90), (61, 47), (1, 40), (40, 1), (1, 1)])
+def test_tiles_give_the_result_of_the_whole_image(net, size):  # T10
+    fill(net, 3)
+    rainy = torch.rand(2, 3, *size)
+    whole = derain(net, rainy, tile=0)
+    for tile in (16, 33, 200):
+        assert torch.allclose(derain(net, rainy, tile=tile), whole, rtol=0, atol=1e-6)
+    assert whole.shape == rainy.shape
+
+
+def test_the_halo_is_as_small_as_it_can_be_and_large_enough():
+    net = fill(PReNet(2).double(), 4).double()
+    assert net.halo == 26 and Derain(6).halo == 78
+    rainy = torch.rand(1, 3, 1, 80, dtype=torch.double)
+    moved = rainy.clone()
+    moved[..., 0] += 0.5
+    with torch.no_grad():
+        difference = (net(rainy)[0] - net(moved)[0]).abs().amax((0, 1, 2))
+    assert difference[26] > 0 and difference[27:].max() == 0
+
+
+def test_wrong_shapes_are_refused():
+    for shape in ((3, 8, 8), (1, 1, 8, 8), (1, 3, 0, 8)):
+        with pytest.raises(ValueError, match="expected rainy images"):
+            derain(PReNet(1), torch.zeros(shape))
+
+
+def test_when_tiles_are_taken(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(module, "_bytes_before", lambda: 6e8)  # as measured after the imports
+    assert tile_size(-1, 321, 481, 78, cpu) == 0  # Rain100L goes whole
+    assert tile_size(-1, 3000, 4000, 78, cpu) == 340
+    assert tile_size(-1, 3000, 4000, 13, cpu) == 470
+    assert tile_size(0, 3000, 4000, 78, cpu) == 0 and tile_size(128, 10, 10, 78, cpu) == 128
+    monkeypatch.setattr(module, "_bytes_before", lambda: 5e9)
+    assert tile_size(-1, 100, 100, 78, cpu) == 340
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    path = tmp_path / "DerainNet_state_1.pt"
+    torch.save(Derain(1).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def run(tmp_path, checkpoint):
+    def run(*more, script=test_syn_joint):
+        given = [
+            "--stage",
+            "1",
+            "--netDerain",
+            str(checkpoint),
+            "--use_gpu",
+            "false",
+            "--save_path",
+            str(tmp_path / "out"),
+        ]
+        return script.main([*given, *map(str, more)])
+
+    return run
+
+
+@pytest.mark.parametrize("script", [test_syn_joint, test_spa_joint], ids=["syn", "spa"])
+def test_real_photos_of_all_kinds(tmp_path, run, capsys, script):
+    import cv2
+
+    photos = tmp_path / "photos"
+    write_image(photos / "a.png", photo(20, 30, 0))
+    write_image(photos / "sub" / "deep" / "b.jpg", photo(31, 17, 1))
+    write_image(photos / "one.BMP", photo(25, 1, 2))
+    write_image(photos / "c.webp", photo(12, 9, 3))
+    cv2.imwrite(str(photos / "deep.tif"), photo(10, 12, 4).astype(np.uint16) * 257)
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(photo(14, 40, 5)).save(photos / "turned.jpg", exif=exif)
+    (photos / "notes.txt").write_text("x")
+    (photos / ".DS_Store").write_text("x")
+    assert run("--data_path", photos, script=script) == 0
+    printed = capsys.readouterr().out
+    assert "6 images derained" in printed and "2 other files" in printed and "1 images with 16 bits" in printed
+    sizes = {
+        p.relative_to(tmp_path / "out").as_posix(): read_image(p).shape[:2] for p in (tmp_path / "out").rglob("*.*")
+    }
+    assert sizes == {
+        "a.png": (20, 30),
+        "sub/deep/b.jpg": (31, 17),
+        "one.BMP": (25, 1),
+        "c.webp": (12, 9),
+        "deep.tif": (10, 12),
+        "turned.jpg": (40, 14),
+    }
+    assert read_image(tmp_path / "out" / "deep.tif").dtype == np.uint8
+
+
+def test_one_image_and_its_ground_truth(tmp_path, run, pairs_folder):
+    assert run("--data_path", pairs_folder / "rain" / "9.png", "--gt_path", pairs_folder / "norain") == 0
+    assert list(table(tmp_path / "out")) == ["9.png", "mean"]
+    assert run("--data_path", pairs_folder / "rain" / "9.png", "--gt_path", pairs_folder / "norain" / "9.png") == 0
+    assert run("--data_path", pairs_folder / "rain" / "9.png") == 0
+    with pytest.raises(UserError, match="--save_path: .* is the folder of the input"):
+        run("--data_path", pairs_folder / "rain" / "9.png", "--save_path", pairs_folder / "rain")
+
+
+def test_metrics_come_from_the_saved_file(tmp_path, run, pairs_folder):
+    from common.evaluation.metrics import score
+
+    assert run("--data_path", pairs_folder / "rain", "--gt_path", pairs_folder / "norain", "--tile", 8) == 0
+    rows = table(tmp_path / "out")
+    assert list(rows) == ["8.png", "9.png", "10.png", "11.png", "mean"]  # T12
+    expected = score(read_image(tmp_path / "out" / "9.png"), read_image(pairs_folder / "norain" / "9.png"))
+    assert float(rows["9.png"]["derained_psnr_y"]) == pytest.approx(expected.psnr_y, abs=1e-5)
+    assert float(rows["9.png"]["derained_psnr_rgb"]) == pytest.approx(expected.psnr_rgb, abs=1e-5)
+    mean = np.mean([float(rows[f"{i}.png"]["rainy_ssim_y"]) for i in range(8, 12)])
+    assert float(rows["mean"]["rainy_ssim_y"]) == pytest.approx(mean, abs=1e-5)
+
+
+def test_unreadable_images_are_named_and_the_rest_is_done(tmp_path, run, pairs_folder, capsys):
+    broken = pairs_folder / "rain" / "10.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    assert run("--data_path", pairs_folder / "rain", "--gt_path", pairs_folder / "norain") == 1
+    out, err = capsys.readouterr()
+    assert "3 images derained" in out and "1 of 4 images could not be derained" in err and "10.png: can't be" in err
+    assert list(table(tmp_path / "out")) == ["8.png", "9.png", "11.png", "mean"]
+
+
+def test_ground_truth_is_checked_before_any_work(tmp_path, run, pairs_folder):
+    write_image(pairs_folder / "norain" / "9.png", photo(23, 21, 0))
+    with pytest.raises(UserError, match=r"1 of 4 images can't be measured:\s+\S+9.png is 21x24, \S+9.png is 21x23"):
+        run("--data_path", pairs_folder / "rain", "--gt_path", pairs_folder / "norain")
+    (pairs_folder / "norain" / "9.png").unlink()
+    with pytest.raises(UserError, match=r"9.png: no clean partner"):
+        run("--data_path", pairs_folder / "rain", "--gt_path", pairs_folder / "norain")
+    with pytest.raises(UserError, match=r"9.png: no clean partner"):
+        run("--data_path", pairs_folder / "rain" / "9.png", "--gt_path", pairs_folder / "norain")
+    assert not (tmp_path / "out").exists()
+
+
+def test_paths_that_can_not_be(tmp_path, run, pairs_folder):
+    rain, norain = pairs_folder / "rain", pairs_folder / "norain"
+    for save in (rain, rain / "results", tmp_path / "link"):
+        (tmp_path / "link").is_symlink() or (tmp_path / "link").symlink_to(rain)
+        with pytest.raises(UserError, match="--save_path: .* is the input folder or lies in it"):
+            run("--data_path", rain, "--save_path", save)
+    with pytest.raises(UserError, match="--save_path: .* is the folder of --gt_path"):
+        run("--data_path", rain, "--gt_path", norain, "--save_path", norain)
+    with pytest.raises(UserError, match=r"--data_path: there is no \S+nothing. Put the rainy test images of Rain100L"):
+        run("--data_path", tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="--data_path: no image"):
+        run("--data_path", tmp_path / "empty")
+    with pytest.raises(UserError, match="is not an image"):
+        run("--data_path", tmp_path / "DerainNet_state_1.pt")
+
+
+def test_the_wrong_number_of_stages_still_loads_but_the_wrong_file_does_not(tmp_path, run, pairs_folder):
+    torch.save(PReNet(1).state_dict(), tmp_path / "aug.pt")
+    with pytest.raises(UserError, match="this is an augmented derainer; use test_syn_aug.py"):
+        run("--data_path", pairs_folder / "rain", "--netDerain", tmp_path / "aug.pt")
+    with pytest.raises(UserError, match="there is no .*Train one with train_spa_joint.py"):
+        run("--data_path", pairs_folder / "rain", "--netDerain", tmp_path / "no.pt", script=test_spa_joint)
+    assert run("--data_path", pairs_folder / "rain", "--stage", 2) == 0

@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.data import images
+from common.data.images import ImageError, image_size, read_image, write_image
+from tests.conftest import photo
+
+PHOTO = photo(40, 50, 0)
+
+
+def test_natural_order(tmp_path):  # T12
+    for name in ("img10.png", "img2.png", "b/1.png", "img2b.jpg", "notes.txt", ".hidden.png", "IMG3.PNG"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    names, others = images.list_images(tmp_path)
+    assert [str(n) for n in names] == ["IMG3.PNG", "b/1.png", "img2.png", "img2b.jpg", "img10.png"] and others == 2
+
+
+@pytest.mark.parametrize(
+    "mode, name", [("L", "g.png"), ("RGBA", "a.png"), ("P", "p.png"), ("LA", "la.png"), ("1", "b.png")]
+)
+def test_other_modes_become_rgb(tmp_path, mode, name):
+    original = Image.fromarray(PHOTO).convert(mode)
+    original.save(tmp_path / name)
+    pixels = read_image(tmp_path / name)
+    assert pixels.shape == (40, 50, 3) and pixels.dtype == np.uint8
+    assert np.array_equal(pixels, np.asarray(original.convert("RGB")))
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bits_are_kept(tmp_path, ending, channels):
+    import cv2
+
+    deep = PHOTO[..., :channels].astype(np.uint16) * 256 + 7
+    cv2.imwrite(str(tmp_path / f"d.{ending}"), deep[..., ::-1] if channels == 3 else deep[..., 0])
+    pixels = read_image(tmp_path / f"d.{ending}")
+    assert pixels.dtype == np.uint16 and np.array_equal(pixels, np.broadcast_to(deep, PHOTO.shape))
+    assert images.to_float(pixels).max() <= 1
+    assert images.to_float(pixels)[3, 4, 0] == pytest.approx(deep[3, 4, 0] / 65535)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tif"])
+def test_exif_orientation(tmp_path, orientation, ending):
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = tmp_path / f"x.{ending}"
+    options = {"webp": {"lossless": True}, "jpg": {"quality": 100, "subsampling": 0}}.get(ending, {})
+    Image.fromarray(PHOTO).save(path, exif=exif, **options)
+    upright = {
+        1: PHOTO,
+        2: PHOTO[:, ::-1],
+        3: np.rot90(PHOTO, 2),
+        4: PHOTO[::-1],
+        5: np.swapaxes(PHOTO, 0, 1),
+        6: np.rot90(PHOTO, -1),
+        7: np.rot90(PHOTO[:, ::-1], -1),
+        8: np.rot90(PHOTO, 1),
+    }[orientation]
+    pixels = read_image(path)
+    assert image_size(path) == pixels.shape[:2] == upright.shape[:2]
+    assert np.abs(pixels.astype(int) - upright).max() <= (4 if ending == "jpg" else 0)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "bmp", "tif"])
+def test_half_a_file_is_an_error(tmp_path, ending):  # T9
+    path = tmp_path / f"x.{ending}"
+    write_image(path, np.random.RandomState(0).randint(0, 255, (60, 70, 3)).astype(np.uint8))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ImageError, match=rf"x.{ending}: can't be (decoded|read).*replace or remove the file"):
+        read_image(path)
+
+
+def test_what_is_no_image(tmp_path):
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "empty.jpg").write_text("")
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(ImageError, match=r"text.png: can't be read .*not PNG, JPEG"):
+        read_image(tmp_path / "text.png")
+    with pytest.raises(ImageError, match=r"empty.jpg"):
+        image_size(tmp_path / "empty.jpg")
+    with pytest.raises(ImageError, match="neither 8 nor 16 bits"):
+        read_image(tmp_path / "float.tif")
+    with pytest.raises(ImageError, match="nothing.png: no such file"):
+        read_image(tmp_path / "nothing.png")
+
+
+def test_absurd_sizes_are_refused_before_decoding(tmp_path):
+    path = tmp_path / "bomb.png"
+    Image.new("1", (30000, 30000)).save(path)
+    with pytest.raises(ImageError, match="too large to be a photo"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("ending", ["png", "PNG", "webp", "bmp", "tif", "jpg"])
+def test_write_and_read(tmp_path, ending):
+    path = tmp_path / "new" / f"x.{ending}"
+    write_image(path, PHOTO)
+    difference = np.abs(read_image(path).astype(int) - PHOTO).max()
+    assert difference <= (6 if ending == "jpg" else 0)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    if ending == "jpg":
+        with Image.open(path) as image:
+            assert image.layer[0][1:3] == image.layer[1][1:3] == (1, 1)  # 4:4:4
+            assert max(image.quantization[0]) == 12  # quality 95
+
+
+def test_rounding():
+    values = np.array([-1, 0, 0.9999 / 255, 0.5, 1, 2], np.float32)
+    assert images.to_uint8(values).tolist() == [0, 0, 0, 127, 255, 255]
+    assert images.to_uint8(values, "nearest").tolist() == [0, 0, 1, 128, 255, 255]
