@@ -127,7 +127,7 @@ def test_g_step_changes_only_bnet_and_ednet_and_u_and_v():
 
 
 def test_spectral_norm_quirk_gives_other_gradients_than_three_backwards():
-    """One backward after three calls takes u and v of the last call; the golden rows pin it, this shows that it acts."""
+    """One backward after three calls takes u and v of the last call; the golden rows pin it, this shows it."""
 
     def gradient(separate):
         torch.manual_seed(1)

@@ -20,30 +20,9 @@ from for_syn import train_syn_joint
 from tests.conftest import photo
 from tests.golden import ROOT
 
-SMALL = [
-    "--stage",
-    "1",
-    "--patchSize",
-    "16",
-    "--nz",
-    "4",
-    "--nef",
-    "2",
-    "--ndf",
-    "4",
-    "--batchSize",
-    "2",
-    "--iters_per_epoch",
-    "6",
-    "--save_every",
-    "2",
-    "--workers",
-    "0",
-    "--use_gpu",
-    "false",
-    "--n_dis",
-    "2",
-]
+# A tiny network on tiny crops: ten steps a second, all the machinery.
+NETWORKS = ["--stage", "1", "--patchSize", "16", "--nz", "4", "--nef", "2", "--ndf", "4", "--batchSize", "2"]
+SMALL = [*NETWORKS, *"--iters_per_epoch 6 --save_every 2 --workers 0 --use_gpu false --n_dis 2".split()]
 
 
 def arguments(data, model, *more, seed=5):
@@ -186,7 +165,10 @@ def test_a_second_run_in_the_same_folder_is_refused(pairs_folder, tmp_path):
     pytest.importorskip("fcntl")
     model = tmp_path / "model"
     model.mkdir()
-    hold = f"import fcntl,time; f=open({str(model / '.lock')!r},'w'); fcntl.lockf(f,fcntl.LOCK_EX); print(1,flush=True); time.sleep(60)"
+    hold = (
+        f"import fcntl, time; file = open({str(model / '.lock')!r}, 'w'); fcntl.lockf(file, fcntl.LOCK_EX); "
+        "print(1, flush=True); time.sleep(60)"
+    )
     other = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE)
     try:
         other.stdout.readline()

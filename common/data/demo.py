@@ -130,9 +130,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=cli.seed, default=0, help="of the rain")
     args: argparse.Namespace = parser.parse_args(argv)
     psnrs = make_set(Path(args.out), args.seed)
-    print(
-        f"{len(TRAIN)} training photos, {len(TEST)} test photos; rainy test images at {min(psnrs):.1f} to {max(psnrs):.1f} dB"
-    )
+    print(f"{len(TRAIN)} training photos, {len(TEST)} test photos of scikit-image with procedural rain in {args.out}")
+    print(f"rainy test images: {min(psnrs):.1f} to {max(psnrs):.1f} dB PSNR (RGB)")
     return 0
 
 

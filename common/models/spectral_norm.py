@@ -16,7 +16,7 @@ class SpectralNorm(nn.Module):
     """A convolution whose weight is divided by its largest singular value.
 
     Args:
-        conv: the convolution; its ``weight`` becomes ``weight_bar`` (raw), ``weight_u`` and ``weight_v`` (unit vectors).
+        conv: the convolution; its ``weight`` becomes ``weight_bar`` (raw), ``weight_u``, ``weight_v`` (unit vectors).
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:

@@ -257,7 +257,7 @@ def open_run(args: argparse.Namespace, script: str, prefixes: tuple[str, ...]) -
     lock = run.model_dir / ".lock"
     try:
         run.model_dir.mkdir(parents=True, exist_ok=True)
-        file = open(lock, "w")
+        file = open(lock, "w")  # noqa: SIM115 (open as long as the run)
     except OSError as error:
         raise UserError(f"--model_dir: {run.model_dir} can't be written to ({error.strerror})") from None
     try:
@@ -266,7 +266,7 @@ def open_run(args: argparse.Namespace, script: str, prefixes: tuple[str, ...]) -
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process: workers do not inherit it
             except OSError:
                 raise UserError(
-                    f"--model_dir: another run trains in {run.model_dir} right now; wait for it or choose another folder"
+                    f"--model_dir: another run trains in {run.model_dir} right now; wait for it or take another folder"
                 ) from None
         run.resolve()
         yield run

@@ -1,0 +1,95 @@
+"""Results as a picture: rainy, derained and clean side by side, with generated rain below.
+
+python -m common.evaluation.report --rainy RAIN --derained OUT --clean NORAIN --netED ED_state_N.pt --out sheet.png
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from common import cli
+from common.data.images import read_image, to_uint8, write_image
+from common.data.pairs import find_pairs
+from common.models import EDNet
+from common.training.checkpoint import load_weights
+
+GAP, LABEL = 6, 22  # px
+
+
+def row(images: list[np.ndarray], labels: list[str], width: int) -> np.ndarray:
+    """Images of equal height side by side, centred in ``width`` px, a line of text above each.
+
+    Args:
+        images: (H, W_i, 3) uint8.
+        labels: as many as images; empty ones for none.
+
+    Returns:
+        (H + 22, width, 3) uint8, white where nothing is.
+    """
+    height = max(image.shape[0] for image in images)
+    sheet = Image.new("RGB", (width, height + LABEL), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    x = (width - sum(image.shape[1] for image in images) - GAP * (len(images) - 1)) // 2
+    for image, label in zip(images, labels, strict=True):
+        draw.text((x, 3), label, "black", font)
+        sheet.paste(Image.fromarray(image), (x, LABEL))
+        x += image.shape[1] + GAP
+    return np.asarray(sheet)
+
+
+def sheet(rows: list[tuple[list[np.ndarray], list[str]]]) -> np.ndarray:
+    """Rows of (images, labels) below each other; see ``row``."""
+    width = max(sum(image.shape[1] + GAP for image in images) for images, _ in rows) + GAP
+    lines = [row(images, labels, width) for images, labels in rows]
+    return np.concatenate(lines)
+
+
+def generated(netED: EDNet, number: int, seed: int, scale: int) -> list[np.ndarray]:
+    """Rain layers of random codes as (p * scale, p * scale, 3) uint8."""
+    codes = torch.randn(number, netED.nz, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        rain = netED.sample(codes).permute(0, 2, 3, 1).numpy()
+    return [to_uint8(layer.repeat(scale, 0).repeat(scale, 1), "nearest") for layer in rain]
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.Parser(__doc__)
+    for flag, text in (("--rainy", "rainy images"), ("--derained", "derained images"), ("--clean", "clean images")):
+        parser.add_path(flag, required=True, help=f"folder of {text}, paired by name")
+    parser.add_path("--netED", help="weights of the generator, for a row of generated rain")
+    parser.add_argument("--patchSize", type=cli.patch_size, default=64, help="patch of the generator")
+    parser.add_argument("--nz", type=cli.positive_int, default=128, help="length of its rain code")
+    parser.add_argument("--nef", type=cli.positive_int, default=32, help="its width")
+    parser.add_argument("--number", type=cli.positive_int, default=4, help="images to show, the first by name")
+    parser.add_path("--out", required=True, help="the picture to write (.png or .jpg)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    if Path(args.out).suffix.lower() not in (".png", ".jpg"):
+        raise cli.UserError(f"--out: {args.out} must end in .png or .jpg")
+    derained = {pair.name: pair.clean for pair in find_pairs(args.rainy, args.derained, "--rainy, --derained")[0]}
+    rows = []
+    for pair in find_pairs(args.rainy, args.clean, "--rainy, --clean")[0][: args.number]:
+        images = [read_image(path) for path in (pair.rainy, derained[pair.name], pair.clean)]
+        eight = [image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8) for image in images]
+        rows.append((eight, [f"{pair.name}: rainy", "derained", "clean"]))
+    if args.netED:
+        netED = EDNet(nz=args.nz, nef=args.nef, patch_size=args.patchSize)
+        load_weights(netED, args.netED, "ED", "--netED")
+        wide = sum(image.shape[1] + GAP for image in rows[0][0])
+        scale = max(1, 128 // args.patchSize)
+        count = max(1, wide // (args.patchSize * scale + GAP))
+        rows.append((generated(netED, count, 0, scale), ["generated rain", *[""] * (count - 1)]))
+    write_image(Path(args.out), sheet(rows))
+    print(f"picture: {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
