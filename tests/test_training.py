@@ -22,7 +22,8 @@ from tests.golden import ROOT
 
 # A tiny network on tiny crops: ten steps a second, all the machinery.
 NETWORKS = ["--stage", "1", "--patchSize", "16", "--nz", "4", "--nef", "2", "--ndf", "4", "--batchSize", "2"]
-SMALL = [*NETWORKS, *"--iters_per_epoch 6 --save_every 2 --workers 0 --use_gpu false --n_dis 2".split()]
+HABITS = ["--iters_per_epoch", "6", "--save_every", "2", "--workers", "0", "--use_gpu", "false", "--n_dis", "2"]
+SMALL = [*NETWORKS, *HABITS]
 
 
 def arguments(data, model, *more, seed=5):

@@ -40,8 +40,11 @@ def luma(rgb: np.ndarray) -> np.ndarray:
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB of two arrays in [0, 1], over all elements; inf where they are equal."""
-    mse = np.mean(np.square(a - b, dtype=np.float64))
-    return float(10 * np.log10(1 / mse)) if mse > 0 else math.inf
+    return _psnr(float(np.mean(np.square(a - b, dtype=np.float64))))
+
+
+def _psnr(mse: float) -> float:
+    return -10 * math.log10(mse) if mse > 0 else math.inf
 
 
 def _downsample(y: np.ndarray) -> np.ndarray:
@@ -76,9 +79,14 @@ def score(image: np.ndarray, clean: np.ndarray) -> Scores:
     """
     if image.shape != clean.shape:
         raise ValueError(f"sizes differ: {image.shape} and {clean.shape}")
-    image, clean = to_float(image, np.float64), to_float(clean, np.float64)
-    y_image, y_clean = luma(image), luma(clean)
-    return Scores(psnr(y_image, y_clean), ssim(y_image, y_clean), psnr(image, clean))
+    y_image, y_clean, squares = [], [], 0.0
+    for start in range(0, len(image), 256):  # a large photo in doubles would need gigabytes
+        a, b = (to_float(x[start : start + 256], np.float64) for x in (image, clean))
+        y_image.append(luma(a))
+        y_clean.append(luma(b))
+        squares += float(np.sum((a - b) ** 2))
+    y_image, y_clean = np.concatenate(y_image), np.concatenate(y_clean)
+    return Scores(psnr(y_image, y_clean), ssim(y_image, y_clean), _psnr(squares / image.size))
 
 
 def mean(scores: list[Scores]) -> Scores:

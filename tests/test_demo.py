@@ -1,0 +1,80 @@
+"""The demo's procedural rain and its picture."""
+
+import numpy as np
+import pytest
+import torch
+
+from common.data import demo
+from common.data.images import read_image
+from common.errors import UserError
+from common.evaluation import report
+from common.models import EDNet
+
+
+def measured_angle(image):
+    """Degrees from vertical of the main axis, positive where the lower end lies to the right."""
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]]
+    x, y = x - np.average(x, weights=image), y - np.average(y, weights=image)
+    covariance = np.cov(np.stack([x.ravel(), y.ravel()]), aweights=image.ravel())
+    axis = np.linalg.eigh(covariance)[1][:, 1]
+    return np.degrees(np.arctan2(axis[0] * np.sign(axis[1]), abs(axis[1])))
+
+
+@pytest.mark.parametrize("angle", [-30, 0, 12])
+def test_streaks_lean_as_asked(angle):
+    kernel = demo.streak_kernel(angle, 25, 2, 0.5)
+    assert kernel.max() == 1 and kernel.min() == 0
+    assert measured_angle(kernel) == pytest.approx(angle, abs=1)
+
+
+def test_length_and_width_of_a_streak():
+    kernel = demo.streak_kernel(0, 21, 3, 0)
+    middle = kernel.shape[0] // 2
+    assert kernel[middle].sum() == pytest.approx(3, abs=0.1) and kernel[:, middle].sum() == pytest.approx(20, abs=1.5)
+
+
+def test_layers_are_seeded_bounded_and_as_dense_and_bright_as_asked():
+    one, again, other = (demo.rain_layer((200, 150), seed) for seed in (1, 1, 2))
+    assert np.array_equal(one, again) and not np.array_equal(one, other)
+    assert one.shape == (200, 150, 1) and one.min() >= 0 and one.max() <= 1
+    light, heavy = (np.mean(demo.rain_layer((300, 300), 0, density=d) > 0.02) for d in (0.05, 0.2))
+    assert 0.03 < light < 0.09 and 0.12 < heavy < 0.3
+    dim, bright = (demo.rain_layer((300, 300), 0, brightness=b).max() for b in (0.1, 0.4))
+    assert bright > 2 * dim
+
+
+def test_rain_is_added_and_clipped_and_leaves_the_rest_alone():
+    clean = np.full((40, 40, 3), 200, np.uint8)
+    layer = demo.rain_layer((40, 40), 0, brightness=0.5)
+    rainy = demo.add_rain(clean, layer)
+    assert rainy.max() == 255 and np.array_equal(rainy[layer[..., 0] == 0], clean[layer[..., 0] == 0])
+
+
+def test_the_set_is_split_by_photo_and_its_rain_is_light_to_medium(tmp_path, capsys):
+    assert demo.main(["--out", str(tmp_path), "--seed", "3"]) == 0
+    names = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.png")}
+    assert "train/rain/astronaut_v04.png" in names and "test/norain/chelsea.png" in names
+    assert not any(name.startswith("train") and test in name for name in names for test in demo.TEST)
+    assert len(names) == 2 * (4 * len(demo.TRAIN) + len(demo.TEST))
+    assert all(20 < value < 27 for value in demo.make_set(tmp_path))  # the seed of `make demo`
+    assert "dB PSNR" in capsys.readouterr().out
+
+
+def test_the_picture(tmp_path, capsys):
+    demo.make_set(tmp_path, rains=1)
+    rainy, clean = tmp_path / "test" / "rain", tmp_path / "test" / "norain"
+    torch.save(EDNet(nz=4, nef=2, patch_size=16).state_dict(), tmp_path / "ED.pt")
+    flags = ["--rainy", str(rainy), "--derained", str(rainy), "--clean", str(clean), "--out", str(tmp_path / "x.png")]
+    assert (
+        report.main([*flags, "--netED", str(tmp_path / "ED.pt"), "--patchSize", "16", "--nz", "4", "--nef", "2"]) == 0
+    )
+    picture = read_image(tmp_path / "x.png")
+    first = read_image(rainy / "chelsea.png")
+    assert f"picture: {tmp_path / 'x.png'}" in capsys.readouterr().out
+    assert picture.shape[1] >= 3 * first.shape[1] and picture.shape[0] > 2 * first.shape[0] + 128
+    middle = picture.shape[1] // 2  # the derained photo of the first row
+    part = picture[report.LABEL : report.LABEL + first.shape[0], middle - 100 : middle + 100]
+    centre = first.shape[1] // 2
+    assert any(np.array_equal(part, first[:, centre - 100 + d : centre + 100 + d]) for d in range(-8, 9))
+    with pytest.raises(UserError, match=r"--out: \S+ must end in"):
+        report.main([*flags[:-1], str(tmp_path / "x.gif")])
