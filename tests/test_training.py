@@ -355,7 +355,7 @@ def test_ledger_counts_each_kind_of_step_by_itself():
     for step in range(3):
         losses = {"mse": torch.tensor(float(step))}
         ledger.add(losses | ({"kl": torch.tensor(4.0)} if step == 0 else {}), step)
-    assert ledger.means() == {"mse": 1.0, "kl": 4.0} and ledger.last()["mse"] == 2.0
+    assert ledger.means() == {"mse": 1.0, "kl": 4.0} and ledger.last() == {"mse": 2.0, "kl": 4.0}
     again = Ledger(ledger.sums())
     again.add({"mse": torch.tensor(3.0)}, 3)
     assert again.means() == {"mse": 1.5, "kl": 4.0}

@@ -109,11 +109,11 @@ def make_set(out: Path, seed: int = 0, rains: int = 4) -> list[float]:
                 layer = rain_layer(
                     clean.shape[:2],
                     int(rng.integers(2**31)),
-                    angle=rng.uniform(-20, 20),
-                    length=rng.uniform(16, 26),
-                    width=rng.uniform(1.0, 1.8),
-                    density=rng.uniform(0.08, 0.16),
-                    brightness=rng.uniform(0.25, 0.4),
+                    angle=rng.uniform(6, 14),
+                    length=rng.uniform(16, 24),
+                    width=rng.uniform(1.4, 2),
+                    density=rng.uniform(0.08, 0.14),
+                    brightness=rng.uniform(0.35, 0.45),
                 )
                 rainy = add_rain(clean, layer)
                 file = f"{name}_v{version + 1:02d}.png" if versions > 1 else f"{name}.png"

@@ -48,12 +48,13 @@ def sheet(rows: list[tuple[list[np.ndarray], list[str]]]) -> np.ndarray:
     return np.concatenate(lines)
 
 
-def generated(netED: EDNet, number: int, seed: int, scale: int) -> list[np.ndarray]:
-    """Rain layers of random codes as (p * scale, p * scale, 3) uint8."""
+def generated(netED: EDNet, number: int, seed: int, scale: int) -> tuple[list[np.ndarray], float]:
+    """Rain layers of random codes as (p * scale, p * scale, 3) uint8, and how much brighter they are shown."""
     codes = torch.randn(number, netED.nz, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         rain = netED.sample(codes).permute(0, 2, 3, 1).numpy()
-    return [to_uint8(layer.repeat(scale, 0).repeat(scale, 1), "nearest") for layer in rain]
+    gain = float(np.clip(0.8 / max(np.quantile(rain, 0.995), 1e-6), 1, 10).round(1))  # faint rain would not be seen
+    return [to_uint8(gain * layer.repeat(scale, 0).repeat(scale, 1), "nearest") for layer in rain], gain
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -85,7 +86,9 @@ def main(argv: list[str] | None = None) -> int:
         wide = sum(image.shape[1] + GAP for image in rows[0][0])
         scale = max(1, 128 // args.patchSize)
         count = max(1, wide // (args.patchSize * scale + GAP))
-        rows.append((generated(netED, count, 0, scale), ["generated rain", *[""] * (count - 1)]))
+        rain, gain = generated(netED, count, 0, scale)
+        label = f"generated rain, {gain:g}x brighter" if gain > 1 else "generated rain"
+        rows.append((rain, [label, *[""] * (count - 1)]))
     write_image(Path(args.out), sheet(rows))
     print(f"picture: {args.out}")
     return 0

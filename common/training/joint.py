@@ -55,7 +55,7 @@ def d_step(
     loss = d_real + d_fake + lambda_gp * gp
     loss.backward()
     optD.step()
-    return {"d_real": d_real.detach(), "d_fake": d_fake.detach(), "gp": gp.detach(), "loss_D": loss.detach()}
+    return {"loss_D": loss.detach(), "d_real": d_real.detach(), "d_fake": d_fake.detach(), "gp": gp.detach()}
 
 
 def g_step(
@@ -89,7 +89,7 @@ def g_step(
     loss.backward(inputs=[*netDerain.parameters(), *netED.parameters()])  # none for the weights of D
     optDerain.step()
     optED.step()
-    return {"g_adv": g_adv.detach(), "kl_z": kl_z.detach(), "kl_b": kl_b.detach(), "loss_G": loss.detach()}
+    return {"loss_G": loss.detach(), "g_adv": g_adv.detach(), "kl_z": kl_z.detach(), "kl_b": kl_b.detach()}
 
 
 def train_joint(

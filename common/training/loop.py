@@ -43,7 +43,7 @@ class Ledger:
         kind = self.kinds.setdefault(tuple(losses), {"total": torch.zeros_like(now), "steps": 0})
         kind["total"] = kind["total"].to(now.device) + now
         kind["steps"] += 1
-        kind["last"] = now
+        kind["last"], kind["at"] = now, step
         first_bad = kind.get("bad_step", torch.full((), -1, device=now.device))
         new = (first_bad < 0) & ~torch.isfinite(now).all()
         kind["bad_step"] = torch.where(new, step, first_bad)
@@ -70,8 +70,7 @@ class Ledger:
 
     def last(self) -> dict[str, float]:
         """The newest value of every loss; waits for the device."""
-        kinds = [k for k in self.kinds.items() if "last" in k[1]]
-        kinds.sort(key=lambda item: len(item[0]), reverse=True)
+        kinds = sorted(((k, v) for k, v in self.kinds.items() if "last" in v), key=lambda item: item[1]["at"])
         return {name: value for names, kind in kinds for name, value in zip(names, kind["last"].tolist(), strict=True)}
 
     def means(self) -> dict[str, float]:
