@@ -8,14 +8,14 @@ DEMO := demo
 .PHONY: demo test lint clean
 
 # Small settings, so that it ends within minutes on a CPU; the scripts' own defaults are the paper's.
-NET := --stage 3 --use_gpu false
+NET := --stage 2 --use_gpu false
 ED := --patchSize 32 --nz 32 --nef 16
 demo: $(VENV)/run-ready
 	@echo "== 1/4 free data: photos of scikit-image with procedural rain (no download)"
 	$(BIN)/python -m common.data.demo --out $(DEMO)/data
 	@echo "== 2/4 joint training in small: fewer stages, small crops, narrow networks, higher rates than the paper's"
 	$(BIN)/python for_syn/train_syn_joint.py $(NET) --data_path $(DEMO)/data/train/rain --gt_path $(DEMO)/data/train/norain \
-	  $(ED) --batchSize 8 --niter 4 --iters_per_epoch 300 --milestone 3 --n_dis 3 --lrDerain 2e-3 --lrED 5e-4 --lrD 5e-4 \
+	  $(ED) --ndf 32 --batchSize 8 --niter 4 --iters_per_epoch 250 --milestone 3 --n_dis 3 --lrDerain 2e-3 --lrED 5e-4 --lrD 5e-4 \
 	  --manualSeed 1 --workers 1 --model_dir $(DEMO)/models --log_dir $(DEMO)/logs --overwrite
 	@echo "== 3/4 remove rain from the test photos and measure"
 	$(BIN)/python for_syn/test_syn_joint.py $(NET) --netDerain $(DEMO)/models/DerainNet_state_4.pt \

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 done in part or stopped by trouble, 2 a mistake in the inp
 """
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -161,26 +162,35 @@ def loop_settings(args: argparse.Namespace) -> dict:
     return {name: getattr(args, name) for name in names} | {"batch_size": args.batchSize}
 
 
+def _complain(text: str) -> None:
+    with contextlib.suppress(OSError):  # whoever read it is gone
+        print(text, file=sys.stderr)
+
+
 def run(main: Callable[[], int | None]) -> int:
     """Run a script's main and turn errors that the user can mend into one message and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # file names may hold anything
     try:
         return main() or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt as error:
-        print(f"\n{str(error) or 'stopped by Ctrl-C'}", file=sys.stderr)
+        _complain(f"\n{str(error) or 'stopped by Ctrl-C'}")
         return 130
     except BrokenPipeError:  # | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}; check the path, its permissions and the disk", file=sys.stderr)
+        _complain(f"error: {where}{error.strerror or error}; check the path, its permissions and the disk")
         return 2
-    except RuntimeError as error:
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        text = str(error) or "out of memory"
+        if isinstance(error, RuntimeError) and "out of memory" not in text and "can't allocate memory" not in text:
             raise
-        advice = "Use a smaller --batchSize or --patchSize for training, a smaller --tile for deraining."
-        print(f"error: out of memory ({str(error).splitlines()[0]}). {advice}", file=sys.stderr)
+        advice = "Use a smaller --batchSize, --patchSize or network for training, a smaller --tile for deraining."
+        _complain(f"error: out of memory ({text.splitlines()[0]}). {advice}")
         return 1

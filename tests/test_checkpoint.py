@@ -73,7 +73,7 @@ def test_another_size_names_the_keys_and_shapes(tmp_path):
 
 
 def test_what_is_no_state_dict(tmp_path):
-    for content in ([1, 2], {"a": 1}, {"state_dict": {"x": torch.ones(1)}}, torch.ones(2)):
+    for content in ([1, 2], {"a": 1}, {0: torch.ones(1)}, {"state_dict": {"x": torch.ones(1)}}, torch.ones(2)):
         torch.save(content, tmp_path / "x.pt")
         with pytest.raises(UserError, match="this is no state dict .*Expected: a joint derainer"):
             load_weights(Derain(1), tmp_path / "x.pt", "joint", "--net")

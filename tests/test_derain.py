@@ -1,6 +1,8 @@
 """Deraining as a user meets it: the published numbers, any size, any format, tiles, and every refusal."""
 
 import csv
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,8 +189,43 @@ def test_unreadable_images_are_named_and_the_rest_is_done(tmp_path, run, pairs_f
     broken.write_bytes(broken.read_bytes()[:200])
     assert run("--data_path", pairs_folder / "rain", "--gt_path", pairs_folder / "norain") == 1
     out, err = capsys.readouterr()
-    assert "3 images derained" in out and "1 of 4 images could not be derained" in err and "10.png: can't be" in err
+    assert (
+        "3 images derained" in out
+        and "1 of 4 images could not be derained or measured" in err
+        and "10.png: can't be" in err
+    )
     assert list(table(tmp_path / "out")) == ["8.png", "9.png", "11.png", "mean"]
+
+
+def test_broken_ground_truth_costs_its_own_row_only(tmp_path, run, pairs_folder, capsys):
+    broken = pairs_folder / "norain" / "10.png"
+    broken.write_bytes(broken.read_bytes()[:200])  # the header is whole
+    assert run("--data_path", pairs_folder / "rain", "--gt_path", pairs_folder / "norain") == 1
+    out, err = capsys.readouterr()
+    assert "4 images derained" in out and "norain/10.png: can't be decoded" in err
+    assert list(table(tmp_path / "out")) == ["8.png", "9.png", "11.png", "mean"]
+
+
+def test_a_write_error_is_not_taken_for_a_bad_input(tmp_path, run, pairs_folder):
+    (pairs_folder / "rain_out").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match=r"rain_out/8.png: can't be written"):
+        run("--data_path", pairs_folder / "rain", "--save_path", pairs_folder / "rain_out")
+
+
+def test_odd_names(tmp_path, run, capsys):
+    folder = os.fsencode(tmp_path / "odd")
+    os.mkdir(folder)
+    for name in (b"a b.png", b"-x.png", b"\xff.png", "1\u00b2.png".encode(), b"[1].png", b"new\nline.png"):
+        write_image(Path(os.fsdecode(os.path.join(folder, name))), photo(12, 12, 0))
+    os.mkfifo(os.path.join(folder, b"pipe.png"))
+    (tmp_path / "odd" / "gone.png").symlink_to("nowhere")
+    gt = ["--gt_path", tmp_path / "odd"]
+    assert run("--data_path", tmp_path / "odd") == 1
+    assert "2 of 8 images" in (err := capsys.readouterr().err) and "pipe.png: is no file" in err and "gone.png" in err
+    for name in ("pipe.png", "gone.png"):
+        (tmp_path / "odd" / name).unlink()
+    assert run("--data_path", tmp_path / "odd", *gt) == 0
+    assert (tmp_path / "out" / "metrics.csv").exists()
 
 
 def test_ground_truth_is_checked_before_any_work(tmp_path, run, pairs_folder):
@@ -211,6 +248,10 @@ def test_paths_that_can_not_be(tmp_path, run, pairs_folder):
             run("--data_path", rain, "--save_path", save)
     with pytest.raises(UserError, match="--save_path: .* is the folder of --gt_path"):
         run("--data_path", rain, "--gt_path", norain, "--save_path", norain)
+    for name in ("8.png", "9.png"):
+        write_image(tmp_path / "here" / name, photo(24, 20, 0))
+    with pytest.raises(UserError, match=r"--save_path: \S+8.png is an input file and would be overwritten"):
+        run("--data_path", rain / "8.png", "--gt_path", tmp_path / "here" / "8.png", "--save_path", tmp_path / "here")
     with pytest.raises(UserError, match=r"--data_path: there is no \S+nothing. Put the rainy test images of Rain100L"):
         run("--data_path", tmp_path / "nothing")
     (tmp_path / "empty").mkdir()

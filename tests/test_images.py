@@ -78,7 +78,7 @@ def test_what_is_no_image(tmp_path):
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty.jpg").write_text("")
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(ImageError, match=r"text.png: can't be read .*not PNG, JPEG"):
+    with pytest.raises(ImageError, match=r"text.png: can't be read .*not a PNG, JPEG"):
         read_image(tmp_path / "text.png")
     with pytest.raises(ImageError, match=r"empty.jpg"):
         image_size(tmp_path / "empty.jpg")

@@ -75,7 +75,7 @@ def test_command_prints_the_table(tmp_path, capsys):
     assert float(lines[-1].split(",")[3]) == pytest.approx(np.mean(finite), abs=1e-5)
 
 
-def test_mismatches_are_named_before_any_work(tmp_path):
+def test_mismatches_are_named_before_any_work(tmp_path, capsys):
     arguments = ["--pred", f"{tmp_path}/pred", "--gt", f"{tmp_path}/gt"]
     with pytest.raises(UserError, match="--pred: .*pred is not a folder"):
         metrics.main(arguments)
@@ -90,6 +90,14 @@ def test_mismatches_are_named_before_any_work(tmp_path):
     save(tmp_path / "gt", "b.png", 1)
     with pytest.raises(UserError, match="1 of 2 .*(.|\n)*a.png is 20x16, .*a.png is 20x17"):
         metrics.main(arguments)
+    save(tmp_path / "gt", "a.png", 1)
+    save(tmp_path / "gt", "more.png", 1)
+    assert metrics.main(arguments) == 0 and "1 images of --gt have no result" in capsys.readouterr().out
+    whole = (tmp_path / "gt" / "b.png").read_bytes()
+    (tmp_path / "gt" / "b.png").write_bytes(whole[:-30])  # the header is whole
+    assert metrics.main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert "a.png" in out and "b.png: can't be decoded" in err
     (tmp_path / "gt" / "b.png").write_text("no image")
-    with pytest.raises(UserError, match="2 of 2(.|\n)*b.png: can't be read as an image"):
+    with pytest.raises(UserError, match="1 of 2(.|\n)*b.png: can't be read as an image"):
         metrics.main(arguments)

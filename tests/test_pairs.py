@@ -106,6 +106,12 @@ def test_crops_reach_every_place_and_are_the_same_in_both(tmp_path):  # T8
 
 
 def test_every_image_is_shown_equally_often():
-    order = [sample for _, sample in CropSampler(12, 0, 1, 3)]
-    assert len(order) == 36 and all(sorted(order[i : i + 12]) == list(range(12)) for i in (0, 12, 24))
-    assert order[:12] != order[12:24]
+    order = [n for _, n in CropSampler(12, 0, 1, 3)]
+    assert all(sorted(order[i : i + 12]) == list(range(i, i + 12)) for i in (0, 12, 24)) and len(order) == 36
+    assert order[:12] != [n - 12 for n in order[12:24]]
+
+
+def test_an_epoch_that_is_shorter_than_the_set_goes_on_where_the_last_one_ended(pairs_folder):
+    pairs, _ = find_pairs(pairs_folder / "rain", pairs_folder / "norain", "a, b")
+    seen = [n % len(pairs) for _, n in CropSampler(2, 0, 1, 4)]
+    assert sorted(seen) == [0, 0, 1, 1, 2, 2, 3, 3]

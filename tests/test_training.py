@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -117,7 +118,9 @@ def test_resume_equals_uninterrupted(pairs_folder, whole, tmp_path):  # T5
 
 def start(data, model, *more):
     command = [sys.executable, "for_syn/train_syn_joint.py", *arguments(data, model, *more)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
 
 
 def wait_for(model, position, process):
@@ -148,18 +151,104 @@ def test_killed_within_an_epoch_and_resumed(pairs_folder, whole, tmp_path, capsy
     assert_same_run(whole, model)
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(pairs_folder, whole, tmp_path):
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM to all", "Ctrl-C without a reader"])
+def test_a_signal_saves_and_says_how_to_go_on(pairs_folder, whole, tmp_path, how):
     model = tmp_path / "stopped"
     process = start(pairs_folder, model, "--niter", 10000, "--workers", 1)
     wait_for(model, (1, 0), process)
-    process.send_signal(signal.SIGINT)
-    printed = process.communicate(timeout=60)[0]
-    assert process.returncode == 130
-    assert "stopped and saved after" in printed and f"--model_dir {model} --resume -1" in printed
-    assert "Traceback" not in printed
-    if load(model / "train_state_last.pt")["epoch"] < 3:
+    if how == "SIGTERM to all":  # as timeout, systemd and cluster schedulers do, workers included
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        if how == "Ctrl-C without a reader":  # | tee, ended by the same Ctrl-C
+            process.stdout.close()
+        process.send_signal(signal.SIGINT)
+    if how == "Ctrl-C without a reader":
+        assert process.wait(timeout=60) == 130
+    else:
+        printed = process.communicate(timeout=60)[0]
+        assert process.returncode == 130
+        assert "stopped and saved after" in printed and f"--model_dir {model} --resume -1" in printed
+        assert "Traceback" not in printed
+    state = load(model / "train_state_last.pt")
+    assert state["step"] > 0 or state["epoch"] > 0
+    if state["epoch"] < 3:
         resume(model, "--resume", -1, "--niter", 3)
         assert_same_run(whole, model)
+
+
+def test_a_worker_that_dies(pairs_folder, tmp_path, monkeypatch):
+    real = joint.d_step
+
+    def d_step(*args):
+        for child in multiprocessing.active_children():
+            child.kill()
+        time.sleep(0.2)
+        return real(*args)
+
+    monkeypatch.setattr(joint, "d_step", d_step)
+    with pytest.raises(TrainingStopped, match=r"a worker that reads the images died .*No state was saved before"):
+        train(pairs_folder, tmp_path / "model", "--niter", 900, "--workers", 1)
+
+
+def test_logs_that_can_not_be_written_do_not_stop_training(pairs_folder, tmp_path, monkeypatch, capsys):
+    from common.training import log
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(log.os, "replace", lambda a, b: full() if str(b).endswith(".csv") else os.rename(a, b))
+    real = log.Log._event
+    monkeypatch.setattr(log.Log, "_event", lambda self, step, **x: full() if step > 2 else real(self, step, **x))
+    train(pairs_folder, tmp_path / "model", "--niter", 2, "--log_every", 1)
+    assert capsys.readouterr().err.count("can't be written to (No space left on device)") == 1
+    assert (tmp_path / "model" / "ED_state_2.pt").exists()
+
+
+def test_a_failure_in_validation_does_not_lose_the_epoch(pairs_folder, tmp_path, monkeypatch):
+    def fail(*args):
+        raise UserError("broken")
+
+    val = ["--val_data_path", pairs_folder / "rain", "--val_gt_path", pairs_folder / "norain"]
+    model = tmp_path / "model"
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="broken"):
+        patch.setattr(train_syn_joint, "validate", fail)
+        train(pairs_folder, model, "--niter", 2, *val)
+    state = load(model / "train_state_last.pt")
+    assert (state["epoch"], state["step"]) == (0, 6)
+    resume(model, "--resume", -1)
+    train(pairs_folder, tmp_path / "other", "--niter", 2, *val)
+    a, b = (load(folder / "train_state_last.pt") for folder in (model, tmp_path / "other"))
+    assert same(a["nets"], b["nets"]) and a["best"] == b["best"]
+    assert same(load(model / "DerainNet_best.pt"), load(tmp_path / "other" / "DerainNet_best.pt"))
+
+
+def test_logs_of_another_run_are_not_mixed(pairs_folder, whole, tmp_path):
+    before = (tmp_path / "whole_logs" / "log.csv").read_bytes()
+    with pytest.raises(UserError, match="--log_dir: .*whole_logs holds the log of another run"):
+        train(pairs_folder, tmp_path / "new", "--log_dir", tmp_path / "whole_logs")
+    assert (tmp_path / "whole_logs" / "log.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("flag", ["--model_dir", "--log_dir"])
+def test_input_folders_are_not_written_to(pairs_folder, tmp_path, flag):
+    with pytest.raises(UserError, match=rf"{flag}: \S+ lies in the input folder --gt_path"):
+        train(pairs_folder, tmp_path / "model", flag, pairs_folder / "norain" / "x")
+    assert not (pairs_folder / "norain" / "x").exists()
+
+
+def test_going_back_leaves_the_newer_branch_behind(pairs_folder, whole, capsys):
+    resume(whole, "--resume", 2, "--niter", 3)
+    assert "left_state_*.pt" in capsys.readouterr().out and (whole / "left_state_last.pt").exists()
+    resume(whole, "--resume", -1, "--niter", 4)
+    train(pairs_folder, whole, "--niter", 1, "--overwrite", "--milestone", 9)
+    assert not (whole / "left_state_last.pt").exists()
+
+
+def test_other_data_on_resume_are_noticed(pairs_folder, whole, capsys):
+    for folder in ("rain", "norain"):
+        (pairs_folder / folder / "9.png").unlink()
+    resume(whole, "--resume", -1, "--niter", 4)
+    assert "resume: other data than before (4 pairs, " in capsys.readouterr().out
 
 
 def test_a_second_run_in_the_same_folder_is_refused(pairs_folder, tmp_path):
@@ -321,8 +410,9 @@ def test_a_file_that_vanishes_during_training(pairs_folder, tmp_path, monkeypatc
         return real(*args)
 
     monkeypatch.setattr(joint, "d_step", d_step)
-    with pytest.raises(TrainingStopped, match=r"^\S*9.png: no such file$"):
+    with pytest.raises(TrainingStopped, match=r"^\S*9.png: no such file. The last good state is"):
         train(pairs_folder, tmp_path / "model", "--niter", 9, "--workers", 1)
+    assert load(tmp_path / "model" / "train_state_last.pt")["step"] > 0
 
 
 @pytest.mark.parametrize("patch", [32, 64])

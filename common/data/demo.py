@@ -19,7 +19,7 @@ from common.evaluation.metrics import psnr
 
 TRAIN = ("astronaut", "rocket", "motorcycle", "camera", "grass", "gravel")
 TEST = ("chelsea", "coffee")
-LONG_SIDE = 384  # px; small, so that decoding costs little
+LONG_SIDE = {"train": 240, "test": 384}  # px; small, so that decoding costs little
 
 
 def streak_kernel(angle: float, length: float, width: float, blur: float) -> np.ndarray:
@@ -77,15 +77,15 @@ def add_rain(clean: np.ndarray, layer: np.ndarray) -> np.ndarray:
     return to_uint8(to_float(clean) + layer, "nearest")
 
 
-def photos(names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Photos out of scikit-image as (H, W, 3) uint8 with a long side of 384 px; grey ones are repeated."""
+def photos(names: tuple[str, ...], long_side: int) -> dict[str, np.ndarray]:
+    """Photos out of scikit-image as (H, W, 3) uint8 with a long side of so many px; grey ones are repeated."""
     from skimage import data
 
     found = {}
     for name in names:
         image = data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(data, name)()
         image = image if image.ndim == 3 else np.repeat(image[..., None], 3, 2)
-        scale = LONG_SIDE / max(image.shape[:2])
+        scale = long_side / max(image.shape[:2])
         size = round(image.shape[1] * scale), round(image.shape[0] * scale)
         found[name] = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     return found
@@ -102,7 +102,7 @@ def make_set(out: Path, seed: int = 0, rains: int = 4) -> list[float]:
     """
     psnrs = []
     for split, names, versions in (("train", TRAIN, rains), ("test", TEST, 1)):
-        for i, (name, clean) in enumerate(photos(names).items()):
+        for i, (name, clean) in enumerate(photos(names, LONG_SIDE[split]).items()):
             for version in range(versions):
                 key = [seed, split == "test", i, version]
                 rng = np.random.default_rng(key)

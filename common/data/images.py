@@ -5,6 +5,7 @@ Pillow decodes, because it notices truncated files; OpenCV decodes the 16-bit on
 
 import os
 import re
+import stat
 import tempfile
 import warnings
 from pathlib import Path
@@ -35,8 +36,9 @@ class ImageError(UserError):
 
 def natural_key(path: str | Path) -> list:
     """Sort key under which 2.png comes before 10.png (T12); folders compare part by part."""
+    digits = "0123456789"  # not isdigit, which takes superscripts for digits
     return [
-        [(0, int(token), "") if token.isdigit() else (1, 0, token) for token in re.split(r"([0-9]+)", part) if token]
+        [(0, int(token), "") if token[0] in digits else (1, 0, token) for token in re.split("([0-9]+)", part) if token]
         for part in Path(path).parts
     ]
 
@@ -46,9 +48,17 @@ def list_images(folder: Path) -> tuple[list[Path], int]:
 
     Returns:
         The paths relative to the folder, and the number of other files (hidden ones count as other).
+
+    Raises:
+        ImageError: a sub-folder can't be read.
     """
     images, others, seen = [], 0, set()
-    for current, subfolders, names in os.walk(folder, followlinks=True):
+
+    def unreadable(error: OSError) -> None:
+        raise ImageError(f"{error.filename}: this folder can't be read ({error.strerror})") from None
+
+    for current, subfolders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        subfolders.sort()  # of two links to one folder the first by name counts
         real = os.path.realpath(current)
         if real in seen:  # a link that leads back
             subfolders.clear()
@@ -64,9 +74,13 @@ def list_images(folder: Path) -> tuple[list[Path], int]:
 
 def _open(path: Path) -> Image.Image:
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ImageError(f"{path}: is no file (a folder, pipe or device)")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # 89 to 179 megapixels are still welcome
             return Image.open(path, formats=_FORMATS)
+    except ImageError:
+        raise
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except PermissionError:
@@ -79,7 +93,8 @@ def _open(path: Path) -> Image.Image:
 
 def _short(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
-    return "the format is not PNG, JPEG, BMP, WebP or TIFF" if "cannot identify" in text else text.splitlines()[0]
+    unknown = "not a PNG, JPEG, BMP, WebP or TIFF of 8 or 16 bits"
+    return unknown if "cannot identify" in text else text.splitlines()[0]
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Rainy/clean pairs in two folders, their checks, and the random crops that training sees."""
 
+import hashlib
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -187,41 +188,46 @@ def _size(shape: tuple[int, int]) -> str:
 
 
 class PatchDataset(Dataset):
-    """Random crops, the same of rainy and clean; no flips. Sample s shows image s modulo their number.
+    """Random crops, the same of rainy and clean; no flips. Crop n of a training shows image n modulo their number.
 
     Args:
         pairs: checked pairs.
         patch_size: side of the crop in px.
-        seed: of the crops, 0 or more. T1: a crop depends on (seed, epoch, sample) alone, not on the worker.
+        seed: of the crops, 0 or more. T1: a crop depends on (seed, epoch, n) alone, not on the worker.
     """
 
     def __init__(self, pairs: list[Pair], patch_size: int, seed: int) -> None:
         self.pairs, self.patch_size, self.seed = pairs, patch_size, seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(epoch, sample) -> rainy and clean crop, each (3, p, p) float32 in [0, 1].
+        """(epoch, n) -> rainy and clean crop, each (3, p, p) float32 in [0, 1]; n counts over the whole training.
 
         Raises:
             ImageError: a file vanished or changed since it was checked.
         """
-        epoch, sample = key
-        pair, p = self.pairs[sample % len(self.pairs)], self.patch_size
+        epoch, n = key
+        pair, p = self.pairs[n % len(self.pairs)], self.patch_size
         rainy, clean = read_image(pair.rainy), read_image(pair.clean)
         height, width = rainy.shape[:2]
         if rainy.shape != clean.shape or min(height, width) < p:
             raise ImageError(f"{pair.rainy}: changed since training began; restore it and its clean partner")
-        rng = np.random.default_rng([self.seed, epoch, sample + 1])  # + 1: the order of the samples has the 0
+        rng = np.random.default_rng([self.seed, epoch, n + 1])  # + 1: the order of the crops has the 0
         row = rng.integers(height - p + 1)  # T8: the last row and column are reached
         column = rng.integers(width - p + 1)
         crop = np.s_[row : row + p, column : column + p]
         return tuple(torch.from_numpy(to_float(image[crop]).transpose(2, 0, 1).copy()) for image in (rainy, clean))
 
+    def fingerprint(self) -> str:
+        """Number and names of the pairs in short, to notice that a resumed run sees other data."""
+        names = "\n".join(pair.name for pair in self.pairs).encode("utf-8", "surrogateescape")
+        return f"{len(self.pairs)} pairs, {hashlib.sha256(names).hexdigest()[:12]}"
+
 
 class CropSampler(Sampler):
-    """Keys (epoch, sample) of a PatchDataset for a whole training, each epoch in a seeded order of its own.
+    """Keys (epoch, n) of a PatchDataset for a whole training, each epoch in a seeded order of its own.
 
     Args:
-        length: samples per epoch.
+        length: crops per epoch.
         seed: of the order, 0 or more.
         first, last: epochs, counted from 1, both included.
         skip: samples of the first epoch that are done already.
@@ -236,5 +242,5 @@ class CropSampler(Sampler):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         for epoch in range(self.first, self.last + 1):
             order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
-            for sample in order[self.skip if epoch == self.first else 0 :]:
-                yield epoch, int(sample)
+            for i in order[self.skip if epoch == self.first else 0 :]:
+                yield epoch, (epoch - 1) * self.length + int(i)

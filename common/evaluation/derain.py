@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common.data.images import EXTENSIONS, image_size, list_images, read_image, to_float, to_uint8, write_image
+from common.data.images import (
+    EXTENSIONS,
+    ImageError,
+    image_size,
+    list_images,
+    read_image,
+    to_float,
+    to_uint8,
+    write_image,
+)
 from common.data.pairs import Pair, find_pairs, match
 from common.errors import UserError
 from common.evaluation import metrics
@@ -187,7 +196,8 @@ def derain_folder(
     """Derain images into a folder; print the time per image and, with a ground truth, the table of metrics.
 
     Returns:
-        Exit code: 0, or 1 where an image could not be read or did not fit into memory (the others are done).
+        Exit code: 0, or 1 where an image or its ground truth could not be read or did not fit into memory; the
+        others are done.
 
     Raises:
         UserError: paths that are missing, empty or overlap, ground truth that is missing or of another size.
@@ -195,10 +205,16 @@ def derain_folder(
     save = Path(save_path)
     folder, names, others = _inputs(Path(data_path), save, hint)
     clean = _partners(folder, names, Path(gt_path), save) if gt_path else {}
+    inputs = {path.resolve() for path in [*(folder / name for name in names), *clean.values()]}
+    for name in names:
+        if (save / name).resolve() in inputs:
+            raise UserError(
+                f"--save_path: {save / name} is an input file and would be overwritten; choose another folder"
+            )
     net = net.eval().to(memory_format=torch.channels_last)  # faster on a CPU, and leaner
     _bytes_before()
     _infer(net, torch.zeros(1, 3, 32, 32, device=device))  # warm-up
-    table, problems, seconds, deep = metrics.Table(), [], [], 0
+    table, problems, seconds, deep, written = metrics.Table(), [], [], 0, 0
     bar = tqdm(names, unit="image", disable=None)
     for done, name in enumerate(bar):
         try:
@@ -208,6 +224,7 @@ def derain_folder(
             seconds.append(time.perf_counter() - began)
             deep += rainy.dtype == np.uint16
             write_image(save / name, derained)
+            written += 1
             if name in clean:
                 truth = read_image(clean[name])
                 table.add(
@@ -217,16 +234,14 @@ def derain_folder(
                 )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"stopped by Ctrl-C; {done} of {len(names)} images are in {save}") from None
-        except UserError as error:
-            if not str(error).startswith(str(folder)):  # the disk or the ground truth, not this input
-                raise
+        except ImageError as error:  # the input or its ground truth; errors of writing are others and end the run
             problems.append(str(error))
         except (RuntimeError, MemoryError) as error:
             if "memory" not in str(error) and not isinstance(error, MemoryError):
                 raise
             height, width = image_size(folder / name)
             problems.append(f"{folder / name}: {width}x{height} px do not fit into memory; try --tile 256")
-    print(f"{len(names) - len(problems)} images derained into {save}")
+    print(f"{written} images derained into {save}")
     if others:
         print(f"{others} other files in {folder} skipped")
     if deep:
@@ -236,10 +251,10 @@ def derain_folder(
         left_out = ", the first one left out as warm-up" if len(seconds) > 1 else ""
         print(f"average time per image: {sum(counted) / len(counted):.3f} s on {device}{left_out}")
     if table.rows:
-        print(table)
         table.save(save / "metrics.csv")
+        print(table)
         print(f"written: {save / 'metrics.csv'}")
     if problems:
         listed = "".join(f"\n  {problem}" for problem in problems)
-        print(f"{len(problems)} of {len(names)} images could not be derained:{listed}", file=sys.stderr)
+        print(f"{len(problems)} of {len(names)} images could not be derained or measured:{listed}", file=sys.stderr)
     return 1 if problems else 0

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from common import cli
-from common.data.images import image_size, read_image, to_float
+from common.data.images import ImageError, image_size, list_images, read_image, to_float
 from common.data.pairs import Pair, fail, find_pairs
 from common.errors import UserError
 
@@ -208,14 +208,24 @@ def main(argv: list[str] | None = None) -> int:
     pairs, rule = find_pairs(args.pred, args.gt, "--pred, --gt")
     check_sizes(pairs, "--pred, --gt")
     print(f"{len(pairs)} images, paired by: {rule}")
-    table = Table()
+    unused = len({*(Path(args.gt, name) for name in list_images(Path(args.gt))[0])} - {pair.clean for pair in pairs})
+    if unused:
+        print(f"note: {unused} images of --gt have no result in --pred; the means are over the {len(pairs)} that have")
+    table, problems = Table(), []
     for pair in tqdm(pairs, unit="image", leave=False, disable=None):
-        table.add(pair.name, result=score(read_image(pair.rainy), read_image(pair.clean)))
-    print(table)
+        try:
+            table.add(pair.name, result=score(read_image(pair.rainy), read_image(pair.clean)))
+        except ImageError as error:  # its header was whole
+            problems.append(str(error))
     if args.csv:
         table.save(Path(args.csv))
+    print(table)
+    if args.csv:
         print(f"written: {args.csv}")
-    return 0
+    if problems:
+        listed = "".join(f"\n  {problem}" for problem in problems)
+        print(f"{len(problems)} of {len(pairs)} images could not be measured:{listed}", file=sys.stderr)
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def load(path: Path, flag: str, hint: str = "") -> object:
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{flag}: {path} is a folder; name the checkpoint file in it. {_beside(path)}".rstrip())
-    if not path.exists():
+    if not path.is_file():
         raise UserError(f"{flag}: there is no {path}. {_beside(path.parent)} {hint}".strip())
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -122,17 +122,19 @@ def load_weights(net: nn.Module, path: Path, kind: str, flag: str, hint: str = "
 def put_weights(net: nn.Module, content: object, kind: str, where: str) -> None:
     """``load_weights`` for a file that is read already; ``where`` names it in messages."""
     expected = _KINDS[kind][0]
+    if isinstance(content, dict) and content and all(str(key).startswith("module.") for key in content):
+        content = {key.removeprefix("module."): value for key, value in content.items()}  # saved from DataParallel
     found = kind_of(content)
     if found not in (kind, None):
         is_a, remedy = _KINDS[found]
         raise UserError(f"{where}: this is {is_a}; {remedy}. Expected here: {expected}.")
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
+    ):
         shape = (
             f"keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else type(content).__name__
         )
         raise UserError(f"{where}: this is no state dict ({shape}). Expected: {expected}.")
-    if content and all(key.startswith("module.") for key in content):  # saved from DataParallel
-        content = {key.removeprefix("module."): value for key, value in content.items()}
     own = net.state_dict()
     missing = sorted(own.keys() - content.keys())
     surplus = sorted(content.keys() - own.keys())

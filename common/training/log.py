@@ -4,10 +4,15 @@ import contextlib
 import csv
 import json
 import os
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from torchvision.utils import make_grid
 
 from common.errors import UserError
@@ -16,7 +21,7 @@ GRID = 8  # images in a grid
 
 
 class Log:
-    """Logs of one run in one folder.
+    """Logs of one run in one folder. Once training goes on, a log that can't be written is a warning, not an end.
 
     Args:
         folder: created if missing; holds TensorBoard's event files, log.csv and options.json.
@@ -32,6 +37,7 @@ class Log:
     def __init__(self, folder: str, options: dict, epoch: int, step: int, overwrite: bool) -> None:
         self.folder = Path(folder)
         self.csv = self.folder / "log.csv"
+        self._warned = False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if overwrite:
@@ -39,7 +45,10 @@ class Log:
                     path.unlink(missing_ok=True)
             (self.folder / "options.json").write_text(json.dumps(options, indent=2) + "\n")
             self.rows = self._read(epoch)
-            self.writer = SummaryWriter(str(self.folder), purge_step=step or None)
+            # Not a SummaryWriter: its thread and bounded queue block the training for ever once the disk is full.
+            self.events = EventsWriter(str(self.folder / "events"), f".{time.time_ns() % 10**9}")
+            if step:  # TensorBoard hides what an interrupted run logged beyond the state
+                self._event(step, session_log=SessionLog(status=SessionLog.START))
         except OSError as error:
             raise UserError(f"--log_dir: {self.folder} can't be written to ({error.strerror})") from None
 
@@ -48,29 +57,52 @@ class Log:
             return [row for row in csv.DictReader(file) if int(row["epoch"]) <= epoch] if epoch else []
         return []
 
+    def _event(self, step: int, **content) -> None:
+        self.events.write_event(Event(wall_time=time.time(), step=step, **content))
+
+    def _safely(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            if not self._warned:
+                print(f"warning: --log_dir: {self.folder} can't be written to ({error.strerror})", file=sys.stderr)
+            self._warned = True
+
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Scalars of one step."""
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+
+        def write() -> None:
+            for name, value in values.items():
+                self._event(step, summary=summary.scalar(name, value))
+
+        self._safely(write)
 
     def pictures(self, pictures: dict[str, torch.Tensor], step: int) -> None:
         """Grids of the first images of each (N, 3, H, W) batch, clamped to [0, 1]."""
-        for name, batch in pictures.items():
-            grid = make_grid(batch[:GRID].detach().float().clamp(0, 1).cpu(), nrow=GRID)
-            self.writer.add_image(name, grid, step)
+
+        def write() -> None:
+            for name, batch in pictures.items():
+                grid = make_grid(batch[:GRID].detach().float().clamp(0, 1).cpu(), nrow=GRID)
+                self._event(step, summary=summary.image(name, grid.numpy(), rescale=1))
+
+        self._safely(write)
 
     def epoch(self, row: dict[str, float | str]) -> None:
         """Add a row to log.csv, which is rewritten as a whole."""
         self.rows.append({key: str(value) for key, value in row.items()})
-        fields = list(dict.fromkeys(key for row in self.rows for key in row))
-        aside = self.csv.with_suffix(".tmp")
-        with open(aside, "w", newline="") as file:
-            writer = csv.DictWriter(file, fields, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(aside, self.csv)
-        self.writer.flush()
+
+        def write() -> None:
+            fields = list(dict.fromkeys(key for row in self.rows for key in row))
+            aside = self.csv.with_suffix(".tmp")
+            with open(aside, "w", newline="") as file:
+                writer = csv.DictWriter(file, fields, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(self.rows)
+            os.replace(aside, self.csv)
+            self.events.flush()
+
+        self._safely(write)
 
     def close(self) -> None:
-        """Write out what TensorBoard still holds back."""
-        self.writer.close()
+        """Write out what TensorBoard's file still holds back."""
+        self._safely(self.events.close)

@@ -1,12 +1,15 @@
 """The loop around every kind of training: epochs, schedule, logs, saving, resume, and a guard against bad losses."""
 
+import contextlib
+import functools
 import os
 import signal
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, multiprocessing, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -24,6 +27,10 @@ def learning_rate(base: float, milestone: list[int], gamma: float, epoch: int) -
     for m in milestone:
         rate *= gamma if m < epoch else 1
     return rate
+
+
+class DataLost(TrainingStopped):
+    """An image can't be read any more; the networks are as good as after the last step."""
 
 
 class Ledger:
@@ -87,12 +94,15 @@ class Ledger:
         return {" ".join(names): (kind["total"].tolist(), kind["steps"]) for names, kind in self.kinds.items()}
 
 
-def _quiet_worker(worker: int) -> None:
-    """Ctrl-C is for the main process, which saves; two threads of OpenCV per worker would only be in the way."""
+def _quiet_worker(closing: Any, worker: int) -> None:
+    """Ctrl-C and SIGTERM, which often go to all processes, are for the main one, which saves and then ends the workers.
+
+    Threads of OpenCV in every worker would only be in the way.
+    """
     import cv2
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.value else None)
     cv2.setNumThreads(0)
 
 
@@ -100,13 +110,12 @@ def _batches(loader: DataLoader):
     try:
         yield from loader
     except UserError as error:  # a worker's error arrives with its traceback as text; the last line is the message
-        raise TrainingStopped(str(error).strip().splitlines()[-1].rpartition("Error: ")[2]) from None
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise TrainingStopped(
-            f"a worker that reads the images died ({str(error).splitlines()[0]}); try fewer --workers"
-        ) from None
+        raise DataLost(str(error).strip().splitlines()[-1].rpartition("Error: ")[2]) from None
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # whoever read the output is gone; that is no reason to stop
+        print(text, flush=True)
 
 
 def fit(
@@ -138,21 +147,22 @@ def fit(
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
     """
     base = {name: optimizer.param_groups[0]["lr"] for name, optimizer in optimizers.items()}
-    run.restore(nets, optimizers)
+    run.restore(nets, optimizers, dataset.fingerprint())
     if run.epoch >= niter:
-        print(f"nothing to do: {run.epoch} epochs are done and --niter is {niter}")
+        _say(f"nothing to do: {run.epoch} epochs are done and --niter is {niter}")
         return
     first = run.epoch + 1
     done_before = run.epoch * iters_per_epoch + run.step
     log = Log(log_dir, run.options(), run.epoch, done_before, run.args.overwrite)
     run.begin()
     sampler = CropSampler(batch_size * iters_per_epoch, dataset.seed, first, niter, run.step * batch_size)
+    closing = multiprocessing.Value("b", False)  # from then on the workers end when they are told to
     loader = DataLoader(
         dataset,
         batch_size,
         sampler=sampler,
         num_workers=min(workers, os.cpu_count() or 1),  # more would only be in each other's way; crops stay the same
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=functools.partial(_quiet_worker, closing),
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # its own: the loader must not move the generator that is part of the state
     )
@@ -167,9 +177,10 @@ def fit(
             f"stopped and saved after {run.epoch} epochs and {run.step} steps. To go on:\n  {run.command()}"
         )
 
+    batches = _batches(loader)
     with StopRequest() as stop:
         try:
-            batches, saved_at = _batches(loader), time.monotonic()
+            saved_at = time.monotonic()
             for epoch in range(first, niter + 1):
                 for name, optimizer in optimizers.items():
                     for group in optimizer.param_groups:
@@ -180,7 +191,11 @@ def fit(
                 ) as bar:
                     while run.step < iters_per_epoch:
                         index = (epoch - 1) * iters_per_epoch + run.step
-                        rainy, clean = (batch.to(device, non_blocking=True) for batch in next(batches))
+                        try:
+                            rainy, clean = (batch.to(device, non_blocking=True) for batch in next(batches))
+                        except DataLost as error:
+                            save()
+                            raise DataLost(f"{error}. {run.last_good()}") from None
                         ledger.add(step(rainy, clean, index), index)
                         run.step += 1
                         bar.update()
@@ -199,9 +214,9 @@ def fit(
                 ledger.require_finite(run)
                 scores = {}
                 if validate is not None and (epoch % val_every == 0 or epoch == niter):
+                    save()  # whatever happens now, the epoch's steps are done; a resume repeats the validation alone
                     scores = validate(stop)
-                    if scores is None:  # Ctrl-C: the epoch's steps are saved, its validation is done after the resume
-                        save()
+                    if scores is None:  # Ctrl-C
                         raise interrupted()
                     if scores["psnr_y"] > run.best:
                         run.best = scores["psnr_y"]
@@ -210,9 +225,6 @@ def fit(
                 if saving:
                     run.save_weights(nets, f"state_{epoch}")
                 means, speed = ledger.means(), (iters_per_epoch - began_at) / max(seconds, 1e-9)
-                run.epoch, run.step = epoch, 0
-                save()
-                saved_at = time.monotonic()
                 end = epoch * iters_per_epoch
                 rates = {f"lr/{name}": optimizer.param_groups[0]["lr"] for name, optimizer in optimizers.items()}
                 log.scalars(rates | {f"val/{name}": value for name, value in scores.items()}, end)
@@ -220,9 +232,19 @@ def fit(
                     log.pictures(pictures(), end)
                 columns = means | rates | {f"val_{name}": value for name, value in scores.items()}
                 log.epoch({"epoch": epoch, "step": end, "seconds": f"{seconds:.1f}"} | columns)
+                run.epoch, run.step = epoch, 0  # after the log: a resume drops rows that are too new, not missing ones
+                save()
+                saved_at = time.monotonic()
                 shown = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
                 measured = "".join(f"  val {name} {value:.4f}" for name, value in scores.items())
                 files = f"  saved ..._state_{epoch}.pt" if saving else ""
-                print(f"epoch {epoch}/{niter}  {shown}{measured}  ({seconds:.0f} s, {speed:.2f} steps/s){files}")
+                _say(f"epoch {epoch}/{niter}  {shown}{measured}  ({seconds:.0f} s, {speed:.2f} steps/s){files}")
+        except RuntimeError as error:  # torch raises it wherever the main process happens to be
+            if "DataLoader worker" not in str(error):
+                raise
+            reason = f"a worker that reads the images died ({str(error).splitlines()[0]})"
+            raise TrainingStopped(f"{reason}; try fewer --workers. {run.last_good()}") from None
         finally:
+            closing.value = True
+            batches.close()
             log.close()

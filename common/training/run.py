@@ -6,10 +6,14 @@
 
 import argparse
 import contextlib
+import errno
+import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import nn
@@ -25,6 +29,7 @@ except ImportError:  # Windows: no lock there
     fcntl = None
 
 VERSION = 1
+STATES = ("train_state_last.pt", "train_state_prev.pt")  # newest first
 # May differ from the stored options on resume: they change how long, where and how fast, never what is computed.
 FREE = {"niter", "workers", "use_gpu", "gpu_id", "data_path", "gt_path", "val_data_path", "val_gt_path", "log_dir"}
 PER_CALL = {"resume", "overwrite", "dry_run", "save_minutes", "model_dir"}  # belong to one call, never restored
@@ -42,19 +47,22 @@ class Run:
     def __init__(self, args: argparse.Namespace, script: str, prefixes: tuple[str, ...]) -> None:
         self.args, self.prefixes = args, prefixes
         self.model_dir = Path(args.model_dir)
-        self.experiment = "/".join(Path(script).resolve().parts[-2:])
+        self._script = Path(script).resolve()
+        self.experiment = "/".join(self._script.parts[-2:])
         self.epoch = self.step = 0
         self.best = float("-inf")
         self.sums: dict = {}
         self._state: dict | None = None
         self._bare: dict[str, Path] = {}
+        self._newer = False  # a state that is newer than the one to go on from
+        self._data = ""
 
     # --- what to start from ------------------------------------------------------------------------------------
 
     def files(self) -> list[Path]:
         """What a run of these networks has left in model_dir."""
         prefixes = "|".join(map(re.escape, self.prefixes))
-        own = re.compile(rf"train_state_(last|prev)\.pt(\.tmp)?|({prefixes})_(state_\d+|best)\.pt(\.tmp)?")
+        own = re.compile(rf"(train|left)_state_(last|prev)\.pt(\.tmp)?|({prefixes})_(state_\d+|best)\.pt(\.tmp)?")
         return sorted(p for p in self.model_dir.glob("*") if own.fullmatch(p.name))
 
     def resolve(self) -> None:
@@ -64,17 +72,24 @@ class Run:
             UserError: the folder holds a run already, there is nothing to go on from, or a flag contradicts the run.
         """
         resume = self.args.resume
+        self._check_folders()
         if resume == 0:
             if self.files() and not self.args.overwrite:
                 raise UserError(
                     f"--model_dir: {self.model_dir} holds a run already. --resume -1 goes on with it, "
                     "--overwrite deletes its files, another --model_dir keeps both."
                 )
+            if Path(self.args.log_dir, "log.csv").exists() and not self.args.overwrite:
+                raise UserError(
+                    f"--log_dir: {self.args.log_dir} holds the log of another run. Give a --log_dir of its own, "
+                    "or --overwrite to delete it."
+                )
             return
         if self.args.overwrite:
             raise UserError("--overwrite and --resume contradict each other; give one of them")
         states = self._states()
         state = next((s for s in states if resume in (-1, s["epoch"])), None)
+        self._newer = bool(states) and state is not states[0]
         if state is not None:
             self._state = state
             self.epoch, self.step = state["epoch"], state["step"]
@@ -91,14 +106,24 @@ class Run:
                     f"--resume {resume}: {self.model_dir} lacks {', '.join(missing)}. {self._bare_epochs()}"
                 )
             self.epoch = resume
+            self.best = states[0]["best"] if states else self.best
             print(f"resume: bare weights of epoch {resume}; Adam starts fresh, so this is not bit for bit the same run")
         if states:
             self._restore_options((state or states[0])["options"])
 
+    def _check_folders(self) -> None:
+        """Input folders are never written to."""
+        for flag in ("model_dir", "log_dir"):
+            written = Path(getattr(self.args, flag)).resolve()
+            for source in ("data_path", "gt_path", "val_data_path", "val_gt_path"):
+                folder = getattr(self.args, source, None)
+                if folder and Path(folder).is_dir() and written.is_relative_to(Path(folder).resolve()):
+                    raise UserError(f"--{flag}: {written} lies in the input folder --{source} {folder}; choose another")
+
     def _states(self) -> list[dict]:
         """The readable whole states, newest first; says which could not be read."""
         states = []
-        for name in ("train_state_last.pt", "train_state_prev.pt"):
+        for name in STATES:
             path = self.model_dir / name
             if not path.exists():
                 continue
@@ -146,9 +171,18 @@ class Run:
         """The options that are stored: plain values of every flag."""
         return {key: value for key, value in vars(self.args).items() if key not in PER_CALL | {"given"}}
 
-    def restore(self, nets: dict[str, nn.Module], optimizers: dict[str, Optimizer]) -> None:
-        """Fill networks, Adam and the random number generators from what was found; nothing on a fresh start."""
+    def restore(self, nets: dict[str, nn.Module], optimizers: dict[str, Optimizer], data: str) -> None:
+        """Fill networks, Adam and the random number generators from what was found; nothing on a fresh start.
+
+        Args:
+            data: fingerprint of the training data, which is stored and compared.
+        """
+        self._data = data
         if self._state is not None:
+            if self._state["data"] != data:
+                print(
+                    f"resume: other data than before ({self._state['data']}; now {data}): not bit for bit the same run"
+                )
             where = f"--resume: {self.model_dir}"
             for name, net in nets.items():
                 checkpoint.put_weights(net, self._state["nets"][name], _KIND_OF_PREFIX.get(name, "augmented"), where)
@@ -159,10 +193,17 @@ class Run:
             checkpoint.load_weights(nets[name], path, _KIND_OF_PREFIX.get(name, "augmented"), "--resume")
 
     def begin(self) -> None:
-        """The checks are done and the first step is next: --overwrite deletes the old run now."""
+        """The checks are done and the first step is next: deal with what would be mixed up with this run."""
         if self.args.overwrite:
             for path in self.files():
                 path.unlink()
+        elif self._newer:  # this run branches off before that state; a later --resume must not find it
+            for path in self.model_dir.glob("train_state_*.pt"):
+                if path.name in STATES:
+                    os.replace(path, path.with_name(path.name.replace("train_state", "left_state")))
+            print(
+                f"resume: the whole states of the branch that is left are kept as left_state_*.pt in {self.model_dir}"
+            )
 
     # --- saving ------------------------------------------------------------------------------------------------
 
@@ -179,14 +220,15 @@ class Run:
             "step": self.step,
             "best": self.best,
             "sums": self.sums,
+            "data": self._data,
             "options": self.options(),
             "nets": {name: net.state_dict() for name, net in nets.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
             "rng": runtime.rng_state(),
         }
         require_finite(content["nets"] | {f"Adam of {k}": v for k, v in content["optimizers"].items()}, self)
-        last = self.model_dir / "train_state_last.pt"
-        checkpoint.save(content, last, keep=self.model_dir / "train_state_prev.pt")
+        last, before = (self.model_dir / name for name in STATES)
+        checkpoint.save(content, last, keep=before)
 
     def save_weights(self, nets: dict[str, nn.Module], suffix: str) -> None:
         """Save bare state dicts as ``PREFIX_SUFFIX.pt``, on the CPU, so that they load anywhere.
@@ -201,13 +243,14 @@ class Run:
 
     def last_good(self) -> str:
         """The newest whole state and how to go on from it, for messages."""
-        if not (self.model_dir / "train_state_last.pt").exists():
-            return "No checkpoint was saved before."
-        return f"The last good state is {self.model_dir / 'train_state_last.pt'}; go on with it: {self.command()}"
+        last = self.model_dir / STATES[0]
+        if not last.exists():
+            return "No state was saved before."
+        return f"The last good state is {last}; go on with it: {self.command()}"
 
     def command(self) -> str:
         """The command that goes on with this run."""
-        return f"{Path(sys.executable).name} {self.experiment} --model_dir {self.model_dir} --resume -1"
+        return shlex.join([sys.executable, str(self._script), "--model_dir", str(self.model_dir), "--resume", "-1"])
 
 
 _KIND_OF_PREFIX = {"DerainNet": "joint", "ED": "ED", "D": "D"}
@@ -236,6 +279,19 @@ def require_finite(tree: object, run: Run) -> None:
             raise TrainingStopped(f"weights of {name} are not finite; nothing was saved. {run.last_good()}")
 
 
+def _lock(file: IO, run: Run) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process: workers do not inherit it
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise UserError(
+                f"--model_dir: another run trains in {run.model_dir} right now; wait for it or take another folder"
+            ) from None
+        print(f"no lock on {run.model_dir} ({error.strerror}): take care not to start a second run in it")  # some disks
+
+
 @contextlib.contextmanager
 def open_run(args: argparse.Namespace, script: str, prefixes: tuple[str, ...]) -> Iterator[Run]:
     """Open the run of a training script: lock --model_dir, find the state of --resume, let its options win.
@@ -261,13 +317,7 @@ def open_run(args: argparse.Namespace, script: str, prefixes: tuple[str, ...]) -
     except OSError as error:
         raise UserError(f"--model_dir: {run.model_dir} can't be written to ({error.strerror})") from None
     try:
-        if fcntl is not None:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process: workers do not inherit it
-            except OSError:
-                raise UserError(
-                    f"--model_dir: another run trains in {run.model_dir} right now; wait for it or take another folder"
-                ) from None
+        _lock(file, run)
         run.resolve()
         yield run
     finally:
@@ -290,4 +340,7 @@ def describe(
     for name, net in nets.items():
         print(f"  {name}: {sum(p.numel() for p in net.parameters()):,} parameters")
     start = f"epoch {run.epoch + 1}, step {run.step + 1}" if run.epoch or run.step else "the beginning"
-    print(f"would train on {device} from {start}; --dry_run: nothing was written")
+    what = (
+        f"would train on {device} from {start}" if run.epoch < run.args.niter else "nothing to do, all epochs are done"
+    )
+    print(f"{what}; --dry_run: nothing was written")

@@ -1,5 +1,7 @@
 """Device, seeds, and signals: what a script settles before it trains or derains."""
 
+import contextlib
+import os
 import random
 import signal
 import threading
@@ -84,8 +86,10 @@ class StopRequest:
 
     def _handle(self, number: int, frame) -> None:
         self.requested = True
-        print("\nstopping after this step to save (Ctrl-C again ends at once) ...", flush=True)
+        with contextlib.suppress(OSError):  # not print: it may be the print of a step that was interrupted
+            os.write(2, b"\nstopping after this step to save (Ctrl-C again ends at once) ...\n")
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def __enter__(self) -> "StopRequest":
         self.before = {}
