@@ -116,7 +116,8 @@ class Table:
 
     def __str__(self) -> str:
         means = self.means()
-        width = max([len("mean"), *map(len, self.rows)])
+        shown = {name: _printable(name) for name in self.rows} | {"mean": "mean"}
+        width = max(map(len, shown.values()))
         head = " " * width + "".join(f"  {method:>29}" for method in means)
         lines = [head, " " * width + "  PSNR-Y [dB]  SSIM-Y   PSNR-RGB".rjust(31) * len(means)]
         for name, scores in [*self.rows.items(), ("mean", means)]:
@@ -124,7 +125,7 @@ class Table:
                 f"  {_number(s.psnr_y, 4):>11} {_number(s.ssim_y, 5):>8} {_number(s.psnr_rgb, 4):>8}"
                 for s in scores.values()
             )
-            lines.append(f"{name:<{width}}" + "".join(cells))
+            lines.append(f"{shown[name]:<{width}}" + "".join(cells))
         return "\n".join([*lines, *self.notes()])
 
     def notes(self) -> list[str]:
@@ -158,6 +159,11 @@ class Table:
             path.write_text(self.csv(), encoding="utf-8", errors="surrogateescape")
         except OSError as error:
             raise UserError(f"{path}: can't be written ({error.strerror}); check the folder and the disk") from None
+
+
+def _printable(name: str) -> str:
+    """A file name with line breaks, control characters and undecodable bytes escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def _number(value: float, digits: int) -> str:
