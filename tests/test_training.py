@@ -238,7 +238,9 @@ def test_input_folders_are_not_written_to(pairs_folder, tmp_path, flag):
 
 def test_going_back_leaves_the_newer_branch_behind(pairs_folder, whole, capsys):
     resume(whole, "--resume", 2, "--niter", 3)
-    assert "left_state_*.pt" in capsys.readouterr().out and (whole / "left_state_last.pt").exists()
+    assert "train_state_last.pt is not part of this run any more; kept as left_state_last" in capsys.readouterr().out
+    assert load(whole / "left_state_last.pt")["epoch"] == load(whole / "train_state_last.pt")["epoch"] == 3
+    assert load(whole / "train_state_prev.pt")["epoch"] == 2  # it was gone on from, not set aside
     resume(whole, "--resume", -1, "--niter", 4)
     train(pairs_folder, whole, "--niter", 1, "--overwrite", "--milestone", 9)
     assert not (whole / "left_state_last.pt").exists()

@@ -54,7 +54,7 @@ class Run:
         self.sums: dict = {}
         self._state: dict | None = None
         self._bare: dict[str, Path] = {}
-        self._newer = False  # a state that is newer than the one to go on from
+        self._aside: list[Path] = []  # whole states that a later --resume must not find: newer ones, damaged ones
         self._data = ""
 
     # --- what to start from ------------------------------------------------------------------------------------
@@ -89,7 +89,6 @@ class Run:
             raise UserError("--overwrite and --resume contradict each other; give one of them")
         states = self._states()
         state = next((s for s in states if resume in (-1, s["epoch"])), None)
-        self._newer = bool(states) and state is not states[0]
         if state is not None:
             self._state = state
             self.epoch, self.step = state["epoch"], state["step"]
@@ -108,6 +107,7 @@ class Run:
             self.epoch = resume
             self.best = states[0]["best"] if states else self.best
             print(f"resume: bare weights of epoch {resume}; Adam starts fresh, so this is not bit for bit the same run")
+        self._aside += [s["path"] for s in states if (s["epoch"], s["step"]) > (self.epoch, self.step)]
         if states:
             self._restore_options((state or states[0])["options"])
 
@@ -133,6 +133,7 @@ class Run:
                     raise UserError(f"{path} is no training state")
             except UserError as error:
                 print(f"resume: left out: {error}")
+                self._aside.append(path)
                 continue
             if state["vrgnet_state"] != VERSION:
                 raise UserError(
@@ -141,7 +142,7 @@ class Run:
                 )
             if state["experiment"] != self.experiment:
                 raise UserError(f"{path} belongs to {state['experiment']}; resume it with that script")
-            states.append(state)
+            states.append(state | {"path": path})
         return states
 
     def _bare_epochs(self) -> str:
@@ -197,13 +198,10 @@ class Run:
         if self.args.overwrite:
             for path in self.files():
                 path.unlink()
-        elif self._newer:  # this run branches off before that state; a later --resume must not find it
-            for path in self.model_dir.glob("train_state_*.pt"):
-                if path.name in STATES:
-                    os.replace(path, path.with_name(path.name.replace("train_state", "left_state")))
-            print(
-                f"resume: the whole states of the branch that is left are kept as left_state_*.pt in {self.model_dir}"
-            )
+        for path in self._aside:
+            left = path.with_name(path.name.replace("train_state", "left_state"))
+            os.replace(path, left)
+            print(f"resume: {path.name} is not part of this run any more; kept as {left.name}")
 
     # --- saving ------------------------------------------------------------------------------------------------
 
