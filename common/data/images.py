@@ -105,8 +105,9 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     with _open(path) as image:
         width, height = image.size
-        turned = _orientation(image) >= 5 and image.format != "TIFF"  # Pillow turns the size of a TIFF itself
-        return (width, height) if turned else (height, width)
+        if image.format == "TIFF":  # newer versions of Pillow turn this size by themselves, older ones do not
+            width, height = image.tag_v2[256], image.tag_v2[257]
+        return (width, height) if _orientation(image) >= 5 else (height, width)
 
 
 def _orientation(image: Image.Image) -> int:
