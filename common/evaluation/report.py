@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from common import cli
 from common.data.images import read_image, to_uint8, write_image
 from common.data.pairs import find_pairs
+from common.errors import UserError
 from common.models import EDNet
 from common.training.checkpoint import load_weights
 
@@ -73,7 +74,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     if Path(args.out).suffix.lower() not in (".png", ".jpg"):
-        raise cli.UserError(f"--out: {args.out} must end in .png or .jpg")
+        raise UserError(f"--out: {args.out} must end in .png or .jpg")
     derained = {pair.name: pair.clean for pair in find_pairs(args.rainy, args.derained, "--rainy, --derained")[0]}
     rows = []
     for pair in find_pairs(args.rainy, args.clean, "--rainy, --clean")[0][: args.number]:
