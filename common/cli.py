@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 done in part or stopped by trouble, 2 a mistake in the inp
 
 import argparse
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -76,19 +77,22 @@ def boolean(text: str) -> bool:
     return values[text.lower()]
 
 
-def number(kind: type, low: float, high: float = float("inf"), above: bool = False) -> Callable[[str], float]:
+def number(kind: type, low: float, high: float = math.inf, above: bool = False) -> Callable[[str], float]:
     """A converter for numbers of ``kind`` from ``low`` (or only above it) to ``high``."""
+    name = "a whole number" if kind is int else "a number"
+    bound = f"above {low:g}" if above else f"from {low:g}"
+    if high < math.inf:
+        bound += f" to {high:g}"
+    elif not above:
+        bound += " on"
 
     def convert(text: str):
-        name = "a whole number" if kind is int else "a number"
-        bound = f"{'above' if above else 'from'} {low:g}" + (
-            f" to {high:g}" if high != float("inf") else "" if above else " on"
-        )
         try:
             value = kind(text)
+            fits = (low < value if above else low <= value) and value <= high and value != math.inf
         except ValueError:
-            raise argparse.ArgumentTypeError(f"expected {name} {bound}, got {text!r}") from None
-        if not (low < value if above else low <= value) or not value <= high or value in (float("inf"),):
+            fits = False
+        if not fits:
             raise argparse.ArgumentTypeError(f"expected {name} {bound}, got {text!r}")
         return value
 

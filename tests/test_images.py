@@ -65,6 +65,21 @@ def test_exif_orientation(tmp_path, orientation, ending):
     assert np.abs(pixels.astype(int) - upright).max() <= (4 if ending == "jpg" else 0)
 
 
+@pytest.mark.parametrize("name", ["x.tif", "x.png"])  # the format decides, not the name
+def test_orientation_of_16_bit_tiffs(tmp_path, name):
+    from tifffile import imwrite
+
+    def write(orientation):
+        tags = [(274, "H", 1, orientation, True)]
+        imwrite(tmp_path / name, PHOTO.astype(np.uint16) * 257, photometric="rgb", extratags=tags)
+
+    write(2)
+    assert np.array_equal(read_image(tmp_path / name), PHOTO[:, ::-1].astype(np.uint16) * 257)
+    write(6)
+    with pytest.raises(ImageError, match="16-bit TIFF that lies on its side"):
+        read_image(tmp_path / name)
+
+
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "bmp", "tif"])
 def test_half_a_file_is_an_error(tmp_path, ending):  # T9
     path = tmp_path / f"x.{ending}"

@@ -97,6 +97,11 @@ def _short(error: Exception) -> str:
     return unknown if "cannot identify" in text else text.splitlines()[0]
 
 
+def size_text(size: tuple[int, int]) -> str:
+    """(height, width) as people write it, width first."""
+    return f"{size[1]}x{size[0]}"
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) of an image as ``read_image`` gives it, from the header only.
 
@@ -134,7 +139,7 @@ def read_image(path: Path) -> np.ndarray:
             deep = any(";16" in str(tile[3]) for tile in image.tile)  # before anything loads the pixels
             orientation = _orientation(image)
             if deep:
-                return _read_16_bit(path, orientation)
+                return _read_16_bit(path, image.format, orientation)
             if image.mode in ("I", "F") or image.mode.startswith("I;"):
                 raise ImageError(f"{path}: {image.mode} pixels are neither 8 nor 16 bits; convert the file")
             image.load()
@@ -154,12 +159,12 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return _TURN[orientation](pixels) if orientation in _TURN else pixels
 
 
-def _read_16_bit(path: Path, orientation: int) -> np.ndarray:
+def _read_16_bit(path: Path, kind: str, orientation: int) -> np.ndarray:
     data = np.fromfile(path, np.uint8)  # imread itself can't open every name on every system
     pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
         raise ImageError(f"{path}: can't be decoded; replace or remove the file")
-    if Path(path).suffix.lower() in (".tif", ".tiff"):
+    if kind == "TIFF":
         if orientation >= 5:
             raise ImageError(f"{path}: a 16-bit TIFF that lies on its side (EXIF); save it upright, or as PNG")
         orientation = 1  # OpenCV flips TIFFs itself, whatever the flag says

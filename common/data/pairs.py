@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
-from common.data.images import ImageError, list_images, natural_key, read_image, to_float
+from common.data.images import ImageError, list_images, natural_key, read_image, size_text, to_float
 from common.errors import UserError
 
 # How the public sets name the clean partner of a rainy file. One rule holds for a whole set, never mere position.
@@ -56,12 +56,12 @@ def match(rainy: list[Path], clean: list[Path]) -> tuple[dict[Path, Path], str, 
         found = stems.get(path.parent / rule.expand(RULES[label][1]), []) if rule else []
         return [p for p in found if p.suffix == path.suffix] or found
 
-    best, best_rule = None, ""
+    best, best_rule, best_count = {}, "", -1
     for label in RULES:
         found = {path: candidates(path, label) for path in rainy}
         count = sum(len(partners) == 1 for partners in found.values())
-        if best is None or count > sum(len(partners) == 1 for partners in best.values()):
-            best, best_rule = found, label
+        if count > best_count:
+            best, best_rule, best_count = found, label, count
         if count == len(rainy):
             break
     problems = [
@@ -84,10 +84,27 @@ def fail(problems: list[str], headline: str, remedy: str) -> None:
         raise UserError(f"{headline}{shown}{rest}\n{remedy}")
 
 
-def find_pairs(rainy_folder: Path, clean_folder: Path, flags: str, hint: str = "") -> tuple[list[Pair], str]:
+def images_in(folder: Path, flag: str, hint: str = "") -> list[Path]:
+    """The images of a folder that a flag names, see ``list_images``.
+
+    Raises:
+        UserError: the folder is missing or holds no image; ``hint`` says what belongs there.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"{flag}: {folder} is not a folder. {hint}".rstrip())
+    images = list_images(Path(folder))[0]
+    if not images:
+        raise UserError(f"{flag}: no image (PNG, JPEG, BMP, WebP, TIFF) in {folder}. {hint}".rstrip())
+    return images
+
+
+def find_pairs(
+    rainy_folder: Path, clean_folder: Path, flags: str, hint: str = "", names: list[Path] | None = None
+) -> tuple[list[Pair], str]:
     """Pair the images of two folders, sub-folders included, in natural order (T12).
 
     Args:
+        names: the rainy images to pair, where they are listed already; None for all in the folder.
         flags: the two flags that name the folders, for messages ('--data_path, --gt_path').
         hint: what belongs into the folders and where it comes from, for the message when one is missing.
 
@@ -97,18 +114,12 @@ def find_pairs(rainy_folder: Path, clean_folder: Path, flags: str, hint: str = "
     Raises:
         UserError: a folder is missing or empty, or a rainy image has no partner or several.
     """
-    listed = []
-    for folder, flag in zip((rainy_folder, clean_folder), re.split(", *", flags), strict=True):
-        if not Path(folder).is_dir():
-            raise UserError(f"{flag}: {folder} is not a folder. {hint}".rstrip())
-        images = list_images(Path(folder))[0]
-        if not images:
-            raise UserError(f"{flag}: no image (PNG, JPEG, BMP, WebP, TIFF) in {folder}. {hint}".rstrip())
-        listed.append(images)
-    partners, rule, problems = match(*listed)
+    rainy_flag, clean_flag = re.split(", *", flags)
+    names = images_in(rainy_folder, rainy_flag, hint) if names is None else names
+    partners, rule, problems = match(names, images_in(clean_folder, clean_flag, hint))
     fail(
         problems,
-        f"{len(problems)} of {len(listed[0])} rainy images of {rainy_folder} have no partner in {clean_folder} "
+        f"{len(problems)} of {len(names)} rainy images of {rainy_folder} have no partner in {clean_folder} "
         f"by the rule that fits best, '{rule}':",
         f"Rules: {'; '.join(RULES)}. Rename, add or remove these files ({flags}).",
     )
@@ -116,12 +127,11 @@ def find_pairs(rainy_folder: Path, clean_folder: Path, flags: str, hint: str = "
     return sorted(pairs, key=lambda pair: natural_key(pair.name)), rule
 
 
-def check_pairs(pairs: list[Pair], patch_size: int, flags: str, progress: bool | None = None) -> None:
+def check_pairs(pairs: list[Pair], patch_size: int, flags: str) -> None:
     """Decode every image once, before training: whole, partners of equal size, at least patch-sized (T8, T9).
 
     Args:
         flags: the flags that name the data, for the message.
-        progress: show a bar; None shows it in a terminal.
 
     Raises:
         UserError: lists the problems, the first ten by name.
@@ -133,20 +143,14 @@ def check_pairs(pairs: list[Pair], patch_size: int, flags: str, progress: bool |
         except ImageError as error:
             return str(error)
         if rainy != clean:
-            return f"{pair.rainy} is {_size(rainy)}, its clean partner {pair.clean.name} {_size(clean)}"
+            return f"{pair.rainy} is {size_text(rainy)}, its clean partner {pair.clean.name} {size_text(clean)}"
         if min(rainy) < patch_size:
-            return f"{pair.rainy} is {_size(rainy)}, smaller than the {patch_size} px patch"
+            return f"{pair.rainy} is {size_text(rainy)}, smaller than the {patch_size} px patch"
         return None
 
     with ThreadPoolExecutor(4) as pool:
-        results = tqdm(
-            pool.map(problem_of, pairs),
-            total=len(pairs),
-            desc="checking pairs",
-            unit="pair",
-            leave=False,
-            disable=None if progress is None else not progress,
-        )
+        found = pool.map(problem_of, pairs)
+        results = tqdm(found, total=len(pairs), desc="checking pairs", unit="pair", leave=False, disable=None)
         try:
             problems = [problem for problem in results if problem]
         except BaseException:  # Ctrl-C: do not wait for the rest
@@ -181,10 +185,6 @@ def validation_pairs(data_path: str | None, gt_path: str | None) -> list[Pair]:
     pairs, _ = find_pairs(data_path, gt_path, flags)
     check_pairs(pairs, 1, flags)
     return pairs
-
-
-def _size(shape: tuple[int, int]) -> str:
-    return f"{shape[1]}x{shape[0]}"
 
 
 class PatchDataset(Dataset):
@@ -230,7 +230,7 @@ class CropSampler(Sampler):
         length: crops per epoch.
         seed: of the order, 0 or more.
         first, last: epochs, counted from 1, both included.
-        skip: samples of the first epoch that are done already.
+        skip: crops of the first epoch that are done already.
     """
 
     def __init__(self, length: int, seed: int, first: int, last: int, skip: int = 0) -> None:

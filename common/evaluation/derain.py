@@ -17,11 +17,12 @@ from common.data.images import (
     image_size,
     list_images,
     read_image,
+    size_text,
     to_float,
     to_uint8,
     write_image,
 )
-from common.data.pairs import Pair, find_pairs, match
+from common.data.pairs import Pair, find_pairs
 from common.errors import UserError
 from common.evaluation import metrics
 
@@ -169,16 +170,12 @@ def _partners(folder: Path, names: list[Path], gt_path: Path, save_path: Path) -
     """The ground truth of every input, checked for existence and size before any work."""
     if gt_path.is_dir() and save_path.resolve().is_relative_to(gt_path.resolve()):
         raise UserError(f"--save_path: {save_path} is the folder of --gt_path or lies in it; choose another one")
+    flags = "--data_path, --gt_path"
     if gt_path.is_file() and len(names) == 1:
         pairs = [Pair(str(names[0]), folder / names[0], gt_path)]
-    elif len(names) == 1 and gt_path.is_dir():  # one image of a folder, its partner among others
-        found, _, problems = match(names, list_images(gt_path)[0])
-        if problems:
-            raise UserError(f"--gt_path: {problems[0]} in {gt_path}")
-        pairs = [Pair(str(name), folder / name, gt_path / partner) for name, partner in found.items()]
     else:
-        pairs, _ = find_pairs(folder, gt_path, "--data_path, --gt_path")
-    metrics.check_sizes(pairs, "--data_path, --gt_path", leave=True)
+        pairs, _ = find_pairs(folder, gt_path, flags, names=names)
+    metrics.check_sizes(pairs, flags, leave=True)
     return {Path(pair.name): pair.clean for pair in pairs}
 
 
@@ -212,7 +209,7 @@ def derain_folder(
                 f"--save_path: {save / name} is an input file and would be overwritten; choose another folder"
             )
     net = net.eval().to(memory_format=torch.channels_last)  # faster on a CPU, and leaner
-    _bytes_before()
+    _bytes_before()  # remembered from here on
     _infer(net, torch.zeros(1, 3, 32, 32, device=device))  # warm-up
     table, problems, seconds, deep, written = metrics.Table(), [], [], 0, 0
     bar = tqdm(names, unit="image", disable=None)
@@ -239,8 +236,8 @@ def derain_folder(
         except (RuntimeError, MemoryError) as error:
             if "memory" not in str(error) and not isinstance(error, MemoryError):
                 raise
-            height, width = image_size(folder / name)
-            problems.append(f"{folder / name}: {width}x{height} px do not fit into memory; try --tile 256")
+            size = size_text(image_size(folder / name))
+            problems.append(f"{folder / name}: {size} px do not fit into memory; try --tile 256")
     print(f"{written} images derained into {save}")
     if others:
         print(f"{others} other files in {folder} skipped")
@@ -255,6 +252,5 @@ def derain_folder(
         print(table)
         print(f"written: {save / 'metrics.csv'}")
     if problems:
-        listed = "".join(f"\n  {problem}" for problem in problems)
-        print(f"{len(problems)} of {len(names)} images could not be derained or measured:{listed}", file=sys.stderr)
+        metrics.tell(problems, f"{len(problems)} of {len(names)} images could not be derained or measured")
     return 1 if problems else 0

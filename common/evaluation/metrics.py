@@ -15,9 +15,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
 from common import cli
-from common.data.images import ImageError, image_size, list_images, read_image, to_float
+from common.data.images import ImageError, image_size, list_images, read_image, size_text, to_float
 from common.data.pairs import Pair, fail, find_pairs
 from common.errors import UserError
 
@@ -193,10 +194,15 @@ def check_sizes(pairs: list[Pair], flags: str, leave: bool = False) -> None:
             problems += [] if leave else [str(error)]
             continue
         if size != size_gt:
-            problems.append(f"{pair.rainy} is {size[1]}x{size[0]}, {pair.clean} is {size_gt[1]}x{size_gt[0]}")
+            problems.append(f"{pair.rainy} is {size_text(size)}, {pair.clean} is {size_text(size_gt)}")
     fail(
         problems, f"{len(problems)} of {len(pairs)} images can't be measured:", f"Mend or remove these files ({flags})."
     )
+
+
+def tell(problems: list[str], headline: str) -> None:
+    """Name on stderr, one a line, the images that work went on without."""
+    print(f"{headline}:" + "".join(f"\n  {problem}" for problem in problems), file=sys.stderr)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -208,8 +214,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    from tqdm import tqdm
-
     args = parse_args(argv)
     pairs, rule = find_pairs(args.pred, args.gt, "--pred, --gt")
     check_sizes(pairs, "--pred, --gt")
@@ -229,8 +233,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.csv:
         print(f"written: {args.csv}")
     if problems:
-        listed = "".join(f"\n  {problem}" for problem in problems)
-        print(f"{len(problems)} of {len(pairs)} images could not be measured:{listed}", file=sys.stderr)
+        tell(problems, f"{len(problems)} of {len(pairs)} images could not be measured")
     return 1 if problems else 0
 
 

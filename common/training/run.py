@@ -258,8 +258,8 @@ def _shown(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def require_finite(tree: object, run: Run) -> None:
-    """Walk nested dicts and lists of tensors.
+def require_finite(tree: dict, run: Run) -> None:
+    """Look at every tensor in nested dicts.
 
     Raises:
         TrainingStopped: a tensor holds nan or inf; names the network and the last good state.
