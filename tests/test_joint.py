@@ -60,8 +60,9 @@ def compare(rows, reference, rel, absolute):
 
 
 @needs_golden
-def test_seven_steps_in_double():
-    golden = golden_json("joint_syn.json")
+@pytest.mark.parametrize("name", ["joint_syn.json", "joint_spa.json"])
+def test_seven_steps_in_double(name):
+    golden = golden_json(name)
     _, rows = seven_steps(torch.float64, golden["w_adv"])
     compare(rows, golden["rows_float64"], 1e-5, lambda name: 1e-6)
 

@@ -1,0 +1,70 @@
+"""Augmented training (A+): G rains on clean crops while any derainer learns (SPEC section 4)."""
+
+import math
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from common.models import EDNet
+from common.training.loop import fit
+from common.training.losses import ssim
+from common.training.run import Run
+
+
+def _exact(fake_ratio: float) -> Fraction:
+    return Fraction(repr(float(fake_ratio)))  # the decimal that was typed: 3000 * 1.1 is 3300, not a hair more
+
+
+def real_samples(batch_size: int, fake_ratio: float) -> int:
+    """n_real = ceil(batch / (1 + fake_ratio)): how many samples of a batch keep their own rain, at least 1."""
+    return math.ceil(batch_size / (1 + _exact(fake_ratio)))
+
+
+def steps_per_epoch(iters_per_epoch: int, fake_ratio: float) -> int:
+    """ceil(iters_per_epoch * (1 + fake_ratio)): an epoch shows as many real samples as one without generated ones."""
+    return math.ceil(iters_per_epoch * (1 + _exact(fake_ratio)))
+
+
+def ratio_digits(fake_ratio: float) -> str:
+    """The ratio in a file name: the decimal without its point, 0.5 -> 05, 0.25 -> 025, 1 -> 10."""
+    return format(Decimal(repr(float(fake_ratio))), "f").replace(".", "")
+
+
+@torch.no_grad()
+def rain_on(netED: EDNet, rainy: Tensor, clean: Tensor, n_real: int, z: Tensor) -> Tensor:
+    """Put generated rain on the clean crops from n_real on; the crops before that keep their own rain.
+
+    Args:
+        rainy, clean: (N, 3, p, p) in [0, 1].
+        z: (N - n_real, nz) standard normal draw.
+
+    Returns:
+        (N, 3, p, p): rainy[:n_real], then clamp(clean + G(z), 0, 1).
+    """
+    generated = (clean[n_real:] + netED.sample(z)).clamp(0, 1)
+    return torch.cat((rainy[:n_real], generated))
+
+
+def a_step(
+    derain: Callable[[Tensor], Tensor], optimizer: Optimizer, rainy: Tensor, clean: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
+    """One step of a derainer on loss = -SSIM.
+
+    Args:
+        derain: rainy (N, 3, p, p) to derained, the same shape.
+        rainy, clean: (N, 3, p, p) in [0, 1].
+
+    Returns:
+        The losses, detached: loss, mse; and the derained batch, detached.
+    """
+    optimizer.zero_grad()
+    derained = derain(rainy)
+    loss = -ssim(derained, clean)
+    loss.backward()
+    optimizer.step()
+    derained = derained.detach()
+    return {"mse": torch.mean((derained - clean) ** 2), "loss": loss.detach()}, derained
