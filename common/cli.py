@@ -114,6 +114,47 @@ def patch_size(text: str) -> int:
     return value
 
 
+def derainer_name(text: str) -> str:
+    """prenet, package.module:Class, or path/to/file.py:Class, whose path is made absolute."""
+    module, _, name = text.rpartition(":")
+    if text == "prenet":
+        return text
+    if module.endswith(".py") and name.isidentifier():
+        return f"{os.path.abspath(os.path.expanduser(module))}:{name}"
+    if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        raise argparse.ArgumentTypeError(
+            f"expected prenet, package.module:Class or path/to/file.py:Class, got {text!r}"
+        )
+    return text
+
+
+def key_value(text: str) -> str:
+    """key=value, where the key is a name."""
+    key, equals, _ = text.partition("=")
+    if not (equals and key.isidentifier()):
+        raise argparse.ArgumentTypeError(f"expected key=value, got {text!r}")
+    return text
+
+
+def add_derainer(group: argparse.ArgumentParser, sizes: argparse.ArgumentParser) -> None:
+    """The flags that choose a derainer (to one group) and the sizes of images that it can take (to another)."""
+    group.add_argument(
+        "--derainer",
+        type=derainer_name,
+        default="prenet",
+        metavar="NAME",
+        help="prenet, or a network of your own: package.module:Class or path/to/file.py:Class (see the README)",
+    )
+    group.add_argument(
+        "--derainer_args", type=key_value, nargs="+", default=[], metavar="KEY=VALUE", help="arguments of that class"
+    )
+    group.add_argument("--recurrent_iter", type=positive_int, default=6, help="stages of prenet")
+    sizes.add_argument("--pad_to", type=positive_int, default=1, help="pad whole images to multiples of so many px")
+    sizes.add_argument(
+        "--pad_square", type=boolean, nargs="?", const=True, default=False, help="pad whole images to squares"
+    )
+
+
 def add_device(group: argparse.ArgumentParser) -> None:
     """--use_gpu and --gpu_id."""
     group.add_argument("--use_gpu", type=boolean, default=True, help="use a CUDA GPU; without one the CPU is used")
@@ -137,8 +178,15 @@ def add_deraining(group: argparse.ArgumentParser) -> None:
     add_device(group)
 
 
-def add_training(parser: Parser, log_dir: str, model_dir: str) -> None:
-    """The flags that every training script shares: how long, how safe, where."""
+def add_tile_halo(group: argparse.ArgumentParser) -> None:
+    """The tiles of derainers whose receptive field is not known."""
+    group.add_argument(
+        "--tile_halo", type=count, help="margin of a tile in px, for a derainer of your own with --tile: approximate"
+    )
+
+
+def add_training(parser: Parser, log_dir: str, model_dir: str) -> Parser:
+    """The flags that every training script shares: how long, how safe, where. Returns the group of validation."""
     run = parser.group("run")
     run.add_argument("--resume", type=number(int, -1), default=0, help="go on after epoch N; -1: from the newest state")
     run.add_argument("--overwrite", type=boolean, nargs="?", const=True, default=False, help="delete an earlier run")
@@ -158,6 +206,7 @@ def add_training(parser: Parser, log_dir: str, model_dir: str) -> None:
     val.add_path("--val_data_path", help="folder of rainy images; the best derainer on them is kept as ..._best.pt")
     val.add_path("--val_gt_path", help="folder of their clean partners")
     val.add_argument("--val_every", type=positive_int, default=1, help="epochs between validations; the last always")
+    return val
 
 
 def loop_settings(args: argparse.Namespace) -> dict:

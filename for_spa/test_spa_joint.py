@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli
-from common.evaluation.derain import derain_folder
+from common.evaluation.derain import Windows, derain_folder
 from common.models import Derain
 from common.training.checkpoint import load_weights
 from common.training.runtime import pick_device
@@ -47,7 +47,7 @@ def main(argv=None):
         save_path=args.save_path,
         gt_path=args.gt_path,
         device=device,
-        tile=args.tile,
+        windows=Windows.from_flags(args),
         rounding=args.rounding,
         hint=DATA,
     )

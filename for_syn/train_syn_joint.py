@@ -4,7 +4,7 @@ Writes DerainNet_state_N.pt, ED_state_N.pt, D_state_N.pt and the full training s
 
     python train_syn_joint.py --data_path rain --gt_path norain
 
-Next: test_syn_joint.py removes rain with DerainNet_state_N.pt.
+Next: test_syn_joint.py removes rain with DerainNet_state_N.pt; train_syn_aug.py makes use of ED_state_N.pt.
 """
 
 import sys
@@ -60,7 +60,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    with open_run(args, __file__, ("DerainNet", "ED", "D")) as run:
+    with open_run(args, __file__, lambda args: ("DerainNet", "ED", "D")) as run:
         device = pick_device(args.use_gpu, args.gpu_id)
         args.manualSeed = seed_everything(args.manualSeed)
         args.ndf = args.ndf or min(64, 64 * 64 // args.patchSize)
@@ -79,7 +79,7 @@ def main(argv=None):
             lrDerain=args.lrDerain,
             lrED=args.lrED,
             lrD=args.lrD,
-            w_adv=1.0,  # T13: weight of the adversarial term, 1 on the synthetic sets
+            w_adv=1.0,  # T13: weight of the adversarial term, 1 on the synthetic sets and 0.01 on SPA-Data
             lambda_gp=args.lambda_gp,
             n_dis=args.n_dis,
             eps2=args.eps2,

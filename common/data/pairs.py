@@ -1,8 +1,11 @@
-"""Rainy/clean pairs in two folders, their checks, and the random crops that training sees."""
+"""Rainy/clean pairs in two folders or in a list, their checks, and the random crops that training sees."""
 
 import hashlib
+import os
+import random
 import re
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,8 @@ RULES = {
     "NAMEx2 with NAME (Rain100L, Rain100H)": (r"(.*)x2", r"\1"),
 }
 PROBLEMS_SHOWN = 10
+LIST = "real_world.txt"  # SPA-Data's list of pairs, in --data_path
+CHECK_ALL, CHECK_SOME = 1000, 200  # longer lists are checked by so many samples, so that training starts in seconds
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,12 @@ class Pair:
     name: str
     rainy: Path
     clean: Path
+    line: int = 0  # of the list that names the pair, counted from 1; 0 for pairs of folders
+
+    @property
+    def place(self) -> str:
+        """Where the pair is listed, to end a message with; empty for pairs of folders."""
+        return f" (line {self.line} of {LIST})" if self.line else ""
 
 
 def match(rainy: list[Path], clean: list[Path]) -> tuple[dict[Path, Path], str, list[str]]:
@@ -127,7 +138,105 @@ def find_pairs(
     return sorted(pairs, key=lambda pair: natural_key(pair.name)), rule
 
 
-def check_pairs(pairs: list[Pair], patch_size: int, flags: str) -> None:
+class PairList(Sequence[Pair]):
+    """The pairs of SPA-Data's list, "rainy_path clean_path" a line, relative to the folder that holds the list (T7).
+
+    Line ends of any system, a byte order mark, spaces at the end, blank lines and lines that begin with # are fine; a
+    leading slash is dropped, a backslash read as a slash. Pairs are made when asked for: half a million of them take
+    the memory of the list's text and 12 bytes each.
+
+    Args:
+        folder: holds the list.
+        hint: what belongs into the folder and where it comes from, for the message when it is missing.
+
+    Raises:
+        UserError: the list is missing, is no text, lists nothing, or has lines without two paths inside the folder
+            (the first ten are named).
+    """
+
+    def __init__(self, folder: Path, hint: str = "") -> None:
+        self.folder = Path(folder)
+        path = self.folder / LIST
+        if not self.folder.is_dir():
+            raise UserError(f"--data_path: {folder} is not a folder. {hint}".rstrip())
+        if not path.is_file():
+            raise UserError(f"--data_path: {folder} holds no {LIST}, the list of the pairs. {hint}".rstrip())
+        try:
+            text = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        except OSError as error:
+            raise UserError(f"--data_path: {path} can't be read ({error.strerror}); check its permissions") from None
+        if b"\0" in text:
+            raise UserError(f"--data_path: {path} is no plain text; save it as UTF-8")
+        self._text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in text else text
+        self._starts, self._lines = array("Q"), array("I")
+        problems, listed = [], 0
+        at = number = 0
+        while at < len(self._text):
+            end = self._text.find(b"\n", at)
+            end = len(self._text) if end < 0 else end
+            number += 1
+            parts = self._text[at:end].split()
+            if parts and not parts[0].startswith(b"#"):
+                listed += 1
+                problem = self._problem(parts)
+                if problem is None:
+                    self._starts.append(at)
+                    self._lines.append(number)
+                else:
+                    problems.append(f"line {number}: {problem}")
+            at = end + 1
+        fail(
+            problems,
+            f"--data_path: {len(problems)} of {listed} entries of {path} can't be used:",
+            "A line holds the path of a rainy image, a space, and the path of its clean partner, both inside the "
+            "folder of the list and without spaces. Mend these lines, or put a # before them.",
+        )
+        if not self._starts:
+            raise UserError(f"--data_path: {path} lists no pair. {hint}".rstrip())
+
+    @staticmethod
+    def _problem(parts: list[bytes]) -> str | None:
+        if len(parts) != 2:
+            return f"{len(parts)} paths instead of 2"
+        for part in parts:
+            path = part.replace(b"\\", b"/").lstrip(b"/")
+            if not path or b":" in path[:2] or b".." in path.split(b"/"):
+                what = "is no path to a file" if not path else "leaves the folder of the list"
+                return f"{part.decode(errors='backslashreplace')} {what}"
+        return None
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, i: int) -> Pair:
+        start = self._starts[i]  # raises IndexError
+        end = self._text.find(b"\n", start)
+        parts = self._text[start : end if end >= 0 else None].split()
+        rainy, clean = (os.fsdecode(part.replace(b"\\", b"/").lstrip(b"/")) for part in parts)
+        return Pair(rainy, self.folder / rainy, self.folder / clean, self._lines[i])
+
+    def fingerprint(self) -> str:
+        """A few digits that change with the list."""
+        return hashlib.sha256(self._text).hexdigest()[:12]
+
+
+def small_sample(pairs: Sequence[Pair], number: int, seed: int) -> list[Pair]:
+    """Shuffle with ``seed`` and keep ``number`` pairs: the small-sample setting of the paper.
+
+    Raises:
+        UserError: fewer pairs are there.
+    """
+    if number > len(pairs):
+        raise UserError(
+            f"--train_num: {number} pairs are asked for, but {LIST} lists {len(pairs)}; "
+            f"give --train_num {len(pairs)} or less"
+        )
+    order = list(range(len(pairs)))
+    random.Random(seed).shuffle(order)
+    return [pairs[i] for i in order[:number]]
+
+
+def check_pairs(pairs: Sequence[Pair], patch_size: int, flags: str) -> None:
     """Decode every image once, before training: whole, partners of equal size, at least patch-sized (T8, T9).
 
     Args:
@@ -141,11 +250,12 @@ def check_pairs(pairs: list[Pair], patch_size: int, flags: str) -> None:
         try:
             rainy, clean = read_image(pair.rainy).shape[:2], read_image(pair.clean).shape[:2]
         except ImageError as error:
-            return str(error)
+            return f"{error}{pair.place}"
         if rainy != clean:
-            return f"{pair.rainy} is {size_text(rainy)}, its clean partner {pair.clean.name} {size_text(clean)}"
+            sizes = f"{pair.rainy} is {size_text(rainy)}, its clean partner {pair.clean.name} {size_text(clean)}"
+            return sizes + pair.place
         if min(rainy) < patch_size:
-            return f"{pair.rainy} is {size_text(rainy)}, smaller than the {patch_size} px patch"
+            return f"{pair.rainy} is {size_text(rainy)}, smaller than the {patch_size} px patch{pair.place}"
         return None
 
     with ThreadPoolExecutor(4) as pool:
@@ -171,6 +281,33 @@ def training_pairs(data_path: str, gt_path: str, patch_size: int, hint: str) -> 
     return pairs, rule
 
 
+def listed_pairs(
+    data_path: str, patch_size: int, hint: str, train_num: int | None = None, seed: int = 0
+) -> tuple[Sequence[Pair], str]:
+    """Read the list of --data_path and check its pairs; those of a long list by samples, the others when they are used.
+
+    Args:
+        train_num, seed: keep so many, see ``small_sample``; None for all.
+
+    Returns:
+        The pairs, and where they come from, in words.
+
+    Raises:
+        UserError: see ``PairList``, ``small_sample`` and ``check_pairs``.
+    """
+    pairs: Sequence[Pair] = PairList(Path(data_path), hint)
+    source = f"{LIST}, {len(pairs)} pairs"
+    if train_num is not None:
+        pairs = small_sample(pairs, train_num, seed)
+        source += f", {train_num} of them drawn with --seed {seed}"
+    some = pairs
+    if len(pairs) > CHECK_ALL:
+        some = [pairs[i] for i in np.linspace(0, len(pairs) - 1, CHECK_SOME).astype(int)]
+        print(f"{LIST}: {len(pairs)} pairs, {len(some)} of them checked now, the others when they are used")
+    check_pairs(some, patch_size, "--data_path")
+    return pairs, source
+
+
 def validation_pairs(data_path: str | None, gt_path: str | None) -> list[Pair]:
     """Find and check the pairs of --val_data_path and --val_gt_path; none where neither is given.
 
@@ -188,7 +325,7 @@ def validation_pairs(data_path: str | None, gt_path: str | None) -> list[Pair]:
 
 
 class PatchDataset(Dataset):
-    """Random crops, the same of rainy and clean; no flips. Crop n of a training shows image n modulo their number.
+    """Random crops, the same of rainy and clean; no flips. The crops of a training go round the shuffled images.
 
     Args:
         pairs: checked pairs.
@@ -196,8 +333,10 @@ class PatchDataset(Dataset):
         seed: of the crops, 0 or more. T1: a crop depends on (seed, epoch, n) alone, not on the worker.
     """
 
-    def __init__(self, pairs: list[Pair], patch_size: int, seed: int) -> None:
+    def __init__(self, pairs: Sequence[Pair], patch_size: int, seed: int) -> None:
         self.pairs, self.patch_size, self.seed = pairs, patch_size, seed
+        # Neighbours in a list may be frames of one film, and an epoch may be shorter than the list.
+        self.images = np.random.default_rng([seed]).permutation(len(pairs))
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         """(epoch, n) -> rainy and clean crop, each (3, p, p) float32 in [0, 1]; n counts over the whole training.
@@ -206,11 +345,17 @@ class PatchDataset(Dataset):
             ImageError: a file vanished or changed since it was checked.
         """
         epoch, n = key
-        pair, p = self.pairs[n % len(self.pairs)], self.patch_size
-        rainy, clean = read_image(pair.rainy), read_image(pair.clean)
+        pair, p = self.pairs[self.images[n % len(self.pairs)]], self.patch_size
+        try:
+            rainy, clean = read_image(pair.rainy), read_image(pair.clean)
+        except ImageError as error:
+            raise ImageError(f"{error}{pair.place}") from None
         height, width = rainy.shape[:2]
         if rainy.shape != clean.shape or min(height, width) < p:
-            raise ImageError(f"{pair.rainy}: changed since training began; restore it and its clean partner")
+            sizes = f"{size_text(rainy.shape)}, its clean partner {pair.clean.name} {size_text(clean.shape)}"
+            raise ImageError(
+                f"{pair.rainy}: is {sizes}{pair.place}; both must have one size, from {p} px on. Mend or remove them"
+            )
         rng = np.random.default_rng([self.seed, epoch, n + 1])  # + 1: the order of the crops has the 0
         row = rng.integers(height - p + 1)  # T8: the last row and column are reached
         column = rng.integers(width - p + 1)
@@ -219,6 +364,8 @@ class PatchDataset(Dataset):
 
     def fingerprint(self) -> str:
         """Number and names of the pairs in short, to notice that a resumed run sees other data."""
+        if isinstance(self.pairs, PairList):
+            return f"{len(self.pairs)} pairs, {self.pairs.fingerprint()}"
         names = "\n".join(pair.name for pair in self.pairs).encode("utf-8", "surrogateescape")
         return f"{len(self.pairs)} pairs, {hashlib.sha256(names).hexdigest()[:12]}"
 

@@ -1,16 +1,19 @@
 """Remove rain from images of any size: tensor in, tensor out, or folder in, folder out with metrics."""
 
+import argparse
 import functools
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from common import derainer
 from common.data.images import (
     EXTENSIONS,
     ImageError,
@@ -28,6 +31,55 @@ from common.evaluation import metrics
 
 MEMORY_LIMIT = 1e9  # bytes of the whole process, imports included, above which --tile -1 takes tiles
 AUTO_WINDOW = 496  # px; 32 float channels of such a window stay below 32 MiB, where malloc still reuses memory
+
+
+class Windows(NamedTuple):
+    """How an image is cut into windows, and a window padded, for a network.
+
+    PReNet takes any size, and its halo is known: tiles give the result of the whole image. Other derainers run on whole
+    images unless a core and a halo are given, which is approximate.
+    """
+
+    tile: int = -1  # core of a tile in px; 0: whole image; -1: PReNet takes tiles where the whole needs over 1 GB
+    halo: int | None = None  # margin around the core in px; None: that of PReNet, see ``net.halo``
+    pad_to: int = 1  # windows are padded, by reflection to the right and below, to multiples of so many px
+    pad_square: bool = False  # and to squares
+
+    @classmethod
+    def from_flags(cls, args: argparse.Namespace) -> "Windows":
+        """For --tile, and where the script has them --derainer, --tile_halo, --pad_to and --pad_square.
+
+        Raises:
+            UserError: the halo of tiles is missing for another derainer, or given for PReNet.
+        """
+        name, halo = getattr(args, "derainer", derainer.PRENET), getattr(args, "tile_halo", None)
+        if name == derainer.PRENET and halo is not None:
+            raise UserError("--tile_halo: that of prenet is known; leave it out")
+        if name != derainer.PRENET and args.tile > 0 and halo is None:
+            raise UserError(
+                f"--tile {args.tile}: say with --tile_halo N how many px of margin a tile needs, best as far as an "
+                "output pixel of your derainer sees; the result is approximate. --tile 0 takes the whole image"
+            )
+        if halo is not None and args.tile <= 0:
+            raise UserError(f"--tile_halo {halo}: it is the margin of tiles; add --tile N, or leave it out")
+        return cls(args.tile, halo, getattr(args, "pad_to", 1), getattr(args, "pad_square", False))
+
+    def of(
+        self, net: nn.Module, height: int, width: int, device: torch.device, number: int = 1
+    ) -> list[tuple[tuple, tuple, tuple]]:
+        """The windows of a batch of ``number`` images, see ``_tiles``."""
+        if derainer.is_ours(net):
+            core, halo = tile_size(self.tile, height * number, width, net.halo, device), net.halo
+        else:
+            core, halo = max(self.tile, 0), self.halo or 0
+        return list(_tiles(height, width, core, halo))
+
+    def padding(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns to add to a window."""
+        rows, columns = (-(-length // self.pad_to) * self.pad_to for length in (height, width))
+        if self.pad_square:
+            rows = columns = max(rows, columns)
+        return rows - height, columns - width
 
 
 def _bytes_needed(pixels: int) -> float:
@@ -76,62 +128,81 @@ def _tiles(height: int, width: int, core: int, halo: int) -> Iterator[tuple[tupl
             yield tuple(zip(rows, columns, strict=True))
 
 
-@torch.inference_mode()
-def _infer(net: nn.Module, window: Tensor) -> Tensor:
-    out = net(window.contiguous(memory_format=torch.channels_last))
-    return out[0] if isinstance(out, tuple) else out
+def _reflect(length: int, more: int, device: torch.device) -> Tensor:
+    """Indices that go on by reflection behind the end, to and fro if need be; a single pixel is repeated."""
+    turn = max(2 * (length - 1), 1)
+    i = torch.arange(length + more, device=device) % turn
+    return torch.minimum(i, turn - i).clamp(max=length - 1)
 
 
-def derain(net: nn.Module, rainy: Tensor, tile: int = -1) -> Tensor:
+@torch.no_grad()
+def _infer(net: nn.Module, window: Tensor, windows: Windows) -> Tensor:
+    height, width = window.shape[2:]
+    more = windows.padding(height, width)
+    if any(more):
+        rows, columns = (_reflect(n, m, window.device) for n, m in zip((height, width), more, strict=True))
+        window = window.index_select(2, rows).index_select(3, columns)
+    # A network that is not ours may expect the usual order of memory.
+    order = torch.channels_last if derainer.is_ours(net) else torch.contiguous_format
+    return derainer.apply(net, window.contiguous(memory_format=order))[..., :height, :width]
+
+
+def derain(net: nn.Module, rainy: Tensor, tile: int = -1, **windows) -> Tensor:
     """Remove the rain from images of any size.
 
-    Tiles overlap by the receptive field of the network (``net.halo``, 13 px per stage) on each side, so that they give
-    the result of the whole image (T10).
+    Tiles of PReNet overlap by its receptive field (``net.halo``, 13 px per stage) on each side, so that they give the
+    result of the whole image (T10).
 
     Args:
-        net: Derain or PReNet, on the device of ``rainy``.
+        net: Derain, PReNet or any other derainer, on the device of ``rainy`` and in the mode that is wanted (eval).
         rainy: (N, 3, H, W) in [0, 1], H and W at least 1.
         tile: core of a tile in px; 0 for the whole image; -1 for tiles only where the whole image needs over 1 GB.
+        windows: halo, pad_to, pad_square for other derainers, see ``Windows``.
 
     Returns:
         (N, 3, H, W) on the same device, not clamped.
 
     Raises:
         ValueError: rainy has another shape.
+        DerainerError: another derainer failed, on this size perhaps.
     """
     if rainy.ndim != 4 or rainy.shape[1] != 3 or 0 in rainy.shape:
         raise ValueError(f"expected rainy images (N, 3, H, W), got {tuple(rainy.shape)}")
-    height, width = rainy.shape[2:]
-    core = tile_size(tile, height * len(rainy), width, net.halo, rainy.device)
+    number, _, height, width = rainy.shape
+    how = Windows(tile, **windows)
     derained = torch.empty_like(rainy)
-    for inside, window, keep in _tiles(height, width, core, net.halo):
-        derained[..., *inside] = _infer(net, rainy[..., *window])[..., *keep]
+    for inside, window, keep in how.of(net, height, width, rainy.device, number):
+        derained[..., *inside] = _infer(net, rainy[..., *window], how)[..., *keep]
     return derained
 
 
-def derain_pixels(net: nn.Module, pixels: np.ndarray, device: torch.device, tile: int, rounding: str) -> np.ndarray:
+def derain_pixels(
+    net: nn.Module, pixels: np.ndarray, device: torch.device, windows: Windows, rounding: str
+) -> np.ndarray:
     """``derain`` for a decoded image; only one tile at a time is held in floats.
 
     Args:
         pixels: (H, W, 3) uint8 or uint16 RGB.
-        tile: see ``derain``.
         rounding: 'truncate' or 'nearest', see ``to_uint8``.
 
     Returns:
         (H, W, 3) uint8.
     """
-    core = tile_size(tile, *pixels.shape[:2], net.halo, device)
     derained = np.empty(pixels.shape, np.uint8)
-    tiles = list(_tiles(*pixels.shape[:2], core, net.halo))
+    tiles = windows.of(net, *pixels.shape[:2], device)
     for inside, window, keep in tqdm(tiles, unit="tile", leave=False, disable=True if len(tiles) == 1 else None):
         rainy = torch.from_numpy(to_float(pixels[window])).permute(2, 0, 1)[None].to(device)
-        result = _infer(net, rainy)[0].permute(1, 2, 0)[keep]
+        result = _infer(net, rainy, windows)[0].permute(1, 2, 0)[keep]
         derained[inside] = to_uint8(result.cpu().numpy(), rounding)
     return derained
 
 
 def validate(
-    net: nn.Module, pairs: list[Pair], device: torch.device, stop: Callable[[], bool] = lambda: False
+    net: nn.Module,
+    pairs: list[Pair],
+    device: torch.device,
+    stop: Callable[[], bool] = lambda: False,
+    windows: Windows | None = None,
 ) -> dict[str, float] | None:
     """Mean scores of the derained, truncated images against their ground truth; None if ``stop`` asked to stop."""
     net.eval()
@@ -139,7 +210,7 @@ def validate(
     for pair in tqdm(pairs, desc="validating", unit="image", leave=False, disable=None):
         if stop():
             return None
-        derained = derain_pixels(net, read_image(pair.rainy), device, -1, "truncate")
+        derained = derain_pixels(net, read_image(pair.rainy), device, windows or Windows(), "truncate")
         scores.append(metrics.score(derained, read_image(pair.clean)))
     net.train()
     return vars(metrics.mean(scores))
@@ -181,12 +252,12 @@ def _partners(folder: Path, names: list[Path], gt_path: Path, save_path: Path) -
 
 def derain_folder(
     *,
-    net: nn.Module,  # Derain or PReNet, on the device
+    net: nn.Module,  # Derain, PReNet or another derainer, on the device
     data_path: str,  # a folder, sub-folders kept, or one image
     save_path: str,  # the same names below it
     gt_path: str | None,  # folder (or image) of clean images; None for no metrics
     device: torch.device,
-    tile: int,  # see derain
+    windows: Windows,  # tiles and padding
     rounding: str,  # see to_uint8
     hint: str = "",  # what belongs into data_path, for the message when it is missing
 ) -> int:
@@ -198,6 +269,7 @@ def derain_folder(
 
     Raises:
         UserError: paths that are missing, empty or overlap, ground truth that is missing or of another size.
+        DerainerError: a derainer of the user's failed on the first image.
     """
     save = Path(save_path)
     folder, names, others = _inputs(Path(data_path), save, hint)
@@ -208,16 +280,20 @@ def derain_folder(
             raise UserError(
                 f"--save_path: {save / name} is an input file and would be overwritten; choose another folder"
             )
-    net = net.eval().to(memory_format=torch.channels_last)  # faster on a CPU, and leaner
     _bytes_before()  # remembered from here on
-    _infer(net, torch.zeros(1, 3, 32, 32, device=device))  # warm-up
+    net.eval()
+    if derainer.is_ours(net):
+        net = net.to(memory_format=torch.channels_last)  # faster on a CPU, and leaner
+        _infer(net, torch.zeros(1, 3, 32, 32, device=device), windows)  # warm-up
+    elif windows.tile > 0:
+        print(f"tiles of {windows.tile} px with a halo of {windows.halo} px: approximate for this derainer")
     table, problems, seconds, deep, written = metrics.Table(), [], [], 0, 0
     bar = tqdm(names, unit="image", disable=None)
     for done, name in enumerate(bar):
         try:
             rainy = read_image(folder / name)
             began = time.perf_counter()
-            derained = derain_pixels(net, rainy, device, tile, rounding)
+            derained = derain_pixels(net, rainy, device, windows, rounding)
             seconds.append(time.perf_counter() - began)
             deep += rainy.dtype == np.uint16
             write_image(save / name, derained)
@@ -233,11 +309,16 @@ def derain_folder(
             raise KeyboardInterrupt(f"stopped by Ctrl-C; {done} of {len(names)} images are in {save}") from None
         except ImageError as error:  # the input or its ground truth; errors of writing are others and end the run
             problems.append(str(error))
+        except derainer.DerainerError as error:  # of this size, perhaps
+            if not written:
+                raise
+            problems.append(f"{folder / name}: {error}")
         except (RuntimeError, MemoryError) as error:
             if "memory" not in str(error) and not isinstance(error, MemoryError):
                 raise
             size = size_text(image_size(folder / name))
-            problems.append(f"{folder / name}: {size} px do not fit into memory; try --tile 256")
+            remedy = "--tile 256" if derainer.is_ours(net) else "--tile 256 --tile_halo 64 (approximate)"
+            problems.append(f"{folder / name}: {size} px do not fit into memory; try {remedy}")
     print(f"{written} images derained into {save}")
     if others:
         print(f"{others} other files in {folder} skipped")

@@ -69,7 +69,7 @@ class EDNet(nn.Module):
 
     def __init__(self, nc: int = 3, nz: int = 128, nef: int = 32, patch_size: int = 64) -> None:
         super().__init__()
-        self.nz, self.patch_size = nz, patch_size
+        self.nc, self.nz, self.nef, self.patch_size = nc, nz, nef, patch_size
         self.encoder = _Encoder(nc, nz, nef, patch_size)
         self.decoder = _Decoder(nc, nz, nef, patch_size)
         self.apply(init_weights)

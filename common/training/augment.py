@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from common import derainer
+from common.errors import UserError
 from common.models import EDNet
+from common.training.checkpoint import load_generator
 from common.training.loop import fit
 from common.training.losses import ssim
 from common.training.run import Run
@@ -68,3 +71,80 @@ def a_step(
     optimizer.step()
     derained = derained.detach()
     return {"mse": torch.mean((derained - clean) ** 2), "loss": loss.detach()}, derained
+
+
+def pick_generator(run: Run, device: torch.device, hint: str) -> EDNet | None:
+    """The generator of --netED, frozen; None where --fake_ratio is 0, which needs none.
+
+    Its sizes go to the flags --nz, --nef and --patchSize, and are said, where these were left alone.
+
+    Raises:
+        UserError: the file is missing or the wrong one, or its sizes contradict flags that were given.
+    """
+    args = run.args
+    if args.fake_ratio == 0:
+        return None
+    net = load_generator(args.netED, "--netED", hint)
+    sizes = {"nc": net.nc, "nz": net.nz, "nef": net.nef, "patchSize": net.patch_size}
+    differ = {flag: size for flag, size in sizes.items() if size != getattr(args, flag)}
+    wrong = [f"--{flag} is {getattr(args, flag)}, it has {differ[flag]}" for flag in differ if flag in run.settled]
+    if wrong:
+        remedy = " ".join(f"--{flag} {differ[flag]}" for flag in differ if flag in run.settled)
+        raise UserError(
+            f"--netED: {args.netED} is a generator of other sizes: {'; '.join(wrong)}. "
+            f"Give {remedy} or leave it out, or name another generator"
+        )
+    if "nc" in differ:
+        raise UserError(f"--netED: {args.netED} makes rain of {net.nc} channels; RGB images have 3")
+    if differ:
+        found = ", ".join(f"{flag} {size}" for flag, size in differ.items())
+        print(f"--netED: this generator has {found}; the flags follow it")
+        vars(args).update(differ)
+    if real_samples(args.batchSize, args.fake_ratio) == args.batchSize:
+        print(
+            f"warning: --batchSize {args.batchSize} with --fake_ratio {args.fake_ratio:g} leaves no sample of a batch "
+            "for generated rain; raise one of them"
+        )
+    return net.eval().requires_grad_(False).to(device)
+
+
+def train_augmented(
+    *,
+    run: Run,  # model folder, state to go on from, saving; its prefix names the derainer's files
+    net: nn.Module,  # any derainer, see common/derainer.py
+    netED: EDNet | None,  # RNet and G, frozen; None: all samples keep their own rain
+    lr: float,
+    fake_ratio: float,  # generated samples for each real one; an epoch has (1 + fake_ratio) times the steps
+    device: torch.device,
+    batch_size: int,
+    iters_per_epoch: int,  # before that factor
+    **settings,  # data, schedule, epochs, saving: see fit
+) -> None:
+    """Train a derainer with generated rain among the real one; see ``rain_on``, ``a_step`` and the loop ``fit``."""
+    n_real = real_samples(batch_size, fake_ratio) if netED else batch_size
+    optimizer = Adam((p for p in net.parameters() if p.requires_grad), lr)
+    shown: dict[str, Tensor] = {}
+
+    def step(rainy: Tensor, clean: Tensor, index: int) -> dict[str, Tensor]:
+        if netED:
+            z = torch.randn(len(rainy) - n_real, netED.nz, device=device)
+            rainy = rain_on(netED, rainy, clean, n_real, z)
+        losses, derained = a_step(lambda x: derainer.apply(net, x), optimizer, rainy, clean)
+        shown.update(rainy=rainy, derained=derained, clean=clean)
+        if n_real < len(rainy):
+            shown.update(generated_rainy=rainy[n_real:])
+        return losses
+
+    (name,) = run.prefixes
+    fit(
+        run=run,
+        step=step,
+        nets={name: net},
+        optimizers={name: optimizer},
+        device=device,
+        batch_size=batch_size,
+        iters_per_epoch=steps_per_epoch(iters_per_epoch, fake_ratio),
+        pictures=lambda: shown,
+        frozen=netED,
+        **settings,
+    )

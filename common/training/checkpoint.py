@@ -1,5 +1,6 @@
 """Checkpoint files: written whole or not at all, read without running code, recognised when they are the wrong ones."""
 
+import argparse
 import os
 import pickle
 import re
@@ -8,7 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from common import derainer
 from common.errors import TrainingStopped, UserError
+from common.models import EDNet
 
 KEYS_SHOWN = 4
 _DAMAGED = "is not a PyTorch checkpoint, or a damaged one. Fetch or save it again."
@@ -17,6 +20,7 @@ _KINDS = {
     "joint": ("a joint derainer, BNet (DerainNet_state)", "use test_syn_joint.py or test_spa_joint.py"),
     "augmented": ("an augmented derainer", "use test_syn_aug.py or test_spa_aug.py"),
     "ED": ("a generator, ED", "it belongs to --netED, ED_state_N.pt"),
+    "own": ("the network of --derainer", "name it with --derainer"),
     "D": ("a critic, D", "only joint training uses it, D_state_N.pt"),
     "state": ("a training state", "use the network's own file beside it (..._state_N.pt); --resume -1 goes on from it"),
 }
@@ -90,6 +94,57 @@ def _beside(folder: Path) -> str:
     return f"{folder} holds {', '.join(names[:6])}{more}."
 
 
+def newest(path: Path, flag: str, hint: str = "") -> Path:
+    """A derainer's file: ``path`` itself, or of a folder the one with the most epochs that is whole; says which.
+
+    Raises:
+        UserError: the folder holds none.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    others = re.compile(r"(train|left)_state|(ED|D|DerainNet)_(state_\d+|best)\.pt")  # other networks, joint training
+    files = [p for p in path.iterdir() if p.suffix in (".pt", ".pth") and not others.match(p.name)]
+
+    def age(file: Path) -> tuple[int, float]:
+        epoch = re.search(r"_state_(\d+)\.pt$", file.name)
+        return int(epoch[1]) if epoch else -1, file.stat().st_mtime
+
+    for file in sorted(files, key=age, reverse=True):
+        try:
+            load(file, flag)
+        except UserError as error:
+            print(f"left out: {error}")
+            continue
+        print(f"{flag}: {path} is a folder; taking {file.name}")
+        return file
+    raise UserError(
+        f"{flag}: {path} is a folder without a whole checkpoint of a derainer. {_beside(path)} {hint}".strip()
+    )
+
+
+def load_derainer(args: argparse.Namespace, hint: str = "") -> nn.Module:
+    """The derainer that --model_dir, --derainer and the choice beside the weights name, filled, on the CPU.
+
+    Args:
+        args: flags of test_syn_aug.py or test_spa_aug.py; recurrent_iter may be set from the stored choice.
+        hint: where the checkpoint comes from, for the message when it is missing.
+
+    Raises:
+        UserError: see ``newest``, ``derainer.settle``, ``derainer.build`` and ``load_weights``.
+    """
+    path = newest(args.model_dir, "--model_dir", hint)
+    content = load(path, "--model_dir", hint)
+    trained = derainer.settle(args, path)
+    net = derainer.build(args)
+    kind = "augmented" if args.derainer == derainer.PRENET else "own"
+    try:
+        put_weights(net, content, kind, f"--model_dir: {path}")
+    except UserError as error:
+        raise UserError(f"{error} {trained}".rstrip()) from None
+    return net
+
+
 def kind_of(content: object) -> str | None:
     """What a loaded file is: 'joint', 'augmented', 'ED', 'D', 'state', or None for anything else."""
     if not isinstance(content, dict):
@@ -104,6 +159,25 @@ def kind_of(content: object) -> str | None:
     if any(str(key).startswith("encoder.main.") for key in keys):
         return "ED"
     return "D" if "l4.0.module.weight_bar" in keys else None
+
+
+def load_generator(path: Path, flag: str, hint: str = "") -> EDNet:
+    """Make the EDNet that fits a released or own file, whatever its sizes, and fill it.
+
+    Raises:
+        UserError: see ``load`` and ``load_weights``.
+    """
+    content = _unwrapped(load(path, flag, hint))
+    net = EDNet()
+    if kind_of(content) == "ED":
+        shapes = {str(key): value.shape for key, value in content.items() if isinstance(value, Tensor)}
+        convs = [shape for key, shape in shapes.items() if key.startswith("encoder.main.") and len(shape) == 4]
+        codes = [shape for key, shape in shapes.items() if key.startswith("decoder.main.") and len(shape) == 2]
+        first = shapes.get("encoder.main.0.weight", ())
+        if 3 <= len(convs) <= 12 and len(codes) == 1 and len(first) == 4:  # else put_weights says what is wrong
+            net = EDNet(nc=first[1], nz=codes[0][1], nef=first[0], patch_size=2 ** (len(convs) + 1))
+    put_weights(net, content, "ED", f"{flag}: {path}")
+    return net
 
 
 def load_weights(net: nn.Module, path: Path, kind: str, flag: str, hint: str = "") -> None:
@@ -122,9 +196,11 @@ def load_weights(net: nn.Module, path: Path, kind: str, flag: str, hint: str = "
 def put_weights(net: nn.Module, content: object, kind: str, where: str) -> None:
     """``load_weights`` for a file that is read already; ``where`` names it in messages."""
     expected = _KINDS[kind][0]
-    if isinstance(content, dict) and content and all(str(key).startswith("module.") for key in content):
-        content = {key.removeprefix("module."): value for key, value in content.items()}  # saved from DataParallel
+    own = net.state_dict()
+    content = content if _wrapped(own) else _unwrapped(content)
     found = kind_of(content)
+    if kind == "own" and found != "state":
+        found = None  # whatever else it may look like
     if found not in (kind, None):
         is_a, remedy = _KINDS[found]
         raise UserError(f"{where}: this is {is_a}; {remedy}. Expected here: {expected}.")
@@ -135,7 +211,6 @@ def put_weights(net: nn.Module, content: object, kind: str, where: str) -> None:
             f"keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else type(content).__name__
         )
         raise UserError(f"{where}: this is no state dict ({shape}). Expected: {expected}.")
-    own = net.state_dict()
     missing = sorted(own.keys() - content.keys())
     surplus = sorted(content.keys() - own.keys())
     shapes = [
@@ -149,13 +224,26 @@ def put_weights(net: nn.Module, content: object, kind: str, where: str) -> None:
         remedy = (
             "Set the flags of the network (--stage, --nz, --nef, --ndf, --patchSize) as in its training."
             if found
+            else "Give --derainer and --derainer_args as in its training."
+            if kind == "own"
             else ""
         )
         raise UserError(f"{where}: {looks}. Expected: {expected}. {' '.join(filter(None, parts))} {remedy}".rstrip())
-    broken = [key for key, value in content.items() if not torch.isfinite(value).all()]
+    broken = [key for key, _ in net.named_parameters() if not torch.isfinite(content[key]).all()]
     if broken:
         raise UserError(f"{where}: {_some('not finite', broken)} The training went wrong; use an earlier checkpoint.")
     net.load_state_dict(content)
+
+
+def _wrapped(state: object) -> bool:
+    return (
+        isinstance(state, dict) and bool(state) and all(isinstance(k, str) and k.startswith("module.") for k in state)
+    )
+
+
+def _unwrapped(content: object) -> object:
+    """Without the prefix that saving from DataParallel leaves."""
+    return {key.removeprefix("module."): value for key, value in content.items()} if _wrapped(content) else content
 
 
 def _some(label: str, items: list[str]) -> str:

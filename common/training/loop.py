@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import os
 import signal
 import time
@@ -113,6 +114,14 @@ def _batches(loader: DataLoader):
         raise DataLost(str(error).strip().splitlines()[-1].rpartition("Error: ")[2]) from None
 
 
+def _digest(net: nn.Module) -> str:
+    """A few digits that change with the weights."""
+    digest = hashlib.sha256()
+    for value in net.state_dict().values():
+        digest.update(value.cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):  # whoever read the output is gone; that is no reason to stop
         print(text, flush=True)
@@ -139,6 +148,7 @@ def fit(
     pictures: Callable[[], dict[str, Tensor]],  # batches for the image grids
     validate: Callable[[Callable[[], bool]], dict[str, float] | None] | None = None,  # (stop?) -> psnr_y and others
     val_every: int = 1,  # epochs
+    frozen: nn.Module | None = None,  # what the steps use and never change, to notice another one on resume
 ) -> None:
     """Train from where the run stands to the end of epoch niter.
 
@@ -147,7 +157,7 @@ def fit(
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
     """
     base = {name: optimizer.param_groups[0]["lr"] for name, optimizer in optimizers.items()}
-    run.restore(nets, optimizers, dataset.fingerprint())
+    run.restore(nets, optimizers, dataset.fingerprint() + (f", generator {_digest(frozen)}" if frozen else ""))
     if run.epoch >= niter:
         _say(f"nothing to do: {run.epoch} epochs are done and --niter is {niter}")
         return

@@ -1,7 +1,8 @@
 """A training run in its folder: the lock, the state to go on from, the options that win, the saving (T5, T6).
 
-``model_dir`` holds ``PREFIX_state_N.pt`` (bare state dicts after N epochs), ``PREFIX_best.pt``, and the full state
-``train_state_last.pt`` with its predecessor ``train_state_prev.pt``.
+``model_dir`` holds ``PREFIX_state_N.pt`` (bare state dicts after N epochs), ``PREFIX_best.pt``, for augmented
+training ``PREFIX.json`` (which derainer), and the full state ``train_state_last.pt`` with its predecessor
+``train_state_prev.pt``.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +20,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from common import derainer
 from common.data.pairs import Pair
 from common.errors import TrainingStopped, UserError
 from common.training import checkpoint, runtime
@@ -32,6 +34,7 @@ VERSION = 1
 STATES = ("train_state_last.pt", "train_state_prev.pt")  # newest first
 # May differ from the stored options on resume: they change how long, where and how fast, never what is computed.
 FREE = {"niter", "workers", "use_gpu", "gpu_id", "data_path", "gt_path", "val_data_path", "val_gt_path", "log_dir"}
+FREE |= {"netED", "pad_to", "pad_square"}  # another generator in that file is noticed by its numbers
 PER_CALL = {"resume", "overwrite", "dry_run", "save_minutes", "model_dir"}  # belong to one call, never restored
 
 
@@ -42,10 +45,14 @@ class Run:
         epoch: finished epochs; ``step``: steps done in the next one.
         best: best validation PSNR-Y so far, in dB.
         sums: what the loop wants to find again after a resume within an epoch.
+        settled: flags whose values stand: given on the command line, or stored by the run that is resumed.
     """
 
-    def __init__(self, args: argparse.Namespace, script: str, prefixes: tuple[str, ...]) -> None:
-        self.args, self.prefixes = args, prefixes
+    def __init__(
+        self, args: argparse.Namespace, script: str, prefixes: Callable[[argparse.Namespace], tuple[str, ...]]
+    ) -> None:
+        self.args, self._prefixes = args, prefixes
+        self.settled = set(args.given)
         self.model_dir = Path(args.model_dir)
         self._script = Path(script).resolve()
         self.experiment = "/".join(self._script.parts[-2:])
@@ -57,12 +64,18 @@ class Run:
         self._aside: list[Path] = []  # whole states that a later --resume must not find: newer ones, damaged ones
         self._data = ""
 
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """Names of the network files, the derainer's first."""
+        return self._prefixes(self.args)
+
     # --- what to start from ------------------------------------------------------------------------------------
 
     def files(self) -> list[Path]:
         """What a run of these networks has left in model_dir."""
         prefixes = "|".join(map(re.escape, self.prefixes))
-        own = re.compile(rf"(train|left)_state_(last|prev)\.pt(\.tmp)?|({prefixes})_(state_\d+|best)\.pt(\.tmp)?")
+        state, weights = r"(train|left)_state_(last|prev)\.pt", rf"({prefixes})_(state_\d+|best)\.pt"
+        own = re.compile(rf"({state}|{weights})(\.tmp)?|({prefixes})\.json")
         return sorted(p for p in self.model_dir.glob("*") if own.fullmatch(p.name))
 
     def resolve(self) -> None:
@@ -84,10 +97,15 @@ class Run:
                     f"--log_dir: {self.args.log_dir} holds the log of another run. Give a --log_dir of its own, "
                     "or --overwrite to delete it."
                 )
+            if self.args.overwrite:
+                self._states()  # refuses to delete those of another script
             return
         if self.args.overwrite:
             raise UserError("--overwrite and --resume contradict each other; give one of them")
         states = self._states()
+        if states:
+            options = next((s for s in states if resume in (-1, s["epoch"])), states[0])["options"]
+            self._restore_options(options)
         state = next((s for s in states if resume in (-1, s["epoch"])), None)
         if state is not None:
             self._state = state
@@ -108,8 +126,6 @@ class Run:
             self.best = states[0]["best"] if states else self.best
             print(f"resume: bare weights of epoch {resume}; Adam starts fresh, so this is not bit for bit the same run")
         self._aside += [s["path"] for s in states if (s["epoch"], s["step"]) > (self.epoch, self.step)]
-        if states:
-            self._restore_options((state or states[0])["options"])
 
     def _check_folders(self) -> None:
         """Input folders are never written to."""
@@ -141,7 +157,8 @@ class Run:
                     "use the version that wrote it, or --resume N with bare weights"
                 )
             if state["experiment"] != self.experiment:
-                raise UserError(f"{path} belongs to {state['experiment']}; resume it with that script")
+                remedy = "choose another --model_dir" if self.args.overwrite else "resume it with that script"
+                raise UserError(f"{path} belongs to {state['experiment']}; {remedy}")
             states.append(state | {"path": path})
         return states
 
@@ -154,6 +171,13 @@ class Run:
 
     def _restore_options(self, stored: dict) -> None:
         given = self.args.given
+        if stored.get("derainer", derainer.PRENET) != derainer.PRENET:
+            for key in {"derainer"} | ({"derainer_args"} if stored["derainer_args"] else set()):
+                if key not in given:
+                    raise UserError(
+                        f"--resume: {self.model_dir} trains a derainer of its own, and code is only run where you "
+                        f"name it. If you trust it, add:\n  {derainer.flags(stored)}"
+                    )
         conflicts = [
             f"--{key} is {_shown(getattr(self.args, key))}, the run has {_shown(stored[key])}"
             for key in sorted(given & stored.keys() - FREE - PER_CALL)
@@ -167,6 +191,7 @@ class Run:
         for key in stored.keys() - given - PER_CALL:
             if hasattr(self.args, key):
                 setattr(self.args, key, stored[key])
+                self.settled.add(key)
 
     def options(self) -> dict:
         """The options that are stored: plain values of every flag."""
@@ -186,12 +211,16 @@ class Run:
                 )
             where = f"--resume: {self.model_dir}"
             for name, net in nets.items():
-                checkpoint.put_weights(net, self._state["nets"][name], _KIND_OF_PREFIX.get(name, "augmented"), where)
+                checkpoint.put_weights(net, self._state["nets"][name], self._kind(name), where)
                 optimizers[name].load_state_dict(self._state["optimizers"][name])
             runtime.set_rng_state(self._state["rng"])
             self._state = None  # its memory is needed
         for name, path in self._bare.items():
-            checkpoint.load_weights(nets[name], path, _KIND_OF_PREFIX.get(name, "augmented"), "--resume")
+            checkpoint.load_weights(nets[name], path, self._kind(name), "--resume")
+
+    def _kind(self, prefix: str) -> str:
+        own = "augmented" if getattr(self.args, "derainer", None) == derainer.PRENET else "own"
+        return {"DerainNet": "joint", "ED": "ED", "D": "D"}.get(prefix, own)
 
     def begin(self) -> None:
         """The checks are done and the first step is next: deal with what would be mixed up with this run."""
@@ -202,6 +231,8 @@ class Run:
             left = path.with_name(path.name.replace("train_state", "left_state"))
             os.replace(path, left)
             print(f"resume: {path.name} is not part of this run any more; kept as {left.name}")
+        if "derainer" in self.args:
+            derainer.store(self.args, self.model_dir / f"{self.prefixes[0]}.json")
 
     # --- saving ------------------------------------------------------------------------------------------------
 
@@ -224,7 +255,7 @@ class Run:
             "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
             "rng": runtime.rng_state(),
         }
-        require_finite(content["nets"] | {f"Adam of {k}": v for k, v in content["optimizers"].items()}, self)
+        require_finite(_parameters(nets) | {f"Adam of {k}": v for k, v in content["optimizers"].items()}, self)
         last, before = (self.model_dir / name for name in STATES)
         checkpoint.save(content, last, keep=before)
 
@@ -235,7 +266,7 @@ class Run:
             TrainingStopped: a weight is not finite, or the disk fails.
         """
         states = {name: {k: v.cpu() for k, v in net.state_dict().items()} for name, net in nets.items()}
-        require_finite(states, self)
+        require_finite(_parameters(nets), self)
         for name, state in states.items():
             checkpoint.save(state, self.model_dir / f"{name}_{suffix}.pt")
 
@@ -248,10 +279,13 @@ class Run:
 
     def command(self) -> str:
         """The command that goes on with this run."""
-        return shlex.join([sys.executable, str(self._script), "--model_dir", str(self.model_dir), "--resume", "-1"])
+        words = [sys.executable, str(self._script), "--model_dir", str(self.model_dir), "--resume", "-1"]
+        own = getattr(self.args, "derainer", derainer.PRENET) != derainer.PRENET
+        return shlex.join(words) + (f" {derainer.flags(derainer.choice_of(self.args))}" if own else "")
 
 
-_KIND_OF_PREFIX = {"DerainNet": "joint", "ED": "ED", "D": "D"}
+def _parameters(nets: dict[str, nn.Module]) -> dict[str, dict]:
+    return {name: dict(net.named_parameters()) for name, net in nets.items()}  # a buffer may be a mask of -inf
 
 
 def _shown(value: object) -> str:
@@ -291,13 +325,15 @@ def _lock(file: IO, run: Run) -> None:
 
 
 @contextlib.contextmanager
-def open_run(args: argparse.Namespace, script: str, prefixes: tuple[str, ...]) -> Iterator[Run]:
+def open_run(
+    args: argparse.Namespace, script: str, prefixes: Callable[[argparse.Namespace], tuple[str, ...]]
+) -> Iterator[Run]:
     """Open the run of a training script: lock --model_dir, find the state of --resume, let its options win.
 
     Args:
         args: flags of the script, changed in place on resume; a --dry_run locks and creates nothing.
         script: the script's ``__file__``; a state is only resumed by the script that wrote it.
-        prefixes: names of the network files, ``DerainNet`` for ``DerainNet_state_N.pt``.
+        prefixes: from the flags, the names of the network files, ``DerainNet`` for ``DerainNet_state_N.pt``.
 
     Raises:
         UserError: see ``Run.resolve``; or another process trains in the same folder.
@@ -326,7 +362,12 @@ def open_run(args: argparse.Namespace, script: str, prefixes: tuple[str, ...]) -
 
 
 def describe(
-    run: Run, pairs: list[Pair], rule: str, held_out: list[Pair], nets: dict[str, nn.Module], device: torch.device
+    run: Run,
+    pairs: Sequence[Pair],
+    rule: str,
+    held_out: list[Pair],
+    nets: dict[str, nn.Module | None],
+    device: torch.device,
 ) -> None:
     """What --dry_run prints: the resolved options, the data found, the sizes of the networks."""
     print("options:")
@@ -336,7 +377,7 @@ def describe(
     print(f"validation: {len(held_out)} pairs" if held_out else "validation: none")
     print("networks:")
     for name, net in nets.items():
-        print(f"  {name}: {sum(p.numel() for p in net.parameters()):,} parameters")
+        print(f"  {name}: {sum(p.numel() for p in net.parameters()):,} parameters" if net else f"  {name}: none")
     start = f"epoch {run.epoch + 1}, step {run.step + 1}" if run.epoch or run.step else "the beginning"
     what = (
         f"would train on {device} from {start}" if run.epoch < run.args.niter else "nothing to do, all epochs are done"

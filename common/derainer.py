@@ -1,0 +1,273 @@
+"""Any derainer by one flag: PReNet, or a network that the user names on the command line (--derainer, README).
+
+The contract: a torch.nn.Module from rainy (N, 3, H, W) in [0, 1] to derained of the same shape, or to a tuple or list
+whose first element is that. Code is only ever imported for a name on the command line, never for one in a stored file.
+"""
+
+import argparse
+import ast
+import contextlib
+import importlib
+import importlib.util
+import json
+import os
+import re
+import shlex
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+from common.models import Derain, PReNet
+
+PRENET = "prenet"
+CONTRACT = (
+    "A derainer is a torch.nn.Module from a batch (N, 3, H, W) in [0, 1] to the same shape, or to a tuple whose first "
+    "element is that."
+)
+SIZES = "Sizes that a network can't take: --pad_to 8 (say) pads them, --pad_square to squares; training: --patchSize."
+
+
+class DerainerError(UserError):
+    """A derainer of the user's that can't be loaded, breaks the contract or fails."""
+
+
+def is_ours(net: nn.Module) -> bool:
+    """PReNet in either head: of known receptive field, fit for every size."""
+    return isinstance(net, (PReNet, Derain))
+
+
+# --- from the flags to a network -------------------------------------------------------------------------------------
+
+
+def values(texts: list[str]) -> dict[str, object]:
+    """'key=value' texts to keyword arguments: numbers, booleans (any case), none, lists ([1,2] or 1,2), else text."""
+
+    def value_of(text: str) -> object:
+        words = {"true": True, "false": False, "none": None}
+        if text.lower() in words:
+            return words[text.lower()]
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return text
+        return list(value) if isinstance(value, tuple) else value
+
+    return {key: value_of(value) for key, _, value in (text.partition("=") for text in texts)}
+
+
+def build(args: argparse.Namespace) -> nn.Module:
+    """The network of --derainer, --derainer_args and --recurrent_iter, on the CPU.
+
+    Raises:
+        DerainerError: it can't be imported, is not there, or can't be made with these arguments; or is not a module.
+        UserError: a flag that does not belong to it.
+    """
+    if args.derainer == PRENET:
+        if args.derainer_args:
+            raise UserError("--derainer_args: prenet has none; its number of stages is --recurrent_iter")
+        return PReNet(args.recurrent_iter)
+    what = f"--derainer {args.derainer}"
+    if "recurrent_iter" in args.given:
+        raise UserError("--recurrent_iter: it belongs to prenet; other derainers take --derainer_args key=value ...")
+    factory, given = _find(args.derainer), values(args.derainer_args)
+    try:
+        with _working_directory_importable():
+            net = factory(**given)
+    except (Exception, SystemExit) as error:
+        call = f"{getattr(factory, '__name__', args.derainer)}({', '.join(f'{k}={v!r}' for k, v in given.items())})"
+        raise DerainerError(
+            f"{what}: {call} failed: {_short(error)}. Give its arguments as --derainer_args key=value ..."
+        ) from None
+    if not isinstance(net, nn.Module):
+        raise DerainerError(f"{what}: it makes a {type(net).__name__}, not a torch.nn.Module. {CONTRACT}")
+    wrong = [key for key, value in net.state_dict().items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise DerainerError(f"{what}: its state_dict() holds more than tensors ({', '.join(wrong[:4])})")
+    return net
+
+
+@contextlib.contextmanager
+def _working_directory_importable() -> Iterator[None]:
+    """As with `python -m`, but behind everything that is installed; only while the user's own import runs."""
+    here = os.getcwd()
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        if here in sys.path:
+            del sys.path[len(sys.path) - 1 - sys.path[::-1].index(here)]
+
+
+def _find(spec: str):
+    module_name, _, name = spec.rpartition(":")
+    what = f"--derainer {spec}"
+    if module_name.endswith(".py"):
+        path = Path(module_name)
+        if not path.is_file():
+            raise DerainerError(f"{what}: there is no file {path}")
+        found = importlib.util.spec_from_file_location(f"derainer_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}", path)
+    try:
+        with _working_directory_importable():
+            if module_name.endswith(".py"):
+                module = importlib.util.module_from_spec(found)
+                sys.modules[found.name] = module  # as dataclasses and pickle expect
+                sys.path.append(str(path.parent))  # its neighbours, as if it were run itself
+                found.loader.exec_module(module)
+            else:
+                module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        remedy = "Install it, or name a file: --derainer path/to/file.py:Class"
+        raise DerainerError(f"{what}: no module named {error.name!r}. {remedy}") from None
+    except (Exception, SystemExit) as error:  # a script that runs at import, say
+        raise DerainerError(f"{what}: {module_name} can't be imported: {_short(error)}") from None
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        classes = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, nn.Module)]
+        there = f"it has {', '.join(classes[:8])}" if classes else "it has no torch.nn.Module"
+        raise DerainerError(f"{what}: {module_name} has no class or function {name!r}; {there}")
+    return factory
+
+
+def _short(error: BaseException) -> str:
+    """Kind, message and place of an error in the user's code."""
+    text = " ".join(str(error).split())
+    frames = traceback.extract_tb(error.__traceback__)
+    place = ""
+    if isinstance(error, SyntaxError) and error.filename:
+        text, place = error.msg, f" ({Path(error.filename).name}, line {error.lineno})"
+    elif frames and Path(frames[-1].filename) != Path(__file__):
+        place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
+    return f"{type(error).__name__}: {text[:300]}{place}"
+
+
+# --- calling it ------------------------------------------------------------------------------------------------------
+
+
+def apply(net: nn.Module, rainy: Tensor) -> Tensor:
+    """Derain a batch with any network that keeps the contract.
+
+    Args:
+        net: PReNet, Derain or the user's own.
+        rainy: (N, 3, H, W) in [0, 1].
+
+    Returns:
+        (N, 3, H, W), not clamped, of the type of ``rainy``.
+
+    Raises:
+        DerainerError: the user's network failed, or returned something else.
+    """
+    if is_ours(net):
+        return net(rainy)[0]
+    name, shape = f"--derainer: {type(net).__name__}", tuple(rainy.shape)
+    try:
+        out = net(rainy)
+    except Exception as error:
+        if "out of memory" in str(error) or "can't allocate memory" in str(error) or isinstance(error, MemoryError):
+            raise
+        raise DerainerError(f"{name} failed on a batch {shape}: {_short(error)}. {SIZES}") from None
+    first = out[0] if isinstance(out, (tuple, list)) and out else out
+    if not isinstance(first, Tensor) or first.shape != rainy.shape or not first.is_floating_point():
+        is_tensor = isinstance(first, Tensor)
+        got = f"{tuple(first.shape)} of {first.dtype}" if is_tensor else f"a {type(first).__name__}"
+        raise DerainerError(f"{name} made {got} of a batch {shape}. {CONTRACT} {SIZES}")
+    return first.to(rainy.dtype)
+
+
+def check(net: nn.Module, patch_size: int, device: torch.device) -> None:
+    """Try a network on two crops before training, leaving it and the random numbers as they were.
+
+    Raises:
+        DerainerError: it breaks the contract, or has nothing to learn.
+    """
+    name = f"--derainer: {type(net).__name__}"
+    if not any(p.requires_grad for p in net.parameters()):
+        raise DerainerError(f"{name} has no parameter that can be trained")
+    training = net.training
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        out = apply(net.eval(), torch.rand(2, 3, patch_size, patch_size, device=device))
+    net.train(training)
+    if not out.requires_grad:
+        raise DerainerError(f"{name} gives a result that no gradient goes through; it can't be trained")
+
+
+# --- the choice beside the weights -----------------------------------------------------------------------------------
+
+
+def flags(choice: dict) -> str:
+    """The choice as it is typed, quoted for the shell."""
+    words = ["--derainer", choice["derainer"]]
+    if choice["derainer"] == PRENET:
+        words += ["--recurrent_iter", str(choice["recurrent_iter"])]
+    if choice["derainer_args"]:
+        words += ["--derainer_args", *choice["derainer_args"]]
+    if choice["pad_to"] > 1:
+        words += ["--pad_to", str(choice["pad_to"])]
+    return shlex.join(words + (["--pad_square"] if choice["pad_square"] else []))
+
+
+def choice_of(args: argparse.Namespace) -> dict:
+    """What is stored of the flags."""
+    return {key: getattr(args, key) for key in ("derainer", "derainer_args", "recurrent_iter", "pad_to", "pad_square")}
+
+
+def choice_file(weights: Path) -> Path:
+    """The file with the choice beside a weights file: Aug_DerainNet_state_9.pt -> Aug_DerainNet.json."""
+    return weights.with_name(re.sub(r"_(state_\d+|best)$", "", weights.stem) + ".json")
+
+
+def store(args: argparse.Namespace, path: Path) -> None:
+    """Write the choice of a training run.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    path.write_text(json.dumps(choice_of(args), indent=2) + "\n")
+
+
+def stored(weights: Path) -> dict | None:
+    """The choice beside a weights file; None where there is none. Says so where it can't be understood."""
+    path = choice_file(weights)
+    try:
+        choice = json.loads(path.read_text())
+        kinds = {"derainer": str, "derainer_args": list, "recurrent_iter": int, "pad_to": int, "pad_square": bool}
+        texts = [choice["derainer"], *choice["derainer_args"]]
+        if not all(type(choice[key]) is kind for key, kind in kinds.items()) or choice["recurrent_iter"] < 1:
+            raise ValueError
+        if not all(isinstance(text, str) and text.isprintable() for text in texts):
+            raise ValueError
+        return choice
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        print(f"note: {path} can't be understood; going by the flags alone")
+        return None
+
+
+def settle(args: argparse.Namespace, weights: Path) -> str:
+    """Bring the flags of a test script in line with the choice beside the weights.
+
+    Args:
+        args: recurrent_iter is set from a stored prenet, unless it was given.
+
+    Returns:
+        How the weights were trained, for the message when they do not fit; empty if that is not known.
+
+    Raises:
+        UserError: they were trained with a derainer of the user's, which has to be named again.
+    """
+    choice = stored(weights)
+    if choice is None:
+        return ""
+    if choice["derainer"] != PRENET and "derainer" not in args.given:
+        raise UserError(
+            f"--model_dir: {weights} was trained with a derainer of its own, and code is only run where you name it. "
+            f"If you trust it, add:\n  {flags(choice)}"
+        )
+    if choice["derainer"] == args.derainer == PRENET and "recurrent_iter" not in args.given:
+        args.recurrent_iter = choice["recurrent_iter"]
+    return f"These weights were trained with {flags(choice)}"

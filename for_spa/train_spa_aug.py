@@ -1,0 +1,82 @@
+"""Augmented training (A+) on SPA-Data: step 2 of the paper.
+
+A derainer learns from real pairs and from clean crops on which the generator G of --netED rains. Writes
+Aug_DerainNet_state_N.pt and the full training state to --model_dir, logs to --log_dir.
+
+    python train_spa_aug.py --data_path SPA_DATA --netED ED_state_800.pt
+
+Next: test_spa_aug.py removes rain with Aug_DerainNet_state_N.pt.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import cli, derainer
+from common.data.pairs import PatchDataset, listed_pairs, validation_pairs
+from common.evaluation.derain import Windows, validate
+from common.training.augment import pick_generator, train_augmented
+from common.training.run import describe, open_run
+from common.training.runtime import pick_device, seed_everything
+
+DATA = (
+    "Put SPA-Data (Wang et al., CVPR 2019) there, or name its folder with --data_path: its real_world.txt lists the "
+    "pairs, 'rainy_path clean_path' a line, relative to that folder. For pairs in two folders use for_syn's scripts."
+)
+GENERATOR = "Train one with train_spa_joint.py, or put the ED_state_800.pt there that the paper's authors released."
+
+
+def parse_args(argv=None):
+    parser = cli.Parser(__doc__, __file__)
+    data = parser.group("data")
+    data.add_path("--data_path", "./data/spa-data/", help="folder of real_world.txt, the list of the pairs")
+    data.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step, generated ones included")
+    data.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px, as in G's training")
+    model = parser.group("model")
+    model.add_path("--netED", "./spamodels/ED_state_800.pt", help="weights of RNet and G")
+    model.add_argument("--nc", type=cli.number(int, 3, 3), default=3, help="image channels")
+    model.add_argument("--nz", type=cli.positive_int, default=128, help="length of the rain code")
+    model.add_argument("--nef", type=cli.positive_int, default=32, help="width of RNet and G")
+    optim = parser.group("optimisation")
+    optim.add_argument("--niter", type=cli.positive_int, default=200, help="epochs")
+    optim.add_argument("--fake_ratio", type=cli.nonnegative, default=0.5, help="generated samples for a real one")
+    optim.add_argument(
+        "--milestone", type=cli.positive_int, nargs="+", default=[50, 100, 150], help="epochs: rate x 0.2"
+    )
+    optim.add_argument("--lr", type=cli.positive, default=1e-3, help="learning rate")
+    validation = cli.add_training(parser, log_dir="./aug_spalogs/", model_dir="./aug_spamodels/")
+    cli.add_derainer(model, validation)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    with open_run(args, __file__, lambda args: ("Aug_DerainNet",)) as run:
+        device = pick_device(args.use_gpu, args.gpu_id)
+        args.manualSeed = seed_everything(args.manualSeed)
+        net = derainer.build(args).to(device)  # before G: it starts the same with and without augmentation
+        netED = pick_generator(run, device, GENERATOR)
+        derainer.check(net, args.patchSize, device)
+        pairs, rule = listed_pairs(args.data_path, args.patchSize, DATA)
+        held_out = validation_pairs(args.val_data_path, args.val_gt_path)
+        windows = Windows(pad_to=args.pad_to, pad_square=args.pad_square)
+        if args.dry_run:
+            return describe(run, pairs, rule, held_out, {"derainer": net, "netED": netED}, device)
+        train_augmented(
+            run=run,
+            net=net,
+            netED=netED,
+            lr=args.lr,
+            fake_ratio=args.fake_ratio,
+            milestone=args.milestone,
+            gamma=0.2,
+            dataset=PatchDataset(pairs, args.patchSize, args.manualSeed),
+            validate=(lambda stop: validate(net, held_out, device, stop, windows)) if held_out else None,
+            device=device,
+            **cli.loop_settings(args),
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

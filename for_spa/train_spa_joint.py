@@ -1,0 +1,95 @@
+"""Joint training of BNet, RNet, G and D on SPA-Data: step 1 of the paper.
+
+Writes DerainNet_state_N.pt, ED_state_N.pt, D_state_N.pt and the full training state to --model_dir, logs to --log_dir.
+
+    python train_spa_joint.py --data_path SPA_DATA
+
+Next: test_spa_joint.py removes rain with DerainNet_state_N.pt; train_spa_aug.py makes use of ED_state_N.pt.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import cli
+from common.data.pairs import PatchDataset, listed_pairs, validation_pairs
+from common.evaluation.derain import validate
+from common.models import Derain, Discriminator, EDNet
+from common.training.joint import train_joint
+from common.training.run import describe, open_run
+from common.training.runtime import pick_device, seed_everything
+
+DATA = (
+    "Put SPA-Data (Wang et al., CVPR 2019) there, or name its folder with --data_path: its real_world.txt lists the "
+    "pairs, 'rainy_path clean_path' a line, relative to that folder. For pairs in two folders use for_syn's scripts."
+)
+
+
+def parse_args(argv=None):
+    parser = cli.Parser(__doc__, __file__)
+    data = parser.group("data")
+    data.add_path("--data_path", "./data/spa-data/", help="folder of real_world.txt, the list of the pairs")
+    data.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step")
+    data.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px, a power of two")
+    model = parser.group("model")
+    model.add_argument("--nc", type=cli.number(int, 3, 3), default=3, help="image channels")
+    model.add_argument("--nz", type=cli.positive_int, default=128, help="length of the rain code")
+    model.add_argument("--stage", type=cli.positive_int, default=6, help="stages of BNet")
+    model.add_argument("--nef", type=cli.positive_int, default=32, help="width of RNet and G")
+    model.add_argument("--ndf", type=cli.positive_int, help="width of D; left alone: 64 up to patch 64, 64*64/p beyond")
+    optim = parser.group("optimisation")
+    optim.add_argument("--niter", type=cli.positive_int, default=800, help="epochs")
+    optim.add_argument("--lambda_gp", type=cli.nonnegative, default=10, help="weight of the gradient penalty")
+    optim.add_argument(
+        "--milestone",
+        type=cli.positive_int,
+        nargs="+",
+        default=[400, 600, 650, 675, 690, 700],
+        help="epochs: rates x 0.5",
+    )
+    optim.add_argument("--lrD", type=cli.positive, default=4e-4, help="learning rate of D")
+    optim.add_argument("--lrDerain", type=cli.positive, default=2e-4, help="learning rate of BNet")
+    optim.add_argument("--lrED", type=cli.positive, default=1e-4, help="learning rate of RNet and G")
+    optim.add_argument("--n_dis", type=cli.positive_int, default=5, help="steps of D for one of the others")
+    optim.add_argument("--eps2", type=cli.positive, default=1e-6, help="prior variance of the background")
+    cli.add_training(parser, log_dir="./spalogs/", model_dir="./spamodels/")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    with open_run(args, __file__, lambda args: ("DerainNet", "ED", "D")) as run:
+        device = pick_device(args.use_gpu, args.gpu_id)
+        args.manualSeed = seed_everything(args.manualSeed)
+        args.ndf = args.ndf or min(64, 64 * 64 // args.patchSize)
+        pairs, rule = listed_pairs(args.data_path, args.patchSize, DATA)
+        held_out = validation_pairs(args.val_data_path, args.val_gt_path)
+        netDerain = Derain(stage=args.stage).to(device)
+        netED = EDNet(nc=args.nc, nz=args.nz, nef=args.nef, patch_size=args.patchSize).to(device)
+        netD = Discriminator(image_size=args.patchSize, conv_dim=args.ndf).to(device)
+        if args.dry_run:
+            return describe(run, pairs, rule, held_out, {"netDerain": netDerain, "netED": netED, "netD": netD}, device)
+        train_joint(
+            run=run,
+            netDerain=netDerain,
+            netED=netED,
+            netD=netD,
+            lrDerain=args.lrDerain,
+            lrED=args.lrED,
+            lrD=args.lrD,
+            w_adv=0.01,  # T13: weight of the adversarial term, 1 on the synthetic sets and 0.01 on SPA-Data
+            lambda_gp=args.lambda_gp,
+            n_dis=args.n_dis,
+            eps2=args.eps2,
+            milestone=args.milestone,
+            gamma=0.5,
+            dataset=PatchDataset(pairs, args.patchSize, args.manualSeed),
+            validate=(lambda stop: validate(netDerain, held_out, device, stop)) if held_out else None,
+            device=device,
+            **cli.loop_settings(args),
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
