@@ -19,12 +19,14 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 
 
 class _UserPath(argparse.Action):
-    """A path that the user gives counts from the working directory."""
+    """A path that the user gives counts from the working directory; with nargs, each of several."""
 
     def __call__(self, parser, namespace, value, option_string=None):
-        if not value:
+        paths = value if isinstance(value, list) else [value]
+        if not all(paths):
             parser.error(f"{option_string}: the path is empty")
-        setattr(namespace, self.dest, os.path.abspath(os.path.expanduser(value)))
+        paths = [os.path.abspath(os.path.expanduser(path)) for path in paths]
+        setattr(namespace, self.dest, paths if isinstance(value, list) else paths[0])
 
 
 class _Missing:

@@ -65,9 +65,7 @@ def test_the_picture(tmp_path, capsys):
     rainy, clean = tmp_path / "test" / "rain", tmp_path / "test" / "norain"
     torch.save(EDNet(nz=4, nef=2, patch_size=16).state_dict(), tmp_path / "ED.pt")
     flags = ["--rainy", str(rainy), "--derained", str(rainy), "--clean", str(clean), "--out", str(tmp_path / "x.png")]
-    assert (
-        report.main([*flags, "--netED", str(tmp_path / "ED.pt"), "--patchSize", "16", "--nz", "4", "--nef", "2"]) == 0
-    )
+    assert report.main([*flags, "--netED", str(tmp_path / "ED.pt")]) == 0
     picture = read_image(tmp_path / "x.png")
     first = read_image(rainy / "chelsea.png")
     assert f"picture: {tmp_path / 'x.png'}" in capsys.readouterr().out

@@ -207,24 +207,48 @@ def tell(problems: list[str], headline: str) -> None:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
-    parser.add_path("--pred", required=True, help="folder of derained images, of any method")
+    parser.add_path("--pred", required=True, nargs="+", help="folder of derained images, of any method; or several")
     parser.add_path("--gt", required=True, help="folder of clean images (names: see the README's data layout)")
     parser.add_path("--csv", help="also write the table to this file")
     return parser.parse_args(argv)
 
 
+def labels(folders: list[str]) -> list[str]:
+    """What the columns of the table are called: 'result', or for several folders their names, made distinct."""
+    if len(folders) == 1:
+        return ["result"]
+    parts, depth = [Path(folder).parts for folder in folders], 1
+    while len({p[-depth:] for p in parts}) < len(parts) and depth < max(map(len, parts)):
+        depth += 1
+    names = ["/".join(p[-depth:]) for p in parts]
+    return names if len(set(names)) == len(names) else [f"{i + 1}: {name}" for i, name in enumerate(names)]
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    pairs, rule = find_pairs(args.pred, args.gt, "--pred, --gt")
-    check_sizes(pairs, "--pred, --gt")
-    print(f"{len(pairs)} images, paired by: {rule}")
-    unused = len({*(Path(args.gt, name) for name in list_images(Path(args.gt))[0])} - {pair.clean for pair in pairs})
+    methods: dict[str, dict[Path, Pair]] = {}
+    for label, folder in zip(labels(args.pred), args.pred, strict=True):
+        pairs, rule = find_pairs(folder, args.gt, "--pred, --gt")
+        check_sizes(pairs, "--pred, --gt")
+        print(f"{len(pairs)} images{f' of {label}' if len(args.pred) > 1 else ''}, paired by: {rule}")
+        methods[label] = {Path(pair.name).with_suffix("") if len(args.pred) > 1 else pair.name: pair for pair in pairs}
+    first, *rest = methods.values()
+    common = [key for key in first if all(key in other for other in rest)]
+    if not common:
+        raise UserError("--pred: the folders have no image name in common")
+    if any(len(method) > len(common) for method in methods.values()):
+        print(f"note: the table is over the {len(common)} images that every folder of --pred has")
+    used = {method[key].clean for method in methods.values() for key in common}
+    unused = len({Path(args.gt, name) for name in list_images(Path(args.gt))[0]} - used)
     if unused:
-        print(f"note: {unused} images of --gt have no result in --pred; the means are over the {len(pairs)} that have")
+        print(f"note: {unused} images of --gt have no result in --pred; the means are over the {len(common)} that have")
     table, problems = Table(), []
-    for pair in tqdm(pairs, unit="image", leave=False, disable=None):
+    for key in tqdm(common, unit="image", leave=False, disable=None):
         try:
-            table.add(pair.name, result=score(read_image(pair.rainy), read_image(pair.clean)))
+            row = {}
+            for label, method in methods.items():
+                row[label] = score(read_image(method[key].rainy), read_image(method[key].clean))
+            table.add(first[key].name, **row)
         except ImageError as error:  # its header was whole
             problems.append(str(error))
     if args.csv:
@@ -233,7 +257,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.csv:
         print(f"written: {args.csv}")
     if problems:
-        tell(problems, f"{len(problems)} of {len(pairs)} images could not be measured")
+        tell(problems, f"{len(problems)} of {len(common)} images could not be measured")
     return 1 if problems else 0
 
 

@@ -15,8 +15,9 @@ from common import cli
 from common.data.images import read_image, to_uint8, write_image
 from common.data.pairs import find_pairs
 from common.errors import UserError
+from common.evaluation.metrics import labels
 from common.models import EDNet
-from common.training.checkpoint import load_weights
+from common.training.checkpoint import load_generator
 
 GAP, LABEL = 6, 22  # px
 
@@ -60,12 +61,12 @@ def generated(netED: EDNet, number: int, seed: int, scale: int) -> tuple[list[np
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
-    for flag, text in (("--rainy", "rainy images"), ("--derained", "derained images"), ("--clean", "clean images")):
-        parser.add_path(flag, required=True, help=f"folder of {text}, paired by name")
+    parser.add_path("--rainy", required=True, help="folder of rainy images")
+    parser.add_path(
+        "--derained", required=True, nargs="+", help="folder of derained images, or several, paired by name"
+    )
+    parser.add_path("--clean", required=True, help="folder of clean images, paired by name")
     parser.add_path("--netED", help="weights of the generator, for a row of generated rain")
-    parser.add_argument("--patchSize", type=cli.patch_size, default=64, help="patch of the generator")
-    parser.add_argument("--nz", type=cli.positive_int, default=128, help="length of its rain code")
-    parser.add_argument("--nef", type=cli.positive_int, default=32, help="its width")
     parser.add_argument("--number", type=cli.positive_int, default=4, help="images to show, the first by name")
     parser.add_path("--out", required=True, help="the picture to write (.png or .jpg)")
     return parser.parse_args(argv)
@@ -75,18 +76,22 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     if Path(args.out).suffix.lower() not in (".png", ".jpg"):
         raise UserError(f"--out: {args.out} must end in .png or .jpg")
-    derained = {pair.name: pair.clean for pair in find_pairs(args.rainy, args.derained, "--rainy, --derained")[0]}
+    derained = [
+        {pair.name: pair.clean for pair in find_pairs(args.rainy, folder, "--rainy, --derained")[0]}
+        for folder in args.derained
+    ]
+    methods = ["derained"] if len(derained) == 1 else labels(args.derained)
     rows = []
     for pair in find_pairs(args.rainy, args.clean, "--rainy, --clean")[0][: args.number]:
-        images = [read_image(path) for path in (pair.rainy, derained[pair.name], pair.clean)]
+        paths = (pair.rainy, *(results[pair.name] for results in derained), pair.clean)
+        images = [read_image(path) for path in paths]
         eight = [image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8) for image in images]
-        rows.append((eight, [f"{pair.name}: rainy", "derained", "clean"]))
+        rows.append((eight, [f"{pair.name}: rainy", *methods, "clean"]))
     if args.netED:
-        netED = EDNet(nz=args.nz, nef=args.nef, patch_size=args.patchSize)
-        load_weights(netED, args.netED, "ED", "--netED")
+        netED = load_generator(args.netED, "--netED")
         wide = sum(image.shape[1] + GAP for image in rows[0][0])
-        scale = max(1, 128 // args.patchSize)
-        count = max(1, wide // (args.patchSize * scale + GAP))
+        scale = max(1, 128 // netED.patch_size)
+        count = max(1, wide // (netED.patch_size * scale + GAP))
         rain, gain = generated(netED, count, 0, scale)
         label = f"generated rain, {gain:g}x brighter" if gain > 1 else "generated rain"
         rows.append((rain, [label, *[""] * (count - 1)]))

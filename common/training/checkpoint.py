@@ -136,9 +136,9 @@ def load_derainer(args: argparse.Namespace, hint: str = "") -> nn.Module:
     path = newest(args.model_dir, "--model_dir", hint)
     content = load(path, "--model_dir", hint)
     trained = derainer.settle(args, path)
-    net = derainer.build(args)
     kind = "augmented" if args.derainer == derainer.PRENET else "own"
     try:
+        net = derainer.build(args)
         put_weights(net, content, kind, f"--model_dir: {path}")
     except UserError as error:
         raise UserError(f"{error} {trained}".rstrip()) from None
