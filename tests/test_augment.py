@@ -1,13 +1,25 @@
 """Augmented training: the reference's steps, which samples get generated rain, and its scripts as a user meets them."""
 
+import importlib
+import shutil
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from torch.optim import Adam
 
+from common.data.images import read_image
+from common.errors import TrainingStopped, UserError
 from common.models import EDNet, PReNet
-from common.training import augment
-from tests.golden import fill, golden_json, needs_golden
+from common.training import augment, joint
+from common.training.checkpoint import load_generator
+from for_spa import test_spa_aug, train_spa_aug, train_spa_smallsample_aug, train_spa_smallsample_noaug
+from for_syn import test_syn_aug, train_syn_aug
+from tests.golden import DATA, ROOT, fill, golden_json, needs_data, needs_golden
+from tests.test_derain import table
+from tests.test_training import NETWORKS, THREADS, load, same, wait_for
 
 
 def batch(step, n):
@@ -58,3 +70,277 @@ def test_generated_samples_are_exactly_those_from_n_real_on():
     assert torch.equal(mixed[3:], (clean[3:] + netED.sample(z)).clamp(0, 1))
     assert mixed.max() <= 1 and (mixed[3:] - clean[3:]).max() > 0.01 and mixed[3:].max() == 1
     assert torch.equal(augment.rain_on(netED, rainy, clean, 5, torch.randn(0, 4)), rainy)
+
+
+# --- the scripts -----------------------------------------------------------------------------------------------------
+
+
+SMALL = ["--batchSize", "3", "--iters_per_epoch", "4", "--recurrent_iter", "1", "--save_every", "2"]
+SMALL += ["--workers", "0", "--use_gpu", "false", "--manualSeed", "5"]
+
+
+@pytest.fixture
+def generator(tmp_path):
+    """A generator whose rain is seen, for patches of 16 px."""
+    torch.manual_seed(1)
+    net = EDNet(nz=4, nef=2, patch_size=16)
+    net.decoder.main[-2].weight.data *= 1e4
+    torch.save(net.state_dict(), tmp_path / "ED.pt")
+    return tmp_path / "ED.pt"
+
+
+def arguments(data, model, *more):
+    flags = [
+        "--data_path",
+        data / "rain",
+        "--gt_path",
+        data / "norain",
+        "--model_dir",
+        model,
+        "--log_dir",
+        f"{model}_l",
+    ]
+    return [*map(str, flags), *SMALL, *map(str, more)]
+
+
+def train(data, model, *more):
+    return train_syn_aug.main(arguments(data, model, *more))
+
+
+@pytest.fixture
+def spa(pairs_folder):
+    lines = "".join(f"rain/{i}.png norain/{i}.png\n" for i in range(8, 12))
+    (pairs_folder / "real_world.txt").write_text(lines)
+    return pairs_folder
+
+
+def train_spa(script, data, model, *more):
+    flags = ["--data_path", data, "--model_dir", model, "--log_dir", f"{model}_l"]
+    return script.main([*map(str, flags), *SMALL, *map(str, more)])
+
+
+def test_the_generator_sets_the_sizes_that_were_left_alone(pairs_folder, generator, tmp_path, capsys):
+    train(pairs_folder, tmp_path / "model", "--netED", generator, "--niter", 2)
+    printed = capsys.readouterr().out
+    assert "--netED: this generator has nz 4, nef 2, patchSize 16; the flags follow it" in printed
+    assert "6 steps" not in printed and {p.name for p in (tmp_path / "model").glob("*")} == {
+        *("Aug_DerainNet_state_2.pt", "Aug_DerainNet.json", "train_state_last.pt", "train_state_prev.pt", ".lock")
+    }
+    state = load(tmp_path / "model" / "train_state_last.pt")
+    assert state["options"]["patchSize"] == 16 and state["options"]["nz"] == 4 and "generator" in state["data"]
+    rows = (tmp_path / "model_l" / "log.csv").read_text().splitlines()
+    assert rows[0] == "epoch,step,seconds,mse,loss,lr/Aug_DerainNet" and rows[2].startswith(
+        "2,12,"
+    )  # 6 a epoch: 4 * 1.5
+    events = b"".join(p.read_bytes() for p in (tmp_path / "model_l").glob("events*"))
+    assert b"generated_rainy" in events and b"loss/loss" in events
+
+
+def test_flags_that_contradict_the_generator(pairs_folder, generator, tmp_path, capsys):
+    with pytest.raises(UserError) as error:
+        train(pairs_folder, tmp_path / "model", "--netED", generator, "--patchSize", 32, "--nz", 8, "--nef", 2)
+    text = str(error.value)
+    assert "--nz is 8, it has 4; --patchSize is 32, it has 16. Give --nz 4 --patchSize 16 or leave it out" in text
+    for net, message in [
+        (PReNet(1), "this is an augmented derainer"),
+        (torch.nn.Linear(1, 1), "this is something else"),
+    ]:
+        torch.save(net.state_dict(), tmp_path / "other.pt")
+        with pytest.raises(UserError, match=message):
+            train(pairs_folder, tmp_path / "model", "--netED", tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"--netED: there is no \S+gone.pt.*Train one with train_syn_joint.py"):
+        train(pairs_folder, tmp_path / "model", "--netED", tmp_path / "gone.pt")
+    assert not (tmp_path / "model").exists()
+    train(pairs_folder, tmp_path / "model", "--netED", generator, "--niter", 1, "--batchSize", 2)
+    assert "warning: --batchSize 2 with --fake_ratio 0.5 leaves no sample" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("sizes", [(3, 128, 32, 64), (3, 5, 2, 16), (3, 4, 2, 128), (1, 4, 2, 32)])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_generators_of_any_size_are_recognised(tmp_path, sizes, wrapped):
+    net = EDNet(*sizes)
+    state = {("module." if wrapped else "") + key: value for key, value in net.state_dict().items()}
+    torch.save(state, tmp_path / "ED.pt")
+    again = load_generator(tmp_path / "ED.pt", "--netED")
+    assert (again.nc, again.nz, again.nef, again.patch_size) == sizes and same(again.state_dict(), net.state_dict())
+    del state[("module." if wrapped else "") + "decoder.main.0.weight"]
+    torch.save(state, tmp_path / "ED.pt")
+    with pytest.raises(UserError, match="looks like a generator, ED, but of another size"):
+        load_generator(tmp_path / "ED.pt", "--netED")
+
+
+def batches(monkeypatch):
+    """Collects the rainy batches and the derainer's first weights of the trainings that follow."""
+    seen, real = [], augment.a_step
+    monkeypatch.setattr(
+        augment, "a_step", lambda f, o, rainy, clean: seen.append((rainy, clean)) or real(f, o, rainy, clean)
+    )
+    return seen
+
+
+def test_what_a_training_sees(pairs_folder, generator, tmp_path, monkeypatch):
+    seen = batches(monkeypatch)
+    train(
+        pairs_folder,
+        tmp_path / "none",
+        "--patchSize",
+        16,
+        "--fake_ratio",
+        0,
+        "--netED",
+        tmp_path / "gone",
+        "--niter",
+        1,
+    )
+    train(pairs_folder, tmp_path / "half", "--netED", generator, "--niter", 1)
+    plain, mixed = seen[:4], seen[4:]
+    assert len(mixed) == 6  # ratio 0 needs no generator; 0.5 makes half as many steps more
+    rained = [not torch.equal(rainy[2], clean[2]) for rainy, clean in mixed]
+    assert all(rained) and all(len(rainy) == 3 for rainy, _ in mixed)
+    crops = {tuple(crop.flatten().tolist()) for rainy, _ in plain for crop in rainy}
+    assert len(crops) > 6
+    netED = load_generator(generator, "--netED")
+    for rainy, clean in mixed:  # two real ones, with the rain of their image: grey and 90/255 where not clipped
+        extra = (rainy - clean)[:2]
+        assert ((extra < 1e-6) | (extra - 90 / 255 < 1e-2)).all()
+        layer = (rainy - clean)[2]
+        assert (layer >= 0).all() and layer.max() > 0.02 and netED.patch_size == layer.shape[-1]
+
+
+def test_noaug_is_the_same_training_without_the_generator(spa, tmp_path):  # SPEC section 4
+    small = ["--patchSize", 16, "--train_num", 3, "--niter", 1]
+    train_spa(train_spa_smallsample_noaug, spa, tmp_path / "noaug", *small)
+    train_spa(train_spa_smallsample_aug, spa, tmp_path / "aug", *small, "--fake_ratio", 0, "--iters_per_epoch", 6)
+    a, b = (
+        load(tmp_path / "noaug" / "NoAug05_DerainNet_state_1.pt"),
+        load(tmp_path / "aug" / "Aug00_DerainNet_state_1.pt"),
+    )
+    assert same(a, b)
+
+
+def test_both_small_samples_are_the_same_pairs(spa, generator, tmp_path, monkeypatch, capsys):
+    chosen = []
+    for script, more in ((train_spa_smallsample_aug, ["--netED", generator]), (train_spa_smallsample_noaug, [])):
+        real = script.PatchDataset
+        monkeypatch.setattr(
+            script, "PatchDataset", lambda pairs, *a, real=real: chosen.append(pairs) or real(pairs, *a)
+        )
+        common = ["--train_num", 2, "--niter", 1, "--patchSize", 16]
+        train_spa(script, spa, tmp_path / f"{len(chosen)}", *more, *common)
+        train_spa(script, spa, tmp_path / f"{len(chosen)}", *more, *common, "--manualSeed", 8)
+        train_spa(script, spa, tmp_path / f"{len(chosen)}", *more, *common, "--seed", 1)
+    assert chosen[0] == chosen[1] == chosen[3] == chosen[4] and chosen[2] == chosen[5] and len(chosen[0]) == 2
+    assert chosen[0] != chosen[2]
+    with pytest.raises(UserError, match="--train_num: 5 pairs are asked for, but real_world.txt lists 4"):
+        train_spa(train_spa_smallsample_noaug, spa, tmp_path / "more", "--patchSize", 16, "--train_num", 5)
+    assert not (tmp_path / "more").exists()
+
+
+@pytest.mark.parametrize("ratio, digits", [("0.25", "025"), ("1.0", "10"), ("0.5", "05")])
+def test_names_of_the_files_follow_the_ratio_and_resume_finds_them(spa, generator, tmp_path, ratio, digits, capsys):
+    model = tmp_path / "model"
+    more = ["--netED", generator, "--fake_ratio", ratio, "--train_num", 2, "--save_every", 1]
+    train_spa(train_spa_smallsample_aug, spa, model, *more, "--niter", 1)
+    assert (model / f"Aug{digits}_DerainNet_state_1.pt").exists() and (model / f"Aug{digits}_DerainNet.json").exists()
+    for resume, n in (("-1", 2), ("1", 3)):  # the stored ratio, not the default
+        train_spa_smallsample_aug.main(["--model_dir", str(model), "--resume", resume, "--niter", str(n)])
+        assert (model / f"Aug{digits}_DerainNet_state_{n}.pt").exists()
+    (model / "train_state_prev.pt").unlink()
+    (model / "train_state_last.pt").unlink()
+    train_spa(train_spa_smallsample_aug, spa, model, *more, "--niter", 4, "--resume", 3)
+    assert (model / f"Aug{digits}_DerainNet_state_4.pt").exists()
+
+
+def test_spa_scripts_and_their_files(spa, generator, tmp_path, capsys):
+    train_spa(train_spa_aug, spa, tmp_path / "aug", "--netED", generator, "--niter", 1, "--workers", 1)
+    assert (tmp_path / "aug" / "Aug_DerainNet_state_1.pt").exists()
+    flags = ["--model_dir", tmp_path / "aug", "--data_path", spa / "rain", "--gt_path", spa / "norain", "--tile", 8]
+    assert test_spa_aug.main(list(map(str, [*flags, "--save_path", tmp_path / "out", "--use_gpu", "false"]))) == 0
+    assert "mean" in table(tmp_path / "out") and read_image(tmp_path / "out" / "9.png").shape == (24, 21, 3)
+    capsys.readouterr()
+    train_spa(train_spa_aug, spa, tmp_path / "x", "--netED", generator, "--niter", 1, "--dry_run")
+    printed = capsys.readouterr().out
+    assert "4 pairs, by the rule: real_world.txt, 4 pairs" in printed and "netED:" in printed
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("family, w_adv", [("for_syn.train_syn_joint", 1.0), ("for_spa.train_spa_joint", 0.01)])
+def test_adversarial_weight_of_each_family(spa, tmp_path, monkeypatch, family, w_adv):  # T13
+    script, weights, real = importlib.import_module(family), [], joint.g_step
+    monkeypatch.setattr(joint, "g_step", lambda *args: weights.append(args[-2]) or real(*args))
+    gt = ["--gt_path", str(spa / "norain")] if "syn" in family else []
+    data = ["--data_path", str(spa / "rain" if gt else spa), *gt, "--model_dir", str(tmp_path / "m")]
+    more = ["--niter", "1", "--iters_per_epoch", "2", "--workers", "0", "--use_gpu", "false"]
+    script.main([*data, *NETWORKS, *more, "--log_dir", str(tmp_path / "l")])
+    assert weights == [w_adv] and (tmp_path / "m" / "ED_state_1.pt").exists()
+
+
+def test_resume_equals_uninterrupted(pairs_folder, generator, tmp_path):  # T5
+    train(pairs_folder, tmp_path / "whole", "--netED", generator, "--niter", 3)
+    model = tmp_path / "killed"
+    command = [sys.executable, "for_syn/train_syn_aug.py", *arguments(pairs_folder, model, "--netED", generator)]
+    process = subprocess.Popen(
+        [*command, "--niter", "10000", "--save_minutes", "1e-9"],
+        cwd=ROOT,
+        env=THREADS,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    wait_for(model, (1, 1), process)
+    process.kill()
+    process.wait()
+    assert load(model / "train_state_last.pt")["epoch"] < 3, "the machine was too slow for this test"
+    train_syn_aug.main(["--model_dir", str(model), "--resume", "-1", "--niter", "3"])
+    a, b = (load(folder / "train_state_last.pt") for folder in (tmp_path / "whole", model))
+    assert all(same(a[key], b[key]) for key in ("epoch", "step", "nets", "optimizers", "rng", "data"))
+    name = "Aug_DerainNet_state_3.pt"
+    assert same(load(tmp_path / "whole" / name), load(model / name))
+
+
+def test_another_generator_on_resume_is_noticed(pairs_folder, generator, tmp_path, capsys):
+    model = tmp_path / "model"
+    train(pairs_folder, model, "--netED", generator, "--niter", 1)
+    moved = tmp_path / "moved.pt"
+    shutil.move(generator, moved)
+    resume = ["--model_dir", str(model), "--resume", "-1", "--netED", str(moved)]
+    train_syn_aug.main([*resume, "--niter", "2"])
+    assert "other data" not in capsys.readouterr().out
+    torch.save(EDNet(nz=4, nef=2, patch_size=16).state_dict(), moved)
+    train_syn_aug.main([*resume, "--niter", "3"])
+    assert "resume: other data than before (4 pairs, " in capsys.readouterr().out
+    torch.save(EDNet(nz=5, nef=2, patch_size=16).state_dict(), moved)
+    with pytest.raises(UserError, match="--nz is 4, it has 5"):
+        train_syn_aug.main([*resume, "--niter", "4"])
+
+
+def test_a_run_of_another_script_is_not_deleted(spa, generator, tmp_path):
+    train(spa, tmp_path / "model", "--netED", generator, "--niter", 1)
+    with pytest.raises(UserError, match="belongs to for_syn/train_syn_aug.py; choose another --model_dir"):
+        train_spa(train_spa_aug, spa, tmp_path / "model", "--netED", generator, "--overwrite")
+    assert (tmp_path / "model" / "Aug_DerainNet_state_1.pt").exists()
+    train(spa, tmp_path / "model", "--netED", generator, "--niter", 1, "--overwrite")
+
+
+def test_losses_that_are_not_finite_stop_the_run(pairs_folder, generator, tmp_path, monkeypatch):
+    real, calls = augment.a_step, []
+
+    def a_step(*args):
+        losses, derained = real(*args)
+        calls.append(1)
+        return losses | ({"loss": torch.tensor(float("nan"))} if len(calls) == 9 else {}), derained
+
+    monkeypatch.setattr(augment, "a_step", a_step)
+    with pytest.raises(TrainingStopped, match=r"at step 8 .*loss nan. The last good state is"):
+        train(pairs_folder, tmp_path / "model", "--netED", generator, "--niter", 3)
+    assert load(tmp_path / "model" / "train_state_last.pt")["epoch"] == 1
+
+
+@needs_golden
+@needs_data
+def test_the_original_prenet(tmp_path):
+    flags = ["--data_path", DATA / "rain100L" / "rain" / "norain-1.png", "--gt_path", DATA / "rain100L" / "norain"]
+    flags += ["--model_dir", DATA / "checkpoints" / "prenet_rain100L_net_latest.pth", "--save_path", tmp_path]
+    assert test_syn_aug.main(list(map(str, [*flags, "--use_gpu", "false"]))) == 0
+    row = table(tmp_path)["norain-1.png"]  # reference: 38.007 dB / 0.97761, measured with the release's own weights
+    assert float(row["derained_psnr_y"]) == pytest.approx(38.007, abs=0.01)
+    assert float(row["derained_ssim_y"]) == pytest.approx(0.97761, abs=1e-4)

@@ -1,3 +1,5 @@
+import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -5,8 +7,18 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from common.data import pairs as module
 from common.data.images import write_image
-from common.data.pairs import CropSampler, PatchDataset, find_pairs, match, training_pairs
+from common.data.pairs import (
+    CropSampler,
+    PairList,
+    PatchDataset,
+    find_pairs,
+    listed_pairs,
+    match,
+    small_sample,
+    training_pairs,
+)
 from common.errors import UserError
 from tests.conftest import photo
 
@@ -115,3 +127,155 @@ def test_an_epoch_that_is_shorter_than_the_set_goes_on_where_the_last_one_ended(
     pairs, _ = find_pairs(pairs_folder / "rain", pairs_folder / "norain", "a, b")
     seen = [n % len(pairs) for _, n in CropSampler(2, 0, 1, 4)]
     assert sorted(seen) == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def spa_list(folder, text):
+    folder.mkdir(exist_ok=True)
+    (folder / "real_world.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return PairList(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "r/1.png c/1.png\nr/2.png c/2.png\n",
+        "r/1.png c/1.png\r\nr/2.png c/2.png\r\n",
+        "r/1.png c/1.png\rr/2.png c/2.png",
+        "r/1.png c/1.png\nr/2.png c/2.png",
+        "/r/1.png /c/1.png\n//r/2.png /c/2.png\n",
+        "r/1.png c/1.png  \t\n  r/2.png\tc/2.png   \n",
+        "r\\1.png c\\1.png\r\n\\r\\2.png \\c\\2.png",
+        "\ufeffr/1.png c/1.png\n\n   \n# the second: a b c\n#\nr/2.png c/2.png\n\n",
+    ],
+    ids=["LF", "CRLF", "CR", "no end", "slash", "spaces", "Windows", "comments"],
+)
+def test_spa_list(tmp_path, text):  # T7
+    pairs = spa_list(tmp_path, text)
+    assert len(pairs) == 2 and [pair.name for pair in pairs] == ["r/1.png", "r/2.png"]
+    assert pairs[1].rainy == tmp_path / "r" / "2.png" and pairs[1].clean == tmp_path / "c" / "2.png"
+    assert pairs[-1] == pairs[1] and pairs[0].line == 1 and pairs[1].line == (6 if "#" in text else 2)
+    with pytest.raises(IndexError):
+        pairs[2]
+
+
+@pytest.mark.parametrize(
+    "line, problem",
+    [
+        ("r/3.png", "line 3: 1 paths instead of 2"),
+        ("r/3.png c/3.png x", "line 3: 3 paths instead of 2"),
+        ("../r/3.png c/3.png", "line 3: ../r/3.png leaves the folder"),
+        ("r/3.png c/../../3.png", "line 3: c/../../3.png leaves the folder"),
+        ("r/3.png ..\\c\\3.png", "leaves the folder"),
+        ("C:\\r\\3.png c/3.png", "leaves the folder"),
+        ("r/3.png /D:/3.png", "leaves the folder"),
+        ("/ c/3.png", "line 3: / is no path to a file"),
+    ],
+)
+def test_spa_list_lines_that_can_not_be_used(tmp_path, line, problem):
+    with pytest.raises(UserError) as error:
+        spa_list(tmp_path, f"r/1.png c/1.png\n# x\n{line}\nr/4.png c/4.png\n")
+    assert problem in str(error.value) and "1 of 3 entries" in str(error.value)
+
+
+def test_spa_list_missing_or_empty(tmp_path):
+    with pytest.raises(UserError, match=r"--data_path: \S+ holds no real_world.txt.* Put SPA-Data there"):
+        PairList(tmp_path, "Put SPA-Data there")
+    with pytest.raises(UserError, match="nothing is not a folder"):
+        PairList(tmp_path / "nothing")
+    with pytest.raises(UserError, match="lists no pair"):
+        spa_list(tmp_path, "# nothing\n\n")
+    with pytest.raises(UserError, match="no plain text; save it as UTF-8"):
+        spa_list(tmp_path, "r/1.png c/1.png\n".encode("utf-16"))
+    with pytest.raises(UserError, match="20 of 20 entries") as error:
+        spa_list(tmp_path, "x\n" * 20)
+    assert "line 10:" in str(error.value) and "line 11:" not in str(error.value) and "10 more" in str(error.value)
+
+
+def test_file_names_of_any_bytes_and_links_in_a_spa_list(tmp_path):
+    for folder in ("rain", "norain"):
+        write_image(tmp_path / "elsewhere" / folder / "1.png", photo(20, 20, 0))
+        write_image(tmp_path / "elsewhere" / folder / "\u96e8.png", photo(20, 20, 1))
+    (tmp_path / "spa").mkdir()
+    (tmp_path / "spa" / "real").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "link").symlink_to(tmp_path / "spa")
+    lines = "real/rain/1.png real/norain/1.png\nreal/rain/\u96e8.png real/norain/\u96e8.png"
+    (tmp_path / "spa" / "real_world.txt").write_text(lines, encoding="utf-8")
+    pairs, source = listed_pairs(tmp_path / "link", 16, "")
+    assert len(pairs) == 2 and source == "real_world.txt, 2 pairs"
+    assert (
+        spa_list(tmp_path / "spa", b"r/\xff.png c/\xff.png")[0].name.encode("utf-8", "surrogateescape") == b"r/\xff.png"
+    )
+
+
+def test_bad_files_of_a_spa_list_name_their_line(tmp_path):
+    write_image(tmp_path / "a.png", photo(20, 20, 0))
+    write_image(tmp_path / "b.png", photo(21, 20, 0))
+    write_image(tmp_path / "small.png", photo(15, 20, 0))
+    (tmp_path / "broken.png").write_bytes((tmp_path / "a.png").read_bytes()[:100])
+    spa_list(tmp_path, "a.png a.png\na.png gone.png\na.png b.png\nbroken.png a.png\nsmall.png small.png")
+    with pytest.raises(UserError) as error:
+        listed_pairs(tmp_path, 16, "")
+    text = str(error.value)
+    assert "4 of 5 pairs" in text and "gone.png: no such file (line 2 of real_world.txt)" in text
+    assert "clean partner b.png 20x21 (line 3 of real_world.txt)" in text and "(line 4 of real_world.txt)" in text
+    assert "smaller than the 16 px patch (line 5 of real_world.txt)" in text
+    dataset = PatchDataset(PairList(tmp_path), 16, 0)
+    problems = []
+    for n in range(5):
+        try:
+            dataset[1, n]
+        except UserError as error:
+            problems.append(str(error))
+    assert len(problems) == 4 and all("of real_world.txt)" in problem for problem in problems)
+
+
+def test_a_long_spa_list_is_checked_by_samples(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "CHECK_ALL", 10)
+    monkeypatch.setattr(module, "CHECK_SOME", 3)
+    write_image(tmp_path / "a.png", photo(20, 20, 0))
+    opened, real = [], module.read_image
+    monkeypatch.setattr(module, "read_image", lambda path: opened.append(path) or real(path))
+    spa_list(tmp_path, "a.png a.png\n" * 5 + "gone.png gone.png\n" + "a.png a.png\n" * 5)
+    with pytest.raises(UserError, match=r"1 of 3 pairs can't be used(.|\n)*line 6 of"):
+        listed_pairs(tmp_path, 16, "")
+    spa_list(tmp_path, "a.png a.png\n" * 4 + "gone.png gone.png\n" + "a.png a.png\n" * 6)
+    opened.clear()
+    pairs, _ = listed_pairs(tmp_path, 16, "")
+    assert len(pairs) == 11 and len(opened) == 6 and "3 of them checked now" in capsys.readouterr().out
+
+
+def test_a_tenth_of_the_real_spa_list_takes_a_tenth_of_the_time_and_memory(tmp_path):
+    line = b"/real_world/0123/rain/%06d.png /real_world/0123/norain/%06d.png\r\n"
+    (tmp_path / "real_world.txt").write_bytes(b"".join(line % (i, i) for i in range(63849)))
+    tracemalloc.start()
+    began = time.perf_counter()
+    pairs = PairList(tmp_path)
+    dataset = PatchDataset(pairs, 64, 0)
+    fingerprint = dataset.fingerprint()
+    seconds, (now, peak) = time.perf_counter() - began, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(pairs) == 63849 and pairs[63848].rainy == tmp_path / "real_world/0123/rain/063848.png"
+    assert now < 10e6 and peak < 20e6 and fingerprint.startswith("63849 pairs, ")
+    assert seconds < 20  # tracing makes it ten times slower: half a second without
+
+
+def test_small_sample(tmp_path):
+    pairs = spa_list(tmp_path, "".join(f"{i}.png c{i}.png\n" for i in range(50)))
+    sample = small_sample(pairs, 20, 5)
+    assert sample == small_sample(pairs, 20, 5) and len({pair.name for pair in sample}) == 20
+    assert sample[:7] == small_sample(pairs, 7, 5) and sample != small_sample(pairs, 20, 6)
+    assert [pair.line for pair in sample] != sorted(pair.line for pair in sample)
+    assert len(small_sample(pairs, 50, 5)) == 50
+    with pytest.raises(
+        UserError, match="--train_num: 51 pairs are asked for, but real_world.txt lists 50; .*50 or less"
+    ):
+        small_sample(pairs, 51, 5)
+
+
+def test_neighbours_in_a_list_are_shuffled_and_all_are_shown(tmp_path):
+    for i in range(30):
+        write_image(tmp_path / f"{i}.png", np.full((16, 16, 3), i, np.uint8))
+    dataset = PatchDataset(spa_list(tmp_path, "".join(f"{i}.png {i}.png\n" for i in range(30))), 16, 1)
+    shown = [round(dataset[1, n][0].max().item() * 255) for n in range(30)]
+    assert sorted(shown) == list(range(30)) and shown != list(range(30))
+    assert [round(dataset[2, n][0].max().item() * 255) for n in range(30, 60)] == shown

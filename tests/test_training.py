@@ -26,6 +26,8 @@ NETWORKS = ["--stage", "1", "--patchSize", "16", "--nz", "4", "--nef", "2", "--n
 HABITS = ["--iters_per_epoch", "6", "--save_every", "2", "--workers", "0", "--use_gpu", "false", "--n_dis", "2"]
 SMALL = [*NETWORKS, *HABITS]
 
+THREADS = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # as here: the order of sums depends on it
+
 
 def arguments(data, model, *more, seed=5):
     return [
@@ -119,7 +121,13 @@ def test_resume_equals_uninterrupted(pairs_folder, whole, tmp_path):  # T5
 def start(data, model, *more):
     command = [sys.executable, "for_syn/train_syn_joint.py", *arguments(data, model, *more)]
     return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        env=THREADS,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 
