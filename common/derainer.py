@@ -179,20 +179,25 @@ def apply(net: nn.Module, rainy: Tensor) -> Tensor:
 
 
 def check(net: nn.Module, patch_size: int, device: torch.device) -> None:
-    """Try a network on two crops before training, leaving it and the random numbers as they were.
+    """Try a network forth and back on two crops before training, leaving it and the random numbers as they were.
 
     Raises:
         DerainerError: it breaks the contract, or has nothing to learn.
     """
     name = f"--derainer: {type(net).__name__}"
-    if not any(p.requires_grad for p in net.parameters()):
+    weights = [p for p in net.parameters() if p.requires_grad]
+    if not weights:
         raise DerainerError(f"{name} has no parameter that can be trained")
-    training = net.training
+    before = {key: value.clone() for key, value in net.state_dict().items()}  # statistics of a batch norm, say
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        out = apply(net.eval(), torch.rand(2, 3, patch_size, patch_size, device=device))
-    net.train(training)
+        out = apply(net, torch.rand(2, 3, patch_size, patch_size, device=device))
     if not out.requires_grad:
         raise DerainerError(f"{name} gives a result that no gradient goes through; it can't be trained")
+    try:
+        torch.autograd.grad(out.sum(), weights, allow_unused=True)
+    except Exception as error:
+        raise DerainerError(f"{name}: no gradient can be computed: {_short(error)}") from None
+    net.load_state_dict(before)
 
 
 # --- the choice beside the weights -----------------------------------------------------------------------------------

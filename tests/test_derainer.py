@@ -11,7 +11,7 @@ from torch import nn
 
 from common import derainer
 from common.data.images import read_image, write_image
-from common.errors import UserError
+from common.errors import TrainingStopped, UserError
 from common.evaluation.derain import Windows, derain
 from common.models import PReNet
 from for_syn import test_syn_aug, train_syn_aug
@@ -36,6 +36,9 @@ class Net(nn.Module):
         out = rainy + SCALE * self.conv(rainy.view(len(rainy), 3, *rainy.shape[2:]))
         kinds = {"sum": out, "tuple": (out, 1), "list": [out], "small": out[..., 1:], "grey": out[:, :1]}
         kinds |= {"dict": {"out": out}, "nothing": None, "cut": out.detach(), "empty": [], "whole": out.long()}
+        if self.kind == "inplace":
+            kinds["inplace"] = out.sigmoid()
+            out = kinds["inplace"].mul_(2)
         return kinds[self.kind]
 
 
@@ -177,6 +180,7 @@ def test_files_that_can_not_be_imported(net_file):
         ("empty", "made a list"),
         ("whole", "torch.int64"),
         ("cut", "no gradient"),
+        ("inplace", "no gradient can be computed: RuntimeError: one of the variables"),
         ("unknown", r"failed on a batch \(2, 3, 16, 16\): KeyError: 'unknown' \(net.py, line \d+\)"),
     ],
 )
@@ -184,6 +188,21 @@ def test_broken_contracts_are_found_before_training(net_file, kind, message):
     net = derainer.build(parse("--derainer", f"{net_file}:Net", "--derainer_args", f"kind={kind}"))
     with pytest.raises(UserError, match=message):
         derainer.check(net, 16, torch.device("cpu"))
+
+
+def test_a_network_that_fails_later_does_not_lose_the_run(trained, pairs_folder, net_file, tmp_path):
+    model, flags = trained
+    train_syn_aug.main(["--model_dir", str(model), "--resume", "-1", "--niter", "2", *flags])
+    text = FILE.replace(
+        "def forward(self, rainy):", "calls = 0\n\n    def forward(self, rainy):\n        self.calls += 1"
+    )
+    net_file.write_text(text.replace("% self.multiple or", "% self.multiple or self.calls > 2 or"))
+    with pytest.raises(TrainingStopped, match=r"Net failed on a batch .*The last good state is .*--derainer \S+:Net"):
+        train_syn_aug.main(["--model_dir", str(model), "--resume", "-1", "--niter", "9", *flags])
+    state = torch.load(model / "train_state_last.pt", weights_only=True)
+    assert (state["epoch"], state["step"]) == (2, 1)
+    net_file.write_text(FILE)
+    train_syn_aug.main(["--model_dir", str(model), "--resume", "-1", "--niter", "4", *flags])
 
 
 def test_the_check_leaves_no_trace(net_file):

@@ -142,9 +142,11 @@ def _infer(net: nn.Module, window: Tensor, windows: Windows) -> Tensor:
     if any(more):
         rows, columns = (_reflect(n, m, window.device) for n, m in zip((height, width), more, strict=True))
         window = window.index_select(2, rows).index_select(3, columns)
-    # A network that is not ours may expect the usual order of memory.
-    order = torch.channels_last if derainer.is_ours(net) else torch.contiguous_format
-    return derainer.apply(net, window.contiguous(memory_format=order))[..., :height, :width]
+    if derainer.is_ours(net):
+        window = window.contiguous(memory_format=torch.channels_last)
+    else:  # it may expect the usual order of memory, and change its input
+        window = window.clone(memory_format=torch.contiguous_format)
+    return derainer.apply(net, window)[..., :height, :width]
 
 
 def derain(net: nn.Module, rainy: Tensor, tile: int = -1, **windows) -> Tensor:

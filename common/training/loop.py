@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from common.data.pairs import CropSampler
+from common.derainer import DerainerError
 from common.errors import TrainingStopped, UserError
 from common.training.log import Log
 from common.training.run import Run
@@ -206,14 +207,20 @@ def fit(
                         except DataLost as error:
                             save()
                             raise DataLost(f"{error}. {run.last_good()}") from None
-                        ledger.add(step(rainy, clean, index), index)
+                        try:
+                            losses = step(rainy, clean, index)
+                        except DerainerError as error:
+                            if index > done_before:
+                                save()
+                            raise TrainingStopped(f"{error} {run.last_good()}") from None
+                        ledger.add(losses, index)
                         run.step += 1
                         bar.update()
                         if run.step % log_every == 0 or run.step == iters_per_epoch:
                             ledger.require_finite(run)
-                            losses = ledger.last()
-                            log.scalars({f"loss/{name}": value for name, value in losses.items()}, index)
-                            bar.set_postfix({name: f"{value:.3g}" for name, value in losses.items()}, refresh=False)
+                            newest = ledger.last()
+                            log.scalars({f"loss/{name}": value for name, value in newest.items()}, index)
+                            bar.set_postfix({name: f"{value:.3g}" for name, value in newest.items()}, refresh=False)
                         if stop():
                             save()
                             raise interrupted()
