@@ -33,6 +33,19 @@ class _Missing:
     pass
 
 
+class _KeyValues(argparse.Action):
+    """key=value texts, of one flag or several; each key once."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        before = getattr(namespace, self.dest)
+        texts = [*([] if before is _Missing else before), *values]
+        keys = [text.partition("=")[0] for text in texts]
+        for key in keys:
+            if keys.count(key) > 1:
+                parser.error(f"argument {option_string}: {key} is given twice")
+        setattr(namespace, self.dest, texts)
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose default paths count from the script's own folder, and which knows what was given.
 
@@ -148,12 +161,23 @@ def add_derainer(group: argparse.ArgumentParser, sizes: argparse.ArgumentParser)
         help="prenet, or a network of your own: package.module:Class or path/to/file.py:Class (see the README)",
     )
     group.add_argument(
-        "--derainer_args", type=key_value, nargs="+", default=[], metavar="KEY=VALUE", help="arguments of that class"
+        "--derainer_args",
+        type=key_value,
+        action=_KeyValues,
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="arguments of that class",
     )
     group.add_argument("--recurrent_iter", type=positive_int, default=6, help="stages of prenet")
-    sizes.add_argument("--pad_to", type=positive_int, default=1, help="pad whole images to multiples of so many px")
     sizes.add_argument(
-        "--pad_square", type=boolean, nargs="?", const=True, default=False, help="pad whole images to squares"
+        "--pad_to",
+        type=number(int, 1, 4096),
+        default=1,
+        help="pad images to multiples of so many px, for a network of your own",
+    )
+    sizes.add_argument(
+        "--pad_square", type=boolean, nargs="?", const=True, default=False, help="and to squares, for the same"
     )
 
 

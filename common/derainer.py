@@ -6,7 +6,6 @@ whose first element is that. Code is only ever imported for a name on the comman
 
 import argparse
 import ast
-import contextlib
 import importlib
 import importlib.util
 import json
@@ -15,11 +14,11 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from common.errors import UserError
 from common.models import Derain, PReNet
@@ -38,7 +37,7 @@ class DerainerError(UserError):
 
 def is_ours(net: nn.Module) -> bool:
     """PReNet in either head: of known receptive field, fit for every size."""
-    return isinstance(net, (PReNet, Derain))
+    return type(net) in (PReNet, Derain)  # a subclass may do anything
 
 
 # --- from the flags to a network -------------------------------------------------------------------------------------
@@ -76,8 +75,7 @@ def build(args: argparse.Namespace) -> nn.Module:
         raise UserError("--recurrent_iter: it belongs to prenet; other derainers take --derainer_args key=value ...")
     factory, given = _find(args.derainer), values(args.derainer_args)
     try:
-        with _working_directory_importable():
-            net = factory(**given)
+        net = factory(**given)
     except (Exception, SystemExit) as error:
         call = f"{getattr(factory, '__name__', args.derainer)}({', '.join(f'{k}={v!r}' for k, v in given.items())})"
         raise DerainerError(
@@ -85,22 +83,12 @@ def build(args: argparse.Namespace) -> nn.Module:
         ) from None
     if not isinstance(net, nn.Module):
         raise DerainerError(f"{what}: it makes a {type(net).__name__}, not a torch.nn.Module. {CONTRACT}")
+    if any(is_lazy(tensor) for tensor in [*net.parameters(), *net.buffers()]):
+        raise DerainerError(f"{what}: it has lazy layers, whose weights have no shape yet; give them their sizes")
     wrong = [key for key, value in net.state_dict().items() if not isinstance(value, Tensor)]
     if wrong:
         raise DerainerError(f"{what}: its state_dict() holds more than tensors ({', '.join(wrong[:4])})")
     return net
-
-
-@contextlib.contextmanager
-def _working_directory_importable() -> Iterator[None]:
-    """As with `python -m`, but behind everything that is installed; only while the user's own import runs."""
-    here = os.getcwd()
-    sys.path.append(here)
-    try:
-        yield
-    finally:
-        if here in sys.path:
-            del sys.path[len(sys.path) - 1 - sys.path[::-1].index(here)]
 
 
 def _find(spec: str):
@@ -111,17 +99,21 @@ def _find(spec: str):
         if not path.is_file():
             raise DerainerError(f"{what}: there is no file {path}")
         found = importlib.util.spec_from_file_location(f"derainer_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}", path)
+    # The file's neighbours, or like `python -m` those of the working directory: behind everything that is installed.
+    neighbours = str(path.parent) if module_name.endswith(".py") else os.getcwd()
+    if neighbours not in sys.path:
+        sys.path.append(neighbours)
     try:
-        with _working_directory_importable():
-            if module_name.endswith(".py"):
-                module = importlib.util.module_from_spec(found)
-                sys.modules[found.name] = module  # as dataclasses and pickle expect
-                sys.path.append(str(path.parent))  # its neighbours, as if it were run itself
-                found.loader.exec_module(module)
-            else:
-                module = importlib.import_module(module_name)
+        if module_name.endswith(".py"):
+            module = importlib.util.module_from_spec(found)
+            sys.modules[found.name] = module  # as dataclasses and pickle expect
+            found.loader.exec_module(module)
+        else:
+            module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        remedy = "Install it, or name a file: --derainer path/to/file.py:Class"
+        remedy = f"Install it, or put it into {neighbours}"
+        if str(error.name).partition(".")[0] in ("common", "for_syn", "for_spa"):
+            remedy = "This project has a package of that name, so give yours another one"
         raise DerainerError(f"{what}: no module named {error.name!r}. {remedy}") from None
     except (Exception, SystemExit) as error:  # a script that runs at import, say
         raise DerainerError(f"{what}: {module_name} can't be imported: {_short(error)}") from None
@@ -165,9 +157,11 @@ def apply(net: nn.Module, rainy: Tensor) -> Tensor:
         return net(rainy)[0]
     name, shape = f"--derainer: {type(net).__name__}", tuple(rainy.shape)
     try:
-        out = net(rainy)
-    except Exception as error:
-        if "out of memory" in str(error) or "can't allocate memory" in str(error) or isinstance(error, MemoryError):
+        # A copy in the usual order of memory: it may rely on that, and may change its input.
+        out = net(rainy.clone(memory_format=torch.contiguous_format))
+    except (Exception, SystemExit) as error:
+        ours = ("out of memory", "can't allocate memory", "DataLoader worker")  # the last comes up anywhere
+        if any(text in str(error) for text in ours) or isinstance(error, MemoryError):
             raise
         raise DerainerError(f"{name} failed on a batch {shape}: {_short(error)}. {SIZES}") from None
     first = out[0] if isinstance(out, (tuple, list)) and out else out
@@ -239,40 +233,68 @@ def stored(weights: Path) -> dict | None:
     path = choice_file(weights)
     try:
         choice = json.loads(path.read_text())
-        kinds = {"derainer": str, "derainer_args": list, "recurrent_iter": int, "pad_to": int, "pad_square": bool}
-        texts = [choice["derainer"], *choice["derainer_args"]]
-        if not all(type(choice[key]) is kind for key, kind in kinds.items()) or choice["recurrent_iter"] < 1:
-            raise ValueError
-        if not all(isinstance(text, str) and text.isprintable() for text in texts):
-            raise ValueError
-        return choice
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError):
+        choice = None
+    if not valid(choice):
         print(f"note: {path} can't be understood; going by the flags alone")
         return None
+    return choice
+
+
+def valid(choice: object) -> bool:
+    """Whether stored values have the kinds of a choice, and texts that are safe to print."""
+    kinds = {"derainer": str, "derainer_args": list, "recurrent_iter": int, "pad_to": int, "pad_square": bool}
+    if not isinstance(choice, dict) or not all(type(choice.get(key)) is kind for key, kind in kinds.items()):
+        return False
+    texts = [choice["derainer"], *choice["derainer_args"]]
+    return min(choice["recurrent_iter"], choice["pad_to"]) > 0 and all(
+        isinstance(text, str) and text.isprintable() for text in texts
+    )
+
+
+def require_named(choice: dict, args: argparse.Namespace, where: str) -> None:
+    """Let no code run for a stored name.
+
+    Args:
+        choice: what was stored.
+        args: the flags.
+        where: begins the message.
+
+    Raises:
+        UserError: a derainer of the user's, or its arguments, must be named again; gives the flags.
+    """
+    half = choice["derainer"] == args.derainer and choice["derainer_args"] and "derainer_args" not in args.given
+    unnamed = "derainer" not in args.given or half
+    if choice["derainer"] != PRENET and unnamed:
+        raise UserError(
+            f"{where} a derainer of its own, and code is only run where you name it. If you trust it, add:\n"
+            f"  {flags(choice)}"
+        )
 
 
 def settle(args: argparse.Namespace, weights: Path) -> str:
-    """Bring the flags of a test script in line with the choice beside the weights.
+    """Bring the flags of a test script in line with the choice beside the weights; says what differs from it.
 
     Args:
-        args: recurrent_iter is set from a stored prenet, unless it was given.
+        args: recurrent_iter, pad_to and pad_square are set from the stored choice, unless they were given.
 
     Returns:
         How the weights were trained, for the message when they do not fit; empty if that is not known.
 
     Raises:
-        UserError: they were trained with a derainer of the user's, which has to be named again.
+        UserError: see ``require_named``.
     """
     choice = stored(weights)
     if choice is None:
         return ""
-    if choice["derainer"] != PRENET and "derainer" not in args.given:
-        raise UserError(
-            f"--model_dir: {weights} was trained with a derainer of its own, and code is only run where you name it. "
-            f"If you trust it, add:\n  {flags(choice)}"
-        )
-    if choice["derainer"] == args.derainer == PRENET and "recurrent_iter" not in args.given:
-        args.recurrent_iter = choice["recurrent_iter"]
-    return f"These weights were trained with {flags(choice)}"
+    require_named(choice, args, f"--model_dir: {weights} was trained with")
+    trained = f"{weights.name} was trained with {flags(choice)}"
+    if (choice["derainer"] == PRENET) == (args.derainer == PRENET):
+        for key in ("recurrent_iter",) if args.derainer == PRENET else ("pad_to", "pad_square"):
+            if key not in args.given:
+                setattr(args, key, choice[key])
+    if flags(choice_of(args)) != flags(choice):
+        print(f"note: {trained}; now it is {flags(choice_of(args))}")
+    return trained

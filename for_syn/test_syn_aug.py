@@ -41,7 +41,6 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    windows = Windows.from_flags(args)
     device = pick_device(args.use_gpu, args.gpu_id)
     net = load_derainer(args, CHECKPOINT)
     return derain_folder(
@@ -50,7 +49,7 @@ def main(argv=None):
         save_path=args.save_path,
         gt_path=args.gt_path,
         device=device,
-        windows=windows,
+        windows=Windows.from_flags(args),
         rounding=args.rounding,
         hint=DATA,
     )

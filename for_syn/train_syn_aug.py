@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli, derainer
 from common.data.pairs import PatchDataset, training_pairs, validation_pairs
-from common.evaluation.derain import Windows, validate
+from common.evaluation.derain import Windows, validator
 from common.training.augment import pick_generator, train_augmented
 from common.training.run import describe, open_run
 from common.training.runtime import pick_device, seed_everything
@@ -61,7 +61,7 @@ def main(argv=None):
         derainer.check(net, args.patchSize, device)
         pairs, rule = training_pairs(args.data_path, args.gt_path, args.patchSize, DATA)
         held_out = validation_pairs(args.val_data_path, args.val_gt_path)
-        windows = Windows(pad_to=args.pad_to, pad_square=args.pad_square)
+        validate = validator(net, held_out, device, Windows.from_flags(args))
         if args.dry_run:
             return describe(run, pairs, rule, held_out, {"derainer": net, "netED": netED}, device)
         train_augmented(
@@ -73,7 +73,7 @@ def main(argv=None):
             milestone=args.milestone,
             gamma=0.2,
             dataset=PatchDataset(pairs, args.patchSize, args.manualSeed),
-            validate=(lambda stop: validate(net, held_out, device, stop, windows)) if held_out else None,
+            validate=validate,
             device=device,
             **cli.loop_settings(args),
         )

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli
 from common.data.pairs import PatchDataset, training_pairs, validation_pairs
-from common.evaluation.derain import validate
+from common.evaluation.derain import validator
 from common.models import Derain, Discriminator, EDNet
 from common.training.joint import train_joint
 from common.training.run import describe, open_run
@@ -86,7 +86,7 @@ def main(argv=None):
             milestone=args.milestone,
             gamma=0.5,
             dataset=PatchDataset(pairs, args.patchSize, args.manualSeed),
-            validate=(lambda stop: validate(netDerain, held_out, device, stop)) if held_out else None,
+            validate=validator(netDerain, held_out, device),
             device=device,
             **cli.loop_settings(args),
         )

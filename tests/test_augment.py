@@ -123,7 +123,7 @@ def test_the_generator_sets_the_sizes_that_were_left_alone(pairs_folder, generat
     train(pairs_folder, tmp_path / "model", "--netED", generator, "--niter", 2)
     printed = capsys.readouterr().out
     assert "--netED: this generator has nz 4, nef 2, patchSize 16; the flags follow it" in printed
-    assert "6 steps" not in printed and {p.name for p in (tmp_path / "model").glob("*")} == {
+    assert {p.name for p in (tmp_path / "model").glob("*")} == {
         *("Aug_DerainNet_state_2.pt", "Aug_DerainNet.json", "train_state_last.pt", "train_state_prev.pt", ".lock")
     }
     state = load(tmp_path / "model" / "train_state_last.pt")
@@ -178,7 +178,7 @@ def batches(monkeypatch):
     return seen
 
 
-def test_what_a_training_sees(pairs_folder, generator, tmp_path, monkeypatch):
+def test_what_a_training_sees(pairs_folder, generator, tmp_path, monkeypatch, capsys):
     seen = batches(monkeypatch)
     train(
         pairs_folder,
@@ -193,6 +193,7 @@ def test_what_a_training_sees(pairs_folder, generator, tmp_path, monkeypatch):
         1,
     )
     train(pairs_folder, tmp_path / "half", "--netED", generator, "--niter", 1)
+    assert "--netED: no generator is needed with --fake_ratio 0" in capsys.readouterr().out
     plain, mixed = seen[:4], seen[4:]
     assert len(mixed) == 6  # ratio 0 needs no generator; 0.5 makes half as many steps more
     rained = [not torch.equal(rainy[2], clean[2]) for rainy, clean in mixed]
@@ -309,8 +310,46 @@ def test_another_generator_on_resume_is_noticed(pairs_folder, generator, tmp_pat
     train_syn_aug.main([*resume, "--niter", "3"])
     assert "resume: other data than before (4 pairs, " in capsys.readouterr().out
     torch.save(EDNet(nz=5, nef=2, patch_size=16).state_dict(), moved)
-    with pytest.raises(UserError, match="--nz is 4, it has 5"):
+    with pytest.raises(UserError, match="--nz is 4, it has 5. Name the generator that this run began with"):
         train_syn_aug.main([*resume, "--niter", "4"])
+
+
+def test_overwrite_deletes_the_run_of_another_ratio_too(spa, tmp_path, capsys):
+    more = ["--patchSize", 16, "--train_num", 2]
+    train_spa(train_spa_smallsample_noaug, spa, tmp_path / "model", *more, "--niter", 3)
+    with pytest.raises(UserError, match="holds a run already"):
+        train_spa(train_spa_smallsample_noaug, spa, tmp_path / "model", *more, "--fake_ratio", 1)
+    (tmp_path / "model" / "Aug05_DerainNet_state_9.pt").write_text("of another script")
+    train_spa(
+        train_spa_smallsample_noaug, spa, tmp_path / "model", *more, "--fake_ratio", 1, "--niter", 1, "--overwrite"
+    )
+    assert {p.name for p in (tmp_path / "model").glob("*Aug*")} == {
+        *("NoAug10_DerainNet.json", "NoAug10_DerainNet_state_1.pt", "Aug05_DerainNet_state_9.pt")
+    }
+
+
+def test_a_run_that_died_before_its_first_state_can_be_started_again(pairs_folder, generator, tmp_path, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("CUDA error: out of memory")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(augment, "a_step", fail)
+        train(pairs_folder, tmp_path / "model", "--netED", generator)
+    assert (tmp_path / "model" / "Aug_DerainNet.json").exists()
+    (tmp_path / "model_l" / "log.csv").unlink(missing_ok=True)
+    train(pairs_folder, tmp_path / "model", "--netED", generator, "--niter", 1)
+
+
+def test_a_stored_log_folder_in_the_input_is_refused(pairs_folder, generator, tmp_path):
+    train(pairs_folder, tmp_path / "model", "--netED", generator, "--niter", 1)
+    moved = pairs_folder / "rain" / "model_l"
+    state = load(tmp_path / "model" / "train_state_last.pt")
+    torch.save(
+        state | {"options": state["options"] | {"log_dir": str(moved)}}, tmp_path / "model" / "train_state_last.pt"
+    )
+    with pytest.raises(UserError, match=r"--log_dir: \S+ lies in the input folder --data_path"):
+        train_syn_aug.main(["--model_dir", str(tmp_path / "model"), "--resume", "-1", "--niter", "2"])
+    assert not moved.exists()
 
 
 def test_a_run_of_another_script_is_not_deleted(spa, generator, tmp_path):

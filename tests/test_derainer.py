@@ -132,6 +132,10 @@ def test_names_that_are_none(spec, capsys):
     with pytest.raises(SystemExit):
         parse("--derainer_args", "width 3")
     assert "--derainer_args: expected key=value, got 'width 3'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse("--derainer_args", "a=1", "b=2", "--derainer_args", "a=3")
+    assert "argument --derainer_args: a is given twice" in capsys.readouterr().err
+    assert parse("--derainer_args", "a=1", "--derainer_args", "b=2").derainer_args == ["a=1", "b=2"]
 
 
 @pytest.mark.parametrize(
@@ -190,13 +194,167 @@ def test_broken_contracts_are_found_before_training(net_file, kind, message):
         derainer.check(net, 16, torch.device("cpu"))
 
 
+ODD = """
+import sys
+import torch
+from torch import nn
+
+
+class Odd(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.conv, self.bn, self.kind = nn.Conv2d(3, 3, 3, 1, 1), nn.BatchNorm2d(3), kind
+        self.bn.eval()
+        if kind == "lazy":
+            self.late = nn.LazyConv2d(3, 1)
+        if kind == "frozen":
+            self.bn.requires_grad_(False)
+
+    def train(self, mode=True):
+        super().train(mode)  # as often written: it returns nothing
+        if self.kind == "frozen":
+            self.bn.eval()
+
+    def state_dict(self, *args, **kwargs):
+        state = super().state_dict(*args, **kwargs)
+        return {k: v for k, v in state.items() if "conv" not in k} if self.kind == "part" else state
+
+    def load_state_dict(self, state, **kwargs):
+        return super().load_state_dict(state, strict=False)
+
+    def forward(self, rainy):
+        if self.training and self.kind == "train":
+            raise ValueError("in training alone")
+        if self.kind == "exit":
+            sys.exit(0)
+        if self.kind == "in place":
+            rainy.mul_(0.5)
+        if self.kind == "nan" and not self.training:
+            return self.conv(rainy) * float("nan")
+        return rainy.add(self.bn(self.conv(rainy)))
+"""
+
+
+@pytest.fixture
+def odd(tmp_path):
+    (tmp_path / "odd.py").write_text(ODD)
+    return lambda kind: ["--derainer", f"{tmp_path}/odd.py:Odd", "--derainer_args", f"kind={kind}"]
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("train", r"failed on a batch \(2, 3, 16, 16\): ValueError: in training alone"),
+        ("exit", "failed on a batch .*SystemExit: 0"),
+        ("lazy", "it has lazy layers, whose weights have no shape yet"),
+    ],
+)
+def test_networks_that_fail_are_found_before_an_old_run_is_deleted(pairs_folder, tmp_path, odd, kind, message):
+    train(pairs_folder, tmp_path / "model")
+    before = {path: path.read_bytes() for path in (tmp_path / "model").glob("*.*")}
+    for more in (["--overwrite"], ["--overwrite", "--dry_run"]):
+        with pytest.raises(UserError, match=message):
+            train(pairs_folder, tmp_path / "model", *odd(kind), *more)
+    assert {path: path.read_bytes() for path in (tmp_path / "model").glob("*.*")} == before
+
+
+def test_networks_with_ways_of_their_own(pairs_folder, tmp_path, run, odd):
+    val = ["--val_data_path", pairs_folder / "rain", "--val_gt_path", pairs_folder / "norain"]
+    for kind in ("frozen", "part", "in place", "plain"):
+        model = tmp_path / kind.replace(" ", "_")
+        train(pairs_folder, model, *odd(kind), *val)
+        train_syn_aug.main(["--model_dir", str(model), "--resume", "-1", "--niter", "2", *odd(kind)])
+        assert run("--model_dir", model, *odd(kind)) == 0
+    state = torch.load(tmp_path / "frozen" / "Aug_DerainNet_state_2.pt", weights_only=True)
+    assert state["bn.num_batches_tracked"] == 0  # still frozen after the validations
+    rainy = torch.rand(1, 3, 16, 16)
+    net = derainer.build(parse(*odd("in place")))
+    before = rainy.clone()
+    net.eval()
+    derain(net, rainy)
+    assert torch.equal(rainy, before)
+    (tmp_path / "odd.py").write_text(ODD.replace('if kind == "frozen"', 'if kind == "plain"'))
+    with pytest.raises(UserError, match="Aug_DerainNet trains other parameters than this run did"):
+        train_syn_aug.main(["--model_dir", str(tmp_path / "plain"), "--resume", "-1", "--niter", "3", *odd("plain")])
+
+
+def test_results_that_are_not_finite_are_no_pictures(pairs_folder, tmp_path, run, odd):
+    train(pairs_folder, tmp_path / "model", *odd("nan"))
+    with pytest.raises(UserError, match="Odd made values that are not finite of this image"):
+        run("--model_dir", tmp_path / "model", *odd("nan"))
+    assert not (tmp_path / "out" / "8.png").exists()
+
+
+def test_a_subclass_of_prenet_is_not_taken_for_ours(tmp_path):
+    class Mine(PReNet):
+        def forward(self, rainy):
+            return super().forward(rainy)[0]
+
+    rainy = torch.rand(2, 3, 16, 16)
+    assert torch.equal(derain(Mine(1).eval(), rainy, halo=0)[1], derain(Mine(1).eval(), rainy[1:])[0]) is False
+    net = Mine(1).eval()
+    assert torch.allclose(derain(net, rainy)[1], derain(net, rainy[1:])[0], atol=1e-6)
+
+
+def test_a_dead_worker_is_not_blamed_on_the_network():
+    class Net(nn.Module):
+        def forward(self, rainy):
+            raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        derainer.apply(Net(), torch.rand(1, 3, 8, 8))
+
+
+def test_sizes_of_validation_are_tried_before_training(pairs_folder, net_file, tmp_path):
+    flags = ["--derainer", f"{net_file}:Net", "--derainer_args", "multiple=8"]
+    val = ["--val_data_path", pairs_folder / "rain", "--val_gt_path", pairs_folder / "norain"]
+    for more in ([], ["--dry_run"]):
+        with pytest.raises(UserError, match=r"failed on a batch \(1, 3, 24, 20\): .*--pad_to 8"):
+            train(pairs_folder, tmp_path / "model", *flags, *val, *more)
+    assert not (tmp_path / "model").exists()
+    with pytest.raises(UserError, match="--pad_to, --pad_square: prenet takes images of every size"):
+        train(pairs_folder, tmp_path / "model", "--pad_to", 8)
+
+
+def test_a_moved_file_and_stored_choices_that_are_not_followed(trained, run, net_file, tmp_path, pairs_folder, capsys):
+    model, flags = trained
+    moved = tmp_path / "moved"
+    net_file.parent.rename(moved)
+    new = ["--derainer", f"{moved}/net.py:Net", *flags[2:]]
+    train_syn_aug.main(["--model_dir", str(model), "--resume", "-1", "--niter", "2", *new])
+    assert f"resume: the derainer was {net_file}:Net, now it is {moved}/net.py:Net" in capsys.readouterr().out
+    for state in model.glob("train_state*"):
+        state.unlink()
+    with pytest.raises(UserError, match="trains a derainer of its own"):
+        train(pairs_folder, model, "--resume", 2, "--niter", 3)
+    with pytest.raises(UserError, match="--derainer_args is multiple=2, the run has multiple=4 kind=tuple"):
+        train(pairs_folder, model, "--resume", 2, "--niter", 3, *new[:2], "--derainer_args", "multiple=2")
+    train(pairs_folder, model, "--resume", 2, "--niter", 3, *new)
+    capsys.readouterr()
+    assert run("--model_dir", model, *new[:-2]) == 0  # the stored --pad_to
+    assert "note:" not in capsys.readouterr().out
+    run("--model_dir", model, *new[:2], "--derainer_args", "multiple=2")
+    assert "note: Aug_DerainNet_state_3.pt was trained with --derainer" in capsys.readouterr().out
+
+
+def test_stages_of_bare_weights_come_from_beside_them(pairs_folder, tmp_path):
+    model = tmp_path / "model"
+    train(pairs_folder, model, "--recurrent_iter", 2)
+    for state in model.glob("train_state*"):
+        state.unlink()
+    with pytest.raises(UserError, match="--recurrent_iter is 3, the run has 2"):
+        train(pairs_folder, model, "--resume", 1, "--niter", 2, "--recurrent_iter", 3)
+    train(pairs_folder, model, "--resume", 1, "--niter", 2)
+    assert json.loads((model / "Aug_DerainNet.json").read_text())["recurrent_iter"] == 2
+
+
 def test_a_network_that_fails_later_does_not_lose_the_run(trained, pairs_folder, net_file, tmp_path):
     model, flags = trained
     train_syn_aug.main(["--model_dir", str(model), "--resume", "-1", "--niter", "2", *flags])
     text = FILE.replace(
         "def forward(self, rainy):", "calls = 0\n\n    def forward(self, rainy):\n        self.calls += 1"
     )
-    net_file.write_text(text.replace("% self.multiple or", "% self.multiple or self.calls > 2 or"))
+    net_file.write_text(text.replace("% self.multiple or", "% self.multiple or self.calls > 6 or"))
     with pytest.raises(TrainingStopped, match=r"Net failed on a batch .*The last good state is .*--derainer \S+:Net"):
         train_syn_aug.main(["--model_dir", str(model), "--resume", "-1", "--niter", "9", *flags])
     state = torch.load(model / "train_state_last.pt", weights_only=True)
@@ -258,7 +416,10 @@ def flags_of(*more):
 
 
 def test_flags_of_tiles():
-    assert flags_of("--pad_to", 8, "--pad_square", "--tile", 64) == Windows(64, None, 8, True)
+    assert flags_of("--tile", 64) == Windows(64) and flags_of() == Windows()
+    with pytest.raises(UserError, match="--pad_to, --pad_square: prenet takes images of every size"):
+        flags_of("--pad_square")
+    assert flags_of("--derainer", "a:B", "--pad_to", 8, "--pad_square") == Windows(-1, None, 8, True)
     with pytest.raises(UserError, match="--tile_halo: that of prenet is known"):
         flags_of("--tile", 64, "--tile_halo", 8)
     own = ["--derainer", "a:B"]
@@ -339,10 +500,10 @@ def test_nothing_named_in_a_stored_file_is_imported(trained, run, net_file, tmp_
 def test_the_wrong_choice_names_the_right_one(trained, run, net_file, tmp_path):
     model, flags = trained
     with pytest.raises(
-        UserError, match=r"this is something else.*were trained with --derainer \S+net.py:Net --derainer"
+        UserError, match=r"this is something else.*was trained with --derainer \S+net.py:Net --derainer"
     ):
         run("--model_dir", model, "--derainer", "prenet")
-    with pytest.raises(UserError, match=r"Not expected: conv.bias.*were trained with --derainer"):
+    with pytest.raises(UserError, match=r"Not expected: conv.bias.*was trained with --derainer"):
         run("--model_dir", model, "--derainer", f"{net_file}:Nothing")
     torch.save(PReNet(1).state_dict(), tmp_path / "prenet.pt")
     with pytest.raises(UserError, match="this is something else. Expected: the network of --derainer"):
@@ -352,9 +513,9 @@ def test_the_wrong_choice_names_the_right_one(trained, run, net_file, tmp_path):
 def test_sizes_that_the_network_can_not_take(trained, run, pairs_folder, tmp_path, capsys):
     model, flags = trained
     with pytest.raises(UserError, match=r"failed on a batch \(1, 3, 24, 21\): .*multiples of 4 .*--pad_to 8"):
-        run("--model_dir", model, *flags[:-2], "--data_path", pairs_folder / "rain" / "9.png")
+        run("--model_dir", model, *flags[:-1], 1, "--data_path", pairs_folder / "rain" / "9.png")
     # the first of the folder fits (24x20), the others do not: they are named and the first is kept
-    assert run("--model_dir", model, *flags[:-2]) == 1
+    assert run("--model_dir", model, *flags[:-1], 1) == 1
     out, err = capsys.readouterr()
     assert (
         "1 images derained" in out and "3 of 4 images could not be derained" in err and "9.png: --derainer: Net" in err
@@ -388,6 +549,38 @@ def test_a_stored_choice_can_not_smuggle_control_characters(tmp_path, run):
     with pytest.raises(UserError) as error:
         run("--model_dir", tmp_path)
     assert "--derainer x:Y --derainer_args 'a=$(x); y'" in str(error.value)
+
+
+def test_stored_files_that_are_broken_or_hostile(pairs_folder, tmp_path, run, capsys):
+    model = tmp_path / "model"
+    train(pairs_folder, model)
+    state = torch.load(model / "train_state_last.pt", weights_only=True)
+    (model / "train_state_prev.pt").unlink(missing_ok=True)
+    for options in (
+        {"derainer": "a\x1b[31m:B"},
+        {"derainer_args": 5},
+        {"recurrent_iter": "abc"},
+        {"derainer_args": [1]},
+    ):
+        torch.save(state | {"options": state["options"] | options}, model / "train_state_last.pt")
+        with pytest.raises(UserError, match="holds no whole training state") as error:
+            train_syn_aug.main(["--model_dir", str(model), "--resume", "-1", "--niter", "2"])
+        assert "\x1b" not in str(error.value) + capsys.readouterr().out
+    torch.save({key: value for key, value in state.items() if key != "experiment"}, model / "train_state_last.pt")
+    with pytest.raises(UserError, match="holds no whole training state"):
+        train_syn_aug.main(["--model_dir", str(model), "--resume", "-1", "--niter", "2"])
+    (model / "Aug_DerainNet.json").write_text("[" * 100000)
+    assert run("--model_dir", model) == 0 and "can't be understood" in capsys.readouterr().out
+
+
+def test_of_several_runs_in_a_folder_the_latest_counts(tmp_path, run, capsys):
+    names = ["NoAug05_DerainNet_state_9.pt", "NoAug10_DerainNet_state_1.pt", "other.pt"]
+    for i, name in enumerate(names):
+        torch.save(PReNet(1).state_dict(), tmp_path / name)
+        os.utime(tmp_path / name, (i, i))
+    (tmp_path / "dangling_state_99.pt").symlink_to("nowhere")
+    run("--model_dir", tmp_path, "--recurrent_iter", 1)
+    assert "taking NoAug10_DerainNet_state_1.pt" in capsys.readouterr().out
 
 
 def test_a_folder_gives_its_newest_whole_checkpoint(tmp_path, run, capsys):

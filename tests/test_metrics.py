@@ -101,3 +101,34 @@ def test_mismatches_are_named_before_any_work(tmp_path, capsys):
     (tmp_path / "gt" / "b.png").write_text("no image")
     with pytest.raises(UserError, match="1 of 2(.|\n)*b.png: can't be read as an image"):
         metrics.main(arguments)
+
+
+def test_several_folders_give_one_table(tmp_path, capsys):
+    def put(name, value, size=16):
+        write_image(tmp_path / name, np.full((size, size, 3), value, np.uint8))
+
+    for name, value in (("gt/norain-1.png", 100), ("gt/norain-2.png", 100), ("a/x/norain-1.png", 110)):
+        put(name, value)
+    for name in ("a/rain-1.png", "a/rain-2.png", "b/norain-1.png"):
+        put(name, 120 if name.startswith("a") else 101)
+    (tmp_path / "a" / "x" / "norain-1.png").unlink()
+    flags = ["--pred", str(tmp_path / "a"), str(tmp_path / "b"), "--gt", str(tmp_path / "gt")]
+    assert metrics.main([*flags, "--csv", str(tmp_path / "t.csv")]) == 0
+    printed = capsys.readouterr().out
+    assert "2 images of a, paired by: rain-K" in printed and "1 images of b, paired by: equal names" in printed
+    assert "note: the table is over the 1 images that every folder of --pred has" in printed
+    rows = (tmp_path / "t.csv").read_text().splitlines()
+    assert rows[0].startswith("image,a_psnr_y") and "b_psnr_rgb" in rows[0] and len(rows) == 3
+    values = dict(zip(rows[0].split(","), rows[1].split(","), strict=True))
+    assert float(values["a_psnr_rgb"]) == pytest.approx(20 * math.log10(255 / 20), abs=1e-5)
+    assert float(values["b_psnr_rgb"]) == pytest.approx(20 * math.log10(255), abs=1e-5)
+    (tmp_path / "b" / "norain-1.png").rename(tmp_path / "b" / "norain-2.png")
+    (tmp_path / "a" / "rain-2.png").unlink()
+    with pytest.raises(UserError, match="no result for the same image"):
+        metrics.main(flags)
+
+
+def test_labels_of_several_folders():
+    assert metrics.labels(["/x/a"]) == ["result"] and metrics.labels(["/x/a", "/x/b"]) == ["a", "b"]
+    assert metrics.labels(["/x/a", "/y/a", "/y/b"]) == ["x/a", "y/a", "y/b"]
+    assert metrics.labels(["/x/a", "/x/a"]) == ["1: /x/a", "2: /x/a"]

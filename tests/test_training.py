@@ -14,6 +14,7 @@ import torch
 
 from common.data.images import write_image
 from common.errors import TrainingStopped, UserError
+from common.evaluation import derain
 from common.training import joint
 from common.training.loop import Ledger, learning_rate
 from common.training.run import Run
@@ -219,7 +220,7 @@ def test_a_failure_in_validation_does_not_lose_the_epoch(pairs_folder, tmp_path,
     val = ["--val_data_path", pairs_folder / "rain", "--val_gt_path", pairs_folder / "norain"]
     model = tmp_path / "model"
     with monkeypatch.context() as patch, pytest.raises(UserError, match="broken"):
-        patch.setattr(train_syn_joint, "validate", fail)
+        patch.setattr(derain, "validate", fail)
         train(pairs_folder, model, "--niter", 2, *val)
     state = load(model / "train_state_last.pt")
     assert (state["epoch"], state["step"]) == (0, 6)

@@ -1,6 +1,7 @@
 """Remove rain from images of any size: tensor in, tensor out, or folder in, folder out with metrics."""
 
 import argparse
+import contextlib
 import functools
 import sys
 import time
@@ -36,33 +37,37 @@ AUTO_WINDOW = 496  # px; 32 float channels of such a window stay below 32 MiB, w
 class Windows(NamedTuple):
     """How an image is cut into windows, and a window padded, for a network.
 
-    PReNet takes any size, and its halo is known: tiles give the result of the whole image. Other derainers run on whole
-    images unless a core and a halo are given, which is approximate.
+    PReNet takes any size and its halo is known, so only the first of these concerns it: tiles give the result of the
+    whole image. Other derainers run on whole images unless a core and a halo are given, which is approximate.
     """
 
     tile: int = -1  # core of a tile in px; 0: whole image; -1: PReNet takes tiles where the whole needs over 1 GB
-    halo: int | None = None  # margin around the core in px; None: that of PReNet, see ``net.halo``
+    halo: int | None = None  # margin around the core in px
     pad_to: int = 1  # windows are padded, by reflection to the right and below, to multiples of so many px
     pad_square: bool = False  # and to squares
 
     @classmethod
     def from_flags(cls, args: argparse.Namespace) -> "Windows":
-        """For --tile, and where the script has them --derainer, --tile_halo, --pad_to and --pad_square.
+        """For whichever of --tile, --tile_halo, --pad_to, --pad_square and --derainer a script has.
 
         Raises:
-            UserError: the halo of tiles is missing for another derainer, or given for PReNet.
+            UserError: the halo of tiles is missing for another derainer; PReNet is given a halo or padding.
         """
-        name, halo = getattr(args, "derainer", derainer.PRENET), getattr(args, "tile_halo", None)
-        if name == derainer.PRENET and halo is not None:
+        own = getattr(args, "derainer", derainer.PRENET) != derainer.PRENET
+        tile, halo = getattr(args, "tile", -1), getattr(args, "tile_halo", None)
+        pad_to, pad_square = getattr(args, "pad_to", 1), getattr(args, "pad_square", False)
+        if not own and halo is not None:
             raise UserError("--tile_halo: that of prenet is known; leave it out")
-        if name != derainer.PRENET and args.tile > 0 and halo is None:
+        if not own and (pad_to > 1 or pad_square):
+            raise UserError("--pad_to, --pad_square: prenet takes images of every size; leave them out")
+        if own and tile > 0 and halo is None:
             raise UserError(
-                f"--tile {args.tile}: say with --tile_halo N how many px of margin a tile needs, best as far as an "
+                f"--tile {tile}: say with --tile_halo N how many px of margin a tile needs, best as far as an "
                 "output pixel of your derainer sees; the result is approximate. --tile 0 takes the whole image"
             )
-        if halo is not None and args.tile <= 0:
+        if halo is not None and tile <= 0:
             raise UserError(f"--tile_halo {halo}: it is the margin of tiles; add --tile N, or leave it out")
-        return cls(args.tile, halo, getattr(args, "pad_to", 1), getattr(args, "pad_square", False))
+        return cls(tile, halo, pad_to, pad_square)
 
     def of(
         self, net: nn.Module, height: int, width: int, device: torch.device, number: int = 1
@@ -137,15 +142,13 @@ def _reflect(length: int, more: int, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def _infer(net: nn.Module, window: Tensor, windows: Windows) -> Tensor:
+    if derainer.is_ours(net):
+        return derainer.apply(net, window.contiguous(memory_format=torch.channels_last))
     height, width = window.shape[2:]
     more = windows.padding(height, width)
     if any(more):
         rows, columns = (_reflect(n, m, window.device) for n, m in zip((height, width), more, strict=True))
         window = window.index_select(2, rows).index_select(3, columns)
-    if derainer.is_ours(net):
-        window = window.contiguous(memory_format=torch.channels_last)
-    else:  # it may expect the usual order of memory, and change its input
-        window = window.clone(memory_format=torch.contiguous_format)
     return derainer.apply(net, window)[..., :height, :width]
 
 
@@ -189,33 +192,63 @@ def derain_pixels(
 
     Returns:
         (H, W, 3) uint8.
+
+    Raises:
+        DerainerError: the result is not finite, or another derainer failed.
     """
     derained = np.empty(pixels.shape, np.uint8)
     tiles = windows.of(net, *pixels.shape[:2], device)
     for inside, window, keep in tqdm(tiles, unit="tile", leave=False, disable=True if len(tiles) == 1 else None):
         rainy = torch.from_numpy(to_float(pixels[window])).permute(2, 0, 1)[None].to(device)
         result = _infer(net, rainy, windows)[0].permute(1, 2, 0)[keep]
+        if not torch.isfinite(result).all():
+            raise derainer.DerainerError(f"{type(net).__name__} made values that are not finite of this image")
         derained[inside] = to_uint8(result.cpu().numpy(), rounding)
     return derained
 
 
+@contextlib.contextmanager
+def _evaluating(net: nn.Module) -> Iterator[None]:
+    """eval mode within it, then each module's own again: one of them may be frozen."""
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 def validate(
-    net: nn.Module,
-    pairs: list[Pair],
-    device: torch.device,
-    stop: Callable[[], bool] = lambda: False,
-    windows: Windows | None = None,
+    net: nn.Module, pairs: list[Pair], device: torch.device, windows: Windows, stop: Callable[[], bool] = lambda: False
 ) -> dict[str, float] | None:
     """Mean scores of the derained, truncated images against their ground truth; None if ``stop`` asked to stop."""
-    net.eval()
     scores = []
-    for pair in tqdm(pairs, desc="validating", unit="image", leave=False, disable=None):
-        if stop():
-            return None
-        derained = derain_pixels(net, read_image(pair.rainy), device, windows or Windows(), "truncate")
-        scores.append(metrics.score(derained, read_image(pair.clean)))
-    net.train()
+    with _evaluating(net):
+        for pair in tqdm(pairs, desc="validating", unit="image", leave=False, disable=None):
+            if stop():
+                return None
+            derained = derain_pixels(net, read_image(pair.rainy), device, windows, "truncate")
+            scores.append(metrics.score(derained, read_image(pair.clean)))
     return vars(metrics.mean(scores))
+
+
+def validator(
+    net: nn.Module, pairs: list[Pair], device: torch.device, windows: Windows | None = None
+) -> Callable[[Callable[[], bool]], dict[str, float] | None] | None:
+    """What ``fit`` calls to validate; None without pairs. A network that is not ours is tried on every size first.
+
+    Raises:
+        DerainerError: it can't take one of the sizes.
+    """
+    if not pairs:
+        return None
+    windows = windows or Windows()
+    if not derainer.is_ours(net):
+        with _evaluating(net):
+            for height, width in sorted({image_size(pair.rainy) for pair in pairs}):
+                derain_pixels(net, np.zeros((height, width, 3), np.uint8), device, windows, "truncate")
+    return lambda stop: validate(net, pairs, device, windows, stop)
 
 
 def _inputs(data_path: Path, save_path: Path, hint: str) -> tuple[Path, list[Path], int]:
@@ -312,7 +345,7 @@ def derain_folder(
         except ImageError as error:  # the input or its ground truth; errors of writing are others and end the run
             problems.append(str(error))
         except derainer.DerainerError as error:  # of this size, perhaps
-            if not written:
+            if not written and not problems:
                 raise
             problems.append(f"{folder / name}: {error}")
         except (RuntimeError, MemoryError) as error:

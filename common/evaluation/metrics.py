@@ -220,22 +220,31 @@ def labels(folders: list[str]) -> list[str]:
     parts, depth = [Path(folder).parts for folder in folders], 1
     while len({p[-depth:] for p in parts}) < len(parts) and depth < max(map(len, parts)):
         depth += 1
-    names = ["/".join(p[-depth:]) for p in parts]
+    names = [str(Path(*p[-depth:])) for p in parts]
     return names if len(set(names)) == len(names) else [f"{i + 1}: {name}" for i, name in enumerate(names)]
+
+
+def _rows(found: dict[str, list[Pair]]) -> dict[str, dict[object, Pair]]:
+    """By method and row: rows are ground truths, or where these have several results (Rain1400), names of results."""
+    for key in (lambda pair: pair.clean, lambda pair: Path(pair.name).with_suffix(""), lambda pair: pair.name):
+        rows = {label: {key(pair): pair for pair in pairs} for label, pairs in found.items()}
+        if all(len(rows[label]) == len(pairs) for label, pairs in found.items()):
+            break
+    return rows
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    methods: dict[str, dict[Path, Pair]] = {}
-    for label, folder in zip(labels(args.pred), args.pred, strict=True):
-        pairs, rule = find_pairs(folder, args.gt, "--pred, --gt")
-        check_sizes(pairs, "--pred, --gt")
-        print(f"{len(pairs)} images{f' of {label}' if len(args.pred) > 1 else ''}, paired by: {rule}")
-        methods[label] = {Path(pair.name).with_suffix("") if len(args.pred) > 1 else pair.name: pair for pair in pairs}
-    first, *rest = methods.values()
-    common = [key for key in first if all(key in other for other in rest)]
+    columns = labels(args.pred)
+    found: dict[str, list[Pair]] = {}
+    for label, folder in zip(columns, args.pred, strict=True):
+        found[label], rule = find_pairs(folder, args.gt, "--pred, --gt")
+        check_sizes(found[label], "--pred, --gt")
+        print(f"{len(found[label])} images{f' of {label}' if len(columns) > 1 else ''}, paired by: {rule}")
+    methods = _rows(found)
+    common = [key for key in methods[columns[0]] if all(key in methods[label] for label in columns)]
     if not common:
-        raise UserError("--pred: the folders have no image name in common")
+        raise UserError("--pred: the folders have no result for the same image")
     if any(len(method) > len(common) for method in methods.values()):
         print(f"note: the table is over the {len(common)} images that every folder of --pred has")
     used = {method[key].clean for method in methods.values() for key in common}
@@ -248,7 +257,7 @@ def main(argv: list[str] | None = None) -> int:
             row = {}
             for label, method in methods.items():
                 row[label] = score(read_image(method[key].rainy), read_image(method[key].clean))
-            table.add(first[key].name, **row)
+            table.add(methods[columns[0]][key].name, **row)
         except ImageError as error:  # its header was whole
             problems.append(str(error))
     if args.csv:

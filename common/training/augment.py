@@ -83,17 +83,21 @@ def pick_generator(run: Run, device: torch.device, hint: str) -> EDNet | None:
     """
     args = run.args
     if args.fake_ratio == 0:
+        if "netED" in args.given:
+            print("--netED: no generator is needed with --fake_ratio 0")
         return None
     net = load_generator(args.netED, "--netED", hint)
     sizes = {"nc": net.nc, "nz": net.nz, "nef": net.nef, "patchSize": net.patch_size}
     differ = {flag: size for flag, size in sizes.items() if size != getattr(args, flag)}
-    wrong = [f"--{flag} is {getattr(args, flag)}, it has {differ[flag]}" for flag in differ if flag in run.settled]
-    if wrong:
-        remedy = " ".join(f"--{flag} {differ[flag]}" for flag in differ if flag in run.settled)
-        raise UserError(
-            f"--netED: {args.netED} is a generator of other sizes: {'; '.join(wrong)}. "
-            f"Give {remedy} or leave it out, or name another generator"
+    fixed = [flag for flag in differ if flag in run.settled]
+    if fixed:
+        wrong = "; ".join(f"--{flag} is {getattr(args, flag)}, it has {differ[flag]}" for flag in fixed)
+        remedy = (
+            f"Give {' '.join(f'--{flag} {differ[flag]}' for flag in fixed)} or leave it out, or name another generator"
         )
+        if not set(fixed) <= args.given:
+            remedy = "Name the generator that this run began with"
+        raise UserError(f"--netED: {args.netED} is a generator of other sizes: {wrong}. {remedy}")
     if "nc" in differ:
         raise UserError(f"--netED: {args.netED} makes rain of {net.nc} channels; RGB images have 3")
     if differ:

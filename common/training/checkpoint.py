@@ -95,7 +95,7 @@ def _beside(folder: Path) -> str:
 
 
 def newest(path: Path, flag: str, hint: str = "") -> Path:
-    """A derainer's file: ``path`` itself, or of a folder the one with the most epochs that is whole; says which.
+    """A derainer's file: ``path`` itself, or of a folder the whole one with most epochs of the latest run; says which.
 
     Raises:
         UserError: the folder holds none.
@@ -104,13 +104,20 @@ def newest(path: Path, flag: str, hint: str = "") -> Path:
     if not path.is_dir():
         return path
     others = re.compile(r"(train|left)_state|(ED|D|DerainNet)_(state_\d+|best)\.pt")  # other networks, joint training
-    files = [p for p in path.iterdir() if p.suffix in (".pt", ".pth") and not others.match(p.name)]
+    files = [p for p in path.iterdir() if p.suffix in (".pt", ".pth") and p.is_file() and not others.match(p.name)]
 
-    def age(file: Path) -> tuple[int, float]:
-        epoch = re.search(r"_state_(\d+)\.pt$", file.name)
-        return int(epoch[1]) if epoch else -1, file.stat().st_mtime
+    def epoch(file: Path) -> int:
+        number = re.search(r"_state_(\d+)\.pt$", file.name)
+        return int(number[1]) if number else -1
 
-    for file in sorted(files, key=age, reverse=True):
+    runs: dict[str, list[Path]] = {}
+    for file in files:
+        runs.setdefault(derainer.choice_file(file).stem if epoch(file) >= 0 else "", []).append(file)
+    latest = sorted(runs.values(), key=lambda run: max(file.stat().st_mtime for file in run), reverse=True)
+    latest.sort(
+        key=lambda run: max(map(epoch, run)) < 0
+    )  # of numbered files the run that was written last, then others
+    for file in [file for run in latest for file in sorted(run, key=epoch, reverse=True)]:
         try:
             load(file, flag)
         except UserError as error:
@@ -229,7 +236,8 @@ def put_weights(net: nn.Module, content: object, kind: str, where: str) -> None:
             else ""
         )
         raise UserError(f"{where}: {looks}. Expected: {expected}. {' '.join(filter(None, parts))} {remedy}".rstrip())
-    broken = [key for key, _ in net.named_parameters() if not torch.isfinite(content[key]).all()]
+    weights = [key for key, _ in net.named_parameters() if key in content]
+    broken = [key for key in weights if not torch.isfinite(content[key]).all()]
     if broken:
         raise UserError(f"{where}: {_some('not finite', broken)} The training went wrong; use an earlier checkpoint.")
     net.load_state_dict(content)

@@ -232,7 +232,10 @@ def fit(
                 scores = {}
                 if validate is not None and (epoch % val_every == 0 or epoch == niter):
                     save()  # whatever happens now, the epoch's steps are done; a resume repeats the validation alone
-                    scores = validate(stop)
+                    try:
+                        scores = validate(stop)
+                    except DerainerError as error:
+                        raise TrainingStopped(f"validation: {error} {run.last_good()}") from None
                     if scores is None:  # Ctrl-C
                         raise interrupted()
                     if scores["psnr_y"] > run.best:

@@ -34,7 +34,8 @@ VERSION = 1
 STATES = ("train_state_last.pt", "train_state_prev.pt")  # newest first
 # May differ from the stored options on resume: they change how long, where and how fast, never what is computed.
 FREE = {"niter", "workers", "use_gpu", "gpu_id", "data_path", "gt_path", "val_data_path", "val_gt_path", "log_dir"}
-FREE |= {"netED", "pad_to", "pad_square"}  # another generator in that file is noticed by its numbers
+FREE |= {"pad_to", "pad_square"}  # of validation
+FREE |= {"netED", "derainer"}  # files may move; another generator is noticed by its numbers, a network by its shapes
 PER_CALL = {"resume", "overwrite", "dry_run", "save_minutes", "model_dir"}  # belong to one call, never restored
 
 
@@ -72,8 +73,8 @@ class Run:
     # --- what to start from ------------------------------------------------------------------------------------
 
     def files(self) -> list[Path]:
-        """What a run of these networks has left in model_dir."""
-        prefixes = "|".join(map(re.escape, self.prefixes))
+        """What a run of these networks has left in model_dir, with whatever --fake_ratio in the names."""
+        prefixes = "|".join(re.sub(r"\d+", r"\\d+", re.escape(prefix)) for prefix in self.prefixes)
         state, weights = r"(train|left)_state_(last|prev)\.pt", rf"({prefixes})_(state_\d+|best)\.pt"
         own = re.compile(rf"({state}|{weights})(\.tmp)?|({prefixes})\.json")
         return sorted(p for p in self.model_dir.glob("*") if own.fullmatch(p.name))
@@ -87,7 +88,7 @@ class Run:
         resume = self.args.resume
         self._check_folders()
         if resume == 0:
-            if self.files() and not self.args.overwrite:
+            if any(path.suffix != ".json" for path in self.files()) and not self.args.overwrite:
                 raise UserError(
                     f"--model_dir: {self.model_dir} holds a run already. --resume -1 goes on with it, "
                     "--overwrite deletes its files, another --model_dir keeps both."
@@ -104,8 +105,11 @@ class Run:
             raise UserError("--overwrite and --resume contradict each other; give one of them")
         states = self._states()
         if states:
-            options = next((s for s in states if resume in (-1, s["epoch"])), states[0])["options"]
-            self._restore_options(options)
+            self._restore_options(next((s for s in states if resume in (-1, s["epoch"])), states[0])["options"])
+        elif resume > 0 and "derainer" in self.args:
+            choice = derainer.stored(self.model_dir / f"{self.prefixes[0]}_state_{resume}.pt")
+            self._restore_options(choice or {})
+        self._check_folders()  # those that were stored
         state = next((s for s in states if resume in (-1, s["epoch"])), None)
         if state is not None:
             self._state = state
@@ -156,6 +160,13 @@ class Run:
                     f"{path} has format {state['vrgnet_state']}, this program reads {VERSION}; "
                     "use the version that wrote it, or --resume N with bare weights"
                 )
+            content = {"experiment": str, "epoch": int, "step": int, "best": float, "sums": dict, "options": dict}
+            options = state.get("options")
+            choice_fits = "derainer" not in self.args or derainer.valid(options)
+            if not all(isinstance(state.get(key), kind) for key, kind in content.items()) or not choice_fits:
+                print(f"resume: left out: {path} is no whole training state")
+                self._aside.append(path)
+                continue
             if state["experiment"] != self.experiment:
                 remedy = "choose another --model_dir" if self.args.overwrite else "resume it with that script"
                 raise UserError(f"{path} belongs to {state['experiment']}; {remedy}")
@@ -171,13 +182,10 @@ class Run:
 
     def _restore_options(self, stored: dict) -> None:
         given = self.args.given
-        if stored.get("derainer", derainer.PRENET) != derainer.PRENET:
-            for key in {"derainer"} | ({"derainer_args"} if stored["derainer_args"] else set()):
-                if key not in given:
-                    raise UserError(
-                        f"--resume: {self.model_dir} trains a derainer of its own, and code is only run where you "
-                        f"name it. If you trust it, add:\n  {derainer.flags(stored)}"
-                    )
+        if "derainer" in stored:
+            derainer.require_named(stored, self.args, f"--resume: {self.model_dir} trains")
+            if "derainer" in given and self.args.derainer != stored["derainer"]:
+                print(f"resume: the derainer was {stored['derainer']}, now it is {self.args.derainer}")
         conflicts = [
             f"--{key} is {_shown(getattr(self.args, key))}, the run has {_shown(stored[key])}"
             for key in sorted(given & stored.keys() - FREE - PER_CALL)
@@ -212,7 +220,10 @@ class Run:
             where = f"--resume: {self.model_dir}"
             for name, net in nets.items():
                 checkpoint.put_weights(net, self._state["nets"][name], self._kind(name), where)
-                optimizers[name].load_state_dict(self._state["optimizers"][name])
+                try:
+                    optimizers[name].load_state_dict(self._state["optimizers"][name])
+                except ValueError:  # a layer was frozen or freed in between
+                    raise UserError(f"{where}: {name} trains other parameters than this run did; undo that") from None
             runtime.set_rng_state(self._state["rng"])
             self._state = None  # its memory is needed
         for name, path in self._bare.items():
