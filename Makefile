@@ -32,7 +32,7 @@ demo: $(VENV)/run-ready
 	  --clean $(DEMO)/data/test/norain --netED $(DEMO)/models/ED_state_3.pt --out $(DEMO)/comparison.png
 
 test: $(VENV)/test-ready
-	@echo "== the tests: about three minutes on two cores"
+	@echo "== the tests: about four minutes on two cores"
 	@$(BIN)/python -m pytest -q
 
 lint: $(VENV)/test-ready

@@ -24,3 +24,18 @@ def pairs_folder(tmp_path):
         write_image(tmp_path / "data" / "norain" / f"{i + 8}.png", clean)
         write_image(tmp_path / "data" / "rain" / f"{i + 8}.png", rainy.clip(0, 255).astype(np.uint8))
     return tmp_path / "data"
+
+
+def folders(data, model):
+    """The flags of a training on pairs_folder, with logs beside the models."""
+    flags = [
+        "--data_path",
+        data / "rain",
+        "--gt_path",
+        data / "norain",
+        "--model_dir",
+        model,
+        "--log_dir",
+        f"{model}_l",
+    ]
+    return list(map(str, flags))

@@ -17,6 +17,7 @@ from common.training import augment, joint
 from common.training.checkpoint import load_generator
 from for_spa import test_spa_aug, train_spa_aug, train_spa_smallsample_aug, train_spa_smallsample_noaug
 from for_syn import test_syn_aug, train_syn_aug
+from tests.conftest import folders
 from tests.golden import DATA, ROOT, fill, golden_json, needs_data, needs_golden
 from tests.test_derain import table
 from tests.test_training import NETWORKS, THREADS, load, same, wait_for
@@ -90,17 +91,7 @@ def generator(tmp_path):
 
 
 def arguments(data, model, *more):
-    flags = [
-        "--data_path",
-        data / "rain",
-        "--gt_path",
-        data / "norain",
-        "--model_dir",
-        model,
-        "--log_dir",
-        f"{model}_l",
-    ]
-    return [*map(str, flags), *SMALL, *map(str, more)]
+    return [*folders(data, model), *SMALL, *map(str, more)]
 
 
 def train(data, model, *more):

@@ -15,7 +15,7 @@ from common.errors import TrainingStopped, UserError
 from common.evaluation.derain import Windows, derain
 from common.models import PReNet
 from for_syn import test_syn_aug, train_syn_aug
-from tests.conftest import photo
+from tests.conftest import folders, photo
 
 FILE = """
 import torch
@@ -438,17 +438,7 @@ SMALL += ["--workers", "0", "--use_gpu", "false", "--manualSeed", "3"]
 
 
 def train(data, model, *more):
-    flags = [
-        "--data_path",
-        data / "rain",
-        "--gt_path",
-        data / "norain",
-        "--model_dir",
-        model,
-        "--log_dir",
-        f"{model}_l",
-    ]
-    return train_syn_aug.main([*map(str, flags), *SMALL, *map(str, more)])
+    return train_syn_aug.main([*folders(data, model), *SMALL, *map(str, more)])
 
 
 @pytest.fixture
