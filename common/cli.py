@@ -134,8 +134,9 @@ def derainer_name(text: str) -> str:
     module, _, name = text.rpartition(":")
     if text == "prenet":
         return text
+    _printable(text)
     if module.endswith(".py") and name.isidentifier():
-        return f"{os.path.abspath(os.path.expanduser(module))}:{name}"
+        return f"{_printable(os.path.abspath(os.path.expanduser(module)))}:{name}"
     if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
         raise argparse.ArgumentTypeError(
             f"expected prenet, package.module:Class or path/to/file.py:Class, got {text!r}"
@@ -148,6 +149,13 @@ def key_value(text: str) -> str:
     key, equals, _ = text.partition("=")
     if not (equals and key.isidentifier()):
         raise argparse.ArgumentTypeError(f"expected key=value, got {text!r}")
+    return _printable(text)
+
+
+def _printable(text: str) -> str:
+    """What is stored, and printed again from what is stored, where it could play tricks on a terminal."""
+    if not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r} holds characters that can't be printed; rename it")
     return text
 
 

@@ -28,7 +28,10 @@ CONTRACT = (
     "A derainer is a torch.nn.Module from a batch (N, 3, H, W) in [0, 1] to the same shape, or to a tuple whose first "
     "element is that."
 )
-SIZES = "Sizes that a network can't take: --pad_to 8 (say) pads them, --pad_square to squares; training: --patchSize."
+SIZES = (
+    "Sizes that a network can't take: --pad_to 8 (say) pads them, --pad_square to squares; in training --patchSize and "
+    "--batchSize."
+)
 
 
 class DerainerError(UserError):
@@ -172,8 +175,8 @@ def apply(net: nn.Module, rainy: Tensor) -> Tensor:
     return first.to(rainy.dtype)
 
 
-def check(net: nn.Module, patch_size: int, device: torch.device) -> None:
-    """Try a network forth and back on two crops before training, leaving it and the random numbers as they were.
+def check(net: nn.Module, batch_size: int, patch_size: int, device: torch.device) -> None:
+    """Try a network forth and back on a batch before training, leaving it and the random numbers as they were.
 
     Raises:
         DerainerError: it breaks the contract, or has nothing to learn.
@@ -184,14 +187,20 @@ def check(net: nn.Module, patch_size: int, device: torch.device) -> None:
         raise DerainerError(f"{name} has no parameter that can be trained")
     before = {key: value.clone() for key, value in net.state_dict().items()}  # statistics of a batch norm, say
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        out = apply(net, torch.rand(2, 3, patch_size, patch_size, device=device))
+        out = apply(net, torch.rand(batch_size, 3, patch_size, patch_size, device=device))
     if not out.requires_grad:
         raise DerainerError(f"{name} gives a result that no gradient goes through; it can't be trained")
     try:
         torch.autograd.grad(out.sum(), weights, allow_unused=True)
     except Exception as error:
         raise DerainerError(f"{name}: no gradient can be computed: {_short(error)}") from None
-    net.load_state_dict(before)
+    try:
+        net.load_state_dict(before)
+    except Exception as error:
+        raise DerainerError(
+            f"{name}: what its forward has changed can't be loaded again, so no checkpoint could be ({_short(error)}). "
+            "Buffers that follow the input: register_buffer(..., persistent=False)"
+        ) from None
 
 
 # --- the choice beside the weights -----------------------------------------------------------------------------------

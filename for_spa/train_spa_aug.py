@@ -57,7 +57,7 @@ def main(argv=None):
         args.manualSeed = seed_everything(args.manualSeed)
         net = derainer.build(args).to(device)  # before G: it starts the same with and without augmentation
         netED = pick_generator(run, device, GENERATOR)
-        derainer.check(net, args.patchSize, device)
+        derainer.check(net, args.batchSize, args.patchSize, device)
         pairs, rule = listed_pairs(args.data_path, args.patchSize, DATA)
         held_out = validation_pairs(args.val_data_path, args.val_gt_path)
         validate = validator(net, held_out, device, Windows.from_flags(args))

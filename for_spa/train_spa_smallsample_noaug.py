@@ -53,7 +53,7 @@ def main(argv=None):
         device = pick_device(args.use_gpu, args.gpu_id)
         args.manualSeed = seed_everything(args.manualSeed)
         net = derainer.build(args).to(device)
-        derainer.check(net, args.patchSize, device)
+        derainer.check(net, args.batchSize, args.patchSize, device)
         pairs, rule = listed_pairs(args.data_path, args.patchSize, DATA, args.train_num, args.seed)
         held_out = validation_pairs(args.val_data_path, args.val_gt_path)
         validate = validator(net, held_out, device, Windows.from_flags(args))

@@ -289,12 +289,16 @@ def test_resume_equals_uninterrupted(pairs_folder, generator, tmp_path):  # T5
     assert same(load(tmp_path / "whole" / name), load(model / name))
 
 
-def test_another_generator_on_resume_is_noticed(pairs_folder, generator, tmp_path, capsys):
+def test_another_generator_on_resume_is_noticed(pairs_folder, generator, tmp_path, monkeypatch, capsys):
     model = tmp_path / "model"
     train(pairs_folder, model, "--netED", generator, "--niter", 1)
     moved = tmp_path / "moved.pt"
     shutil.move(generator, moved)
     resume = ["--model_dir", str(model), "--resume", "-1", "--netED", str(moved)]
+    with monkeypatch.context() as patch, pytest.raises(TrainingStopped) as error:  # before a state knows the new place
+        patch.setattr(augment, "a_step", lambda *args: ({"loss": torch.tensor(float("nan"))}, args[2]))
+        train_syn_aug.main([*resume, "--niter", "2"])
+    assert f"--model_dir {model} --resume -1 --netED {moved} --niter 2" in str(error.value)
     train_syn_aug.main([*resume, "--niter", "2"])
     assert "other data" not in capsys.readouterr().out
     torch.save(EDNet(nz=4, nef=2, patch_size=16).state_dict(), moved)
@@ -310,6 +314,12 @@ def test_overwrite_deletes_the_run_of_another_ratio_too(spa, tmp_path, capsys):
     train_spa(train_spa_smallsample_noaug, spa, tmp_path / "model", *more, "--niter", 3)
     with pytest.raises(UserError, match="holds a run already"):
         train_spa(train_spa_smallsample_noaug, spa, tmp_path / "model", *more, "--fake_ratio", 1)
+    state = tmp_path / "model" / "train_state_last.pt"
+    state.rename(tmp_path / "state.pt")
+    (tmp_path / "model" / "train_state_prev.pt").unlink()
+    with pytest.raises(UserError, match="It holds NoAug05_DerainNet_state_3.pt, whose name tells its --fake_ratio"):
+        train_spa(train_spa_smallsample_noaug, spa, tmp_path / "model", *more, "--fake_ratio", 1, "--resume", 3)
+    (tmp_path / "state.pt").rename(state)
     (tmp_path / "model" / "Aug05_DerainNet_state_9.pt").write_text("of another script")
     train_spa(
         train_spa_smallsample_noaug, spa, tmp_path / "model", *more, "--fake_ratio", 1, "--niter", 1, "--overwrite"

@@ -191,7 +191,7 @@ def test_files_that_can_not_be_imported(net_file):
 def test_broken_contracts_are_found_before_training(net_file, kind, message):
     net = derainer.build(parse("--derainer", f"{net_file}:Net", "--derainer_args", f"kind={kind}"))
     with pytest.raises(UserError, match=message):
-        derainer.check(net, 16, torch.device("cpu"))
+        derainer.check(net, 2, 16, torch.device("cpu"))
 
 
 ODD = """
@@ -220,11 +220,17 @@ class Odd(nn.Module):
         return {k: v for k, v in state.items() if "conv" not in k} if self.kind == "part" else state
 
     def load_state_dict(self, state, **kwargs):
-        return super().load_state_dict(state, strict=False)
+        return super().load_state_dict(state, strict=self.kind != "part")
 
     def forward(self, rainy):
         if self.training and self.kind == "train":
             raise ValueError("in training alone")
+        if self.kind == "grows":
+            self.register_buffer("hidden", rainy.mean())
+        if self.kind == "brightest":
+            return self.conv(rainy / rainy.amax((1, 2, 3), True)) * rainy.amax((1, 2, 3), True)
+        if self.kind == "pooled":
+            return rainy + self.bn(self.conv(rainy).mean((2, 3), True))
         if self.kind == "exit":
             sys.exit(0)
         if self.kind == "in place":
@@ -246,6 +252,7 @@ def odd(tmp_path):
     [
         ("train", r"failed on a batch \(2, 3, 16, 16\): ValueError: in training alone"),
         ("exit", "failed on a batch .*SystemExit: 0"),
+        ("grows", "what its forward has changed can't be loaded again"),
         ("lazy", "it has lazy layers, whose weights have no shape yet"),
     ],
 )
@@ -260,7 +267,7 @@ def test_networks_that_fail_are_found_before_an_old_run_is_deleted(pairs_folder,
 
 def test_networks_with_ways_of_their_own(pairs_folder, tmp_path, run, odd):
     val = ["--val_data_path", pairs_folder / "rain", "--val_gt_path", pairs_folder / "norain"]
-    for kind in ("frozen", "part", "in place", "plain"):
+    for kind in ("frozen", "part", "in place", "brightest", "plain"):
         model = tmp_path / kind.replace(" ", "_")
         train(pairs_folder, model, *odd(kind), *val)
         train_syn_aug.main(["--model_dir", str(model), "--resume", "-1", "--niter", "2", *odd(kind)])
@@ -278,9 +285,23 @@ def test_networks_with_ways_of_their_own(pairs_folder, tmp_path, run, odd):
         train_syn_aug.main(["--model_dir", str(tmp_path / "plain"), "--resume", "-1", "--niter", "3", *odd("plain")])
 
 
+def test_the_size_of_the_batch_counts(pairs_folder, tmp_path, odd):
+    (tmp_path / "odd.py").write_text(ODD.replace("self.bn.eval()", "", 1))
+    with pytest.raises(UserError, match="failed on a batch .1, 3, 16, 16.: ValueError: .*--batchSize"):
+        train(pairs_folder, tmp_path / "model", *odd("pooled"), "--batchSize", 1, "--overwrite")
+    train(pairs_folder, tmp_path / "model", *odd("pooled"))
+
+
+def test_names_that_can_not_be_printed_are_refused_at_once(tmp_path, capsys):
+    for flags in (["--derainer", "a\u3000b.py:C"], ["--derainer_args", "a=\x1b[2J"]):
+        with pytest.raises(SystemExit):
+            parse(*flags)
+        assert "holds characters that can't be printed" in capsys.readouterr().err
+
+
 def test_results_that_are_not_finite_are_no_pictures(pairs_folder, tmp_path, run, odd):
     train(pairs_folder, tmp_path / "model", *odd("nan"))
-    with pytest.raises(UserError, match="Odd made values that are not finite of this image"):
+    with pytest.raises(UserError, match=r"rain/8.png: Odd made values that are not finite of this image"):
         run("--model_dir", tmp_path / "model", *odd("nan"))
     assert not (tmp_path / "out" / "8.png").exists()
 
@@ -323,6 +344,10 @@ def test_a_moved_file_and_stored_choices_that_are_not_followed(trained, run, net
     new = ["--derainer", f"{moved}/net.py:Net", *flags[2:]]
     train_syn_aug.main(["--model_dir", str(model), "--resume", "-1", "--niter", "2", *new])
     assert f"resume: the derainer was {net_file}:Net, now it is {moved}/net.py:Net" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"--derainer is prenet, the run has \S+:Net; start a new run"):
+        train_syn_aug.main(["--model_dir", str(model), "--resume", "-1", "--derainer", "prenet"])
+    swapped = [*new[:2], "--derainer_args", "kind=tuple", "multiple=4"]
+    train_syn_aug.main(["--model_dir", str(model), "--resume", "-1", *swapped])  # the order does not matter
     for state in model.glob("train_state*"):
         state.unlink()
     with pytest.raises(UserError, match="trains a derainer of its own"):
@@ -366,12 +391,12 @@ def test_a_network_that_fails_later_does_not_lose_the_run(trained, pairs_folder,
 def test_the_check_leaves_no_trace(net_file):
     net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Dropout(0.5))
     before, drawn = {k: v.clone() for k, v in net.state_dict().items()}, torch.get_rng_state()
-    derainer.check(net, 16, torch.device("cpu"))
+    derainer.check(net, 2, 16, torch.device("cpu"))
     assert net.training and all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert torch.equal(drawn, torch.get_rng_state()) and net[0].weight.grad is None
     with pytest.raises(UserError, match="no parameter that can be trained"):
-        derainer.check(derainer.build(parse("--derainer", f"{net_file}:Nothing")), 16, torch.device("cpu"))
-    derainer.check(nn.Sequential(nn.Conv2d(3, 3, 1)).double().float(), 16, torch.device("cpu"))
+        derainer.check(derainer.build(parse("--derainer", f"{net_file}:Nothing")), 2, 16, torch.device("cpu"))
+    derainer.check(nn.Sequential(nn.Conv2d(3, 3, 1)).double().float(), 1, 16, torch.device("cpu"))
 
 
 class Probe(nn.Module):
@@ -556,9 +581,10 @@ def test_stored_files_that_are_broken_or_hostile(pairs_folder, tmp_path, run, ca
         with pytest.raises(UserError, match="holds no whole training state") as error:
             train_syn_aug.main(["--model_dir", str(model), "--resume", "-1", "--niter", "2"])
         assert "\x1b" not in str(error.value) + capsys.readouterr().out
-    torch.save({key: value for key, value in state.items() if key != "experiment"}, model / "train_state_last.pt")
-    with pytest.raises(UserError, match="holds no whole training state"):
-        train_syn_aug.main(["--model_dir", str(model), "--resume", "-1", "--niter", "2"])
+    for key in ("experiment", "nets", "optimizers", "rng", "data", "options", "step"):
+        torch.save({k: v for k, v in state.items() if k != key}, model / "train_state_last.pt")
+        with pytest.raises(UserError, match="holds no whole training state"):
+            train_syn_aug.main(["--model_dir", str(model), "--resume", "-1", "--niter", "2"])
     (model / "Aug_DerainNet.json").write_text("[" * 100000)
     assert run("--model_dir", model) == 0 and "can't be understood" in capsys.readouterr().out
 

@@ -228,7 +228,10 @@ def validate(
         for pair in tqdm(pairs, desc="validating", unit="image", leave=False, disable=None):
             if stop():
                 return None
-            derained = derain_pixels(net, read_image(pair.rainy), device, windows, "truncate")
+            try:
+                derained = derain_pixels(net, read_image(pair.rainy), device, windows, "truncate")
+            except derainer.DerainerError as error:
+                raise derainer.DerainerError(f"{pair.rainy}: {error}") from None
             scores.append(metrics.score(derained, read_image(pair.clean)))
     return vars(metrics.mean(scores))
 
@@ -247,7 +250,12 @@ def validator(
     if not derainer.is_ours(net):
         with _evaluating(net):
             for height, width in sorted({image_size(pair.rainy) for pair in pairs}):
-                derain_pixels(net, np.zeros((height, width, 3), np.uint8), device, windows, "truncate")
+                trial = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+                try:
+                    derain_pixels(net, trial, device, windows, "truncate")
+                except derainer.DerainerError as error:
+                    size = size_text((height, width))
+                    raise derainer.DerainerError(f"--val_data_path: trial on {size} px: {error}") from None
     return lambda stop: validate(net, pairs, device, windows, stop)
 
 
@@ -345,9 +353,9 @@ def derain_folder(
         except ImageError as error:  # the input or its ground truth; errors of writing are others and end the run
             problems.append(str(error))
         except derainer.DerainerError as error:  # of this size, perhaps
-            if not written and not problems:
-                raise
             problems.append(f"{folder / name}: {error}")
+            if not written and len(problems) == 1:
+                raise derainer.DerainerError(problems[0]) from None
         except (RuntimeError, MemoryError) as error:
             if "memory" not in str(error) and not isinstance(error, MemoryError):
                 raise

@@ -61,6 +61,7 @@ class Run:
         self.best = float("-inf")
         self.sums: dict = {}
         self._state: dict | None = None
+        self._saved: dict = {}  # the options in the newest whole state
         self._bare: dict[str, Path] = {}
         self._aside: list[Path] = []  # whole states that a later --resume must not find: newer ones, damaged ones
         self._data = ""
@@ -105,6 +106,7 @@ class Run:
             raise UserError("--overwrite and --resume contradict each other; give one of them")
         states = self._states()
         if states:
+            self._saved = states[0]["options"]
             self._restore_options(next((s for s in states if resume in (-1, s["epoch"])), states[0])["options"])
         elif resume > 0 and "derainer" in self.args:
             choice = derainer.stored(self.model_dir / f"{self.prefixes[0]}_state_{resume}.pt")
@@ -160,7 +162,8 @@ class Run:
                     f"{path} has format {state['vrgnet_state']}, this program reads {VERSION}; "
                     "use the version that wrote it, or --resume N with bare weights"
                 )
-            content = {"experiment": str, "epoch": int, "step": int, "best": float, "sums": dict, "options": dict}
+            content = {"experiment": str, "epoch": int, "step": int, "best": float, "data": str}
+            content |= dict.fromkeys(("sums", "options", "nets", "optimizers", "rng"), dict)
             options = state.get("options")
             choice_fits = "derainer" not in self.args or derainer.valid(options)
             if not all(isinstance(state.get(key), kind) for key, kind in content.items()) or not choice_fits:
@@ -176,6 +179,11 @@ class Run:
     def _bare_epochs(self) -> str:
         found = {int(m[1]) for p in self.files() if (m := re.fullmatch(rf"{self.prefixes[0]}_state_(\d+)\.pt", p.name))}
         if not found:
+            others = [
+                p.name for p in self.files() if re.search(r"_state_\d+\.pt$", p.name) and "train_state" not in p.name
+            ]
+            if others and "fake_ratio" in self.args:
+                return f"It holds {others[-1]}, whose name tells its --fake_ratio; give that one."
             return "There are no bare weights either; start with --resume 0."
         shown = ", ".join(map(str, sorted(found)[-8:]))
         return f"Bare weights are there for --resume {shown}."
@@ -185,11 +193,16 @@ class Run:
         if "derainer" in stored:
             derainer.require_named(stored, self.args, f"--resume: {self.model_dir} trains")
             if "derainer" in given and self.args.derainer != stored["derainer"]:
+                if derainer.PRENET in (self.args.derainer, stored["derainer"]):
+                    raise UserError(
+                        f"--resume: --derainer is {self.args.derainer}, the run has {stored['derainer']}; start a new "
+                        "run in another --model_dir, or give the flags of this one:\n  " + derainer.flags(stored)
+                    )
                 print(f"resume: the derainer was {stored['derainer']}, now it is {self.args.derainer}")
         conflicts = [
             f"--{key} is {_shown(getattr(self.args, key))}, the run has {_shown(stored[key])}"
             for key in sorted(given & stored.keys() - FREE - PER_CALL)
-            if getattr(self.args, key) != stored[key]
+            if _plain(key, getattr(self.args, key)) != _plain(key, stored[key])
         ]
         if conflicts:
             raise UserError(
@@ -269,6 +282,7 @@ class Run:
         require_finite(_parameters(nets) | {f"Adam of {k}": v for k, v in content["optimizers"].items()}, self)
         last, before = (self.model_dir / name for name in STATES)
         checkpoint.save(content, last, keep=before)
+        self._saved = content["options"]
 
     def save_weights(self, nets: dict[str, nn.Module], suffix: str) -> None:
         """Save bare state dicts as ``PREFIX_SUFFIX.pt``, on the CPU, so that they load anywhere.
@@ -292,11 +306,18 @@ class Run:
         """The command that goes on with this run."""
         words = [sys.executable, str(self._script), "--model_dir", str(self.model_dir), "--resume", "-1"]
         own = getattr(self.args, "derainer", derainer.PRENET) != derainer.PRENET
+        for key in sorted(self.args.given & FREE - {"derainer", "pad_to", "pad_square"}):
+            if key not in self._saved or self._saved[key] != getattr(self.args, key):  # a folder that has moved, say
+                words += [f"--{key}", str(getattr(self.args, key))]
         return shlex.join(words) + (f" {derainer.flags(derainer.choice_of(self.args))}" if own else "")
 
 
 def _parameters(nets: dict[str, nn.Module]) -> dict[str, dict]:
     return {name: dict(net.named_parameters()) for name, net in nets.items()}  # a buffer may be a mask of -inf
+
+
+def _plain(key: str, value: object) -> object:
+    return derainer.values(value) if key == "derainer_args" else value  # in whatever order
 
 
 def _shown(value: object) -> str:
