@@ -43,6 +43,11 @@ def is_ours(net: nn.Module) -> bool:
     return type(net) in (PReNet, Derain)  # a subclass may do anything
 
 
+def is_own(args: argparse.Namespace) -> bool:
+    """Whether the flags of a script, which may have no --derainer, name a network of the user's."""
+    return getattr(args, "derainer", PRENET) != PRENET
+
+
 # --- from the flags to a network -------------------------------------------------------------------------------------
 
 
@@ -176,11 +181,13 @@ def apply(net: nn.Module, rainy: Tensor) -> Tensor:
 
 
 def check(net: nn.Module, batch_size: int, patch_size: int, device: torch.device) -> None:
-    """Try a network forth and back on a batch before training, leaving it and the random numbers as they were.
+    """Try a network of the user's forth and back before training; it and the random numbers stay as they were.
 
     Raises:
         DerainerError: it breaks the contract, or has nothing to learn.
     """
+    if is_ours(net):
+        return
     name = f"--derainer: {type(net).__name__}"
     weights = [p for p in net.parameters() if p.requires_grad]
     if not weights:

@@ -172,10 +172,8 @@ class PairList(Sequence[Pair]):
         problems, listed = [], 0
         at = number = 0
         while at < len(self._text):
-            end = self._text.find(b"\n", at)
-            end = len(self._text) if end < 0 else end
             number += 1
-            parts = self._text[at:end].split()
+            parts, end = self._parts(at)
             if parts and not parts[0].startswith(b"#"):
                 listed += 1
                 problem = self._problem(parts)
@@ -194,12 +192,21 @@ class PairList(Sequence[Pair]):
         if not self._starts:
             raise UserError(f"--data_path: {path} lists no pair. {hint}".rstrip())
 
+    def _parts(self, start: int) -> tuple[list[bytes], int]:
+        """The words of the line that begins there, and where it ends."""
+        end = self._text.find(b"\n", start)
+        end = len(self._text) if end < 0 else end
+        return self._text[start:end].split(), end
+
     @staticmethod
-    def _problem(parts: list[bytes]) -> str | None:
+    def _relative(part: bytes) -> bytes:
+        return part.replace(b"\\", b"/").lstrip(b"/")
+
+    def _problem(self, parts: list[bytes]) -> str | None:
         if len(parts) != 2:
             return f"{len(parts)} paths instead of 2"
         for part in parts:
-            path = part.replace(b"\\", b"/").lstrip(b"/")
+            path = self._relative(part)
             if not path or b":" in path[:2] or b".." in path.split(b"/"):
                 what = "is no path to a file" if not path else "leaves the folder of the list"
                 return f"{part.decode(errors='backslashreplace')} {what}"
@@ -209,10 +216,8 @@ class PairList(Sequence[Pair]):
         return len(self._starts)
 
     def __getitem__(self, i: int) -> Pair:
-        start = self._starts[i]  # raises IndexError
-        end = self._text.find(b"\n", start)
-        parts = self._text[start : end if end >= 0 else None].split()
-        rainy, clean = (os.fsdecode(part.replace(b"\\", b"/").lstrip(b"/")) for part in parts)
+        parts, _ = self._parts(self._starts[i])  # raises IndexError
+        rainy, clean = (os.fsdecode(self._relative(part)) for part in parts)
         return Pair(rainy, self.folder / rainy, self.folder / clean, self._lines[i])
 
     def fingerprint(self) -> str:

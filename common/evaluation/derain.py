@@ -53,7 +53,7 @@ class Windows(NamedTuple):
         Raises:
             UserError: the halo of tiles is missing for another derainer; PReNet is given a halo or padding.
         """
-        own = getattr(args, "derainer", derainer.PRENET) != derainer.PRENET
+        own = derainer.is_own(args)
         tile, halo = getattr(args, "tile", -1), getattr(args, "tile_halo", None)
         pad_to, pad_square = getattr(args, "pad_to", 1), getattr(args, "pad_square", False)
         if not own and halo is not None:
@@ -220,7 +220,7 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
 
 
 def validate(
-    net: nn.Module, pairs: list[Pair], device: torch.device, windows: Windows, stop: Callable[[], bool] = lambda: False
+    net: nn.Module, pairs: list[Pair], device: torch.device, windows: Windows, stop: Callable[[], bool]
 ) -> dict[str, float] | None:
     """Mean scores of the derained, truncated images against their ground truth; None if ``stop`` asked to stop."""
     scores = []

@@ -94,59 +94,65 @@ def _beside(folder: Path) -> str:
     return f"{folder} holds {', '.join(names[:6])}{more}."
 
 
-def newest(path: Path, flag: str, hint: str = "") -> Path:
-    """A derainer's file: ``path`` itself, or of a folder the whole one with most epochs of the latest run; says which.
+def load_newest(path: Path, flag: str, hint: str = "") -> tuple[Path, object]:
+    """``load`` for a derainer's file, or of a folder the whole file with most epochs of the latest run; says which.
+
+    Returns:
+        The file and what is in it.
 
     Raises:
-        UserError: the folder holds none.
+        UserError: see ``load``; or the folder holds none.
     """
     path = Path(path)
     if not path.is_dir():
-        return path
+        return path, load(path, flag, hint)
     others = re.compile(r"(train|left)_state|(ED|D|DerainNet)_(state_\d+|best)\.pt")  # other networks, joint training
-    files = [p for p in path.iterdir() if p.suffix in (".pt", ".pth") and p.is_file() and not others.match(p.name)]
 
     def epoch(file: Path) -> int:
         number = re.search(r"_state_(\d+)\.pt$", file.name)
         return int(number[1]) if number else -1
 
+    def rank(run: list[Path]) -> tuple[bool, float]:  # numbered files before others, then what was written last
+        return epoch(run[0]) >= 0, max(file.stat().st_mtime for file in run)
+
     runs: dict[str, list[Path]] = {}
-    for file in files:
-        runs.setdefault(derainer.choice_file(file).stem if epoch(file) >= 0 else "", []).append(file)
-    latest = sorted(runs.values(), key=lambda run: max(file.stat().st_mtime for file in run), reverse=True)
-    latest.sort(
-        key=lambda run: max(map(epoch, run)) < 0
-    )  # of numbered files the run that was written last, then others
-    for file in [file for run in latest for file in sorted(run, key=epoch, reverse=True)]:
-        try:
-            load(file, flag)
-        except UserError as error:
-            print(f"left out: {error}")
-            continue
-        print(f"{flag}: {path} is a folder; taking {file.name}")
-        return file
+    for file in path.iterdir():
+        if file.suffix in (".pt", ".pth") and file.is_file() and not others.match(file.name):
+            runs.setdefault(derainer.choice_file(file).stem if epoch(file) >= 0 else "", []).append(file)
+    for run in sorted(runs.values(), key=rank, reverse=True):
+        for file in sorted(run, key=epoch, reverse=True):
+            try:
+                content = load(file, flag)
+            except UserError as error:
+                print(f"left out: {error}")
+                continue
+            print(f"{flag}: {path} is a folder; taking {file.name}")
+            return file, content
     raise UserError(
         f"{flag}: {path} is a folder without a whole checkpoint of a derainer. {_beside(path)} {hint}".strip()
     )
+
+
+def kind_of_derainer(args: argparse.Namespace) -> str:
+    """What the weights of --derainer must be: 'augmented' or 'own', see ``put_weights``."""
+    return "own" if derainer.is_own(args) else "augmented"
 
 
 def load_derainer(args: argparse.Namespace, hint: str = "") -> nn.Module:
     """The derainer that --model_dir, --derainer and the choice beside the weights name, filled, on the CPU.
 
     Args:
-        args: flags of test_syn_aug.py or test_spa_aug.py; recurrent_iter may be set from the stored choice.
+        args: flags of test_syn_aug.py or test_spa_aug.py; some may be set from the stored choice, see ``settle``.
         hint: where the checkpoint comes from, for the message when it is missing.
 
     Raises:
-        UserError: see ``newest``, ``derainer.settle``, ``derainer.build`` and ``load_weights``.
+        UserError: see ``load_newest``, ``derainer.settle``, ``derainer.build`` and ``put_weights``.
     """
-    path = newest(args.model_dir, "--model_dir", hint)
-    content = load(path, "--model_dir", hint)
+    path, content = load_newest(args.model_dir, "--model_dir", hint)
     trained = derainer.settle(args, path)
-    kind = "augmented" if args.derainer == derainer.PRENET else "own"
     try:
         net = derainer.build(args)
-        put_weights(net, content, kind, f"--model_dir: {path}")
+        put_weights(net, content, kind_of_derainer(args), f"--model_dir: {path}")
     except UserError as error:
         raise UserError(f"{error} {trained}".rstrip()) from None
     return net

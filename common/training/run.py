@@ -105,14 +105,14 @@ class Run:
         if self.args.overwrite:
             raise UserError("--overwrite and --resume contradict each other; give one of them")
         states = self._states()
+        state = next((s for s in states if resume in (-1, s["epoch"])), None)
         if states:
             self._saved = states[0]["options"]
-            self._restore_options(next((s for s in states if resume in (-1, s["epoch"])), states[0])["options"])
+            self._restore_options((state or states[0])["options"])
         elif resume > 0 and "derainer" in self.args:
             choice = derainer.stored(self.model_dir / f"{self.prefixes[0]}_state_{resume}.pt")
             self._restore_options(choice or {})
         self._check_folders()  # those that were stored
-        state = next((s for s in states if resume in (-1, s["epoch"])), None)
         if state is not None:
             self._state = state
             self.epoch, self.step = state["epoch"], state["step"]
@@ -179,9 +179,7 @@ class Run:
     def _bare_epochs(self) -> str:
         found = {int(m[1]) for p in self.files() if (m := re.fullmatch(rf"{self.prefixes[0]}_state_(\d+)\.pt", p.name))}
         if not found:
-            others = [
-                p.name for p in self.files() if re.search(r"_state_\d+\.pt$", p.name) and "train_state" not in p.name
-            ]
+            others = [p.name for p in self.files() if re.search(r"_state_\d+\.pt$", p.name)]
             if others and "fake_ratio" in self.args:
                 return f"It holds {others[-1]}, whose name tells its --fake_ratio; give that one."
             return "There are no bare weights either; start with --resume 0."
@@ -243,8 +241,8 @@ class Run:
             checkpoint.load_weights(nets[name], path, self._kind(name), "--resume")
 
     def _kind(self, prefix: str) -> str:
-        own = "augmented" if getattr(self.args, "derainer", None) == derainer.PRENET else "own"
-        return {"DerainNet": "joint", "ED": "ED", "D": "D"}.get(prefix, own)
+        joint = {"DerainNet": "joint", "ED": "ED", "D": "D"}
+        return joint.get(prefix) or checkpoint.kind_of_derainer(self.args)
 
     def begin(self) -> None:
         """The checks are done and the first step is next: deal with what would be mixed up with this run."""
@@ -305,11 +303,11 @@ class Run:
     def command(self) -> str:
         """The command that goes on with this run."""
         words = [sys.executable, str(self._script), "--model_dir", str(self.model_dir), "--resume", "-1"]
-        own = getattr(self.args, "derainer", derainer.PRENET) != derainer.PRENET
         for key in sorted(self.args.given & FREE - {"derainer", "pad_to", "pad_square"}):
             if key not in self._saved or self._saved[key] != getattr(self.args, key):  # a folder that has moved, say
                 words += [f"--{key}", str(getattr(self.args, key))]
-        return shlex.join(words) + (f" {derainer.flags(derainer.choice_of(self.args))}" if own else "")
+        line = shlex.join(words)
+        return f"{line} {derainer.flags(derainer.choice_of(self.args))}" if derainer.is_own(self.args) else line
 
 
 def _parameters(nets: dict[str, nn.Module]) -> dict[str, dict]:
