@@ -243,6 +243,49 @@ def add_training(parser: Parser, log_dir: str, model_dir: str) -> Parser:
     return val
 
 
+def add_generator(group: argparse.ArgumentParser, netED: str, patch: bool = False) -> None:
+    """--netED and its sizes, which are read from the file where they are left alone."""
+    group.add_path("--netED", netED, help="weights of RNet and G")
+    group.add_argument("--nc", type=number(int, 3, 3), default=3, help="image channels")
+    group.add_argument("--nz", type=positive_int, default=128, help="length of the rain code")
+    group.add_argument("--nef", type=positive_int, default=32, help="width of RNet and G")
+    if patch:
+        group.add_argument("--patch_size", type=patch_size, default=64, help="side of a patch in px")
+
+
+def add_unused(group: argparse.ArgumentParser, **defaults: int) -> None:
+    """Flags of the reference that change nothing here; they are taken, so that its command lines run."""
+    for name, default in defaults.items():
+        group.add_argument(f"--{name}", type=count, default=default, help="changes nothing, for old command lines")
+
+
+def add_figures(group: argparse.ArgumentParser) -> None:
+    """The flags of test_disentanglement.py that choose pictures."""
+    group.add_argument(
+        "--figure",
+        choices=("sweeps", "generated", "diversity"),
+        default="sweeps",
+        help="sweeps of every dimension; a sheet of random rains; an animation of random rains",
+    )
+    group.add_argument(
+        "--gif", type=boolean, nargs="?", const=True, default=False, help="also animate the dimensions of --dims"
+    )
+    group.add_argument(
+        "--dims", type=count, nargs="+", help="dimensions to animate; if left alone, the three that change most"
+    )
+    group.add_argument("--manualSeed", type=seed, help="one seed of the codes, in place of 10, 15, ..., 50")
+
+
+def check_figures(args: argparse.Namespace) -> None:
+    """Raises:
+    UserError: flags of ``add_figures`` that contradict each other.
+    """
+    if args.figure != "sweeps" and (args.gif or args.dims):
+        raise UserError(f"--dims, --gif: they belong to the sweeps; leave them or --figure {args.figure} out")
+    if args.dims and not args.gif:
+        raise UserError("--dims: it chooses dimensions to animate; add --gif")
+
+
 def loop_settings(args: argparse.Namespace) -> dict:
     """The flags that go to the training loop as they are, see ``fit``."""
     names = ["niter", "iters_per_epoch", "workers", "log_dir", "save_every", "save_minutes", "log_every", "val_every"]

@@ -8,7 +8,9 @@ import re
 import stat
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -186,6 +188,11 @@ def to_uint8(values: np.ndarray, rounding: str = "truncate") -> np.ndarray:
     return (scaled if rounding == "truncate" else np.rint(scaled)).astype(np.uint8)
 
 
+def to_eight_bits(pixels: np.ndarray) -> np.ndarray:
+    """uint8 pixels as they are, uint16 ones rounded to uint8."""
+    return pixels if pixels.dtype == np.uint8 else ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
 def write_image(path: Path, pixels: np.ndarray) -> None:
     """Write (H, W, 3) uint8 RGB in the format of the name's ending: all lossless, but JPEG (quality 95, 4:4:4).
 
@@ -204,12 +211,25 @@ def write_image(path: Path, pixels: np.ndarray) -> None:
         ".bmp": {"format": "BMP"},
         ".png": {"format": "PNG", "compress_level": 4},
     }[path.suffix.lower()]
+    _write(path, lambda file: Image.fromarray(pixels).save(file, **options))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file that appears whole or not at all; folders are created.
+
+    Raises:
+        UserError: the folder can't be written to, or the disk is full.
+    """
+    _write(Path(path), lambda file: file.write(data))
+
+
+def _write(path: Path, put: Callable[[BinaryIO], object]) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
-            Image.fromarray(pixels).save(file, **options)
+            put(file)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
         temporary = None

@@ -7,56 +7,14 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image, ImageDraw, ImageFont
-
 from common import cli
-from common.data.images import read_image, to_uint8, write_image
+from common.data.images import read_image, to_eight_bits, write_image
 from common.data.pairs import find_pairs
+from common.data.pictures import GAP, sheet
 from common.errors import UserError
 from common.evaluation.metrics import labels
-from common.models import EDNet
+from common.generation.latent import generated
 from common.training.checkpoint import load_generator
-
-GAP, LABEL = 6, 22  # px
-
-
-def row(images: list[np.ndarray], labels: list[str], width: int) -> np.ndarray:
-    """Images of equal height side by side, centred in ``width`` px, a line of text above each.
-
-    Args:
-        images: (H, W_i, 3) uint8.
-        labels: as many as images; empty ones for none.
-
-    Returns:
-        (H + 22, width, 3) uint8, white where nothing is.
-    """
-    height = max(image.shape[0] for image in images)
-    sheet = Image.new("RGB", (width, height + LABEL), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    x = (width - sum(image.shape[1] for image in images) - GAP * (len(images) - 1)) // 2
-    for image, label in zip(images, labels, strict=True):
-        draw.text((x, 3), label, "black", font)
-        sheet.paste(Image.fromarray(image), (x, LABEL))
-        x += image.shape[1] + GAP
-    return np.asarray(sheet)
-
-
-def sheet(rows: list[tuple[list[np.ndarray], list[str]]]) -> np.ndarray:
-    """Rows of (images, labels) below each other; see ``row``."""
-    width = max(sum(image.shape[1] + GAP for image in images) for images, _ in rows) + GAP
-    lines = [row(images, labels, width) for images, labels in rows]
-    return np.concatenate(lines)
-
-
-def generated(netED: EDNet, number: int, seed: int, scale: int) -> tuple[list[np.ndarray], float]:
-    """Rain layers of random codes as (p * scale, p * scale, 3) uint8, and how much brighter they are shown."""
-    codes = torch.randn(number, netED.nz, generator=torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        rain = netED.sample(codes).permute(0, 2, 3, 1).numpy()
-    gain = float(np.clip(0.8 / max(np.quantile(rain, 0.995), 1e-6), 1, 10).round(1))  # faint rain would not be seen
-    return [to_uint8(gain * layer.repeat(scale, 0).repeat(scale, 1), "nearest") for layer in rain], gain
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -85,8 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     for pair in find_pairs(args.rainy, args.clean, "--rainy, --clean")[0][: args.number]:
         paths = (pair.rainy, *(results[pair.name] for results in derained), pair.clean)
         images = [read_image(path) for path in paths]
-        eight = [image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8) for image in images]
-        rows.append((eight, [f"{pair.name}: rainy", *methods, "clean"]))
+        rows.append(([to_eight_bits(image) for image in images], [f"{pair.name}: rainy", *methods, "clean"]))
     if args.netED:
         netED = load_generator(args.netED, "--netED")
         wide = sum(image.shape[1] + GAP for image in rows[0][0])

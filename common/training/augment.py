@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from common import derainer
-from common.errors import UserError
 from common.models import EDNet
-from common.training.checkpoint import load_generator
+from common.training.checkpoint import generator_of
 from common.training.loop import fit
 from common.training.losses import ssim
 from common.training.run import Run
@@ -86,30 +85,13 @@ def pick_generator(run: Run, device: torch.device, hint: str) -> EDNet | None:
         if "netED" in args.given:
             print("--netED: no generator is needed with --fake_ratio 0")
         return None
-    net = load_generator(args.netED, "--netED", hint)
-    sizes = {"nc": net.nc, "nz": net.nz, "nef": net.nef, "patchSize": net.patch_size}
-    differ = {flag: size for flag, size in sizes.items() if size != getattr(args, flag)}
-    fixed = [flag for flag in differ if flag in run.settled]
-    if fixed:
-        wrong = "; ".join(f"--{flag} is {getattr(args, flag)}, it has {differ[flag]}" for flag in fixed)
-        remedy = (
-            f"Give {' '.join(f'--{flag} {differ[flag]}' for flag in fixed)} or leave it out, or name another generator"
-        )
-        if not set(fixed) <= args.given:
-            remedy = "Name the generator that this run began with"
-        raise UserError(f"--netED: {args.netED} is a generator of other sizes: {wrong}. {remedy}")
-    if "nc" in differ:
-        raise UserError(f"--netED: {args.netED} makes rain of {net.nc} channels; RGB images have 3")
-    if differ:
-        found = ", ".join(f"{flag} {size}" for flag, size in differ.items())
-        print(f"--netED: this generator has {found}; the flags follow it")
-        vars(args).update(differ)
+    net = generator_of(args, device, hint, run.settled)
     if real_samples(args.batchSize, args.fake_ratio) == args.batchSize:
         print(
             f"warning: --batchSize {args.batchSize} with --fake_ratio {args.fake_ratio:g} leaves no sample of a batch "
             "for generated rain; raise one of them"
         )
-    return net.eval().requires_grad_(False).to(device)
+    return net
 
 
 def train_augmented(

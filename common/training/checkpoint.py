@@ -193,6 +193,41 @@ def load_generator(path: Path, flag: str, hint: str = "") -> EDNet:
     return net
 
 
+def generator_of(args: argparse.Namespace, device: torch.device, hint: str, fixed: set[str] | None = None) -> EDNet:
+    """The generator of --netED, frozen, in eval mode, on the device.
+
+    Its sizes go to whichever of the flags --nc, --nz, --nef, --patchSize and --patch_size the script has, and are said,
+    where these were left alone.
+
+    Args:
+        hint: where the file comes from, for the message when it is missing.
+        fixed: flags that the file has to agree with, if more than those on the command line: of a run that goes on.
+
+    Raises:
+        UserError: the file is missing or the wrong one, its sizes contradict fixed flags, or it does not make RGB.
+    """
+    fixed = args.given if fixed is None else fixed
+    net = load_generator(args.netED, "--netED", hint)
+    sizes = {"nc": net.nc, "nz": net.nz, "nef": net.nef, "patchSize": net.patch_size, "patch_size": net.patch_size}
+    differ = {flag: size for flag, size in sizes.items() if hasattr(args, flag) and size != getattr(args, flag)}
+    wrong = [flag for flag in differ if flag in fixed]
+    if wrong:
+        text = "; ".join(f"--{flag} is {getattr(args, flag)}, it has {differ[flag]}" for flag in wrong)
+        remedy = (
+            f"Give {' '.join(f'--{flag} {differ[flag]}' for flag in wrong)} or leave it out, or name another generator"
+            if set(wrong) <= args.given
+            else "Name the generator that this run began with"
+        )
+        raise UserError(f"--netED: {args.netED} is a generator of other sizes: {text}. {remedy}")
+    if net.nc != 3:
+        raise UserError(f"--netED: {args.netED} makes rain of {net.nc} channels; RGB images have 3")
+    if differ:
+        found = ", ".join(f"{flag} {size}" for flag, size in differ.items())
+        print(f"--netED: this generator has {found}; the flags follow it")
+        vars(args).update(differ)
+    return net.eval().requires_grad_(False).to(device)
+
+
 def load_weights(net: nn.Module, path: Path, kind: str, flag: str, hint: str = "") -> None:
     """Load a released or own state dict into a network, in place.
 

@@ -1,0 +1,65 @@
+"""Interpolation between the rains of two images, on SPA-Data.
+
+Writes the two crops, the rain on the way from B (w = 0.00) to A (w = 1.00), both crops with that rain, and a sheet of
+it all, interpolation.png.
+
+    python test_interpolation.py --data_path rain --gt_path norain --netED ED_state_800.pt
+
+Next: test_disentanglement.py shows what single dimensions of the rain code do.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import cli
+from common.generation.latent import run_interpolation
+from common.training.checkpoint import generator_of
+from common.training.runtime import pick_device, seed_everything
+
+DATA = "Put two rainy images of SPA-Data there (Wang et al., CVPR 2019) and their clean partners into --gt_path."
+GENERATOR = "Train one with train_spa_joint.py, or put the ED_state_800.pt there that the paper's authors released."
+
+
+def parse_args(argv=None):
+    parser = cli.Parser(__doc__, __file__)
+    data = parser.group("data")
+    results = "./interpolation_results"
+    data.add_path("--data_path", f"{results}/test_data/spa-data/rain", help="folder of two rainy images, A and B")
+    data.add_path("--gt_path", f"{results}/test_data/spa-data/norain", help="folder of their clean partners")
+    data.add_path("--save_patch", f"{results}/test_data/spa-data/crop_patch/", help="where the crops go")
+    data.add_path(
+        "--save_inputfake", f"{results}/generated_data/spa-data/input_fake/", help="where crops with new rain go"
+    )
+    data.add_path("--save_rainfake", f"{results}/generated_data/spa-data/rain_fake/", help="where that rain goes")
+    cli.add_generator(parser.group("model"), "./spamodels/ED_state_800.pt", patch=True)
+    run = parser.group("run")
+    run.add_argument(
+        "--posterior", choices=("draw", "mean"), default="draw", help="draw the codes from their posterior, or its mean"
+    )
+    run.add_argument("--manualSeed", type=cli.seed, help="seed of that draw; drawn and printed if left alone")
+    cli.add_unused(run, stage=6, workers=2)
+    cli.add_device(run)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    device = pick_device(args.use_gpu, args.gpu_id)
+    netED = generator_of(args, device, GENERATOR)
+    return run_interpolation(
+        netED=netED,
+        data_path=args.data_path,
+        gt_path=args.gt_path,
+        posterior=args.posterior,
+        seed=seed_everything(args.manualSeed) if args.posterior == "draw" else 0,
+        save_patch=args.save_patch,
+        save_inputfake=args.save_inputfake,
+        save_rainfake=args.save_rainfake,
+        hint=DATA,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,51 @@
+"""What single dimensions of the rain code do, on the synthetic sets (Rain100L, Rain100H, Rain1400).
+
+For each of nine random codes every dimension goes from -3 to 3 while the others keep their values. Writes one strip a
+dimension and the sheets fake.jpg and sheet.png (most change on top) into seed10, seed15, ..., and ranking.csv: how
+much each dimension changes the rain.
+
+    python test_disentanglement.py --netED ED_state_700.pt --dims 22 24 110 --gif
+    python test_disentanglement.py --netED ED_state_700.pt --figure generated
+
+Next: generate_rain.py puts such rain on any photos.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import cli
+from common.generation.latent import SEEDS, run_disentanglement, run_diversity, run_generated
+from common.training.checkpoint import generator_of
+from common.training.runtime import pick_device
+
+GENERATOR = "Train one with train_syn_joint.py, or put the ED_state_700.pt there that the paper's authors released."
+
+
+def parse_args(argv=None):
+    parser = cli.Parser(__doc__, __file__)
+    data = parser.group("data")
+    data.add_path("--save_fake", "./disentanglement_results/rain100L/", help="where the pictures go")
+    cli.add_generator(parser.group("model"), "./syn100lmodels/ED_state_700.pt")
+    run = parser.group("run")
+    cli.add_figures(run)
+    cli.add_unused(run, workers=2)
+    cli.add_device(run)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    cli.check_figures(args)
+    netED = generator_of(args, pick_device(args.use_gpu, args.gpu_id), GENERATOR)
+    seeds = SEEDS if args.manualSeed is None else (args.manualSeed,)
+    if args.figure == "generated":
+        return run_generated(netED, args.save_fake, seeds[0])
+    if args.figure == "diversity":
+        return run_diversity(netED, args.save_fake, seeds[0])
+    return run_disentanglement(netED=netED, save_fake=args.save_fake, seeds=seeds, dims=args.dims, gif=args.gif)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
