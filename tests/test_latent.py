@@ -33,6 +33,11 @@ def golden_net():
     return fill(EDNet(3, 128, 32), 13).eval()
 
 
+def ranking(folder):
+    with open(folder / "ranking.csv") as file:
+        return list(csv.DictReader(file))
+
+
 @needs_golden
 def test_interpolation_is_the_reference():
     expected = np.load(GOLDEN / "latent.npz")
@@ -159,7 +164,7 @@ def test_files_of_a_disentanglement(small, script, capsys):
             frames.append(np.asarray(gif.convert("RGB")).astype(int))
     assert all(np.abs(frames[k] - frames[30 - k]).max() <= 8 for k in range(1, 15))
     # the ranking is by the change, over all seeds
-    rows = list(csv.DictReader(open(out / "ranking.csv")))
+    rows = ranking(out)
     assert sorted(int(r["dimension"]) for r in rows) == list(range(5)) and [r["rank"] for r in rows] == list("12345")
     means = [float(r["mean_change"]) for r in rows]
     assert means == sorted(means, reverse=True) and means[0] > means[-1]
@@ -174,7 +179,7 @@ def test_a_seed_in_place_of_the_list_and_the_dimensions_that_matter(small):
     flags = ["--netED", str(small / "ED.pt"), "--save_fake", str(small / "out"), "--use_gpu", "false"]
     assert test_disentanglement.main([*flags, "--manualSeed", "7", "--gif"]) == 0
     assert [path.name for path in (small / "out").iterdir() if path.is_dir()] == ["seed7"]
-    rows = list(csv.DictReader(open(small / "out" / "ranking.csv")))
+    rows = ranking(small / "out")
     gifs = {path.name for path in (small / "out" / "seed7").glob("*.gif")}
     assert gifs == {f"dim{row['dimension']}.gif" for row in rows[:3]}
 

@@ -47,9 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.netED:
         netED = load_generator(args.netED, "--netED")
         wide = sum(image.shape[1] + GAP for image in rows[0][0])
-        scale = max(1, 128 // netED.patch_size)
-        count = max(1, wide // (netED.patch_size * scale + GAP))
-        rain, gain = generated(netED, count, 0, scale)
+        side = max(128, netED.patch_size)
+        count = max(1, wide // (side + GAP))
+        rain, gain = generated(netED, count, 0, side)
         label = f"generated rain, {gain:g}x brighter" if gain > 1 else "generated rain"
         rows.append((rain, [label, *[""] * (count - 1)]))
     write_image(Path(args.out), sheet(rows))
