@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.data import demo
+from common.data import demo, pictures
 from common.data.images import read_image
 from common.errors import UserError
 from common.evaluation import report
@@ -71,7 +71,7 @@ def test_the_picture(tmp_path, capsys):
     assert f"picture: {tmp_path / 'x.png'}" in capsys.readouterr().out
     assert picture.shape[1] >= 3 * first.shape[1] and picture.shape[0] > 2 * first.shape[0] + 128
     middle = picture.shape[1] // 2  # the derained photo of the first row
-    part = picture[report.LABEL : report.LABEL + first.shape[0], middle - 100 : middle + 100]
+    part = picture[pictures.LABEL : pictures.LABEL + first.shape[0], middle - 100 : middle + 100]
     centre = first.shape[1] // 2
     assert any(np.array_equal(part, first[:, centre - 100 + d : centre + 100 + d]) for d in range(-8, 9))
     with pytest.raises(UserError, match=r"--out: \S+ must end in"):
