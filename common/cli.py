@@ -129,6 +129,14 @@ def patch_size(text: str) -> int:
     return value
 
 
+def shard(text: str) -> tuple[int, int]:
+    """K/N, K from 1 to N."""
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"expected K/N with K from 1 to N, such as 1/4, got {text!r}")
+    return int(part), int(parts)
+
+
 def derainer_name(text: str) -> str:
     """prenet, package.module:Class, or path/to/file.py:Class, whose path is made absolute."""
     module, _, name = text.rpartition(":")
@@ -284,6 +292,29 @@ def check_figures(args: argparse.Namespace) -> None:
         raise UserError(f"--dims, --gif: they belong to the sweeps; leave them or --figure {args.figure} out")
     if args.dims and not args.gif:
         raise UserError("--dims: it chooses dimensions to animate; add --gif")
+
+
+def add_rain(parser: Parser) -> Parser:
+    """The flags of generate_rain.py beyond its paths and the generator. Returns the group of the run."""
+    rain = parser.group("rain")
+    rain.add_argument("--num", type=positive_int, default=1, help="rains a photo")
+    rain.add_argument("--seed", type=seed, default=0, help="another one gives other rain")
+    rain.add_argument("--intensity", type=number(float, 0, 2), default=1, help="factor of the rain, 0 to 2")
+    rain.add_argument(
+        "--coherence", type=number(float, 0, 1), default=0.5, help="how alike the rain is all over a photo, 0 to 1"
+    )
+    rain.add_argument("--grey", type=boolean, nargs="?", const=True, default=False, help="rain without colours")
+    run = parser.group("run")
+    run.add_argument(
+        "--save_layer", type=boolean, nargs="?", const=True, default=False, help="also save the rain alone, in layer/"
+    )
+    run.add_argument("--overwrite", type=boolean, nargs="?", const=True, default=False, help="make all pairs anew")
+    run.add_argument(
+        "--strict", type=boolean, nargs="?", const=True, default=False, help="stop at a photo that can't be read"
+    )
+    run.add_argument("--shard", type=shard, default=(1, 1), metavar="K/N", help="only the K-th of N parts")
+    add_device(run)
+    return run
 
 
 def loop_settings(args: argparse.Namespace) -> dict:

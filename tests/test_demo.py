@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from common.data import demo, pictures
-from common.data.images import read_image
+from common.data.images import add_rain, read_image
 from common.errors import UserError
 from common.evaluation import report
 from common.models import EDNet
@@ -46,7 +46,7 @@ def test_layers_are_seeded_bounded_and_as_dense_and_bright_as_asked():
 def test_rain_is_added_and_clipped_and_leaves_the_rest_alone():
     clean = np.full((40, 40, 3), 200, np.uint8)
     layer = demo.rain_layer((40, 40), 0, brightness=0.5)
-    rainy = demo.add_rain(clean, layer)
+    rainy = add_rain(clean, layer)
     assert rainy.max() == 255 and np.array_equal(rainy[layer[..., 0] == 0], clean[layer[..., 0] == 0])
 
 

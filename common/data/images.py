@@ -6,6 +6,7 @@ Pillow decodes, because it notices truncated files; OpenCV decodes the 16-bit on
 import os
 import re
 import stat
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -74,6 +75,37 @@ def list_images(folder: Path) -> tuple[list[Path], int]:
     return sorted(images, key=natural_key), others
 
 
+def inputs(data_path: Path, save_path: Path, hint: str) -> tuple[Path, list[Path], int]:
+    """The images that --data_path names, a folder or one image; results must not land among them.
+
+    Args:
+        hint: what belongs there and where it comes from, for the message when it is missing.
+
+    Returns:
+        Their folder, their paths in it in natural order, the number of other files.
+
+    Raises:
+        UserError: there are none, or --save_path is their folder or lies in it.
+    """
+    if data_path.is_file():
+        if data_path.suffix.lower() not in EXTENSIONS:
+            raise UserError(f"--data_path: {data_path} is not an image ({', '.join(EXTENSIONS)})")
+        folder, names, others = data_path.parent, [Path(data_path.name)], 0
+        if save_path.resolve() == folder.resolve():
+            raise UserError(f"--save_path: {save_path} is the folder of the input; choose another one")
+        return folder, names, others
+    if not data_path.is_dir():
+        raise UserError(f"--data_path: there is no {data_path}. {hint}".rstrip())
+    if save_path.resolve().is_relative_to(data_path.resolve()):
+        raise UserError(
+            f"--save_path: {save_path} is the input folder or lies in it; choose a folder outside {data_path}"
+        )
+    names, others = list_images(data_path)
+    if not names:
+        raise UserError(f"--data_path: no image (PNG, JPEG, BMP, WebP, TIFF) in {data_path}. {hint}".rstrip())
+    return data_path, names, others
+
+
 def _open(path: Path) -> Image.Image:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -115,6 +147,16 @@ def image_size(path: Path) -> tuple[int, int]:
         if image.format == "TIFF":  # newer versions of Pillow turn this size by themselves, older ones do not
             width, height = image.tag_v2[256], image.tag_v2[257]
         return (width, height) if _orientation(image) >= 5 else (height, width)
+
+
+def has_alpha(path: Path) -> bool:
+    """Whether an image has transparency, from the header only.
+
+    Raises:
+        ImageError: the header can't be read.
+    """
+    with _open(path) as image:
+        return image.has_transparency_data
 
 
 def _orientation(image: Image.Image) -> int:
@@ -193,6 +235,19 @@ def to_eight_bits(pixels: np.ndarray) -> np.ndarray:
     return pixels if pixels.dtype == np.uint8 else ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
+def add_rain(clean: np.ndarray, rain: np.ndarray) -> np.ndarray:
+    """O = B + R, clipped and rounded, so that a pixel without rain stays as it is.
+
+    Args:
+        clean: (H, W, 3) uint8.
+        rain: (H, W, 3) or (H, W, 1) floats >= 0; 1 is white.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    return to_uint8(to_float(clean) + rain, "nearest")
+
+
 def write_image(path: Path, pixels: np.ndarray) -> None:
     """Write (H, W, 3) uint8 RGB in the format of the name's ending: all lossless, but JPEG (quality 95, 4:4:4).
 
@@ -246,3 +301,13 @@ def _umask() -> int:
     value = os.umask(0)
     os.umask(value)
     return value
+
+
+def printable(name: str) -> str:
+    """A file name with line breaks, control characters and undecodable bytes escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def tell(problems: list[str], headline: str) -> None:
+    """Name on stderr, one a line, the images that work went on without."""
+    print(f"{headline}:" + "".join(f"\n  {problem}" for problem in problems), file=sys.stderr)

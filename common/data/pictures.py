@@ -76,6 +76,13 @@ def reduced(image: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
+def thumbnail(image: np.ndarray, side: int) -> np.ndarray:
+    """Reduced or enlarged so that the longer side has about ``side`` px, centred in a white box that wide."""
+    image = reduced(enlarged(image, side), side)
+    left = (side - image.shape[1]) // 2
+    return np.pad(image, ((0, 0), (left, side - image.shape[1] - left), (0, 0)), constant_values=255)
+
+
 def write_gif(path: Path, frames: Sequence[np.ndarray], milliseconds: int) -> None:
     """Write an endless animation, whole or not at all; frames of one size. Equal neighbours are shown as one frame.
 

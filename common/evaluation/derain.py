@@ -16,12 +16,12 @@ from tqdm import tqdm
 
 from common import derainer
 from common.data.images import (
-    EXTENSIONS,
     ImageError,
     image_size,
-    list_images,
+    inputs,
     read_image,
     size_text,
+    tell,
     to_float,
     to_uint8,
     write_image,
@@ -259,27 +259,6 @@ def validator(
     return lambda stop: validate(net, pairs, device, windows, stop)
 
 
-def _inputs(data_path: Path, save_path: Path, hint: str) -> tuple[Path, list[Path], int]:
-    """Folder of the inputs, their paths in it, number of other files; checks that results can't overwrite inputs."""
-    if data_path.is_file():
-        if data_path.suffix.lower() not in EXTENSIONS:
-            raise UserError(f"--data_path: {data_path} is not an image ({', '.join(EXTENSIONS)})")
-        folder, names, others = data_path.parent, [Path(data_path.name)], 0
-        if save_path.resolve() == folder.resolve():
-            raise UserError(f"--save_path: {save_path} is the folder of the input; choose another one")
-        return folder, names, others
-    if not data_path.is_dir():
-        raise UserError(f"--data_path: there is no {data_path}. {hint}".rstrip())
-    if save_path.resolve().is_relative_to(data_path.resolve()):
-        raise UserError(
-            f"--save_path: {save_path} is the input folder or lies in it; choose a folder outside {data_path}"
-        )
-    names, others = list_images(data_path)
-    if not names:
-        raise UserError(f"--data_path: no image (PNG, JPEG, BMP, WebP, TIFF) in {data_path}. {hint}".rstrip())
-    return data_path, names, others
-
-
 def _partners(folder: Path, names: list[Path], gt_path: Path, save_path: Path) -> dict[Path, Path]:
     """The ground truth of every input, checked for existence and size before any work."""
     if gt_path.is_dir() and save_path.resolve().is_relative_to(gt_path.resolve()):
@@ -315,11 +294,11 @@ def derain_folder(
         DerainerError: a derainer of the user's failed on the first image.
     """
     save = Path(save_path)
-    folder, names, others = _inputs(Path(data_path), save, hint)
+    folder, names, others = inputs(Path(data_path), save, hint)
     clean = _partners(folder, names, Path(gt_path), save) if gt_path else {}
-    inputs = {path.resolve() for path in [*(folder / name for name in names), *clean.values()]}
+    used = {path.resolve() for path in [*(folder / name for name in names), *clean.values()]}
     for name in names:
-        if (save / name).resolve() in inputs:
+        if (save / name).resolve() in used:
             raise UserError(
                 f"--save_path: {save / name} is an input file and would be overwritten; choose another folder"
             )
@@ -376,5 +355,5 @@ def derain_folder(
         print(table)
         print(f"written: {save / 'metrics.csv'}")
     if problems:
-        metrics.tell(problems, f"{len(problems)} of {len(names)} images could not be derained or measured")
+        tell(problems, f"{len(problems)} of {len(names)} images could not be derained or measured")
     return 1 if problems else 0

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common import cli
-from common.data.images import ImageError, image_size, list_images, read_image, size_text, to_float
+from common.data.images import ImageError, image_size, list_images, printable, read_image, size_text, tell, to_float
 from common.data.pairs import Pair, fail, find_pairs
 from common.errors import UserError
 
@@ -117,7 +117,7 @@ class Table:
 
     def __str__(self) -> str:
         means = self.means()
-        shown = {name: _printable(name) for name in self.rows} | {"mean": "mean"}
+        shown = {name: printable(name) for name in self.rows} | {"mean": "mean"}
         width = max(map(len, shown.values()))
         head = " " * width + "".join(f"  {method:>29}" for method in means)
         lines = [head, " " * width + "  PSNR-Y [dB]  SSIM-Y   PSNR-RGB".rjust(31) * len(means)]
@@ -162,11 +162,6 @@ class Table:
             raise UserError(f"{path}: can't be written ({error.strerror}); check the folder and the disk") from None
 
 
-def _printable(name: str) -> str:
-    """A file name with line breaks, control characters and undecodable bytes escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-
-
 def _number(value: float, digits: int) -> str:
     return "n/a" if math.isnan(value) else f"{value:.{digits}f}"
 
@@ -198,11 +193,6 @@ def check_sizes(pairs: list[Pair], flags: str, leave: bool = False) -> None:
     fail(
         problems, f"{len(problems)} of {len(pairs)} images can't be measured:", f"Mend or remove these files ({flags})."
     )
-
-
-def tell(problems: list[str], headline: str) -> None:
-    """Name on stderr, one a line, the images that work went on without."""
-    print(f"{headline}:" + "".join(f"\n  {problem}" for problem in problems), file=sys.stderr)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -1,0 +1,114 @@
+"""manifest.csv of generated pairs: which photo, which settings; written by one process or several at once."""
+
+import contextlib
+import csv
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from common.data.images import natural_key, write_bytes
+from common.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+NAME = "manifest.csv"
+_KINDS = {bool: {"True": True, "False": False}.__getitem__, int: int, float: float, str: str}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What, besides the photo's own path and the variant, decides which rain it gets."""
+
+    seed: int
+    intensity: float  # factor of the layer, 0 to 2
+    coherence: float  # correlation of neighbouring codes, 0 to 1
+    grey: bool  # the maximum over the channels in all of them
+    checkpoint: str  # SHA-256 of the generator's weights
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the manifest: one pair."""
+
+    file: str  # in rain/ and norain/
+    photo: str  # relative to data_path
+    variant: int  # from 1 on
+    width: int
+    height: int
+    seed: int
+    intensity: float
+    coherence: float
+    grey: bool
+    checkpoint: str
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(*(getattr(self, field.name) for field in fields(Settings)))
+
+
+class Manifest:
+    """manifest.csv: one line a pair, appended when the pair is whole, sorted at the end; several processes may write.
+
+    Raises:
+        UserError: the file is there and is no manifest.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / NAME
+        self.rows = self._read()
+
+    def _read(self) -> dict[str, Row]:
+        if not self.path.exists():
+            return {}
+        kinds = [_KINDS[field.type] for field in fields(Row)]
+        names = [field.name for field in fields(Row)]
+        rows = {}
+        with open(self.path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            reader = csv.reader(file)
+            if next(reader, None) != names:
+                raise UserError(
+                    f"{self.path}: is no list of generated pairs (its first line is not {','.join(names)}); "
+                    "choose another --save_path, or move it away"
+                )
+            for line in reader:
+                with contextlib.suppress(ValueError, KeyError):  # a line that a crash cut short: its pair is made again
+                    row = Row(*(kind(text) for kind, text in zip(kinds, line, strict=True)))
+                    rows[row.file] = row  # the last one counts
+        return rows
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        handle = os.open(self.folder, os.O_RDONLY) if fcntl else -1
+        try:
+            if fcntl:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            if fcntl:
+                os.close(handle)
+
+    @staticmethod
+    def _text(rows: list[Row], head: bool) -> bytes:
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerows([[field.name for field in fields(Row)]] * head + [astuple(row) for row in rows])
+        return out.getvalue().encode("utf-8", "surrogateescape")
+
+    def append(self, row: Row) -> None:
+        """Note a pair that is written. The disk and permissions are the caller's: raises OSError."""
+        self.rows[row.file] = row
+        with self._locked(), open(self.path, "ab") as file:
+            file.write(self._text([row], head=file.tell() == 0))
+
+    @contextlib.contextmanager
+    def finished(self) -> Iterator[list[Row]]:
+        """The rows of all processes, in the order of the photos; the file is sorted, and nobody writes meanwhile."""
+        with self._locked():
+            rows = sorted(self._read().values(), key=lambda row: (natural_key(row.photo), row.variant))
+            write_bytes(self.path, self._text(rows, head=True))
+            yield rows

@@ -1,0 +1,56 @@
+"""Rain of a trained generator on any photos: exact rainy/clean pairs, ready for training, of any size.
+
+Writes rain/NAME.png and norain/NAME.png (NAME_v01.png ... with --num above 1) and to --save_path also
+real_world.txt (SPA-Data's kind of list), manifest.csv and contact_sheet.jpg. The same seed gives the same rain; an
+interrupted run goes on by the same command.
+
+    python generate_rain.py --data_path photos --netED ED_state_700.pt --save_path pairs
+
+Next: train_syn_joint.py or train_syn_aug.py --data_path pairs/rain --gt_path pairs/norain.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import cli
+from common.generation.photos import rain_on_photos
+from common.training.checkpoint import generator_of
+from common.training.runtime import pick_device
+
+PHOTOS = "Name a folder of clean photos, or one photo."
+GENERATOR = "Train one with train_syn_joint.py, or put the ED_state_700.pt there that the paper's authors released."
+
+
+def parse_args(argv=None):
+    parser = cli.Parser(__doc__, __file__)
+    data = parser.group("data")
+    data.add_path("--data_path", required=True, help="folder of clean photos, or one photo")
+    data.add_path("--save_path", "./generated_results/rain100L/", help="where the pairs go")
+    data.add_path("--netED", "./syn100lmodels/ED_state_700.pt", help="weights of RNet and G, of any size")
+    cli.add_rain(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    return rain_on_photos(
+        netED=generator_of(args, pick_device(args.use_gpu, args.gpu_id), GENERATOR),
+        data_path=args.data_path,
+        save_path=args.save_path,
+        num=args.num,
+        seed=args.seed,
+        intensity=args.intensity,
+        coherence=args.coherence,
+        grey=args.grey,
+        save_layer=args.save_layer,
+        shard=args.shard,
+        overwrite=args.overwrite,
+        strict=args.strict,
+        hint=PHOTOS,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
