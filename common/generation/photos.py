@@ -25,12 +25,11 @@ from common.data.pairs import LIST
 from common.data.pictures import sheet, thumbnail
 from common.errors import UserError
 from common.generation.manifest import Manifest, Row, Settings
-from common.generation.rain import grey_of, rain_tiles
+from common.generation.rain import RAINY, RainMaker, grey_of
 from common.models import EDNet
 
 SHEET = "contact_sheet.jpg"
 SHOWN, THUMBNAIL = 12, 320  # pairs on the contact sheet, px of their longer side
-RAINY = 0.02  # a pixel counts as rainy above it (SPEC section 6)
 
 
 def fingerprint(netED: EDNet) -> str:
@@ -159,6 +158,7 @@ def rain_on_photos(
     }
     if not overwrite:
         _check_settings(manifest, settings, [file for variants in files.values() for file in variants])
+    maker = RainMaker(netED)
     kinds = ("rain", "norain", "layer") if save_layer else ("rain", "norain")
 
     def is_done(photo: Path, variant: int, file: str) -> bool:

@@ -1,68 +1,199 @@
-"""One layer of generated rain for a picture of any size, out of a generator of patches."""
+"""One layer of generated rain for a picture of any size, out of a generator of patches.
+
+Patches of many codes overlap and blend under windows whose squares sum to 1: about the mean of the picture's rain, the
+blend has the mean and the variance of its patches. The generator learned each place of its patch by itself, and dims
+towards the rim (zero padding); so each patch is first levelled to the statistics of the patches' central half, placed
+with a random shift, and cut along a wavering line, so that nothing repeats with the pitch. Blending makes rain a
+little denser and softer; one factor and one threshold, measured once, undo that.
+"""
 
 from collections.abc import Iterator
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from common.models import EDNet
 
-BLOCKS = 8  # side of a window in blocks; each side gets one block more, of which nothing but its influence is kept
+RAINY = 0.02  # a pixel is rainy where the maximum over the channels is above it (SPEC section 6)
+BATCH = 2**18  # px of patches at a time, whatever the picture, so that the same codes give the same bytes
+SAMPLES = 64  # patches that tell the mean rain of a picture
+LEVELLING = 2**22  # px of patches that the statistics of a place are measured on
+TRIAL = 768  # px: side of the layer that factor and threshold are measured on
+GAIN = 3  # a place is made so many times stronger or weaker at most
 
 
-def draw_codes(rows: int, columns: int, nz: int, coherence: float, rng: np.random.RandomState) -> Tensor:
-    """A grid of rain codes, each N(0, I), any two of them with correlation ``coherence``.
-
-    They share a picture-wide code, so that one rain per picture looks like one rain, and have fresh detail each:
-    z = sqrt(coherence) * shared + sqrt(1 - coherence) * own.
+class RainMaker:
+    """Makes rain layers of any size. Making one takes about a second, for measuring the generator.
 
     Args:
-        coherence: 0 (unrelated) to 1 (all equal).
-        rng: RandomState, whose stream NumPy keeps the same for good.
-
-    Returns:
-        (rows, columns, nz) float32.
+        netED: RNet and G, on the device that the layers are to be on; set to eval mode.
     """
-    shared, own = rng.standard_normal(nz), rng.standard_normal((rows, columns, nz))
+
+    @torch.no_grad()
+    def __init__(self, netED: EDNet) -> None:
+        self.netED = netED.eval()
+        p = netED.patch_size
+        self.pitch, self.side = 3 * p // 4, 15 * p // 16  # px: from window to window, and across a window
+        self.overlap = self.side - self.pitch
+        self.ramp, self.wave = p / 8, p / 32  # px: across the blend, and how far its middle wavers to either side
+        rng = np.random.RandomState(0)
+        patches = self._patches(torch.from_numpy(rng.standard_normal((LEVELLING // p**2, netED.nz)).astype(np.float32)))
+        centre = central_half(patches)
+        self.mean = centre.mean()
+        place, square = (_smoothed(values.mean((0, 1)), p / 64) for values in (patches, patches**2))
+        spread = (square - place**2).clamp(min=1e-12).sqrt()
+        self.place = place
+        self.gain = (centre.std() / spread).clamp(1 / GAIN, GAIN)
+        self.factor, self.threshold = 1.0, 0.0
+        self._undo_blending(density(centre), rng)
+
+    def _undo_blending(self, wanted: float, rng: np.random.RandomState) -> None:
+        """Set factor and threshold: a blended layer then has the mean and the density of the patches."""
+        layer = torch.cat([band for _, band in self._bands(TRIAL, TRIAL, 0, rng)], 1)
+        low, high = 0.0, 2 * self.mean.item()
+        for _ in range(20):
+            threshold = (low + high) / 2
+            kept = (layer - threshold).clamp(min=0)
+            if kept.mean() == 0:
+                high = threshold
+                continue
+            factor = (self.mean / kept.mean()).item()
+            if density(factor * kept[None]) > wanted:
+                low = threshold
+            else:
+                high = threshold
+            self.factor, self.threshold = factor, factor * threshold
+
+    def layer(self, height: int, width: int, coherence: float, rng: np.random.RandomState) -> Tensor:
+        """The rain layer of a picture, (nc, height, width) >= 0; see ``tiles``."""
+        whole = torch.empty(self.netED.nc, height, width, device=self.place.device)
+        for rows, columns, tile in self.tiles(height, width, coherence, rng):
+            whole[:, rows, columns] = tile
+        return whole
+
+    @torch.no_grad()
+    def tiles(
+        self, height: int, width: int, coherence: float, rng: np.random.RandomState
+    ) -> Iterator[tuple[slice, slice, Tensor]]:
+        """The rain layer of a picture, band by band across its longer side, so that memory stays small.
+
+        Args:
+            height, width: of the picture in px, from 1 on. One that fits into a patch gets the patch G(z) as it is.
+            coherence: correlation of any two codes of the picture, 0 (unrelated) to 1 (equal). They are
+                z = sqrt(coherence) * shared + sqrt(1 - coherence) * own, each N(0, I): one rain, with fresh detail.
+            rng: RandomState, whose stream NumPy keeps the same for good.
+
+        Yields:
+            Rows and columns of the picture, and the rain there, (nc, rows, columns) >= 0.
+        """
+        if max(height, width) <= self.netED.patch_size:
+            patch = self._patches(draw_codes(1, rng.standard_normal(self.netED.nz), coherence, rng))[0]
+            yield slice(0, height), slice(0, width), patch[:, :height, :width]
+        elif height >= width:
+            for rows, band in self._bands(height, width, coherence, rng):
+                yield rows, slice(0, width), band
+        else:
+            for columns, band in self._bands(width, height, coherence, rng, turned=True):
+                yield slice(0, height), columns, band.mT
+
+    def _bands(
+        self, length: int, breadth: int, coherence: float, rng: np.random.RandomState, turned: bool = False
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """A layer of length x breadth px in bands; ``turned`` for rain that falls along the breadth."""
+        shared = rng.standard_normal(self.netED.nz)
+        mean = central_half(self._patches(draw_codes(SAMPLES, shared, coherence, rng))).mean()
+
+        def finished(band: Tensor, start: int) -> tuple[slice, Tensor]:
+            share = mean / self.mean.clamp(min=1e-12)  # a lighter rain has a lower threshold
+            rain = (self.factor * (band + mean) - self.threshold * share).clamp(min=0)
+            return slice(start, start + rain.shape[1]), rain
+
+        number = -(-breadth // self.pitch)
+        tail, start = None, 0  # what of the band before is still to be blended
+        while start < length:
+            windows = self._windows(draw_codes(number, shared, coherence, rng), mean, rng)
+            band = self._blended(windows.mT if turned else windows, rng)[:, :, :breadth]
+            if tail is None:
+                head = band[:, self.overlap // 2 : self.overlap]
+            else:
+                head = self._faded(tail.mT, band[:, : self.overlap].mT, breadth, rng).mT
+            ready = torch.cat((head, band[:, self.overlap : self.pitch]), 1)[:, : length - start]
+            yield finished(ready, start)
+            start, tail = start + ready.shape[1], band[:, self.pitch :]
+
+    def _patches(self, codes: Tensor) -> Tensor:
+        """(N, nz) codes to (N, nc, p, p) rain."""
+        parts = codes.to(self._device()).split(max(1, BATCH // self.netED.patch_size**2))
+        return torch.cat([self.netED.sample(part) for part in parts])
+
+    def _device(self) -> torch.device:
+        return next(self.netED.parameters()).device
+
+    def _windows(self, codes: Tensor, mean: Tensor, rng: np.random.RandomState) -> Tensor:
+        """(N, nc, side, side) out of levelled patches about their mean 0, each at a random place of its patch."""
+        patches = (self._patches(codes) - self.place * (mean / self.mean.clamp(min=1e-12))) * self.gain
+        places = rng.randint(0, self.netED.patch_size - self.side + 1, (len(codes), 2))
+        return torch.stack(
+            [
+                patch[:, y : y + self.side, x : x + self.side]
+                for patch, (y, x) in zip(patches, places.tolist(), strict=True)
+            ]
+        )
+
+    def _blended(self, windows: Tensor, rng: np.random.RandomState) -> Tensor:
+        """Windows side by side, (nc, side, about N * pitch), the first one from the middle of an overlap on."""
+        o, s = self.overlap, self.pitch
+        if len(windows) == 1:
+            return windows[0, :, :, o // 2 :]
+        blends = self._faded(windows[:-1, :, :, s:], windows[1:, :, :, :o], self.side, rng)
+        parts = [windows[0, :, :, o // 2 : s]]
+        for blend, window in zip(blends, windows[1:], strict=True):
+            parts += [blend, window[:, :, o:s]]
+        return torch.cat([*parts, windows[-1, :, :, s:]], 2)
+
+    def _faded(self, a: Tensor, b: Tensor, length: int, rng: np.random.RandomState) -> Tensor:
+        """From a to b across the last dimension, (..., length, overlap), by cosine and sine: the variance stays."""
+        number = len(a) if a.ndim == 4 else 1
+        middle = self.overlap / 2 + wavering(number, length, self.wave, self.netED.patch_size // 4, rng)
+        across = torch.arange(self.overlap) + 0.5 - torch.from_numpy(middle)[..., None]  # (number, length, overlap)
+        angle = ((across / self.ramp + 0.5).clamp(0, 1) * torch.pi / 2).to(a)[:, None]
+        return a * angle.cos() + b * angle.sin() if a.ndim == 4 else a * angle[0].cos() + b * angle[0].sin()
+
+
+def draw_codes(number: int, shared: np.ndarray, coherence: float, rng: np.random.RandomState) -> Tensor:
+    """(number, nz) float32 codes sqrt(coherence) * shared + sqrt(1 - coherence) * own; ``shared`` is (nz,)."""
+    own = rng.standard_normal((number, len(shared)))
     return torch.from_numpy((coherence**0.5 * shared + (1 - coherence) ** 0.5 * own).astype(np.float32))
 
 
-@torch.no_grad()
-def rain_tiles(
-    netED: EDNet, height: int, width: int, coherence: float, rng: np.random.RandomState
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The rain layer of a picture, window by window, so that its memory does not grow with the picture.
-
-    Args:
-        netED: in eval mode; the tiles are on its device.
-        height, width: of the picture in px, from 1 on.
-        coherence, rng: see ``draw_codes``.
-
-    Yields:
-        Rows and columns of the picture, and the rain there, (nc, rows, columns) >= 0.
-    """
-    p, device = netED.patch_size, next(netED.parameters()).device
-    rows, columns = -(-height // p), -(-width // p)
-    codes = draw_codes(rows, columns, netED.nz, coherence, rng).to(device)
-    for top in range(0, rows, BLOCKS):
-        for left in range(0, columns, BLOCKS):
-            above, before = min(top, 1), min(left, 1)
-            window = codes[top - above : top + BLOCKS + 1, left - before : left + BLOCKS + 1]
-            low, high = top * p, min((top + BLOCKS) * p, height)
-            start, stop = left * p, min((left + BLOCKS) * p, width)
-            layer = netED.sample_grid(window)[:, above * p :, before * p :]
-            yield slice(low, high), slice(start, stop), layer[:, : high - low, : stop - start]
+def central_half(patches: Tensor) -> Tensor:
+    """(N, nc, p, p) -> (N, nc, p/2, p/2): what the rim, where G pads with zeros, does not reach."""
+    p = patches.shape[-1]
+    return patches[..., p // 4 : p - p // 4, p // 4 : p - p // 4]
 
 
-def rain_layer(netED: EDNet, height: int, width: int, coherence: float, rng: np.random.RandomState) -> Tensor:
-    """``rain_tiles`` put together: (nc, height, width) >= 0, on the generator's device."""
-    layer = torch.empty(netED.nc, height, width, device=next(netED.parameters()).device)
-    for rows, columns, tile in rain_tiles(netED, height, width, coherence, rng):
-        layer[:, rows, columns] = tile
-    return layer
+def density(layers: Tensor) -> float:
+    """Share of rainy pixels of layers (N, nc, H, W)."""
+    return (layers.amax(1) > RAINY).double().mean().item()
 
 
 def grey_of(layer: Tensor) -> Tensor:
     """The maximum over the channels in all of them, as interpolation shows rain: (nc, H, W) to the same shape."""
     return layer.amax(0, keepdim=True).expand_as(layer)
+
+
+def wavering(number: int, length: int, height: float, step: int, rng: np.random.RandomState) -> np.ndarray:
+    """Smooth random lines (number, length), within +-height, with a knot every ``step`` px."""
+    knots = rng.uniform(-height, height, (number, length // step + 2))
+    place = np.arange(length) / step
+    i = place.astype(int)
+    share = (1 - np.cos(np.pi * (place - i))) / 2
+    return knots[:, i] * (1 - share) + knots[:, i + 1] * share
+
+
+def _smoothed(values: Tensor, sigma: float) -> Tensor:
+    """A (p, p) map under a Gaussian: single places are measured on few patches."""
+    blurred = cv2.GaussianBlur(values.cpu().numpy(), (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
+    return torch.from_numpy(blurred).to(values)

@@ -53,13 +53,6 @@ class _Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         return self.main(z)
 
-    def grid(self, codes: Tensor) -> Tensor:
-        rows, columns, _ = codes.shape
-        first, rest = self.main[:5], self.main[5:]
-        maps = first(codes.flatten(0, 1))  # (rows * columns, C, 4, 4)
-        maps = maps.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4)  # (C, rows, 4, columns, 4)
-        return rest(maps.flatten(3, 4).flatten(1, 2)[None])[0]
-
 
 class EDNet(nn.Module):
     """RNet (``encoder``) and G (``decoder``), the VAE of rain.
@@ -99,12 +92,3 @@ class EDNet(nn.Module):
     def sample(self, z: Tensor) -> Tensor:
         """Rain codes (N, nz) -> rain layers (N, nc, p, p) >= 0."""
         return self.decoder(z)
-
-    def sample_grid(self, codes: Tensor) -> Tensor:
-        """A grid of rain codes (rows, columns, nz) -> one rain layer (nc, rows * p, columns * p) >= 0.
-
-        The 4x4 maps of the first transposed convolution lie side by side, and the later ones blend neighbours. A grid
-        of one code is ``sample``; of several, the central half of each block is the code's own patch (the reach of a
-        code into its neighbours' blocks is below p/4).
-        """
-        return self.decoder.grid(codes)
