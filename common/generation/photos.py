@@ -171,7 +171,7 @@ def rain_on_photos(
         rainy = np.empty_like(clean)
         layer = np.empty_like(clean) if save_layer else None
         wet, (height, width) = 0, clean.shape[:2]
-        for rows, columns, tile in rain_tiles(netED, height, width, coherence, draws(seed, photo.as_posix(), variant)):
+        for rows, columns, tile in maker.tiles(height, width, coherence, draws(seed, photo.as_posix(), variant)):
             rain = intensity * (grey_of(tile) if grey else tile).permute(1, 2, 0).cpu().numpy()
             rainy[rows, columns] = add_rain(clean[rows, columns], rain)
             wet += np.count_nonzero(rain.max(2) > RAINY)

@@ -20,22 +20,22 @@ RAINY = 0.02  # a pixel is rainy where the maximum over the channels is above it
 BATCH = 2**18  # px of patches at a time, whatever the picture, so that the same codes give the same bytes
 SAMPLES = 64  # patches that tell the mean rain of a picture
 LEVELLING = 2**22  # px of patches that the statistics of a place are measured on
-TRIAL = 768  # px: side of the layer that factor and threshold are measured on
-GAIN = 3  # a place is made so many times stronger or weaker at most
+TRIAL = 1024  # px: side of the layer that factor and threshold are measured on
+GAIN = 3  # a place of the patch is made so many times stronger at most
 
 
 class RainMaker:
     """Makes rain layers of any size. Making one takes about a second, for measuring the generator.
 
     Args:
-        netED: RNet and G, on the device that the layers are to be on; set to eval mode.
+        netED: RNet and G, on the device that the layers are to be on; set to eval mode and frozen.
     """
 
     @torch.no_grad()
     def __init__(self, netED: EDNet) -> None:
-        self.netED = netED.eval()
+        self.netED = netED.eval().requires_grad_(False)
         p = netED.patch_size
-        self.pitch, self.side = 3 * p // 4, 15 * p // 16  # px: from window to window, and across a window
+        self.pitch, self.side = 11 * p // 16, 7 * p // 8  # px: from window to window, and across a window
         self.overlap = self.side - self.pitch
         self.ramp, self.wave = p / 8, p / 32  # px: across the blend, and how far its middle wavers to either side
         rng = np.random.RandomState(0)
@@ -45,30 +45,46 @@ class RainMaker:
         place, square = (_smoothed(values.mean((0, 1)), p / 64) for values in (patches, patches**2))
         spread = (square - place**2).clamp(min=1e-12).sqrt()
         self.place = place
-        self.gain = (centre.std() / spread).clamp(1 / GAIN, GAIN)
+        self.gain = (centre.std() / spread).clamp(max=GAIN)
         self.factor, self.threshold = 1.0, 0.0
         self._undo_blending(density(centre), rng)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the layers are made."""
+        return self.place.device
+
+    def to(self, device: torch.device) -> "RainMaker":
+        """Move to another device, in place."""
+        self.netED.to(device)
+        self.mean, self.place, self.gain = (value.to(device) for value in (self.mean, self.place, self.gain))
+        return self
+
     def _undo_blending(self, wanted: float, rng: np.random.RandomState) -> None:
-        """Set factor and threshold: a blended layer then has the mean and the density of the patches."""
-        layer = torch.cat([band for _, band in self._bands(TRIAL, TRIAL, 0, rng)], 1)
+        """Set factor and threshold: the layer then has the density of the patches, and about its mean and spread."""
+        bands = [(band, share) for _, band, share in self._bands(TRIAL, TRIAL, 0, rng)]
+        layer, share = torch.cat([band for band, _ in bands], 1), bands[0][1]
         low, high = 0.0, 2 * self.mean.item()
         for _ in range(20):
             threshold = (low + high) / 2
-            kept = (layer - threshold).clamp(min=0)
-            if kept.mean() == 0:
+            kept = (layer - threshold * share).clamp(min=0)
+            if kept.std() == 0:
                 high = threshold
                 continue
-            factor = (self.mean / kept.mean()).item()
+            factor = (layer.mean() / kept.mean() * layer.std() / kept.std()).sqrt().item()
             if density(factor * kept[None]) > wanted:
                 low = threshold
             else:
                 high = threshold
             self.factor, self.threshold = factor, factor * threshold
 
+    def _finished(self, band: Tensor, share: Tensor) -> Tensor:
+        """The blend after factor and threshold, which is lower for a lighter rain."""
+        return (self.factor * band - self.threshold * share).clamp(min=0)
+
     def layer(self, height: int, width: int, coherence: float, rng: np.random.RandomState) -> Tensor:
         """The rain layer of a picture, (nc, height, width) >= 0; see ``tiles``."""
-        whole = torch.empty(self.netED.nc, height, width, device=self.place.device)
+        whole = torch.empty(self.netED.nc, height, width, device=self.device)
         for rows, columns, tile in self.tiles(height, width, coherence, rng):
             whole[:, rows, columns] = tile
         return whole
@@ -92,49 +108,46 @@ class RainMaker:
             patch = self._patches(draw_codes(1, rng.standard_normal(self.netED.nz), coherence, rng))[0]
             yield slice(0, height), slice(0, width), patch[:, :height, :width]
         elif height >= width:
-            for rows, band in self._bands(height, width, coherence, rng):
-                yield rows, slice(0, width), band
+            for rows, band, share in self._bands(height, width, coherence, rng):
+                yield rows, slice(0, width), self._finished(band, share)
         else:
-            for columns, band in self._bands(width, height, coherence, rng, turned=True):
-                yield slice(0, height), columns, band.mT
+            for columns, band, share in self._bands(width, height, coherence, rng, turned=True):
+                yield slice(0, height), columns, self._finished(band, share).mT
 
     def _bands(
         self, length: int, breadth: int, coherence: float, rng: np.random.RandomState, turned: bool = False
-    ) -> Iterator[tuple[slice, Tensor]]:
-        """A layer of length x breadth px in bands; ``turned`` for rain that falls along the breadth."""
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """A blend of length x breadth px in bands, and how its mean compares to that of all rain.
+
+        Args:
+            turned: for rain that falls along the breadth.
+        """
         shared = rng.standard_normal(self.netED.nz)
         mean = central_half(self._patches(draw_codes(SAMPLES, shared, coherence, rng))).mean()
 
-        def finished(band: Tensor, start: int) -> tuple[slice, Tensor]:
-            share = mean / self.mean.clamp(min=1e-12)  # a lighter rain has a lower threshold
-            rain = (self.factor * (band + mean) - self.threshold * share).clamp(min=0)
-            return slice(start, start + rain.shape[1]), rain
-
+        share = mean / self.mean.clamp(min=1e-12)
         number = -(-breadth // self.pitch)
         tail, start = None, 0  # what of the band before is still to be blended
         while start < length:
-            windows = self._windows(draw_codes(number, shared, coherence, rng), mean, rng)
+            windows = self._windows(draw_codes(number, shared, coherence, rng), share, rng)
             band = self._blended(windows.mT if turned else windows, rng)[:, :, :breadth]
             if tail is None:
                 head = band[:, self.overlap // 2 : self.overlap]
             else:
                 head = self._faded(tail.mT, band[:, : self.overlap].mT, breadth, rng).mT
             ready = torch.cat((head, band[:, self.overlap : self.pitch]), 1)[:, : length - start]
-            yield finished(ready, start)
+            yield slice(start, start + ready.shape[1]), ready + mean, share
             start, tail = start + ready.shape[1], band[:, self.pitch :]
 
     def _patches(self, codes: Tensor) -> Tensor:
         """(N, nz) codes to (N, nc, p, p) rain."""
-        parts = codes.to(self._device()).split(max(1, BATCH // self.netED.patch_size**2))
+        parts = codes.to(next(self.netED.parameters()).device).split(max(1, BATCH // self.netED.patch_size**2))
         return torch.cat([self.netED.sample(part) for part in parts])
 
-    def _device(self) -> torch.device:
-        return next(self.netED.parameters()).device
-
-    def _windows(self, codes: Tensor, mean: Tensor, rng: np.random.RandomState) -> Tensor:
+    def _windows(self, codes: Tensor, share: Tensor, rng: np.random.RandomState) -> Tensor:
         """(N, nc, side, side) out of levelled patches about their mean 0, each at a random place of its patch."""
-        patches = (self._patches(codes) - self.place * (mean / self.mean.clamp(min=1e-12))) * self.gain
-        places = rng.randint(0, self.netED.patch_size - self.side + 1, (len(codes), 2))
+        patches = (self._patches(codes) - self.place * share) * self.gain
+        places = rng.randint(0, self.netED.patch_size - self.side, (len(codes), 2))  # a power of two: any phase alike
         return torch.stack(
             [
                 patch[:, y : y + self.side, x : x + self.side]

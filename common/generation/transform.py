@@ -1,0 +1,112 @@
+"""Generated rain as a torchvision transform, for training pipelines of other projects."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import is_pure_tensor
+
+from common.generation.rain import RainMaker, grey_of
+from common.training.checkpoint import load_generator
+
+
+class RainAugment(v2.Transform):
+    """Adds generated rain to images; boxes, masks and labels pass untouched, and the input is never changed.
+
+    Images are tensors or tv_tensors (Image, Video), (..., C, H, W) with C of 3 or 1, uint8 or floats in [0, 1], on any
+    device; type, dtype and device stay. Every image of a batch draws for itself; the images of one sample get the same
+    rain where they have the same size.
+
+    Args:
+        checkpoint: weights of RNet and G (ED_state_N.pt), of any size.
+        p: probability of rain for an image.
+        intensity: factor of the rain, a number or the range (low, high) to draw it from; 0 to 2.
+        coherence: how alike the rain is all over an image, 0 to 1.
+        grey: rain without colours.
+        seed: None draws from torch's generator, which DataLoader seeds anew for every worker and epoch. A number gives
+            a stream of its own: the same in every run of one process; in workers it also depends on the DataLoader's
+            seed, so that neither workers nor epochs repeat each other (torch.manual_seed makes that the same again).
+
+    Raises:
+        UserError: the checkpoint is missing or the wrong one.
+        ValueError: an argument or an image is out of its range.
+        TypeError: an image is no tensor, or neither uint8 nor float.
+    """
+
+    _transformed_types = (is_pure_tensor, tv_tensors.Image, tv_tensors.Video)
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        p: float = 0.5,
+        intensity: float | Sequence[float] = (0.5, 1.5),
+        coherence: float = 0.5,
+        grey: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        low, high = intensity if isinstance(intensity, Sequence) else (intensity, intensity)
+        if not 0 <= p <= 1:
+            raise ValueError(f"p must be a probability from 0 to 1, got {p}")
+        if not 0 <= low <= high <= 2:
+            raise ValueError(f"intensity must be a number from 0 to 2, or (low, high) of such, got {intensity}")
+        if not 0 <= coherence <= 1:
+            raise ValueError(f"coherence must be a number from 0 to 1, got {coherence}")
+        if seed is not None and not 0 <= seed < 2**32:
+            raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, or None, got {seed}")
+        self.p, self.intensity, self.coherence, self.grey, self.seed = p, (low, high), coherence, grey, seed
+        self._maker = RainMaker(load_generator(Path(checkpoint), "checkpoint").requires_grad_(False))
+        self._calls = 0
+
+    def check_inputs(self, flat_inputs: list[Any]) -> None:
+        if any(isinstance(value, PIL.Image.Image) for value in flat_inputs):
+            raise TypeError("RainAugment takes tensors; put v2.ToImage() before it")
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        if self.seed is None:
+            return {"draw": torch.randint(2**32, (4,)).tolist()}
+        worker = get_worker_info()
+        self._calls += 1
+        other = worker.seed if worker else 0
+        return {"draw": [self.seed, other % 2**32, other // 2**32 % 2**32, self._calls % 2**32]}
+
+    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
+        _check(inpt)
+        if self._maker.device != inpt.device:
+            self._maker.to(inpt.device)
+        rng = np.random.RandomState(params["draw"])
+        rainy = inpt.as_subclass(Tensor).clone(memory_format=torch.contiguous_format)
+        for image in rainy.view(-1, *rainy.shape[-3:]):
+            if rng.uniform() < self.p:
+                image.copy_(self._rained_on(image, rng))
+        return tv_tensors.wrap(rainy, like=inpt)
+
+    def _rained_on(self, clean: Tensor, rng: np.random.RandomState) -> Tensor:
+        channels, height, width = clean.shape
+        intensity = rng.uniform(*self.intensity)
+        layer = intensity * self._maker.layer(height, width, self.coherence, rng)
+        layer = grey_of(layer) if self.grey or channels == 1 else layer
+        if clean.dtype == torch.uint8:
+            return (clean + 255 * layer[:channels]).round().clamp(0, 255)
+        return (clean.float() + layer[:channels]).clamp(0, 1)
+
+
+def _check(image: Tensor) -> None:
+    if image.ndim < 3 or image.shape[-3] not in (1, 3) or 0 in image.shape:
+        raise ValueError(f"RainAugment takes images (..., C, H, W) with C of 3 or 1, got {tuple(image.shape)}")
+    if image.dtype == torch.uint8:
+        return
+    if not image.is_floating_point():
+        raise TypeError(f"RainAugment takes uint8 or floats, got {image.dtype}; put v2.ToDtype(...) before it")
+    if image.min() < -0.5 or image.max() > 1.5:
+        raise ValueError(
+            f"RainAugment takes floats in [0, 1], got {image.min():.2f} to {image.max():.2f}; "
+            "put it before v2.Normalize, or scale to [0, 1]"
+        )
