@@ -13,10 +13,10 @@ from tests.golden import fill
 
 
 def uneven():
-    """A generator whose rain is several times stronger on one side of the patch than on the other."""
+    """A generator whose rain is three times stronger on one side of the patch than on the other."""
     net = fill(EDNet(nz=16, nef=8), 4)
     with torch.no_grad():
-        net.decoder.main[3].weight *= torch.linspace(0.3, 1.5, 4)[:, None] * torch.linspace(0.5, 1.3, 4)
+        net.decoder.main[3].weight *= torch.linspace(0.4, 1.4, 4)[:, None] * torch.linspace(0.6, 1.2, 4)
     return net
 
 
@@ -62,7 +62,10 @@ def test_no_seams(maker, height, width):
     for axis in (1, 2):
         place = np.mean([energy(layer, maker.netED.patch_size, axis) for layer in layers], 0)
         seam, others = place[-1], place[:-1]
-        assert 0.9 < seam / others.mean() < 1.1
+        if maker.netED.patch_size > 64:  # a picture holds too few of them to tell more
+            assert others.min() < seam < others.max()
+        else:
+            assert 0.9 < seam / others.mean() < 1.1
         pitch = np.mean([energy(layer, maker.pitch, axis) for layer in layers], 0)  # where windows really meet
         assert 0.8 < pitch[-1] / pitch[:-1].mean() < 1.2
 

@@ -70,7 +70,7 @@ class Manifest:
         rows = {}
         with open(self.path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             reader = csv.reader(file)
-            if next(reader, None) != names:
+            if next(reader, names) != names:  # an empty file is as good as none
                 raise UserError(
                     f"{self.path}: is no list of generated pairs (its first line is not {','.join(names)}); "
                     "choose another --save_path, or move it away"
@@ -91,6 +91,15 @@ class Manifest:
         finally:
             if fcntl:
                 os.close(handle)
+
+    def mend(self) -> None:
+        """Cut off what a crash left of a line, so that it can't swallow those that follow."""
+        if not self.path.exists():
+            return
+        with self._locked():
+            whole = self._text(list(self._read().values()), head=True)
+            if self.path.read_bytes() != whole:
+                write_bytes(self.path, whole)
 
     @staticmethod
     def _text(rows: list[Row], head: bool) -> bytes:

@@ -158,6 +158,7 @@ def rain_on_photos(
     }
     if not overwrite:
         _check_settings(manifest, settings, [file for variants in files.values() for file in variants])
+    manifest.mend()
     maker = RainMaker(netED)
     kinds = ("rain", "norain", "layer") if save_layer else ("rain", "norain")
 

@@ -82,11 +82,9 @@ class RainAugment(v2.Transform):
         if self._maker.device != inpt.device:
             self._maker.to(inpt.device)
         rng = np.random.RandomState(params["draw"])
-        rainy = inpt.as_subclass(Tensor).clone(memory_format=torch.contiguous_format)
-        for image in rainy.view(-1, *rainy.shape[-3:]):
-            if rng.uniform() < self.p:
-                image.copy_(self._rained_on(image, rng))
-        return tv_tensors.wrap(rainy, like=inpt)
+        images = inpt.as_subclass(Tensor).reshape(-1, *inpt.shape[-3:])
+        rainy = torch.stack([self._rained_on(image, rng) if rng.uniform() < self.p else image for image in images])
+        return tv_tensors.wrap(rainy.reshape(inpt.shape), like=inpt)
 
     def _rained_on(self, clean: Tensor, rng: np.random.RandomState) -> Tensor:
         channels, height, width = clean.shape
@@ -94,8 +92,8 @@ class RainAugment(v2.Transform):
         layer = intensity * self._maker.layer(height, width, self.coherence, rng)
         layer = grey_of(layer) if self.grey or channels == 1 else layer
         if clean.dtype == torch.uint8:
-            return (clean + 255 * layer[:channels]).round().clamp(0, 255)
-        return (clean.float() + layer[:channels]).clamp(0, 1)
+            return (clean + 255 * layer[:channels]).round().clamp(0, 255).to(clean.dtype)
+        return (clean.float() + layer[:channels]).clamp(0, 1).to(clean.dtype)
 
 
 def _check(image: Tensor) -> None:

@@ -1,0 +1,292 @@
+"""generate_rain.py as a user meets it: exact pairs, repeatable, continued, sharded, and every refusal."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common import cli
+from common.data.images import read_image, write_image
+from common.errors import UserError
+from common.generation import photos, rain
+from common.generation.manifest import Manifest
+from common.models import EDNet
+from for_spa import generate_rain as spa
+from for_syn import generate_rain, train_syn_aug
+from tests.conftest import photo
+from tests.golden import ROOT, fill
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory):
+    path = tmp_path_factory.mktemp("net") / "ED.pt"
+    torch.save(fill(EDNet(nz=5, nef=4, patch_size=16), 1).state_dict(), path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(rain, "LEVELLING", 2**16)
+    monkeypatch.setattr(rain, "TRIAL", 128)
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """Photos as people have them: sub-folders, several formats, one twice by stem, a text file."""
+    folder = tmp_path / "photos"
+    for name, size in (("a.png", (20, 30)), ("a.jpg", (30, 20)), ("trip/b.webp", (40, 50)), ("trip/c.bmp", (1, 7))):
+        write_image(folder / name, photo(*size, len(name)))
+    (folder / "notes.txt").write_text("x")
+    return folder
+
+
+def run(mine, out, generator, *flags, script=generate_rain):
+    flags = ["--data_path", mine, "--save_path", out, "--netED", generator, "--use_gpu", "false", *flags]
+    return script.main([str(flag) for flag in flags])
+
+
+def files(folder, *leave):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in leave
+    }
+
+
+@pytest.mark.parametrize("script", [generate_rain, spa])
+def test_pairs(mine, tmp_path, generator, script, capsys):
+    before = files(mine)
+    assert run(mine, tmp_path / "out", generator, "--save_layer", script=script) == 0
+    out = tmp_path / "out"
+    names = {"a.jpg.png", "a.png.png", "trip/b.png", "trip/c.png"}
+    expected = {f"{kind}/{name}" for kind in ("rain", "norain", "layer") for name in names}
+    assert set(files(out)) == expected | {"manifest.csv", "real_world.txt", "contact_sheet.jpg"}
+    for name in names:
+        rainy, clean, layer = (read_image(out / kind / name).astype(int) for kind in ("rain", "norain", "layer"))
+        assert np.abs(rainy - np.minimum(clean + layer, 255)).max() == 0  # exact, and unchanged where there is no rain
+        assert layer.max() > 0
+    assert np.array_equal(read_image(out / "norain/trip/b.png"), read_image(mine / "trip/b.webp"))
+    assert files(mine) == before
+    rows = list(csv.DictReader((out / "manifest.csv").open()))
+    assert [row["file"] for row in rows] == ["a.jpg.png", "a.png.png", "trip/b.png", "trip/c.png"]
+    assert rows[2] | {"checkpoint": ""} == {
+        "file": "trip/b.png", "photo": "trip/b.webp", "variant": "1", "width": "50", "height": "40", "seed": "0",
+        "intensity": "1.0", "coherence": "0.5", "grey": "False", "checkpoint": "",
+    }  # fmt: skip
+    assert len(rows[0]["checkpoint"]) == 64
+    assert (out / "real_world.txt").read_text().splitlines()[2] == "rain/trip/b.png norain/trip/b.png"
+    printed = capsys.readouterr().out
+    assert "4 pairs made" in printed and "1 other files" in printed and "contact_sheet.jpg" in printed
+
+
+def test_variants_intensity_and_grey(mine, tmp_path, generator):
+    assert run(mine / "a.png", tmp_path / "out", generator, "--num", "3", "--save_layer", "--grey") == 0
+    layers = [read_image(tmp_path / f"out/layer/a_v0{v}.png") for v in (1, 2, 3)]
+    assert (layers[0] != layers[1]).any() and (layers[1] != layers[2]).any()
+    assert all((layer == layer[..., :1]).all() for layer in layers)
+    norain = {(tmp_path / f"out/norain/a_v0{v}.png").read_bytes() for v in (1, 2, 3)}
+    assert len(norain) == 1
+    assert run(mine / "a.png", tmp_path / "none", generator, "--intensity", "0") == 0
+    assert np.array_equal(read_image(tmp_path / "none/rain/a.png"), read_image(mine / "a.png"))
+    for name, factor in (("half", "0.5"), ("full", "1")):
+        assert run(mine / "a.png", tmp_path / name, generator, "--intensity", factor, "--save_layer") == 0
+    half, full = (read_image(tmp_path / name / "layer/a.png").astype(int) for name in ("half", "full"))
+    assert np.abs(2 * half - full)[full < 255].max() <= 1
+
+
+def test_the_rain_depends_on_seed_path_and_variant_alone(mine, tmp_path, generator):
+    flags = ["--num", "2", "--save_layer"]
+    run(mine, tmp_path / "whole", generator, *flags)
+    run(mine, tmp_path / "again", generator, *flags)
+    assert files(tmp_path / "whole") == files(tmp_path / "again")
+    for shard in ("2/3", "3/3", "1/3"):  # any order
+        run(mine, tmp_path / "parts", generator, *flags, "--shard", shard)
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+    (mine / "a.jpg").unlink()  # other photos do not matter, only that the stem is free now
+    run(mine, tmp_path / "fewer", generator, *flags)
+    rainy = files(tmp_path / "fewer")["rain/trip/b_v02.png"]
+    assert rainy == files(tmp_path / "whole")["rain/trip/b_v02.png"]
+    assert files(tmp_path / "fewer")["rain/a_v01.png"] == files(tmp_path / "whole")["rain/a.png_v01.png"]
+    run(mine, tmp_path / "other", generator, *flags, "--seed", "1")
+    assert files(tmp_path / "other")["rain/trip/b_v02.png"] != rainy
+
+
+def test_two_shards_at_once(mine, tmp_path, generator):
+    command = [sys.executable, "for_syn/generate_rain.py", "--data_path", mine, "--netED", generator]
+    command += ["--save_path", tmp_path / "parts", "--num", "5", "--use_gpu", "false"]
+    both = [subprocess.Popen([*map(str, command), "--shard", shard], cwd=ROOT) for shard in ("1/2", "2/2")]
+    assert [process.wait() for process in both] == [0, 0]
+    subprocess.run([*map(str, command), "--save_path", tmp_path / "whole"], cwd=ROOT, check=True)
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+def test_goes_on_where_it_stopped(mine, tmp_path, generator, monkeypatch, capsys):
+    run(mine, tmp_path / "whole", generator, "--num", "2")
+    calls = []
+
+    def stop(path, pixels):
+        calls.append(path)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        write_image(path, pixels)
+
+    monkeypatch.setattr(photos, "write_image", stop)
+    with pytest.raises(KeyboardInterrupt, match=r"of 8 pairs are in .*; the same command goes on"):
+        run(mine, tmp_path / "out", generator, "--num", "2")
+    monkeypatch.setattr(photos, "write_image", write_image)
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "rain").rglob("*.png")}
+    (tmp_path / "out" / "manifest.csv").open("a").write('"cut sho')  # as a power cut may leave it
+    capsys.readouterr()
+    assert run(mine, tmp_path / "out", generator, "--num", "2") == 0
+    assert f"{8 - len(made)} pairs made" in capsys.readouterr().out
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in made.items())
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert run(mine, tmp_path / "out", generator, "--num", "2") == 0
+    assert "0 pairs made" in capsys.readouterr().out and files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_what_is_there_is_not_overwritten(mine, tmp_path, generator, capsys):
+    out = tmp_path / "out"
+    run(mine, out, generator)
+    first = files(out)
+    with pytest.raises(UserError, match=r"holds rain/a.jpg.png made with seed 0, now seed 1; .* --overwrite"):
+        run(mine, out, generator, "--seed", "1")
+    assert files(out) == first
+    assert run(mine, out, generator, "--seed", "1", "--overwrite") == 0
+    assert files(out)["rain/trip/b.png"] != first["rain/trip/b.png"]
+    # a picture of somebody else
+    write_image(tmp_path / "new/rain/a.jpg.png", photo(5, 5, 0))
+    capsys.readouterr()
+    assert run(mine, tmp_path / "new", generator) == 1
+    assert read_image(tmp_path / "new/rain/a.jpg.png").shape == (5, 5, 3)
+    done = capsys.readouterr()
+    assert "rain/a.jpg.png: is there already" in done.err and "3 pairs made" in done.out
+    # what was deleted is made again
+    (out / "norain/trip/c.png").unlink()
+    assert run(mine, out, generator, "--seed", "1") == 0 and (out / "norain/trip/c.png").exists()
+
+
+def test_unreadable_photos_are_named_at_the_end(mine, tmp_path, generator, capsys):
+    (mine / "broken.jpg").write_bytes((mine / "a.jpg").read_bytes()[:200])
+    assert run(mine, tmp_path / "out", generator) == 1
+    done = capsys.readouterr()
+    assert "1 of 5 photos could not be used" in done.err and "broken.jpg" in done.err and "4 pairs made" in done.out
+    with pytest.raises(UserError, match="broken.jpg"):
+        run(mine, tmp_path / "strict", generator, "--strict")
+
+
+def test_orientation_depth_and_transparency(tmp_path, generator, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    pixels = photo(20, 30, 0)
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(pixels).save(folder / "turned.png", exif=exif)
+    Image.fromarray(np.dstack((pixels, np.full((20, 30), 90, np.uint8)))).save(folder / "clear.png")
+    import cv2
+
+    cv2.imwrite(str(folder / "deep.png"), (pixels[..., ::-1].astype(np.uint16) * 257 + 100))
+    assert run(folder, tmp_path / "out", generator) == 0
+    assert np.array_equal(read_image(tmp_path / "out/norain/turned.png"), np.rot90(pixels, -1))
+    assert np.array_equal(read_image(tmp_path / "out/norain/clear.png"), pixels)
+    assert np.array_equal(read_image(tmp_path / "out/norain/deep.png"), pixels)
+    printed = capsys.readouterr().out
+    assert "1 photos with transparency" in printed and "1 photos with 16 bits" in printed
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--data_path", "{}/none"], "--data_path: there is no .*none. Name a folder of clean photos"),
+        (["--save_path", "{}/photos/out"], "--save_path: .* is the input folder or lies in it"),
+        (["--netED", "{}/none.pt"], "--netED: there is no"),
+        (["--save_path", "{}/table"], "manifest.csv: is no list of generated pairs"),
+    ],
+)
+def test_refused(mine, tmp_path, generator, flags, message):
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "manifest.csv").write_text("name,price\n")
+    with pytest.raises(UserError, match=message):
+        run(mine, tmp_path / "out", generator, *[flag.format(tmp_path) for flag in flags])
+    assert not (tmp_path / "out").exists() and not (tmp_path / "photos" / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--shard", "0/2"], "expected K/N with K from 1 to N"),
+        (["--shard", "3/2"], "expected K/N"),
+        (["--shard", "2"], "expected K/N"),
+        (["--intensity", "3"], "expected a number from 0 to 2"),
+        (["--coherence", "-0.1"], "expected a number from 0 to 1"),
+        (["--num", "0"], "expected a whole number from 1 on"),
+    ],
+)
+def test_wrong_flags(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        generate_rain.parse_args(["--data_path", "x", *flags])
+    assert message in capsys.readouterr().err
+
+
+def test_names_are_free_of_clashes():
+    from pathlib import Path
+
+    names = photos.output_names([Path(n) for n in ("a.jpg", "a.png", "a.jpg.png", "b/a.jpg", "B.png", "b.jpg")])
+    assert len({str(name).casefold() for name in names.values()}) == 6
+    assert names[Path("b/a.jpg")] == Path("b/a") and names[Path("B.png")] == Path("B.png")
+
+
+def test_the_pairs_train_as_they_are(tmp_path, generator):
+    for i in range(2):
+        write_image(tmp_path / f"photos/{i}.jpg", photo(40, 48, i))
+    run(tmp_path / "photos", tmp_path / "out", generator, "--num", "2")
+    flags = ["--data_path", tmp_path / "out/rain", "--gt_path", tmp_path / "out/norain", "--fake_ratio", "0"]
+    flags += ["--niter", "1", "--iters_per_epoch", "2", "--batchSize", "2", "--patchSize", "32", "--use_gpu", "false"]
+    flags += ["--recurrent_iter", "1", "--workers", "0", "--model_dir", tmp_path / "m", "--log_dir", tmp_path / "l"]
+    assert not train_syn_aug.main([str(flag) for flag in flags])
+    assert (tmp_path / "m" / "Aug_DerainNet_state_1.pt").exists()
+    from for_spa import train_spa_aug
+
+    flags = ["--data_path", tmp_path / "out", *flags[4:-4], "--model_dir", tmp_path / "n", "--log_dir", tmp_path / "k"]
+    assert not train_spa_aug.main([str(flag) for flag in flags])
+
+
+def test_killed_and_continued(mine, tmp_path, generator):
+    for i in range(12):
+        write_image(mine / f"many/{i}.png", photo(200, 300, i))
+    command = [sys.executable, "for_syn/generate_rain.py", "--data_path", mine, "--netED", generator]
+    command = [*map(str, [*command, "--save_path", tmp_path / "out", "--use_gpu", "false"])]
+    process = subprocess.Popen(command, cwd=ROOT)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "out" / "rain").rglob("*.png")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
+    subprocess.run([*command, "--save_path", tmp_path / "whole"], cwd=ROOT, check=True)
+    left = {name for name in files(tmp_path / "out") if ".writing-" in name}
+    assert {k: v for k, v in files(tmp_path / "out").items() if k not in left} == files(tmp_path / "whole")
+    assert len(Manifest(tmp_path / "out").rows) == 16
+
+
+def test_a_dead_generator_is_noticed(mine, tmp_path, capsys):
+    net = EDNet(nz=5, nef=4, patch_size=16)
+    for parameter in net.decoder.parameters():
+        parameter.data.zero_()
+    torch.save(net.state_dict(), tmp_path / "dead.pt")
+    assert run(mine, tmp_path / "out", tmp_path / "dead.pt") == 0
+    assert "warning: this generator makes hardly any rain" in capsys.readouterr().out
+
+
+def test_ctrl_c_has_its_exit_code(monkeypatch, capsys):
+    def main():
+        raise KeyboardInterrupt("stopped by Ctrl-C; 1 of 2 pairs are in x; the same command goes on")
+
+    assert cli.run(main) == 130 and "the same command goes on" in capsys.readouterr().err
