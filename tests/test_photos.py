@@ -23,6 +23,8 @@ from for_syn import generate_rain, train_syn_aug
 from tests.conftest import photo
 from tests.golden import ROOT, fill
 
+THREADS = os.environ | {"OMP_NUM_THREADS": "1"}
+
 
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory):
@@ -121,9 +123,9 @@ def test_the_rain_depends_on_seed_path_and_variant_alone(mine, tmp_path, generat
 def test_two_shards_at_once(mine, tmp_path, generator):
     command = [sys.executable, "for_syn/generate_rain.py", "--data_path", mine, "--netED", generator]
     command += ["--save_path", tmp_path / "parts", "--num", "5", "--use_gpu", "false"]
-    both = [subprocess.Popen([*map(str, command), "--shard", shard], cwd=ROOT) for shard in ("1/2", "2/2")]
+    both = [subprocess.Popen([*map(str, command), "--shard", shard], cwd=ROOT, env=THREADS) for shard in ("1/2", "2/2")]
     assert [process.wait() for process in both] == [0, 0]
-    subprocess.run([*map(str, command), "--save_path", tmp_path / "whole"], cwd=ROOT, check=True)
+    subprocess.run([*map(str, command), "--save_path", tmp_path / "whole"], cwd=ROOT, env=THREADS, check=True)
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 
@@ -263,14 +265,14 @@ def test_killed_and_continued(mine, tmp_path, generator):
         write_image(mine / f"many/{i}.png", photo(200, 300, i))
     command = [sys.executable, "for_syn/generate_rain.py", "--data_path", mine, "--netED", generator]
     command = [*map(str, [*command, "--save_path", tmp_path / "out", "--use_gpu", "false"])]
-    process = subprocess.Popen(command, cwd=ROOT)
+    process = subprocess.Popen(command, cwd=ROOT, env=THREADS)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "out" / "rain").rglob("*.png")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert subprocess.run(command, cwd=ROOT).returncode == 0
-    subprocess.run([*command, "--save_path", tmp_path / "whole"], cwd=ROOT, check=True)
+    assert subprocess.run(command, cwd=ROOT, env=THREADS).returncode == 0
+    subprocess.run([*command, "--save_path", tmp_path / "whole"], cwd=ROOT, env=THREADS, check=True)
     left = {name for name in files(tmp_path / "out") if ".writing-" in name}
     assert {k: v for k, v in files(tmp_path / "out").items() if k not in left} == files(tmp_path / "whole")
     assert len(Manifest(tmp_path / "out").rows) == 16
