@@ -12,24 +12,43 @@ CPU := --use_gpu false
 CROPS := --data_path $(DEMO)/data/train/rain --gt_path $(DEMO)/data/train/norain --patchSize 32 --batchSize 8
 TRAIN := $(CROPS) --manualSeed 1 --workers 1 --overwrite $(CPU)
 TEST := --data_path $(DEMO)/data/test/rain --gt_path $(DEMO)/data/test/norain $(CPU)
+ED := --netED $(DEMO)/models/ED_state_3.pt
 demo: $(VENV)/run-ready
-	@echo "== 1/5 free data: photos of scikit-image with procedural rain (no download)"
+	@echo "== 1/7 free data: photos of scikit-image with procedural rain (no download)"
 	$(BIN)/python -m common.data.demo --out $(DEMO)/data
-	@echo "== 2/5 joint training in small: fewer stages, small crops, narrow networks, higher rates than the paper's"
+	@echo "== 2/7 joint training in small: fewer stages, small crops, narrow networks, higher rates than the paper's"
 	$(BIN)/python for_syn/train_syn_joint.py $(TRAIN) --stage 2 --nz 32 --nef 16 --ndf 32 --niter 3 --iters_per_epoch 200 \
 	  --milestone 2 --n_dis 3 --lrDerain 2e-3 --lrED 5e-4 --lrD 5e-4 --model_dir $(DEMO)/models --log_dir $(DEMO)/logs
 	$(BIN)/python for_syn/test_syn_joint.py $(TEST) --stage 2 --netDerain $(DEMO)/models/DerainNet_state_3.pt \
 	  --save_path $(DEMO)/joint
-	@echo "== 3/5 augmented training (A+): a derainer of its own, with rain from the generator just trained"
-	$(BIN)/python for_syn/train_syn_aug.py $(TRAIN) --netED $(DEMO)/models/ED_state_3.pt --recurrent_iter 2 --niter 2 \
+	@echo "== 3/7 augmented training (A+): a derainer of its own, with rain from the generator just trained"
+	$(BIN)/python for_syn/train_syn_aug.py $(TRAIN) $(ED) --recurrent_iter 2 --niter 2 \
 	  --iters_per_epoch 120 --milestone 1 --lr 2e-3 --model_dir $(DEMO)/aug_models --log_dir $(DEMO)/aug_logs
 	$(BIN)/python for_syn/test_syn_aug.py $(TEST) --model_dir $(DEMO)/aug_models --save_path $(DEMO)/augmented
-	@echo "== 4/5 rainy, derained by BNet of joint training, and by the derainer of augmented training"
+	@echo "== 4/7 rainy, derained by BNet of joint training, and by the derainer of augmented training"
 	$(BIN)/python -m common.evaluation.metrics --pred $(DEMO)/data/test/rain $(DEMO)/joint $(DEMO)/augmented \
 	  --gt $(DEMO)/data/test/norain --csv $(DEMO)/metrics.csv
-	@echo "== 5/5 the same as a picture"
 	$(BIN)/python -m common.evaluation.report --rainy $(DEMO)/data/test/rain --derained $(DEMO)/joint $(DEMO)/augmented \
-	  --clean $(DEMO)/data/test/norain --netED $(DEMO)/models/ED_state_3.pt --out $(DEMO)/comparison.png
+	  --clean $(DEMO)/data/test/norain $(ED) --out $(DEMO)/comparison.png
+	@echo "== 5/7 what the generator learned: from one rain to another, and dimension by dimension"
+	$(BIN)/python for_syn/test_interpolation.py $(TEST) $(ED) --manualSeed 1 --save_patch $(DEMO)/latent/patch \
+	  --save_inputfake $(DEMO)/latent/input_fake --save_rainfake $(DEMO)/latent/rain_fake
+	rm -f $(DEMO)/latent/seed10/*.gif
+	$(BIN)/python for_syn/test_disentanglement.py $(ED) --manualSeed 10 --gif --save_fake $(DEMO)/latent $(CPU)
+	@echo "== 6/7 its rain on two photos that it never saw"
+	$(BIN)/python for_syn/generate_rain.py --data_path $(DEMO)/data/test/norain $(ED) --save_path $(DEMO)/generated \
+	  --overwrite $(CPU)
+	@echo "== 7/7 all pictures on one page"
+	$(BIN)/python -m common.evaluation.gallery --out $(DEMO)_results --title "VRGNet: a run of five minutes" \
+	  --show $(DEMO)/comparison.png "Removing rain: rainy, derained by BNet of joint training, derained by a derainer of \
+	  augmented training, clean. Below: rain of the generator, which has hardly begun to learn after 600 steps." \
+	  $(DEMO)/latent/rain_fake/interpolation.png "From the rain of one photo (w = 0) to that of another (w = 1): the \
+	  rain, brightened, and both photos with it." \
+	  $(DEMO)/latent/seed10/sheet.png "Each row sweeps one dimension of a rain code from -3 to 3; the numbers are the \
+	  dimension and how much it changes the rain, in grey levels a step." \
+	  $$(ls $(DEMO)/latent/seed10/dim*.gif | head -n 1) "One of the three dimensions that change the rain most." \
+	  $(DEMO)/generated/contact_sheet.jpg "Rain of the generator on photos that it never saw: exact pairs for training." \
+	  --table $(DEMO)/metrics.csv
 
 test: $(VENV)/test-ready
 	@echo "== the tests: about four minutes on two cores"
@@ -54,4 +73,4 @@ $(VENV)/test-ready: $(VENV)/run-ready requirements-dev.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(DEMO) $(DEMO)_results

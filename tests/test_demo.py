@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from common.data import demo, pictures
-from common.data.images import add_rain, read_image
+from common.data.images import add_rain, read_image, write_image
 from common.errors import UserError
-from common.evaluation import report
+from common.evaluation import gallery, report
 from common.models import EDNet
 
 
@@ -76,3 +76,23 @@ def test_the_picture(tmp_path, capsys):
     assert any(np.array_equal(part, first[:, centre - 100 + d : centre + 100 + d]) for d in range(-8, 9))
     with pytest.raises(UserError, match=r"--out: \S+ must end in"):
         report.main([*flags[:-1], str(tmp_path / "x.gif")])
+
+
+def test_the_page(tmp_path, capsys):
+    picture, table = tmp_path / "a b.PNG", tmp_path / "t.csv"
+    write_image(tmp_path / "x.png", np.zeros((4, 4, 3), np.uint8))
+    (tmp_path / "x.png").rename(picture)
+    table.write_text("image,rainy_psnr\n<b>,21.23456\nmean,0.95\n")
+    flags = ["--out", str(tmp_path / "out"), "--title", "a < b", "--table", str(table)]
+    assert gallery.main([*flags, "--show", str(picture), 'It says "5 > 4".', str(picture), "Again."]) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"01_a b.png", "02_a b.png", "index.html"}
+    assert (tmp_path / "out" / "01_a b.png").read_bytes() == picture.read_bytes()
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert '<img src="01_a b.png" alt="">' in page and "It says &quot;5 &gt; 4&quot;." in page
+    assert "<h1>a &lt; b</h1>" in page and "&lt;b&gt;" in page and "<td>21.23</td>" in page and "<b>" not in page
+    assert "index.html" in capsys.readouterr().out
+    for show, message in (("no.png", "there is no"), (str(table), "is no picture")):
+        with pytest.raises(UserError, match=f"--show: .*{message}"):
+            gallery.main([*flags, "--show", show, ""])
+    with pytest.raises(UserError, match="has no sentence"):
+        gallery.main([*flags, "--show", str(picture)])

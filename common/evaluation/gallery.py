@@ -1,0 +1,90 @@
+"""Pictures in one folder, with a page index.html that shows each with a sentence.
+
+python -m common.evaluation.gallery --out results --title "A run" --show sheet.png "What it shows." --table metrics.csv
+"""
+
+import argparse
+import csv
+import html
+import sys
+from pathlib import Path
+
+from common import cli
+from common.data.images import write_bytes
+from common.errors import UserError
+
+PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
+STYLE = (
+    "body{font-family:sans-serif;max-width:1200px;margin:2em auto;padding:0 1em;color:#222}"
+    "img{max-width:100%;height:auto;border:1px solid #ddd}figure{margin:2em 0}figcaption{margin-bottom:.5em}"
+    "table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:right;border-bottom:1px solid #ddd}"
+)
+
+
+def table(rows: list[list[str]]) -> str:
+    """Rows of a CSV, the first one its head, as an HTML table; numbers with two to four digits."""
+
+    def shown(cell: str) -> str:
+        try:
+            return f"{float(cell):.4f}" if abs(float(cell)) < 10 else f"{float(cell):.2f}"
+        except ValueError:
+            return html.escape(cell.replace("_", " "))
+
+    def line(cells: list[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{shown(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return f"<table>{line(rows[0], 'th')}{''.join(line(row, 'td') for row in rows[1:])}</table>"
+
+
+def page(title: str, figures: list[tuple[str, str]], rows: list[list[str]] | None) -> str:
+    """The page: (file name beside it, sentence) each, and a table below; everything is escaped."""
+    parts = [
+        f'<figure><figcaption>{html.escape(sentence)}</figcaption><img src="{html.escape(name)}" alt=""></figure>'
+        for name, sentence in figures
+    ]
+    parts += [table(rows)] if rows else []
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+    return f"{head}<style>{STYLE}</style><h1>{html.escape(title)}</h1>{''.join(parts)}</html>\n"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.Parser(__doc__)
+    parser.add_path("--out", required=True, help="folder for the pictures and index.html")
+    parser.add_argument("--title", default="Results", help="of the page")
+    parser.add_argument(
+        "--show", nargs="+", required=True, metavar="PICTURE SENTENCE", help="pictures, each with what it shows"
+    )
+    parser.add_path("--table", help="a CSV to show below")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    out, figures = Path(args.out), []
+    if len(args.show) % 2:
+        raise UserError(f"--show: a picture and a sentence in turn; the last one, {args.show[-1]}, has no sentence")
+    for number, (picture, sentence) in enumerate(zip(args.show[::2], args.show[1::2], strict=True), 1):
+        path = Path(picture).expanduser()
+        if path.suffix.lower() not in PICTURES:
+            raise UserError(f"--show: {path} is no picture ({', '.join(PICTURES)})")
+        if not path.is_file():
+            raise UserError(f"--show: there is no {path}")
+        figures.append((f"{number:02d}_{path.stem}{path.suffix.lower()}", sentence, path))
+    rows = None
+    if args.table:
+        try:
+            with open(args.table, encoding="utf-8", errors="replace", newline="") as file:
+                rows = [row for row in csv.reader(file) if row]
+        except OSError as error:
+            raise UserError(f"--table: {args.table} can't be read ({error.strerror})") from None
+        if not rows:
+            raise UserError(f"--table: {args.table} is empty")
+    for name, _, path in figures:
+        write_bytes(out / name, path.read_bytes())
+    write_bytes(out / "index.html", page(args.title, [figure[:2] for figure in figures], rows).encode())
+    print(f"pictures: {out / 'index.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
