@@ -35,7 +35,7 @@ def generator(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(rain, "LEVELLING", 2**16)
+    monkeypatch.setattr(rain, "SAMPLES", 2**16)
     monkeypatch.setattr(rain, "TRIAL", 128)
 
 

@@ -2,9 +2,9 @@
 
 Patches of many codes overlap and blend under windows whose squares sum to 1: about the mean of the picture's rain, the
 blend has the mean and the variance of its patches. The generator learned each place of its patch by itself, and dims
-towards the rim (zero padding); so each patch is first levelled to the statistics of the patches' central half, placed
-with a random shift, and cut along a wavering line, so that nothing repeats with the pitch. Blending makes rain a
-little denser and softer; one factor and one threshold, measured once, undo that.
+towards the rim (zero padding); so patches are first levelled to the statistics of their central half, place by place.
+Random shifts and wavering borders see to it that nothing repeats with the pitch. Blending makes rain a little denser
+and softer; one factor and one threshold, measured once for a generator, undo that.
 """
 
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ from common.models import EDNet
 
 RAINY = 0.02  # a pixel is rainy where the maximum over the channels is above it (SPEC section 6)
 BATCH = 2**18  # px of patches at a time, whatever the picture, so that the same codes give the same bytes
-SAMPLES = 64  # patches that tell the mean rain of a picture
-LEVELLING = 2**22  # px of patches that the statistics of a place are measured on
+LEVELLING = 2**18  # px of a picture's patches that tell its statistics, place by place
+SAMPLES = 2**22  # px of patches that tell the mean and the density of all rain
 TRIAL = 1024  # px: side of the layer that factor and threshold are measured on
 GAIN = 3  # a place of the patch is made so many times stronger at most
 
@@ -35,29 +35,25 @@ class RainMaker:
     def __init__(self, netED: EDNet) -> None:
         self.netED = netED.eval().requires_grad_(False)
         p = netED.patch_size
-        self.pitch, self.side = 11 * p // 16, 7 * p // 8  # px: from window to window, and across a window
+        self.pitch, self.side = 5 * p // 8, 7 * p // 8  # px: from window to window, and across a window
         self.overlap = self.side - self.pitch
-        self.ramp, self.wave = p / 8, p / 32  # px: across the blend, and how far its middle wavers to either side
+        self.ramp, self.wave = 3 * p / 16, p / 32  # px: across the blend, and how far its middle wavers to either side
         rng = np.random.RandomState(0)
-        patches = self._patches(torch.from_numpy(rng.standard_normal((LEVELLING // p**2, netED.nz)).astype(np.float32)))
-        centre = central_half(patches)
+        shared = np.zeros(netED.nz)
+        centre = central_half(self._patches(draw_codes(SAMPLES // p**2, shared, 0, rng)))
         self.mean = centre.mean()
-        place, square = (_smoothed(values.mean((0, 1)), p / 64) for values in (patches, patches**2))
-        spread = (square - place**2).clamp(min=1e-12).sqrt()
-        self.place = place
-        self.gain = (centre.std() / spread).clamp(max=GAIN)
         self.factor, self.threshold = 1.0, 0.0
         self._undo_blending(density(centre), rng)
 
     @property
     def device(self) -> torch.device:
         """Where the layers are made."""
-        return self.place.device
+        return self.mean.device
 
     def to(self, device: torch.device) -> "RainMaker":
         """Move to another device, in place."""
         self.netED.to(device)
-        self.mean, self.place, self.gain = (value.to(device) for value in (self.mean, self.place, self.gain))
+        self.mean = self.mean.to(device)
         return self
 
     def _undo_blending(self, wanted: float, rng: np.random.RandomState) -> None:
@@ -123,18 +119,19 @@ class RainMaker:
             turned: for rain that falls along the breadth.
         """
         shared = rng.standard_normal(self.netED.nz)
-        mean = central_half(self._patches(draw_codes(SAMPLES, shared, coherence, rng))).mean()
-
+        samples = max(16, LEVELLING // self.netED.patch_size**2)
+        mean, place, gain = levels(self._patches(draw_codes(samples, shared, coherence, rng)))
         share = mean / self.mean.clamp(min=1e-12)
-        number = -(-breadth // self.pitch)
+        number = -(-breadth // self.pitch) + 1
         tail, start = None, 0  # what of the band before is still to be blended
         while start < length:
-            windows = self._windows(draw_codes(number, shared, coherence, rng), share, rng)
-            band = self._blended(windows.mT if turned else windows, rng)[:, :, :breadth]
-            if tail is None:
-                head = band[:, self.overlap // 2 : self.overlap]
-            else:
-                head = self._faded(tail.mT, band[:, : self.overlap].mT, breadth, rng).mT
+            patches = self._patches(draw_codes(number, shared, coherence, rng))
+            windows = self._windows((patches - place) * gain, rng)
+            left = rng.randint(self.pitch)  # the windows of one band do not stand above those of the next
+            band = self._blended(windows.mT if turned else windows, rng)[:, :, left : left + breadth]
+            head = band[:, : self.overlap]
+            if tail is not None:
+                head = self._faded(tail.mT, head.mT, breadth, rng).mT
             ready = torch.cat((head, band[:, self.overlap : self.pitch]), 1)[:, : length - start]
             yield slice(start, start + ready.shape[1]), ready + mean, share
             start, tail = start + ready.shape[1], band[:, self.pitch :]
@@ -144,24 +141,17 @@ class RainMaker:
         parts = codes.to(next(self.netED.parameters()).device).split(max(1, BATCH // self.netED.patch_size**2))
         return torch.cat([self.netED.sample(part) for part in parts])
 
-    def _windows(self, codes: Tensor, share: Tensor, rng: np.random.RandomState) -> Tensor:
-        """(N, nc, side, side) out of levelled patches about their mean 0, each at a random place of its patch."""
-        patches = (self._patches(codes) - self.place * share) * self.gain
-        places = rng.randint(0, self.netED.patch_size - self.side, (len(codes), 2))  # a power of two: any phase alike
-        return torch.stack(
-            [
-                patch[:, y : y + self.side, x : x + self.side]
-                for patch, (y, x) in zip(patches, places.tolist(), strict=True)
-            ]
-        )
+    def _windows(self, patches: Tensor, rng: np.random.RandomState) -> Tensor:
+        """(N, nc, side, side) out of patches (N, nc, p, p), each at a random place of its patch."""
+        places = rng.randint(0, self.netED.patch_size - self.side, (len(patches), 2))  # a power of two: any phase alike
+        cut = [patch[:, y : y + self.side, x : x + self.side] for patch, (y, x) in zip(patches, places, strict=True)]
+        return torch.stack(cut)
 
     def _blended(self, windows: Tensor, rng: np.random.RandomState) -> Tensor:
-        """Windows side by side, (nc, side, about N * pitch), the first one from the middle of an overlap on."""
+        """Windows side by side, (nc, side, N * pitch + overlap); two at least."""
         o, s = self.overlap, self.pitch
-        if len(windows) == 1:
-            return windows[0, :, :, o // 2 :]
         blends = self._faded(windows[:-1, :, :, s:], windows[1:, :, :, :o], self.side, rng)
-        parts = [windows[0, :, :, o // 2 : s]]
+        parts = [windows[0, :, :, :s]]
         for blend, window in zip(blends, windows[1:], strict=True):
             parts += [blend, window[:, :, o:s]]
         return torch.cat([*parts, windows[-1, :, :, s:]], 2)
@@ -206,7 +196,18 @@ def wavering(number: int, length: int, height: float, step: int, rng: np.random.
     return knots[:, i] * (1 - share) + knots[:, i + 1] * share
 
 
-def _smoothed(values: Tensor, sigma: float) -> Tensor:
-    """A (p, p) map under a Gaussian: single places are measured on few patches."""
-    blurred = cv2.GaussianBlur(values.cpu().numpy(), (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
-    return torch.from_numpy(blurred).to(values)
+def levels(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What makes rain patches alike at every place: (x - place) * gain has mean 0 and the spread of their central half.
+
+    Returns:
+        The mean of the central half; place and gain, each (p, p), smoothed, since it is measured on few patches.
+    """
+
+    def smoothed(values: Tensor) -> Tensor:
+        sigma = patches.shape[-1] / 16
+        blurred = cv2.GaussianBlur(values.mean((0, 1)).cpu().numpy(), (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
+        return torch.from_numpy(blurred).to(values)
+
+    centre, place = central_half(patches), smoothed(patches)
+    spread = smoothed((patches - place) ** 2).clamp(min=1e-12).sqrt()
+    return centre.mean(), place, (centre.std() / spread).clamp(max=GAIN)
