@@ -299,7 +299,7 @@ def add_rain(parser: Parser) -> Parser:
     rain = parser.group("rain")
     rain.add_argument("--num", type=positive_int, default=1, help="rains a photo")
     rain.add_argument("--seed", type=seed, default=0, help="another one gives other rain")
-    rain.add_argument("--intensity", type=number(float, 0, 2), default=1, help="factor of the rain, 0 to 2")
+    rain.add_argument("--intensity", type=number(float, 0, 2), default=1.0, help="factor of the rain, 0 to 2")
     rain.add_argument(
         "--coherence", type=number(float, 0, 1), default=0.5, help="how alike the rain is all over a photo, 0 to 1"
     )
@@ -352,6 +352,9 @@ def run(main: Callable[[], int | None]) -> int:
         text = str(error) or "out of memory"
         if isinstance(error, RuntimeError) and "out of memory" not in text and "can't allocate memory" not in text:
             raise
-        advice = "Use a smaller --batchSize, --patchSize or network for training, a smaller --tile for deraining."
+        advice = (
+            "Use a smaller --batchSize, --patchSize or network for training, a smaller --tile for deraining, "
+            "smaller photos for rain."
+        )
         _complain(f"error: out of memory ({text.splitlines()[0]}). {advice}")
         return 1

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from common.data import demo, pictures
-from common.data.images import add_rain, read_image, write_image
+from common.data.images import read_image, write_image
 from common.errors import UserError
 from common.evaluation import gallery, report
 from common.models import EDNet
@@ -46,7 +46,7 @@ def test_layers_are_seeded_bounded_and_as_dense_and_bright_as_asked():
 def test_rain_is_added_and_clipped_and_leaves_the_rest_alone():
     clean = np.full((40, 40, 3), 200, np.uint8)
     layer = demo.rain_layer((40, 40), 0, brightness=0.5)
-    rainy = add_rain(clean, layer)
+    rainy = demo.add_rain(clean, layer)
     assert rainy.max() == 255 and np.array_equal(rainy[layer[..., 0] == 0], clean[layer[..., 0] == 0])
 
 
@@ -85,10 +85,10 @@ def test_the_page(tmp_path, capsys):
     table.write_text("image,rainy_psnr\n<b>,21.23456\nmean,0.95\n")
     flags = ["--out", str(tmp_path / "out"), "--title", "a < b", "--table", str(table)]
     assert gallery.main([*flags, "--show", str(picture), 'It says "5 > 4".', str(picture), "Again."]) == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"01_a b.png", "02_a b.png", "index.html"}
-    assert (tmp_path / "out" / "01_a b.png").read_bytes() == picture.read_bytes()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"01_a_b.png", "02_a_b.png", "index.html"}
+    assert (tmp_path / "out" / "01_a_b.png").read_bytes() == picture.read_bytes()
     page = (tmp_path / "out" / "index.html").read_text()
-    assert '<img src="01_a b.png" alt="">' in page and "It says &quot;5 &gt; 4&quot;." in page
+    assert '<img src="01_a_b.png" alt="">' in page and "It says &quot;5 &gt; 4&quot;." in page
     assert "<h1>a &lt; b</h1>" in page and "&lt;b&gt;" in page and "<td>21.23</td>" in page and "<b>" not in page
     assert "index.html" in capsys.readouterr().out
     for show, message in (("no.png", "there is no"), (str(table), "is no picture")):

@@ -80,7 +80,7 @@ def test_pairs(mine, tmp_path, generator, script, capsys):
     assert [row["file"] for row in rows] == ["a.jpg.png", "a.png.png", "trip/b.png", "trip/c.png"]
     assert rows[2] | {"checkpoint": ""} == {
         "file": "trip/b.png", "photo": "trip/b.webp", "variant": "1", "width": "50", "height": "40", "seed": "0",
-        "intensity": "1.0", "coherence": "0.5", "grey": "False", "checkpoint": "",
+        "intensity": "1.0", "coherence": "0.5", "grey": "False", "checkpoint": "", "photo_sha256": rows[2]["photo_sha256"],
     }  # fmt: skip
     assert len(rows[0]["checkpoint"]) == 64
     assert (out / "real_world.txt").read_text().splitlines()[2] == "rain/trip/b.png norain/trip/b.png"
@@ -170,9 +170,100 @@ def test_what_is_there_is_not_overwritten(mine, tmp_path, generator, capsys):
     assert read_image(tmp_path / "new/rain/a.jpg.png").shape == (5, 5, 3)
     done = capsys.readouterr()
     assert "rain/a.jpg.png: is there already" in done.err and "3 pairs made" in done.out
+    assert not (tmp_path / "new/norain/a.jpg.png").exists()  # no partner for a picture of somebody else
     # what was deleted is made again
     (out / "norain/trip/c.png").unlink()
     assert run(mine, out, generator, "--seed", "1") == 0 and (out / "norain/trip/c.png").exists()
+
+
+def test_pairs_never_land_on_photos(tmp_path, generator):
+    for kind in ("rain", "norain"):
+        write_image(tmp_path / f"x/{kind}/a.png", photo(20, 30, 0))
+    before = files(tmp_path)
+    for data in ("x/rain", "x/norain", "x/rain/a.png", "x"):
+        with pytest.raises(UserError, match="--save_path: .*(would be mixed with the photos|is the input folder)"):
+            run(tmp_path / data, tmp_path / "x", generator, "--overwrite")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "rain").symlink_to(tmp_path / "x" / "rain")
+    with pytest.raises(UserError, match="would be mixed with the photos"):
+        run(tmp_path / "x" / "rain", tmp_path / "out", generator)
+    assert {name: data for name, data in files(tmp_path).items() if name.startswith("x")} == before
+
+
+def test_another_photo_of_the_same_name_is_not_taken_for_done(tmp_path, generator, capsys):
+    for folder, seed in (("one", 0), ("two", 1)):
+        write_image(tmp_path / folder / "a.png", photo(20, 30, seed))
+        write_image(tmp_path / folder / f"{folder}.png", photo(20, 30, seed))
+    assert run(tmp_path / "one", tmp_path / "out", generator) == 0
+    assert run(tmp_path / "two", tmp_path / "out", generator) == 1  # two.png is fine
+    done = capsys.readouterr()
+    assert "was made of another photo" in done.err and "1 pairs made" in done.out
+    assert np.array_equal(read_image(tmp_path / "out/norain/a.png"), photo(20, 30, 0))
+    assert run(tmp_path / "two", tmp_path / "out", generator, "--overwrite") == 0
+    assert np.array_equal(read_image(tmp_path / "out/norain/a.png"), photo(20, 30, 1))
+    with pytest.raises(UserError, match="seed 0, now seed 1; choose another folder, since that photo is not among"):
+        run(tmp_path / "two", tmp_path / "out", generator, "--seed", "1", "--overwrite")
+
+
+def test_an_interrupted_overwrite_leaves_nothing_mixed(mine, tmp_path, generator, monkeypatch, capsys):
+    out = tmp_path / "out"
+    run(mine, out, generator, "--save_layer")
+    calls = []
+
+    def stop(path, pixels):
+        calls.append(path)
+        if len(calls) == 3:  # norain and layer are written, rain is not
+            raise KeyboardInterrupt
+        write_image(path, pixels)
+
+    monkeypatch.setattr(photos, "write_image", stop)
+    with pytest.raises(KeyboardInterrupt, match="0 of 4 pairs .*; the same command begins anew"):
+        run(mine, out, generator, "--save_layer", "--overwrite", "--seed", "1")
+    monkeypatch.setattr(photos, "write_image", write_image)
+    assert run(mine, out, generator, "--save_layer") == 1
+    assert "layer/a.jpg.png: is there already and is another picture" in capsys.readouterr().err
+    assert run(mine, out, generator, "--save_layer", "--overwrite", "--seed", "1") == 0
+    run(mine, tmp_path / "whole", generator, "--save_layer", "--seed", "1")
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_another_number_of_variants(mine, tmp_path, generator):
+    out = tmp_path / "out"
+    run(mine, out, generator)
+    with pytest.raises(UserError, match=r"holds rain/a.jpg.png of a.jpg, which would now have other names"):
+        run(mine, out, generator, "--num", "2")
+    assert run(mine, out, generator, "--num", "2", "--overwrite") == 0
+    run(mine, tmp_path / "whole", generator, "--num", "2")
+    assert files(out) == files(tmp_path / "whole")
+    (mine / "trip/c.bmp").unlink()
+    for kind in ("rain", "norain"):
+        (out / kind / "trip/c_v01.png").unlink()
+    run(mine, out, generator, "--num", "2")
+    assert "c_v01" not in (out / "real_world.txt").read_text() and "c_v02" in (out / "manifest.csv").read_text()
+
+
+def test_odd_names(tmp_path, generator, capsys):
+    folder = tmp_path / "photos"
+    names = [
+        "a b.png",
+        "cr\rlf\n.png",
+        "=1+1.png",
+        "-rf.png",
+        '"q",x.png',
+        os.fsdecode(b"\xff\xfe.png"),
+        "d/x.png/y.png",
+    ]
+    names += ["d/x.jpg", "n" * 250 + ".png"]
+    for name in names:
+        write_image(folder / name, photo(9, 8, 0))
+    assert run(folder, tmp_path / "out", generator) == 0
+    made = files(tmp_path / "out")
+    assert run(folder, tmp_path / "out", generator) == 0 and files(tmp_path / "out") == made
+    assert "0 pairs made in" in capsys.readouterr().out.split("contact_sheet.jpg")[1]
+    assert {f"rain/{name}" for name in names if name != "d/x.jpg"} | {"rain/d/x.jpg.png"} <= set(made)
+    (folder / names[-1]).rename(folder / ("n" * 247 + ".webp"))
+    assert run(folder, tmp_path / "two", generator, "--num", "2") == 1
+    assert "its name is too long" in capsys.readouterr().err and (tmp_path / "two/rain/-rf_v02.png").exists()
 
 
 def test_unreadable_photos_are_named_at_the_end(mine, tmp_path, generator, capsys):

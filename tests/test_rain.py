@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import UserError
 from common.generation.rain import RAINY, RainMaker, central_half, draw_codes, grey_of, wavering
 from common.models import EDNet
 from common.training.checkpoint import load_generator
@@ -147,6 +148,14 @@ def test_a_generator_that_makes_no_rain_makes_no_rain():
     for parameter in net.decoder.parameters():
         parameter.data.zero_()
     assert RainMaker(net).layer(100, 60, 0.5, rng()).abs().max() == 0
+
+
+def test_a_generator_that_overflows_is_refused():
+    net = EDNet(nz=8, nef=4, patch_size=16)
+    for parameter in net.decoder.parameters():
+        parameter.data.fill_(1e20)
+    with pytest.raises(UserError, match="not finite"):
+        RainMaker(net)
 
 
 def test_grey_is_the_strongest_channel():

@@ -140,6 +140,8 @@ def test_gradients_pass(checkpoint):
         (torch.zeros(3, 0, 20), ValueError, "C, H, W"),
         (torch.zeros(3, 20, 20, dtype=torch.int64), TypeError, "uint8 or floats, got torch.int64"),
         (torch.full((3, 20, 20), -2.0), ValueError, r"floats in \[0, 1\], got -2.00 to -2.00; put it before v2.Norm"),
+        (torch.full((3, 20, 20), torch.nan), ValueError, r"floats in \[0, 1\]"),
+        (np.zeros((8, 8, 3), np.uint8), TypeError, "got ndarray; put v2.ToImage"),
         (PIL.Image.fromarray(np.zeros((8, 8, 3), np.uint8)), TypeError, "ToImage"),
     ],
 )
@@ -155,7 +157,10 @@ def test_refused_images(checkpoint, value, error, message):
         ({"intensity": (1, 0.5)}, "intensity must be"),
         ({"intensity": 3}, "intensity must be"),
         ({"coherence": -1}, "coherence must be"),
+        ({"intensity": (0, 1, 2)}, "intensity must be"),
+        ({"intensity": "ab"}, "intensity must be"),
         ({"seed": -1}, "seed must be"),
+        ({"seed": 1.5}, "seed must be"),
     ],
 )
 def test_refused_arguments(checkpoint, arguments, message):
@@ -163,3 +168,8 @@ def test_refused_arguments(checkpoint, arguments, message):
         RainAugment(checkpoint, **arguments)
     with pytest.raises(UserError, match="checkpoint: there is no"):
         RainAugment("nowhere.pt")
+
+
+def test_without_rain_nothing_changes(checkpoint):
+    for image in (torch.rand(3, 20, 20, dtype=torch.float64), torch.rand(2, 3, 20, 20).half(), torch.zeros(0, 3, 9, 9)):
+        assert torch.equal(RainAugment(checkpoint, p=1, intensity=0)(image), image)

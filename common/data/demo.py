@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from common import cli
-from common.data.images import add_rain, to_float, write_image
+from common.data.images import to_float, to_uint8, write_image
 from common.evaluation.metrics import psnr
 
 TRAIN = ("astronaut", "rocket", "motorcycle", "camera", "grass", "gravel")
@@ -70,6 +70,11 @@ def rain_layer(
     peaks = brightness * rng.uniform(2 / 3, 4 / 3, (height, width_px)) * drops
     layer = cv2.filter2D(peaks.astype(np.float32), -1, kernel, borderType=cv2.BORDER_CONSTANT)
     return np.clip(layer[margin : margin + shape[0], margin : margin + shape[1], None], 0, 1)
+
+
+def add_rain(clean: np.ndarray, layer: np.ndarray) -> np.ndarray:
+    """O = B + R, clipped: (H, W, 3) uint8 and (H, W, 1) floats -> (H, W, 3) uint8."""
+    return to_uint8(to_float(clean) + layer, "nearest")
 
 
 def photos(names: tuple[str, ...], long_side: int) -> dict[str, np.ndarray]:

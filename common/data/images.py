@@ -87,6 +87,8 @@ def inputs(data_path: Path, save_path: Path, hint: str) -> tuple[Path, list[Path
     Raises:
         UserError: there are none, or --save_path is their folder or lies in it.
     """
+    if save_path.exists() and not save_path.is_dir():
+        raise UserError(f"--save_path: {save_path} is a file; name a folder")
     if data_path.is_file():
         if data_path.suffix.lower() not in EXTENSIONS:
             raise UserError(f"--data_path: {data_path} is not an image ({', '.join(EXTENSIONS)})")
@@ -232,20 +234,12 @@ def to_uint8(values: np.ndarray, rounding: str = "truncate") -> np.ndarray:
 
 def to_eight_bits(pixels: np.ndarray) -> np.ndarray:
     """uint8 pixels as they are, uint16 ones rounded to uint8."""
-    return pixels if pixels.dtype == np.uint8 else ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def add_rain(clean: np.ndarray, rain: np.ndarray) -> np.ndarray:
-    """O = B + R, clipped and rounded, so that a pixel without rain stays as it is.
-
-    Args:
-        clean: (H, W, 3) uint8.
-        rain: (H, W, 3) or (H, W, 1) floats >= 0; 1 is white.
-
-    Returns:
-        (H, W, 3) uint8.
-    """
-    return to_uint8(to_float(clean) + rain, "nearest")
+    if pixels.dtype == np.uint8:
+        return pixels
+    eight = np.empty(pixels.shape, np.uint8)
+    for i in range(0, len(pixels), 256):  # in parts, for the memory
+        eight[i : i + 256] = (pixels[i : i + 256].astype(np.uint32) + 128) // 257
+    return eight
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:
@@ -310,4 +304,4 @@ def printable(name: str) -> str:
 
 def tell(problems: list[str], headline: str) -> None:
     """Name on stderr, one a line, the images that work went on without."""
-    print(f"{headline}:" + "".join(f"\n  {problem}" for problem in problems), file=sys.stderr)
+    print(f"{headline}:" + "".join(f"\n  {printable(problem)}" for problem in problems), file=sys.stderr)

@@ -6,6 +6,7 @@ python -m common.evaluation.gallery --out results --title "A run" --show sheet.p
 import argparse
 import csv
 import html
+import re
 import sys
 from pathlib import Path
 
@@ -22,7 +23,7 @@ STYLE = (
 
 
 def table(rows: list[list[str]]) -> str:
-    """Rows of a CSV, the first one its head, as an HTML table; numbers with two to four digits."""
+    """Rows of a CSV, the first one its head and the first column names, as an HTML table; numbers rounded."""
 
     def shown(cell: str) -> str:
         try:
@@ -31,7 +32,8 @@ def table(rows: list[list[str]]) -> str:
             return html.escape(cell.replace("_", " "))
 
     def line(cells: list[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{shown(cell)}</{tag}>" for cell in cells) + "</tr>"
+        texts = [html.escape(cells[0]), *map(shown, cells[1:])]
+        return "<tr>" + "".join(f"<{tag}>{text}</{tag}>" for text in texts) + "</tr>"
 
     return f"<table>{line(rows[0], 'th')}{''.join(line(row, 'td') for row in rows[1:])}</table>"
 
@@ -69,19 +71,21 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--show: {path} is no picture ({', '.join(PICTURES)})")
         if not path.is_file():
             raise UserError(f"--show: there is no {path}")
-        figures.append((f"{number:02d}_{path.stem}{path.suffix.lower()}", sentence, path))
+        plain = re.sub(r"[^A-Za-z0-9._-]", "_", path.stem)  # a name that needs no quoting in an address
+        figures.append((f"{number:02d}_{plain}{path.suffix.lower()}", sentence, path))
     rows = None
     if args.table:
         try:
             with open(args.table, encoding="utf-8", errors="replace", newline="") as file:
                 rows = [row for row in csv.reader(file) if row]
-        except OSError as error:
-            raise UserError(f"--table: {args.table} can't be read ({error.strerror})") from None
+        except (OSError, csv.Error) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"--table: {args.table} can't be read as a CSV ({reason})") from None
         if not rows:
             raise UserError(f"--table: {args.table} is empty")
     for name, _, path in figures:
         write_bytes(out / name, path.read_bytes())
-    write_bytes(out / "index.html", page(args.title, [figure[:2] for figure in figures], rows).encode())
+    write_bytes(out / "index.html", page(args.title, [figure[:2] for figure in figures], rows).encode(errors="replace"))
     print(f"pictures: {out / 'index.html'}")
     return 0
 

@@ -135,7 +135,9 @@ def run_interpolation(
     if len(pairs) > 2:
         print(f"--data_path: {len(pairs)} images; the first two by name are taken")
     _check_folders((data_path, gt_path), save_patch, save_inputfake, save_rainfake)
-    names = [pair.name.replace("/", "_") for pair in pairs[:2]]
+    names = [_lossless(pair.name.replace("/", "_")) for pair in pairs[:2]]
+    if names[0] == names[1]:
+        names = [f"A_{names[0]}", f"B_{names[1]}"]
     rng, p, crops = np.random.RandomState(CROP_SEED), netED.patch_size, []
     for pair in pairs[:2]:
         rainy, clean = read_image(pair.rainy), read_image(pair.clean)
@@ -169,6 +171,11 @@ def run_interpolation(
     write_image(path, sheet([([enlarged(image, TILE) for image in images], labels) for images, labels in rows]))
     print(f"crops: {save_patch}\nrain on them: {save_inputfake}\nrain: {save_rainfake}\npicture: {path}")
     return 0
+
+
+def _lossless(name: str) -> str:
+    """A name under which a crop stays as it is."""
+    return f"{Path(name).stem}.png" if Path(name).suffix.lower() in (".jpg", ".jpeg") else name
 
 
 def _check_folders(inputs: Sequence[str], *outputs: str) -> None:

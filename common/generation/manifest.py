@@ -4,7 +4,7 @@ import contextlib
 import csv
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -17,6 +17,7 @@ except ImportError:  # Windows
     fcntl = None
 
 NAME = "manifest.csv"
+PAIR = ("rain", "norain")  # folders of the rainy and the clean pictures
 _KINDS = {bool: {"True": True, "False": False}.__getitem__, int: int, float: float, str: str}
 
 
@@ -45,6 +46,7 @@ class Row:
     coherence: float
     grey: bool
     checkpoint: str
+    photo_sha256: str  # of the photo's file
 
     @property
     def settings(self) -> Settings:
@@ -75,10 +77,11 @@ class Manifest:
                     f"{self.path}: is no list of generated pairs (its first line is not {','.join(names)}); "
                     "choose another --save_path, or move it away"
                 )
-            for line in reader:
-                with contextlib.suppress(ValueError, KeyError):  # a line that a crash cut short: its pair is made again
-                    row = Row(*(kind(text) for kind, text in zip(kinds, line, strict=True)))
-                    rows[row.file] = row  # the last one counts
+            with contextlib.suppress(csv.Error):  # what a crash left may look like one endless field
+                for line in reader:
+                    with contextlib.suppress(ValueError, KeyError):  # cut short: the pair is made again
+                        row = Row(*(kind(text) for kind, text in zip(kinds, line, strict=True)))
+                        rows[row.file] = row  # the last one counts
         return rows
 
     @contextlib.contextmanager
@@ -92,19 +95,20 @@ class Manifest:
             if fcntl:
                 os.close(handle)
 
-    def mend(self) -> None:
-        """Cut off what a crash left of a line, so that it can't swallow those that follow."""
+    def mend(self, leave: Collection[str] = ()) -> None:
+        """Take rows out, by file; and what a crash left of a line, so that it can't swallow those that follow."""
         if not self.path.exists():
             return
         with self._locked():
-            whole = self._text(list(self._read().values()), head=True)
+            self.rows = {file: row for file, row in self._read().items() if file not in leave}
+            whole = self._text(list(self.rows.values()), head=True)
             if self.path.read_bytes() != whole:
                 write_bytes(self.path, whole)
 
     @staticmethod
     def _text(rows: list[Row], head: bool) -> bytes:
         out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
+        writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # names may hold anything
         writer.writerows([[field.name for field in fields(Row)]] * head + [astuple(row) for row in rows])
         return out.getvalue().encode("utf-8", "surrogateescape")
 
@@ -116,8 +120,9 @@ class Manifest:
 
     @contextlib.contextmanager
     def finished(self) -> Iterator[list[Row]]:
-        """The rows of all processes, in the order of the photos; the file is sorted, and nobody writes meanwhile."""
+        """The rows of all processes whose pairs are there, by photo, with the file sorted; nobody writes meanwhile."""
         with self._locked():
-            rows = sorted(self._read().values(), key=lambda row: (natural_key(row.photo), row.variant))
+            there = [row for row in self._read().values() if all((self.folder / k / row.file).exists() for k in PAIR)]
+            rows = sorted(there, key=lambda row: (natural_key(row.photo), row.variant))
             write_bytes(self.path, self._text(rows, head=True))
             yield rows

@@ -3,15 +3,17 @@
 import contextlib
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
+import cv2
 import numpy as np
 from tqdm import tqdm
 
 from common.data.images import (
     ImageError,
-    add_rain,
     has_alpha,
+    image_size,
     inputs,
     printable,
     read_image,
@@ -24,11 +26,12 @@ from common.data.images import (
 from common.data.pairs import LIST
 from common.data.pictures import sheet, thumbnail
 from common.errors import UserError
-from common.generation.manifest import Manifest, Row, Settings
+from common.generation.manifest import PAIR, Manifest, Row, Settings
 from common.generation.rain import RAINY, RainMaker, grey_of
 from common.models import EDNet
 
 SHEET = "contact_sheet.jpg"
+LONGEST = 255  # bytes of a file name, on all common file systems
 SHOWN, THUMBNAIL = 12, 320  # pairs on the contact sheet, px of their longer side
 
 
@@ -54,14 +57,16 @@ def output_names(photos: list[Path]) -> dict[Path, Path]:
         return path.as_posix().casefold()  # so that they also fit on file systems that do not tell A from a
 
     names = {photo: photo.with_suffix("") for photo in photos}
+    folders = {key(parent) for photo in photos for parent in photo.parents}
     while True:
         taken: dict[str, list[Path]] = {}
         for photo, name in names.items():
             taken.setdefault(key(name), []).append(photo)
-        doubled = [photo for group in taken.values() if len(group) > 1 for photo in group if names[photo] != photo]
-        if not doubled:
+        clashes = [group for name, group in taken.items() if len(group) > 1 or f"{name}.png" in folders]
+        longer = [photo for group in clashes for photo in group if names[photo] != photo]
+        if not longer:
             return names
-        names.update({photo: photo for photo in doubled})
+        names.update({photo: photo for photo in longer})
 
 
 def contact_sheet(folder: Path, rows: list[Row]) -> Path | None:
@@ -92,34 +97,47 @@ def write_list(folder: Path, rows: list[Row]) -> int:
     return len(rows) - len(listed)
 
 
-def _check_settings(manifest: Manifest, settings: Settings, files: list[str]) -> None:
-    for file in files:
-        row = manifest.rows.get(file)
-        if row is not None and row.settings != settings:
+def _check_folders(source: Path, save: Path) -> None:
+    """Photos must not lie where pairs are written, nor pairs be written among the photos."""
+    for kind in (*PAIR, "layer"):
+        target = (save / kind).resolve()
+        if source.resolve().is_relative_to(target) or (source.is_dir() and target.is_relative_to(source.resolve())):
+            raise UserError(
+                f"--save_path: {save / kind} would be mixed with the photos of {source}; choose another one"
+            )
+
+
+def _check_rows(rows: Iterable[Row], settings: Settings, photos: set[str], files: set[str], overwrite: bool) -> None:
+    """One folder holds pairs of one setting, and of a photo those of one --num."""
+    for row in rows:
+        if row.settings != settings and not (overwrite and row.photo in photos):
             differ = [name for name in vars(settings) if getattr(row, name) != getattr(settings, name)]
             before = ", ".join(f"{name} {str(getattr(row, name))[:12]}" for name in differ)
             now = ", ".join(f"{name} {str(getattr(settings, name))[:12]}" for name in differ)
+            remedy = "or --overwrite" if row.photo in photos else "since that photo is not among those of --data_path"
             raise UserError(
-                f"--save_path: {manifest.folder} holds rain/{printable(file)} made with {before}, now {now}; "
-                "choose another folder, or --overwrite"
+                f"--save_path: it holds rain/{printable(row.file)}, made with {before}, now {now}; "
+                f"choose another folder, {remedy}"
+            )
+        if row.photo in photos and row.file not in files and not overwrite:
+            raise UserError(
+                f"--save_path: it holds rain/{printable(row.file)} of {printable(row.photo)}, which would now have other "
+                "names (another --num, or another photo of that stem); choose another folder, or --overwrite"
             )
 
 
 class _Taken(Exception):
-    pass
+    """The pair of one photo can't be made; the others can."""
 
 
-def _put(path: Path, pixels: np.ndarray, overwrite: bool, copy_of: Path | None = None) -> None:
-    """Write a picture, or leave the same one that is there."""
-    if path.exists() and not overwrite:
-        with contextlib.suppress(ImageError):
-            if np.array_equal(read_image(path), pixels):
-                return
-        raise _Taken(f"{path}: is there already and is another picture; --overwrite replaces it")
-    if copy_of is None:
-        write_image(path, pixels)
-    else:
-        write_bytes(path, copy_of.read_bytes())  # quicker than to compress it again
+def _is_there(path: Path, pixels: np.ndarray) -> bool:
+    """Whether the same picture is there already; another one is an error."""
+    if not path.exists():
+        return False
+    with contextlib.suppress(ImageError):
+        if np.array_equal(read_image(path), pixels):
+            return True
+    raise _Taken(f"{path}: is there already and is another picture; --overwrite replaces it")
 
 
 def rain_on_photos(
@@ -149,80 +167,105 @@ def rain_on_photos(
     """
     save = Path(save_path)
     folder, photos, others = inputs(Path(data_path), save, hint)
+    _check_folders(Path(data_path), save)
     names = output_names(photos)
-    settings = Settings(seed, intensity, coherence, grey, fingerprint(netED))
-    manifest = Manifest(save)
-    files = {  # of this part: photo -> one file a variant
+    settings = Settings(seed, float(intensity), float(coherence), grey, fingerprint(netED))
+    files = {  # photo -> one file a variant
         photo: [f"{names[photo].as_posix()}{f'_v{v:02d}' if num > 1 else ''}.png" for v in range(1, num + 1)]
-        for photo in photos[shard[0] - 1 :: shard[1]]
+        for photo in photos
     }
-    if not overwrite:
-        _check_settings(manifest, settings, [file for variants in files.values() for file in variants])
-    manifest.mend()
+    manifest = Manifest(save)
+    listed = {photo.as_posix() for photo in photos}
+    _check_rows(manifest.rows.values(), settings, listed, {file for some in files.values() for file in some}, overwrite)
     maker = RainMaker(netED)
-    kinds = ("rain", "norain", "layer") if save_layer else ("rain", "norain")
+    mine = photos[shard[0] - 1 :: shard[1]]
+    ours = {photo.as_posix() for photo in mine}
+    leave = {file for file, row in manifest.rows.items() if overwrite and row.photo in ours}
+    manifest.mend(leave)  # before anything is replaced: a row stands for a whole pair
+    for file in leave - {file for photo in mine for file in files[photo]}:  # of another --num
+        for kind in (*PAIR, "layer"):
+            (save / kind / file).unlink(missing_ok=True)
+    kinds = (*PAIR, "layer") if save_layer else PAIR
 
-    def is_done(photo: Path, variant: int, file: str) -> bool:
+    def is_done(photo: Path, file: str, digest: str) -> bool:
         row = manifest.rows.get(file)
-        same = row is not None and (row.photo, row.variant, row.settings) == (photo.as_posix(), variant, settings)
-        return same and all((save / kind / file).exists() for kind in kinds)
+        if row is None or not all((save / kind / file).exists() for kind in kinds):
+            return False
+        if row.photo_sha256 != digest or row.photo != photo.as_posix():
+            raise _Taken(
+                f"{folder / photo}: {save / 'rain' / file} was made of another photo; choose another --save_path, "
+                "or --overwrite"
+            )
+        return True
 
-    def make(photo: Path, variant: int, file: str, clean: np.ndarray, copy_of: Path | None) -> float:
-        """Writes one pair; returns its density, the share of rainy pixels."""
-        rainy = np.empty_like(clean)
-        layer = np.empty_like(clean) if save_layer else None
+    def make(photo: Path, variant: int, file: str, clean: np.ndarray, digest: str, copy_of: Path | None) -> int:
+        """Writes one pair; returns its number of rainy pixels."""
+        pictures = {"norain": clean, "layer": np.empty_like(clean), "rain": np.empty_like(clean)}
         wet, (height, width) = 0, clean.shape[:2]
         for rows, columns, tile in maker.tiles(height, width, coherence, draws(seed, photo.as_posix(), variant)):
             rain = intensity * (grey_of(tile) if grey else tile).permute(1, 2, 0).cpu().numpy()
-            rainy[rows, columns] = add_rain(clean[rows, columns], rain)
             wet += np.count_nonzero(rain.max(2) > RAINY)
-            if layer is not None:
-                layer[rows, columns] = to_uint8(rain, "nearest")
-        _put(save / "norain" / file, clean, overwrite, copy_of)
-        if layer is not None:
-            _put(save / "layer" / file, layer, overwrite)
-        _put(save / "rain" / file, rainy, overwrite)
-        manifest.append(Row(file, photo.as_posix(), variant, width, height, **vars(settings)))
-        return wet / (height * width)
+            rain = to_uint8(rain, "nearest")
+            pictures["layer"][rows, columns] = rain
+            pictures["rain"][rows, columns] = cv2.add(np.ascontiguousarray(clean[rows, columns]), rain)  # up to 255
+        todo = {
+            save / kind / file: pictures[kind]
+            for kind in ("norain", "layer", "rain")
+            if kind in kinds and (overwrite or not _is_there(save / kind / file, pictures[kind]))
+        }
+        for path, pixels in todo.items():
+            if pixels is clean and copy_of is not None:
+                write_bytes(path, copy_of.read_bytes())  # quicker than to compress it again
+            else:
+                write_image(path, pixels)
+        manifest.append(Row(file, photo.as_posix(), variant, width, height, **vars(settings), photo_sha256=digest))
+        return wet
 
-    problems, densities, there, deep, alpha = [], [], 0, 0, 0
+    problems, made, wet, area, there, deep, alpha = [], 0, 0, 0, 0, 0, 0
     try:
-        for photo, variants in tqdm(files.items(), unit="photo", disable=None):
-            todo = [(v, file) for v, file in enumerate(variants, 1) if overwrite or not is_done(photo, v, file)]
-            there += num - len(todo)
-            if not todo:
-                continue
+        for photo in tqdm(mine, unit="photo", disable=None):
             try:
+                image_size(folder / photo)  # an image at all, and no pipe
+                digest = _digest(folder / photo)
+                if max(len(os.fsencode(part)) for file in files[photo] for part in Path(file).parts) > LONGEST:
+                    raise _Taken(f"{folder / photo}: its name is too long for that of a pair; shorten it")
+                todo = [(v, f) for v, f in enumerate(files[photo], 1) if overwrite or not is_done(photo, f, digest)]
+                there += num - len(todo)
+                if not todo:
+                    continue
                 pixels = read_image(folder / photo)
                 deep += pixels.dtype == np.uint16
                 alpha += has_alpha(folder / photo)
                 clean = to_eight_bits(pixels)
+                del pixels  # as large again
                 first = None
                 for variant, file in todo:
-                    densities.append(make(photo, variant, file, clean, first))
-                    first = first or save / "norain" / file
+                    wet += make(photo, variant, file, clean, digest, first)
+                    made, area, first = made + 1, area + clean[..., 0].size, first or save / "norain" / file
             except (ImageError, _Taken) as error:
                 if strict:
                     raise UserError(str(error)) from None
                 problems.append(str(error))
     except KeyboardInterrupt:
+        again = "begins anew" if overwrite else "goes on"
         raise KeyboardInterrupt(
-            f"stopped by Ctrl-C; {len(densities) + there} of {num * len(files)} pairs are in {save}; "
-            "the same command goes on"
+            f"stopped by Ctrl-C; {made + there} of {num * len(mine)} pairs are in {save}; the same command {again}"
         ) from None
-    print(f"{len(densities)} pairs made in {save}" + (f", {there} were there already" if there else ""))
+    print(f"{made} pairs made in {save}" + (f", {there} were there already" if there else ""))
     if others:
         print(f"{others} other files in {folder} skipped")
     if deep:
         print(f"{deep} photos with 16 bits a channel: their pairs have 8")
     if alpha:
         print(f"{alpha} photos with transparency: it is left out, their colours are taken as they are")
-    if densities:
-        density = np.mean(densities)
-        print(f"rain covers {density:.1%} of the pixels")
-        if density < 0.001 and intensity > 0:
-            print("warning: this generator makes hardly any rain; train it longer, or look at it by --figure generated")
-    if densities or there:
+    if made:
+        print(f"rain covers {wet / area:.1%} of the pixels")
+        if wet < 0.001 * area and intensity > 0:
+            print(
+                "warning: this generator makes hardly any rain; train it longer, "
+                "or look at it by test_disentanglement.py --figure generated"
+            )
+    if made or there:
         with manifest.finished() as rows:
             spaces = write_list(save, rows)
             picture = contact_sheet(save, rows)
@@ -230,5 +273,14 @@ def rain_on_photos(
             print(f"{spaces} pairs have spaces in their names and are not in {LIST}, which separates by them")
         print(f"lists of the pairs: {manifest.path}, {save / LIST}" + (f"\npicture: {picture}" if picture else ""))
     if problems:
-        tell(problems, f"{len(problems)} of {len(files)} photos could not be used")
+        tell(problems, f"{len(problems)} of {len(mine)} photos could not be used")
     return 1 if problems else 0
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a photo's file."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ImageError(f"{path}: can't be read ({error.strerror}); replace or remove the file") from None

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.errors import UserError
 from common.models import EDNet
 
 RAINY = 0.02  # a pixel is rainy where the maximum over the channels is above it (SPEC section 6)
@@ -29,6 +30,9 @@ class RainMaker:
 
     Args:
         netED: RNet and G, on the device that the layers are to be on; set to eval mode and frozen.
+
+    Raises:
+        UserError: it makes values that are not finite.
     """
 
     @torch.no_grad()
@@ -42,6 +46,10 @@ class RainMaker:
         shared = np.zeros(netED.nz)
         centre = central_half(self._patches(draw_codes(SAMPLES // p**2, shared, 0, rng)))
         self.mean = centre.mean()
+        if not torch.isfinite(centre).all():
+            raise UserError(
+                "this generator makes values that are not finite; its training went wrong, take another one"
+            )
         self.factor, self.threshold = 1.0, 0.0
         self._undo_blending(density(centre), rng)
 

@@ -20,9 +20,9 @@ from common.training.checkpoint import load_generator
 class RainAugment(v2.Transform):
     """Adds generated rain to images; boxes, masks and labels pass untouched, and the input is never changed.
 
-    Images are tensors or tv_tensors (Image, Video), (..., C, H, W) with C of 3 or 1, uint8 or floats in [0, 1], on any
-    device; type, dtype and device stay. Every image of a batch draws for itself; the images of one sample get the same
-    rain where they have the same size.
+    Images are tensors or tv_tensors.Image, (..., C, H, W) with C of 3 or 1, uint8 or floats in [0, 1], on any device;
+    type, dtype and device stay. Every image of a batch draws for itself. Several tv_tensors.Image of one sample get the
+    same rain where they have the same size; of plain tensors only the first is an image, as everywhere in torchvision.
 
     Args:
         checkpoint: weights of RNet and G (ED_state_N.pt), of any size.
@@ -40,7 +40,7 @@ class RainAugment(v2.Transform):
         TypeError: an image is no tensor, or neither uint8 nor float.
     """
 
-    _transformed_types = (is_pure_tensor, tv_tensors.Image, tv_tensors.Video)
+    _transformed_types = (is_pure_tensor, tv_tensors.Image)
 
     def __init__(
         self,
@@ -52,22 +52,29 @@ class RainAugment(v2.Transform):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        low, high = intensity if isinstance(intensity, Sequence) else (intensity, intensity)
+        try:
+            low, high = (float(value) for value in (intensity if np.iterable(intensity) else (intensity, intensity)))
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"intensity must be a number from 0 to 2, or (low, high) of such, got {intensity}"
+            ) from None
         if not 0 <= p <= 1:
             raise ValueError(f"p must be a probability from 0 to 1, got {p}")
         if not 0 <= low <= high <= 2:
             raise ValueError(f"intensity must be a number from 0 to 2, or (low, high) of such, got {intensity}")
         if not 0 <= coherence <= 1:
             raise ValueError(f"coherence must be a number from 0 to 1, got {coherence}")
-        if seed is not None and not 0 <= seed < 2**32:
+        if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**32):
             raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, or None, got {seed}")
         self.p, self.intensity, self.coherence, self.grey, self.seed = p, (low, high), coherence, grey, seed
-        self._maker = RainMaker(load_generator(Path(checkpoint), "checkpoint").requires_grad_(False))
+        self._maker = RainMaker(load_generator(Path(checkpoint).expanduser(), "checkpoint").requires_grad_(False))
         self._calls = 0
 
     def check_inputs(self, flat_inputs: list[Any]) -> None:
-        if any(isinstance(value, PIL.Image.Image) for value in flat_inputs):
-            raise TypeError("RainAugment takes tensors; put v2.ToImage() before it")
+        pictures = [value for value in flat_inputs if isinstance(value, PIL.Image.Image)]
+        if pictures or not any(is_pure_tensor(value) or isinstance(value, tv_tensors.Image) for value in flat_inputs):
+            kinds = ", ".join(sorted({type(value).__name__ for value in flat_inputs})) or "nothing"
+            raise TypeError(f"RainAugment takes tensors, got {kinds}; put v2.ToImage() before it")
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         if self.seed is None:
@@ -82,6 +89,8 @@ class RainAugment(v2.Transform):
         if self._maker.device != inpt.device:
             self._maker.to(inpt.device)
         rng = np.random.RandomState(params["draw"])
+        if not inpt.numel():  # an empty batch
+            return inpt
         images = inpt.as_subclass(Tensor).reshape(-1, *inpt.shape[-3:])
         rainy = torch.stack([self._rained_on(image, rng) if rng.uniform() < self.p else image for image in images])
         return tv_tensors.wrap(rainy.reshape(inpt.shape), like=inpt)
@@ -93,17 +102,18 @@ class RainAugment(v2.Transform):
         layer = grey_of(layer) if self.grey or channels == 1 else layer
         if clean.dtype == torch.uint8:
             return (clean + 255 * layer[:channels]).round().clamp(0, 255).to(clean.dtype)
-        return (clean.float() + layer[:channels]).clamp(0, 1).to(clean.dtype)
+        wide = torch.promote_types(clean.dtype, torch.float32)
+        return (clean.to(wide) + layer[:channels]).clamp(0, 1).to(clean.dtype)
 
 
 def _check(image: Tensor) -> None:
-    if image.ndim < 3 or image.shape[-3] not in (1, 3) or 0 in image.shape:
+    if image.ndim < 3 or image.shape[-3] not in (1, 3) or 0 in image.shape[-2:]:
         raise ValueError(f"RainAugment takes images (..., C, H, W) with C of 3 or 1, got {tuple(image.shape)}")
     if image.dtype == torch.uint8:
         return
     if not image.is_floating_point():
         raise TypeError(f"RainAugment takes uint8 or floats, got {image.dtype}; put v2.ToDtype(...) before it")
-    if image.min() < -0.5 or image.max() > 1.5:
+    if image.numel() and not (image.min() >= -0.5 and image.max() <= 1.5):  # a little beyond is what resizing leaves
         raise ValueError(
             f"RainAugment takes floats in [0, 1], got {image.min():.2f} to {image.max():.2f}; "
             "put it before v2.Normalize, or scale to [0, 1]"
