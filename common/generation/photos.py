@@ -121,8 +121,8 @@ def _check_rows(rows: Iterable[Row], settings: Settings, photos: set[str], files
             )
         if row.photo in photos and row.file not in files and not overwrite:
             raise UserError(
-                f"--save_path: it holds rain/{printable(row.file)} of {printable(row.photo)}, which would now have other "
-                "names (another --num, or another photo of that stem); choose another folder, or --overwrite"
+                f"--save_path: it holds rain/{printable(row.file)} of {printable(row.photo)}, which would now have "
+                "other names (another --num, or another photo of that stem); choose another folder, or --overwrite"
             )
 
 
