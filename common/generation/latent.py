@@ -219,14 +219,14 @@ def run_disentanglement(
             print(f"{nz} dimensions are too many for one JPEG: fake.png in its place")
             write_image(folder / f"seed{seed}" / "fake.png", big)
         order = np.argsort(-changes[s], kind="stable")
-        labels = [f"{d}: {changes[s, d]:.2f}" for d in order]
+        labels = [f"{d}: {changes[s, d]:.2g}" for d in order]
         write_image(folder / f"seed{seed}" / "sheet.png", beside(labels, [strips[d] for d in order], WHITE))
     bar.close()
     mean = changes.mean(0)
     ranking = np.argsort(-mean, kind="stable")
     _write_ranking(folder / "ranking.csv", ranking, changes, seeds)
     print("dimensions that change the rain most, in grey levels from one picture of the sweep to the next:")
-    print(" ".join(f" {d}: {mean[d]:.2f}" for d in ranking[:8]))
+    print(" ".join(f" {d}: {mean[d]:.2g}" for d in ranking[:8]))
     print(f"written: {folder / 'ranking.csv'}, and a folder for each of the seeds {', '.join(map(str, seeds))}")
     print(f"picture, most change on top: {folder / f'seed{seeds[0]}' / 'sheet.png'}")
     if gif:
@@ -262,7 +262,7 @@ def _write_ranking(path: Path, ranking: np.ndarray, changes: np.ndarray, seeds: 
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["rank", "dimension", "mean_change", *(f"seed{seed}" for seed in seeds)])
     for rank, d in enumerate(ranking, 1):
-        writer.writerow([rank, d, *(f"{value:.4f}" for value in (changes[:, d].mean(), *changes[:, d]))])
+        writer.writerow([rank, d, *(f"{value:.6g}" for value in (changes[:, d].mean(), *changes[:, d]))])
     write_bytes(path, out.getvalue().encode())
 
 
