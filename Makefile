@@ -51,7 +51,7 @@ demo: $(VENV)/run-ready
 	  --table $(DEMO)/metrics.csv
 
 test: $(VENV)/test-ready
-	@echo "== the tests: about five minutes on two cores"
+	@echo "== the tests: about six minutes on two cores"
 	@$(BIN)/python -m pytest -q
 
 lint: $(VENV)/test-ready
