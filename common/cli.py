@@ -308,7 +308,14 @@ def add_rain(parser: Parser) -> Parser:
     run.add_argument(
         "--save_layer", type=boolean, nargs="?", const=True, default=False, help="also save the rain alone, in layer/"
     )
-    run.add_argument("--overwrite", type=boolean, nargs="?", const=True, default=False, help="make all pairs anew")
+    run.add_argument(
+        "--overwrite",
+        type=boolean,
+        nargs="?",
+        const=True,
+        default=False,
+        help="first delete all pairs of an earlier run",
+    )
     run.add_argument(
         "--strict", type=boolean, nargs="?", const=True, default=False, help="stop at a photo that can't be read"
     )

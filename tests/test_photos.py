@@ -81,7 +81,8 @@ def test_pairs(mine, tmp_path, generator, script, capsys):
     assert [row["file"] for row in rows] == ["a.jpg.png", "a.png.png", "trip/b.png", "trip/c.png"]
     assert rows[2] | {"checkpoint": ""} == {
         "file": "trip/b.png", "photo": "trip/b.webp", "variant": "1", "width": "50", "height": "40", "seed": "0",
-        "intensity": "1.0", "coherence": "0.5", "grey": "False", "checkpoint": "",
+        "num": "1", "intensity": "1.0", "coherence": "0.5", "grey": "False", "checkpoint": "",
+        "version": str(rain.VERSION), "layer": "True",
         "photo_sha256": hashlib.sha256((mine / "trip/b.webp").read_bytes()).hexdigest(),
     }  # fmt: skip
     assert len(rows[0]["checkpoint"]) == 64
@@ -146,7 +147,8 @@ def test_goes_on_where_it_stopped(mine, tmp_path, generator, monkeypatch, capsys
         run(mine, tmp_path / "out", generator, "--num", "2")
     monkeypatch.setattr(photos, "write_image", write_image)
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "rain").rglob("*.png")}
-    (tmp_path / "out" / "manifest.csv").open("a").write('"cut sho')  # as a power cut may leave it
+    with (tmp_path / "out" / "manifest.csv").open("a") as file:  # as a power cut may leave it
+        file.write('"cut sho')
     capsys.readouterr()
     assert run(mine, tmp_path / "out", generator, "--num", "2") == 0
     assert f"{8 - len(made)} pairs made" in capsys.readouterr().out
@@ -203,8 +205,6 @@ def test_another_photo_of_the_same_name_is_not_taken_for_done(tmp_path, generato
     assert np.array_equal(read_image(tmp_path / "out/norain/a.png"), photo(20, 30, 0))
     assert run(tmp_path / "two", tmp_path / "out", generator, "--overwrite") == 0
     assert np.array_equal(read_image(tmp_path / "out/norain/a.png"), photo(20, 30, 1))
-    with pytest.raises(UserError, match="seed 0, now seed 1; choose another folder, since that photo is not among"):
-        run(tmp_path / "two", tmp_path / "out", generator, "--seed", "1", "--overwrite")
 
 
 def test_an_interrupted_overwrite_leaves_nothing_mixed(mine, tmp_path, generator, monkeypatch, capsys):
@@ -219,20 +219,90 @@ def test_an_interrupted_overwrite_leaves_nothing_mixed(mine, tmp_path, generator
         write_image(path, pixels)
 
     monkeypatch.setattr(photos, "write_image", stop)
-    with pytest.raises(KeyboardInterrupt, match="0 of 4 pairs .*; the same command begins anew"):
+    with pytest.raises(KeyboardInterrupt, match="0 of 4 pairs .*; the same command without --overwrite goes on"):
         run(mine, out, generator, "--save_layer", "--overwrite", "--seed", "1")
     monkeypatch.setattr(photos, "write_image", write_image)
-    assert run(mine, out, generator, "--save_layer") == 1
+    assert set(files(out)) == {"norain/a.jpg.png", "layer/a.jpg.png"}  # the pairs of before are gone
+    assert run(mine, out, generator, "--save_layer") == 1  # what is there of seed 1 is not taken for seed 0
     assert "layer/a.jpg.png: is there already and is another picture" in capsys.readouterr().err
-    assert run(mine, out, generator, "--save_layer", "--overwrite", "--seed", "1") == 0
-    run(mine, tmp_path / "whole", generator, "--save_layer", "--seed", "1")
+
+
+def test_overwrite_starts_anew_and_goes_on(mine, tmp_path, generator, monkeypatch):
+    out = tmp_path / "out"
+    run(mine, out, generator, "--save_layer", "--num", "2")
+    calls = []
+
+    def stop(path, pixels):
+        calls.append(path)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        write_image(path, pixels)
+
+    monkeypatch.setattr(photos, "write_image", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(mine, out, generator, "--seed", "1", "--overwrite")
+    monkeypatch.setattr(photos, "write_image", write_image)
+    assert run(mine, out, generator, "--seed", "1") == 0
+    run(mine, tmp_path / "whole", generator, "--seed", "1")
     assert files(out) == files(tmp_path / "whole")
+    with pytest.raises(UserError, match="--overwrite: it starts the whole folder anew, --shard does a part"):
+        run(mine, out, generator, "--overwrite", "--shard", "1/2")
+
+
+@pytest.mark.parametrize("file", ["../../safe/thesis.png", "/{}/safe/thesis.png", "a.png/../../../safe/thesis.png"])
+def test_overwrite_deletes_nothing_but_pairs(mine, tmp_path, generator, file):
+    out = tmp_path / "out"
+    run(mine, out, generator)
+    write_image(tmp_path / "safe" / "thesis.png", photo(9, 9, 0))
+    write_image(out / "rain" / "mine.png", photo(9, 9, 0))
+    text = (out / "manifest.csv").read_text()
+    (out / "manifest.csv").write_text(text.replace('"a.png.png"', f'"{file.format(tmp_path)}"', 1))
+    before = files(tmp_path)
+    with pytest.raises(UserError, match=r"manifest.csv: .*thesis.png is no pair of a.png"):
+        run(mine, out, generator, "--overwrite")
+    left = files(tmp_path)
+    assert left["safe/thesis.png"] == before["safe/thesis.png"] and left["out/rain/mine.png"]
+    assert all(left[name] == data for name, data in before.items() if name.startswith("photos/"))
+
+
+def test_lists_and_links_of_others_are_respected(mine, tmp_path, generator, capsys):
+    (tmp_path / "spa").mkdir()
+    (tmp_path / "spa" / "real_world.txt").write_text("rain/1.png norain/1.png\n")
+    with pytest.raises(UserError, match="real_world.txt is there, but no manifest.csv"):
+        run(mine, tmp_path / "spa", generator)
+    (tmp_path / "out" / "rain").mkdir(parents=True)
+    (tmp_path / "out" / "rain" / "trip").symlink_to(mine / "trip")
+    before = files(mine)
+    assert run(mine, tmp_path / "out", generator) == 1
+    assert files(mine) == before and "a link leads out of" in capsys.readouterr().err
+
+
+def test_layers_of_another_run_are_not_taken_for_ours(mine, tmp_path, generator, capsys):
+    out = tmp_path / "out"
+    run(mine, out, generator)
+    write_image(out / "layer" / "a.jpg.png", photo(30, 20, 5))
+    assert run(mine, out, generator, "--save_layer") == 1
+    assert "layer/a.jpg.png: is there already" in capsys.readouterr().err and (out / "layer/trip/b.png").exists()
+
+
+def test_a_run_of_other_settings_at_the_same_time_is_noticed(mine, tmp_path, generator, monkeypatch):
+    out, real, begun = tmp_path / "out", photos.write_image, []
+
+    def meanwhile(path, pixels):
+        if not begun:
+            begun.append(1)
+            run(mine / "trip", out, generator, "--seed", "1")
+        real(path, pixels)
+
+    monkeypatch.setattr(photos, "write_image", meanwhile)
+    with pytest.raises(UserError, match="another run writes pairs of other settings here"):
+        run(mine, out, generator)
 
 
 def test_another_number_of_variants(mine, tmp_path, generator):
     out = tmp_path / "out"
     run(mine, out, generator)
-    with pytest.raises(UserError, match=r"holds rain/a.jpg.png of a.jpg, which would now have other names"):
+    with pytest.raises(UserError, match=r"holds rain/a.jpg.png, made with num 1, now num 2"):
         run(mine, out, generator, "--num", "2")
     assert run(mine, out, generator, "--num", "2", "--overwrite") == 0
     run(mine, tmp_path / "whole", generator, "--num", "2")

@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         if not path.is_file():
             raise UserError(f"--show: there is no {path}")
         plain = re.sub(r"[^A-Za-z0-9._-]", "_", path.stem)  # a name that needs no quoting in an address
-        figures.append((f"{number:02d}_{plain}{path.suffix.lower()}", sentence, path))
+        figures.append((f"{number:02d}_{plain}{path.suffix.lower()}", sentence, path.read_bytes()))
     rows = None
     if args.table:
         try:
@@ -83,8 +83,8 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--table: {args.table} can't be read as a CSV ({reason})") from None
         if not rows:
             raise UserError(f"--table: {args.table} is empty")
-    for name, _, path in figures:
-        write_bytes(out / name, path.read_bytes())
+    for name, _, data in figures:
+        write_bytes(out / name, data)
     write_bytes(out / "index.html", page(args.title, [figure[:2] for figure in figures], rows).encode(errors="replace"))
     print(f"pictures: {out / 'index.html'}")
     return 0

@@ -3,8 +3,9 @@
 import contextlib
 import csv
 import io
+import itertools
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -26,10 +27,12 @@ class Settings:
     """What, besides the photo's own path and the variant, decides which rain it gets."""
 
     seed: int
+    num: int  # variants of a photo
     intensity: float  # factor of the layer, 0 to 2
     coherence: float  # correlation of neighbouring codes, 0 to 1
     grey: bool  # the maximum over the channels in all of them
     checkpoint: str  # SHA-256 of the generator's weights
+    version: int  # of how a layer is made, see rain.py
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,13 @@ class Row:
     width: int
     height: int
     seed: int
+    num: int
     intensity: float
     coherence: float
     grey: bool
     checkpoint: str
+    version: int
+    layer: bool  # saved too
     photo_sha256: str  # of the photo's file
 
     @property
@@ -64,7 +70,8 @@ class Manifest:
         self.folder, self.path = folder, folder / NAME
         self.rows = self._read()
 
-    def _read(self) -> dict[str, Row]:
+    def _read(self, number: int | None = None) -> dict[str, Row]:
+        """The rows by file, or the first so many."""
         if not self.path.exists():
             return {}
         kinds = [_KINDS[field.type] for field in fields(Row)]
@@ -72,16 +79,20 @@ class Manifest:
         rows = {}
         with open(self.path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             reader = csv.reader(file)
-            if next(reader, names) != names:  # an empty file is as good as none
+            head = None
+            with contextlib.suppress(csv.Error):
+                head = next(reader, names)  # an empty file is as good as none
+            if head != names:
                 raise UserError(
                     f"{self.path}: is no list of generated pairs (its first line is not {','.join(names)}); "
                     "choose another --save_path, or move it away"
                 )
             with contextlib.suppress(csv.Error):  # what a crash left may look like one endless field
-                for line in reader:
+                for line in itertools.islice(reader, number):
                     with contextlib.suppress(ValueError, KeyError):  # cut short: the pair is made again
                         row = Row(*(kind(text) for kind, text in zip(kinds, line, strict=True)))
-                        rows[row.file] = row  # the last one counts
+                        if len(row.photo_sha256) == 64:
+                            rows[row.file] = row  # the last one counts
         return rows
 
     @contextlib.contextmanager
@@ -95,12 +106,12 @@ class Manifest:
             if fcntl:
                 os.close(handle)
 
-    def mend(self, leave: Collection[str] = ()) -> None:
-        """Take rows out, by file; and what a crash left of a line, so that it can't swallow those that follow."""
+    def mend(self) -> None:
+        """Cut off what a crash left of a line, so that it can't swallow those that follow."""
         if not self.path.exists():
             return
         with self._locked():
-            self.rows = {file: row for file, row in self._read().items() if file not in leave}
+            self.rows = self._read()
             whole = self._text(list(self.rows.values()), head=True)
             if self.path.read_bytes() != whole:
                 write_bytes(self.path, whole)
@@ -113,10 +124,17 @@ class Manifest:
         return out.getvalue().encode("utf-8", "surrogateescape")
 
     def append(self, row: Row) -> None:
-        """Note a pair that is written. The disk and permissions are the caller's: raises OSError."""
+        """Note a pair that is written. The disk and permissions are the caller's: raises OSError.
+
+        Raises:
+            UserError: another process has begun to write pairs of other settings.
+        """
         self.rows[row.file] = row
-        with self._locked(), open(self.path, "ab") as file:
-            file.write(self._text([row], head=file.tell() == 0))
+        with self._locked():
+            if any(first.settings != row.settings for first in self._read(1).values()):
+                raise UserError(f"{self.path}: another run writes pairs of other settings here; use two folders")
+            with open(self.path, "ab") as file:
+                file.write(self._text([row], head=file.tell() == 0))
 
     @contextlib.contextmanager
     def finished(self) -> Iterator[list[Row]]:

@@ -26,10 +26,12 @@ from common.data.images import (
 from common.data.pairs import LIST
 from common.data.pictures import sheet, thumbnail
 from common.errors import UserError
+from common.generation.manifest import NAME as MANIFEST
 from common.generation.manifest import PAIR, Manifest, Row, Settings
-from common.generation.rain import RAINY, RainMaker, grey_of
+from common.generation.rain import RAINY, VERSION, RainMaker, grey_of
 from common.models import EDNet
 
+KINDS = (*PAIR, "layer")
 SHEET = "contact_sheet.jpg"
 LONGEST = 255  # bytes of a file name, on all common file systems
 SHOWN, THUMBNAIL = 12, 320  # pairs on the contact sheet, px of their longer side
@@ -97,47 +99,70 @@ def write_list(folder: Path, rows: list[Row]) -> int:
     return len(rows) - len(listed)
 
 
-def _check_folders(source: Path, save: Path) -> None:
+def _check_folders(folder: Path, photos: list[Path], save: Path) -> None:
     """Photos must not lie where pairs are written, nor pairs be written among the photos."""
-    for kind in (*PAIR, "layer"):
+    places = [(folder / photo).resolve() for photo in photos]
+    for kind in KINDS:
         target = (save / kind).resolve()
-        if source.resolve().is_relative_to(target) or (source.is_dir() and target.is_relative_to(source.resolve())):
-            raise UserError(
-                f"--save_path: {save / kind} would be mixed with the photos of {source}; choose another one"
-            )
+        among = len(photos) > 1 and target.is_relative_to(folder.resolve())
+        if among or any(place.is_relative_to(target) for place in places):
+            raise UserError(f"--save_path: {save / kind} would be mixed with the photos of {folder}; choose another")
+    foreign = [name for name in (LIST, SHEET) if (save / name).exists() and not (save / MANIFEST).exists()]
+    if foreign:
+        raise UserError(
+            f"--save_path: {save / foreign[0]} is there, but no {MANIFEST}: not ours; choose another folder"
+        )
 
 
-def _check_rows(rows: Iterable[Row], settings: Settings, photos: set[str], files: set[str], overwrite: bool) -> None:
-    """One folder holds pairs of one setting, and of a photo those of one --num."""
+def _check_rows(rows: Iterable[Row], settings: Settings, files: dict[Path, list[str]]) -> None:
+    """One folder holds pairs of one setting, and of a photo those of one name."""
+    ours = {photo.as_posix(): set(some) for photo, some in files.items()}
     for row in rows:
-        if row.settings != settings and not (overwrite and row.photo in photos):
+        if row.settings != settings:
             differ = [name for name in vars(settings) if getattr(row, name) != getattr(settings, name)]
             before = ", ".join(f"{name} {str(getattr(row, name))[:12]}" for name in differ)
             now = ", ".join(f"{name} {str(getattr(settings, name))[:12]}" for name in differ)
-            remedy = "or --overwrite" if row.photo in photos else "since that photo is not among those of --data_path"
             raise UserError(
                 f"--save_path: it holds rain/{printable(row.file)}, made with {before}, now {now}; "
-                f"choose another folder, {remedy}"
+                "choose another folder, or delete all pairs of this one by --overwrite"
             )
-        if row.photo in photos and row.file not in files and not overwrite:
+        if row.file not in ours.get(row.photo, {row.file}):
             raise UserError(
                 f"--save_path: it holds rain/{printable(row.file)} of {printable(row.photo)}, which would now have "
-                "other names (another --num, or another photo of that stem); choose another folder, or --overwrite"
+                "another name; choose another folder, or delete all pairs of this one by --overwrite"
             )
+
+
+def _start_anew(manifest: Manifest, folder: Path, photos: list[Path]) -> None:
+    """Delete the pairs that the manifest lists, then the lists and the manifest; nothing else."""
+    kept = {(folder / photo).resolve() for photo in photos}
+    for row in manifest.rows.values():
+        stem = Path(row.photo).with_suffix("").as_posix()
+        for kind in KINDS:
+            path = manifest.folder / kind / row.file
+            inside = path.parent.resolve().is_relative_to((manifest.folder / kind).resolve())
+            if not (row.file.startswith(stem) and path.suffix == ".png" and inside and path.resolve() not in kept):
+                raise UserError(f"{manifest.path}: {printable(row.file)} is no pair of {printable(row.photo)}; mend it")
+            path.unlink(missing_ok=True)
+    for name in (LIST, SHEET, MANIFEST):  # the manifest last: until then the same command goes on deleting
+        (manifest.folder / name).unlink(missing_ok=True)
+    manifest.rows = {}
 
 
 class _Taken(Exception):
     """The pair of one photo can't be made; the others can."""
 
 
-def _is_there(path: Path, pixels: np.ndarray) -> bool:
-    """Whether the same picture is there already; another one is an error."""
+def _is_there(path: Path, folder: Path, pixels: np.ndarray) -> bool:
+    """Whether the same picture is there already; another one is an error, since nothing is ever replaced."""
+    if not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise _Taken(f"{path}: a link leads out of {folder}; remove it")
     if not path.exists():
         return False
     with contextlib.suppress(ImageError):
         if np.array_equal(read_image(path), pixels):
             return True
-    raise _Taken(f"{path}: is there already and is another picture; --overwrite replaces it")
+    raise _Taken(f"{path}: is there already and is another picture; move it away, or choose another --save_path")
 
 
 def rain_on_photos(
@@ -152,7 +177,7 @@ def rain_on_photos(
     grey: bool,  # the maximum over the channels in all of them
     save_layer: bool,
     shard: tuple[int, int],  # (K, N): the K-th of N parts, counted from 1
-    overwrite: bool,  # make pairs again that are there
+    overwrite: bool,  # first delete all pairs that the manifest of save_path lists
     strict: bool,  # stop at the first photo that can't be read
     hint: str = "",  # what belongs into data_path, for the message when it is missing
 ) -> int:
@@ -167,34 +192,32 @@ def rain_on_photos(
     """
     save = Path(save_path)
     folder, photos, others = inputs(Path(data_path), save, hint)
-    _check_folders(Path(data_path), save)
+    _check_folders(folder, photos, save)
     names = output_names(photos)
-    settings = Settings(seed, float(intensity), float(coherence), grey, fingerprint(netED))
+    settings = Settings(seed, num, float(intensity), float(coherence), grey, fingerprint(netED), VERSION)
     files = {  # photo -> one file a variant
         photo: [f"{names[photo].as_posix()}{f'_v{v:02d}' if num > 1 else ''}.png" for v in range(1, num + 1)]
         for photo in photos
     }
-    manifest = Manifest(save)
-    listed = {photo.as_posix() for photo in photos}
-    _check_rows(manifest.rows.values(), settings, listed, {file for some in files.values() for file in some}, overwrite)
+    if overwrite and shard[1] > 1:
+        raise UserError("--overwrite: it starts the whole folder anew, --shard does a part; delete the folder instead")
     maker = RainMaker(netED)
+    manifest = Manifest(save)
+    if overwrite:
+        _start_anew(manifest, folder, photos)
+    manifest.mend()
+    _check_rows(manifest.rows.values(), settings, files)
     mine = photos[shard[0] - 1 :: shard[1]]
-    ours = {photo.as_posix() for photo in mine}
-    leave = {file for file, row in manifest.rows.items() if overwrite and row.photo in ours}
-    manifest.mend(leave)  # before anything is replaced: a row stands for a whole pair
-    for file in leave - {file for photo in mine for file in files[photo]}:  # of another --num
-        for kind in (*PAIR, "layer"):
-            (save / kind / file).unlink(missing_ok=True)
-    kinds = (*PAIR, "layer") if save_layer else PAIR
+    kinds = KINDS if save_layer else PAIR
 
     def is_done(photo: Path, file: str, digest: str) -> bool:
         row = manifest.rows.get(file)
-        if row is None or not all((save / kind / file).exists() for kind in kinds):
+        if row is None or not all((save / kind / file).exists() for kind in kinds) or row.layer < save_layer:
             return False
         if row.photo_sha256 != digest or row.photo != photo.as_posix():
             raise _Taken(
                 f"{folder / photo}: {save / 'rain' / file} was made of another photo; choose another --save_path, "
-                "or --overwrite"
+                "or delete all pairs of this one by --overwrite"
             )
         return True
 
@@ -211,14 +234,15 @@ def rain_on_photos(
         todo = {
             save / kind / file: pictures[kind]
             for kind in ("norain", "layer", "rain")
-            if kind in kinds and (overwrite or not _is_there(save / kind / file, pictures[kind]))
+            if kind in kinds and not _is_there(save / kind / file, save / kind, pictures[kind])
         }
         for path, pixels in todo.items():
             if pixels is clean and copy_of is not None:
                 write_bytes(path, copy_of.read_bytes())  # quicker than to compress it again
             else:
                 write_image(path, pixels)
-        manifest.append(Row(file, photo.as_posix(), variant, width, height, **vars(settings), photo_sha256=digest))
+        facts = {"width": width, "height": height, "layer": save_layer, "photo_sha256": digest}
+        manifest.append(Row(file, photo.as_posix(), variant, **facts, **vars(settings)))
         return wet
 
     problems, made, wet, area, there, deep, alpha = [], 0, 0, 0, 0, 0, 0
@@ -229,7 +253,7 @@ def rain_on_photos(
                 digest = _digest(folder / photo)
                 if max(len(os.fsencode(part)) for file in files[photo] for part in Path(file).parts) > LONGEST:
                     raise _Taken(f"{folder / photo}: its name is too long for that of a pair; shorten it")
-                todo = [(v, f) for v, f in enumerate(files[photo], 1) if overwrite or not is_done(photo, f, digest)]
+                todo = [(v, f) for v, f in enumerate(files[photo], 1) if not is_done(photo, f, digest)]
                 there += num - len(todo)
                 if not todo:
                     continue
@@ -247,10 +271,12 @@ def rain_on_photos(
                     raise UserError(str(error)) from None
                 problems.append(str(error))
     except KeyboardInterrupt:
-        again = "begins anew" if overwrite else "goes on"
+        again = "without --overwrite goes on" if overwrite else "goes on"
         raise KeyboardInterrupt(
             f"stopped by Ctrl-C; {made + there} of {num * len(mine)} pairs are in {save}; the same command {again}"
         ) from None
+    if not mine:
+        print(f"--shard {shard[0]}/{shard[1]}: none of the {len(photos)} photos is in this part")
     print(f"{made} pairs made in {save}" + (f", {there} were there already" if there else ""))
     if others:
         print(f"{others} other files in {folder} skipped")

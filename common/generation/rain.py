@@ -22,6 +22,7 @@ BATCH = 2**18  # px of patches at a time, whatever the picture, so that the same
 LEVELLING = 2**18  # px of a picture's patches that tell its statistics, place by place
 SAMPLES = 2**22  # px of patches that tell the mean and the density of all rain
 TRIAL = 1024  # px: side of the layer that factor and threshold are measured on
+VERSION = 1  # goes up when the same codes give another layer
 GAIN = 3  # a place of the patch is made so many times stronger at most
 
 
@@ -44,9 +45,10 @@ class RainMaker:
         self.ramp, self.wave = 3 * p / 16, p / 32  # px: across the blend, and how far its middle wavers to either side
         rng = np.random.RandomState(0)
         shared = np.zeros(netED.nz)
-        centre = central_half(self._patches(draw_codes(SAMPLES // p**2, shared, 0, rng)))
+        patches = self._patches(draw_codes(SAMPLES // p**2, shared, 0, rng))
+        centre = central_half(patches)
         self.mean = centre.mean()
-        if not torch.isfinite(centre).all():
+        if not torch.isfinite(patches.std()):
             raise UserError(
                 "this generator makes values that are not finite; its training went wrong, take another one"
             )
@@ -72,7 +74,7 @@ class RainMaker:
         for _ in range(20):
             threshold = (low + high) / 2
             kept = (layer - threshold * share).clamp(min=0)
-            if kept.std() == 0:
+            if kept.std() <= 1e-4 * kept.mean():  # no rain left, or the same everywhere
                 high = threshold
                 continue
             factor = (layer.mean() / kept.mean() * layer.std() / kept.std()).sqrt().item()

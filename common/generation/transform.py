@@ -53,7 +53,7 @@ class RainAugment(v2.Transform):
     ) -> None:
         super().__init__()
         try:
-            low, high = (float(value) for value in (intensity if np.iterable(intensity) else (intensity, intensity)))
+            low, high = map(float, np.broadcast_to(np.asarray(intensity, float), 2))
         except (TypeError, ValueError):
             raise ValueError(
                 f"intensity must be a number from 0 to 2, or (low, high) of such, got {intensity}"
