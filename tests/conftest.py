@@ -3,6 +3,9 @@ import pytest
 import torch
 
 from common.data.images import write_image
+from common.generation import rain
+from common.models import EDNet
+from tests.golden import fill
 
 torch.set_num_threads(2)
 
@@ -39,3 +42,18 @@ def folders(data, model):
         f"{model}_l",
     ]
     return list(map(str, flags))
+
+
+@pytest.fixture(scope="session")
+def generator(tmp_path_factory):
+    """The file of a small generator of 16 px."""
+    path = tmp_path_factory.mktemp("net") / "ED.pt"
+    torch.save(fill(EDNet(nz=5, nef=4, patch_size=16), 1).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """RainMaker measures a generator on little."""
+    monkeypatch.setattr(rain, "SAMPLES", 2**16)
+    monkeypatch.setattr(rain, "TRIAL", 128)

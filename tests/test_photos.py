@@ -1,5 +1,6 @@
 """generate_rain.py as a user meets it: exact pairs, repeatable, continued, sharded, and every refusal."""
 
+import contextlib
 import csv
 import hashlib
 import os
@@ -22,22 +23,10 @@ from common.models import EDNet
 from for_spa import generate_rain as spa
 from for_syn import generate_rain, train_syn_aug
 from tests.conftest import photo
-from tests.golden import ROOT, fill
+from tests.golden import ROOT
 
 THREADS = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(scope="module")
-def generator(tmp_path_factory):
-    path = tmp_path_factory.mktemp("net") / "ED.pt"
-    torch.save(fill(EDNet(nz=5, nef=4, patch_size=16), 1).state_dict(), path)
-    return path
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(rain, "SAMPLES", 2**16)
-    monkeypatch.setattr(rain, "TRIAL", 128)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture
@@ -53,6 +42,22 @@ def mine(tmp_path):
 def run(mine, out, generator, *flags, script=generate_rain):
     flags = ["--data_path", mine, "--save_path", out, "--netED", generator, "--use_gpu", "false", *flags]
     return script.main([str(flag) for flag in flags])
+
+
+@contextlib.contextmanager
+def stopped_at(number, monkeypatch):
+    """Ctrl-C instead of the picture of that number."""
+    calls = []
+
+    def stop(path, pixels):
+        calls.append(path)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        write_image(path, pixels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(photos, "write_image", stop)
+        yield
 
 
 def files(folder, *leave):
@@ -134,18 +139,11 @@ def test_two_shards_at_once(mine, tmp_path, generator):
 
 def test_goes_on_where_it_stopped(mine, tmp_path, generator, monkeypatch, capsys):
     run(mine, tmp_path / "whole", generator, "--num", "2")
-    calls = []
-
-    def stop(path, pixels):
-        calls.append(path)
-        if len(calls) == 8:
-            raise KeyboardInterrupt
-        write_image(path, pixels)
-
-    monkeypatch.setattr(photos, "write_image", stop)
-    with pytest.raises(KeyboardInterrupt, match=r"of 8 pairs are in .*; the same command goes on"):
+    with (
+        stopped_at(8, monkeypatch),
+        pytest.raises(KeyboardInterrupt, match=r"of 8 pairs are in .*; the same command goes on"),
+    ):
         run(mine, tmp_path / "out", generator, "--num", "2")
-    monkeypatch.setattr(photos, "write_image", write_image)
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "rain").rglob("*.png")}
     with (tmp_path / "out" / "manifest.csv").open("a") as file:  # as a power cut may leave it
         file.write('"cut sho')
@@ -210,18 +208,11 @@ def test_another_photo_of_the_same_name_is_not_taken_for_done(tmp_path, generato
 def test_an_interrupted_overwrite_leaves_nothing_mixed(mine, tmp_path, generator, monkeypatch, capsys):
     out = tmp_path / "out"
     run(mine, out, generator, "--save_layer")
-    calls = []
-
-    def stop(path, pixels):
-        calls.append(path)
-        if len(calls) == 3:  # norain and layer are written, rain is not
-            raise KeyboardInterrupt
-        write_image(path, pixels)
-
-    monkeypatch.setattr(photos, "write_image", stop)
-    with pytest.raises(KeyboardInterrupt, match="0 of 4 pairs .*; the same command without --overwrite goes on"):
+    with (
+        stopped_at(3, monkeypatch),
+        pytest.raises(KeyboardInterrupt, match="0 of 4 pairs .*; the same command without --overwrite goes on"),
+    ):  # norain and layer are written, rain is not
         run(mine, out, generator, "--save_layer", "--overwrite", "--seed", "1")
-    monkeypatch.setattr(photos, "write_image", write_image)
     assert set(files(out)) == {"norain/a.jpg.png", "layer/a.jpg.png"}  # the pairs of before are gone
     assert run(mine, out, generator, "--save_layer") == 1  # what is there of seed 1 is not taken for seed 0
     assert "layer/a.jpg.png: is there already and is another picture" in capsys.readouterr().err
@@ -230,18 +221,8 @@ def test_an_interrupted_overwrite_leaves_nothing_mixed(mine, tmp_path, generator
 def test_overwrite_starts_anew_and_goes_on(mine, tmp_path, generator, monkeypatch):
     out = tmp_path / "out"
     run(mine, out, generator, "--save_layer", "--num", "2")
-    calls = []
-
-    def stop(path, pixels):
-        calls.append(path)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        write_image(path, pixels)
-
-    monkeypatch.setattr(photos, "write_image", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_at(3, monkeypatch), pytest.raises(KeyboardInterrupt):
         run(mine, out, generator, "--seed", "1", "--overwrite")
-    monkeypatch.setattr(photos, "write_image", write_image)
     assert run(mine, out, generator, "--seed", "1") == 0
     run(mine, tmp_path / "whole", generator, "--seed", "1")
     assert files(out) == files(tmp_path / "whole")

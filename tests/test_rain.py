@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from common.generation.rain import RAINY, RainMaker, central_half, draw_codes, grey_of, wavering
+from common.generation.rain import RAINY, RainMaker, central_half, draw_codes, grey_of, sampled, wavering
 from common.models import EDNet
 from common.training.checkpoint import load_generator
 from tests.golden import fill
@@ -76,7 +76,7 @@ def test_no_seams(maker, height, width):
 
 def test_statistics_are_those_of_the_centre_of_patches(maker):
     codes = draw_codes(2048 if maker.netED.patch_size < 256 else 512, np.zeros(maker.netED.nz), 0, rng(1))
-    centre = central_half(maker._patches(codes)).numpy()
+    centre = central_half(sampled(maker.netED, codes)).numpy()
     layers = np.concatenate([maker.layer(1000, 1000, 0, rng(k)).numpy().reshape(3, -1) for k in (2, 3, 4)], 1)
     assert layers.mean() == pytest.approx(centre.mean(), rel=0.05)
     assert layers.std() == pytest.approx(centre.std(), rel=0.05)

@@ -11,22 +11,14 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from common.errors import UserError
-from common.generation import RainAugment, rain
-from common.models import EDNet
-from tests.golden import fill
+from common.generation import RainAugment
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    path = tmp_path_factory.mktemp("net") / "ED.pt"
-    torch.save(fill(EDNet(nz=5, nef=4, patch_size=16), 1).state_dict(), path)
-    return path
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(rain, "SAMPLES", 2**16)
-    monkeypatch.setattr(rain, "TRIAL", 128)
+@pytest.fixture
+def checkpoint(generator):
+    return generator
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64, torch.float16, torch.bfloat16])

@@ -14,6 +14,7 @@ from common.data.images import read_image, size_text, to_float, to_uint8, write_
 from common.data.pairs import find_pairs
 from common.data.pictures import beside, enlarged, reduced, row, sheet, strip, write_gif
 from common.errors import UserError
+from common.generation.rain import sampled
 from common.models import EDNet
 
 WEIGHTS = tuple(round(0.05 * k, 2) for k in range(21))  # of A; B has the rest
@@ -23,23 +24,7 @@ CROP_SEED = 66
 GAMMA = 0.7  # brightens the saved rain, which is faint
 TILE, WHITE = 64, 3  # px: a tile of the big sheet at most, and the lines between tiles
 SIDE = 256  # px: about the side of an animation
-BATCH = 16  # codes at a time
 JPEG_SIDE = 65500  # px: no JPEG is longer
-
-
-def encode(netED: EDNet, rainy: Tensor, eps: Tensor | None) -> Tensor:
-    """Rain codes of rainy patches.
-
-    Args:
-        rainy: (N, nc, p, p) in [0, 1].
-        eps: (N, nz) standard normal draw for z = mu + exp(logvar / 2) * eps; None for the mean of the posterior.
-
-    Returns:
-        (N, nz).
-    """
-    with torch.no_grad():
-        mu_z, logvar_z = netED.encoder(rainy).chunk(2, 1)
-    return mu_z if eps is None else mu_z + torch.exp(logvar_z / 2) * eps
 
 
 def interpolate(netED: EDNet, z_a: Tensor, z_b: Tensor, weights: Sequence[float] = WEIGHTS) -> Tensor:
@@ -53,7 +38,7 @@ def interpolate(netED: EDNet, z_a: Tensor, z_b: Tensor, weights: Sequence[float]
         (len(weights), p, p) >= 0, the maximum over the channels of G(z).
     """
     codes = [(w * z_a + (1 - w) * z_b) / (w**2 + (1 - w) ** 2) ** 0.5 for w in weights]
-    return _sampled(netED, torch.cat(codes)).amax(1)
+    return sampled(netED, torch.cat(codes)).amax(1)
 
 
 def sweep(netED: EDNet, z: Tensor, dimension: int, values: Sequence[float] = VALUES) -> Tensor:
@@ -68,7 +53,7 @@ def sweep(netED: EDNet, z: Tensor, dimension: int, values: Sequence[float] = VAL
     """
     codes = z.repeat(len(values), 1)
     codes[:, dimension] = torch.tensor(values, dtype=z.dtype, device=z.device)
-    return _sampled(netED, codes)
+    return sampled(netED, codes)
 
 
 def change(pictures: Tensor) -> float:
@@ -76,9 +61,9 @@ def change(pictures: Tensor) -> float:
     return 255 * pictures.clamp(0, 1).diff(dim=0).abs().mean().item()
 
 
-def base_code(nz: int, seed: int) -> Tensor:
-    """z ~ N(0, I), (1, nz), from torch.manual_seed(seed) on the CPU."""
-    return torch.randn(1, nz, generator=torch.Generator().manual_seed(seed))
+def base_code(nz: int, seed: int, number: int = 1) -> Tensor:
+    """z ~ N(0, I), (number, nz), from torch.manual_seed(seed) on the CPU."""
+    return torch.randn(number, nz, generator=torch.Generator().manual_seed(seed))
 
 
 def generated(netED: EDNet, number: int, seed: int, side: int) -> tuple[list[np.ndarray], float]:
@@ -87,19 +72,9 @@ def generated(netED: EDNet, number: int, seed: int, side: int) -> tuple[list[np.
     Returns:
         (s, s, 3) uint8 each, and the factor: 1 for rain that is bright enough to be seen.
     """
-    codes = torch.randn(number, netED.nz, generator=torch.Generator().manual_seed(seed))
-    rain = _sampled(netED, codes.to(_device(netED)))
+    rain = sampled(netED, base_code(netED.nz, seed, number))
     gain = float(np.clip(0.8 / max(np.quantile(_grey_or_rgb(rain), 0.995), 1e-6), 1, 10).round(1))
     return [enlarged(layer, side) for layer in _pixels(gain * rain, "nearest")], gain
-
-
-@torch.no_grad()
-def _sampled(netED: EDNet, codes: Tensor) -> Tensor:
-    return torch.cat([netED.sample(part) for part in codes.split(BATCH)])
-
-
-def _device(netED: EDNet) -> torch.device:
-    return next(netED.parameters()).device
 
 
 def _grey_or_rgb(layers: Tensor) -> np.ndarray:
@@ -155,9 +130,10 @@ def run_interpolation(
         for name, image in zip(names, _pixels(images), strict=True):
             write_image(Path(save_patch, prefix + name), image)
 
-    eps = torch.randn(2, netED.nz, generator=torch.Generator().manual_seed(seed)) if posterior == "draw" else None
-    device = _device(netED)
-    z_a, z_b = encode(netED, rainy.to(device), None if eps is None else eps.to(device)).split(1)
+    eps = base_code(netED.nz, seed, 2) if posterior == "draw" else torch.zeros(2, netED.nz)
+    device = next(netED.parameters()).device
+    with torch.no_grad():
+        z_a, z_b = netED(rainy.to(device), eps.to(device))[3].split(1)
     rain = interpolate(netED, z_a, z_b).cpu()
     bright = [np.floor(255 * (v / 255) ** GAMMA).astype(np.uint8) for v in _pixels(rain)]
     fakes = [_pixels(image + rain[:, None]) for image in clean]
@@ -199,12 +175,12 @@ def run_disentanglement(
     Raises:
         UserError: the code has no such dimension.
     """
-    folder, device, nz = Path(save_fake), _device(netED), netED.nz
+    folder, nz = Path(save_fake), netED.nz
     check_dimensions(dims or (), nz)
     changes = np.zeros((len(seeds), nz))
     bar = tqdm(total=len(seeds) * nz, desc="sweeping", unit="dimension", disable=None)
     for s, seed in enumerate(seeds):
-        z, strips = base_code(nz, seed).to(device), []
+        z, strips = base_code(nz, seed), []
         for d in range(nz):
             rain = sweep(netED, z, d)
             changes[s, d] = change(rain)
@@ -233,7 +209,7 @@ def run_disentanglement(
         for seed in seeds:
             for d in dims or ranking[:3].tolist():
                 path = folder / f"seed{seed}" / f"dim{d}.gif"
-                write_gif(path, _to_and_fro(netED, base_code(nz, seed).to(device), d), 90)
+                write_gif(path, _to_and_fro(netED, base_code(nz, seed), d), 90)
                 if seed == seeds[0]:
                     print(f"animation: {path}")
     return 0

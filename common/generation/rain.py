@@ -45,7 +45,7 @@ class RainMaker:
         self.ramp, self.wave = 3 * p / 16, p / 32  # px: across the blend, and how far its middle wavers to either side
         rng = np.random.RandomState(0)
         shared = np.zeros(netED.nz)
-        patches = self._patches(draw_codes(SAMPLES // p**2, shared, 0, rng))
+        patches = sampled(self.netED, draw_codes(SAMPLES // p**2, shared, 0, rng))
         centre = central_half(patches)
         self.mean = centre.mean()
         if not torch.isfinite(patches.std()):
@@ -111,7 +111,7 @@ class RainMaker:
             Rows and columns of the picture, and the rain there, (nc, rows, columns) >= 0.
         """
         if max(height, width) <= self.netED.patch_size:
-            patch = self._patches(draw_codes(1, rng.standard_normal(self.netED.nz), coherence, rng))[0]
+            patch = sampled(self.netED, draw_codes(1, rng.standard_normal(self.netED.nz), coherence, rng))[0]
             yield slice(0, height), slice(0, width), patch[:, :height, :width]
         elif height >= width:
             for rows, band, share in self._bands(height, width, coherence, rng):
@@ -130,12 +130,12 @@ class RainMaker:
         """
         shared = rng.standard_normal(self.netED.nz)
         samples = max(16, LEVELLING // self.netED.patch_size**2)
-        mean, place, gain = levels(self._patches(draw_codes(samples, shared, coherence, rng)))
+        mean, place, gain = levels(sampled(self.netED, draw_codes(samples, shared, coherence, rng)))
         share = mean / self.mean.clamp(min=1e-12)
         number = -(-breadth // self.pitch) + 1
         tail, start = None, 0  # what of the band before is still to be blended
         while start < length:
-            patches = self._patches(draw_codes(number, shared, coherence, rng))
+            patches = sampled(self.netED, draw_codes(number, shared, coherence, rng))
             windows = self._windows((patches - place) * gain, rng)
             left = rng.randint(self.pitch)  # the windows of one band do not stand above those of the next
             band = self._blended(windows.mT if turned else windows, rng)[:, :, left : left + breadth]
@@ -145,11 +145,6 @@ class RainMaker:
             ready = torch.cat((head, band[:, self.overlap : self.pitch]), 1)[:, : length - start]
             yield slice(start, start + ready.shape[1]), ready + mean, share
             start, tail = start + ready.shape[1], band[:, self.pitch :]
-
-    def _patches(self, codes: Tensor) -> Tensor:
-        """(N, nz) codes to (N, nc, p, p) rain."""
-        parts = codes.to(next(self.netED.parameters()).device).split(max(1, BATCH // self.netED.patch_size**2))
-        return torch.cat([self.netED.sample(part) for part in parts])
 
     def _windows(self, patches: Tensor, rng: np.random.RandomState) -> Tensor:
         """(N, nc, side, side) out of patches (N, nc, p, p), each at a random place of its patch."""
@@ -173,6 +168,13 @@ class RainMaker:
         across = torch.arange(self.overlap) + 0.5 - torch.from_numpy(middle)[..., None]  # (number, length, overlap)
         angle = ((across / self.ramp + 0.5).clamp(0, 1) * torch.pi / 2).to(a)[:, None]
         return a * angle.cos() + b * angle.sin() if a.ndim == 4 else a * angle[0].cos() + b * angle[0].sin()
+
+
+@torch.no_grad()
+def sampled(netED: EDNet, codes: Tensor) -> Tensor:
+    """Rain codes (N, nz), however many, to rain layers (N, nc, p, p) >= 0 on the generator's device."""
+    parts = codes.to(next(netED.parameters()).device).split(max(1, BATCH // netED.patch_size**2))
+    return torch.cat([netED.sample(part) for part in parts])
 
 
 def draw_codes(number: int, shared: np.ndarray, coherence: float, rng: np.random.RandomState) -> Tensor:
