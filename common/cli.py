@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.errors import UserError
+from common.speed import Speed
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -197,6 +198,19 @@ def add_derainer(group: argparse.ArgumentParser, sizes: argparse.ArgumentParser)
     )
 
 
+def add_speed(group: argparse.ArgumentParser) -> None:
+    """--precision and --compile."""
+    group.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="of the derainer; bf16 is faster where the processor has it, and a little less exact",
+    )
+    group.add_argument(
+        "--compile", type=boolean, nargs="?", const=True, default=False, help="torch.compile the derainer"
+    )
+
+
 def add_device(group: argparse.ArgumentParser) -> None:
     """--use_gpu and --gpu_id."""
     group.add_argument("--use_gpu", type=boolean, default=True, help="use a CUDA GPU; without one the CPU is used")
@@ -217,6 +231,7 @@ def add_deraining(group: argparse.ArgumentParser) -> None:
         default="truncate",
         help="to 8 bits; the published images are truncated, nearest gains about 0.1 dB",
     )
+    add_speed(group)
     add_device(group)
 
 
@@ -243,6 +258,13 @@ def add_training(parser: Parser, log_dir: str, model_dir: str) -> Parser:
     run.add_argument(
         "--dry_run", type=boolean, nargs="?", const=True, default=False, help="only say what would be done"
     )
+    run.add_argument(
+        "--cache",
+        choices=("auto", "ram", "gpu", "none"),
+        default="auto",
+        help="where decoded images are kept; auto: in RAM where they fit in a third of it; none: read again and again",
+    )
+    add_speed(run)
     add_device(run)
     val = parser.group("validation")
     val.add_path("--val_data_path", help="folder of rainy images; the best derainer on them is kept as ..._best.pt")
@@ -327,7 +349,8 @@ def add_rain(parser: Parser) -> Parser:
 def loop_settings(args: argparse.Namespace) -> dict:
     """The flags that go to the training loop as they are, see ``fit``."""
     names = ["niter", "iters_per_epoch", "workers", "log_dir", "save_every", "save_minutes", "log_every", "val_every"]
-    return {name: getattr(args, name) for name in names} | {"batch_size": args.batchSize}
+    speed = Speed(args.precision, args.compile)
+    return {name: getattr(args, name) for name in names} | {"batch_size": args.batchSize, "speed": speed}
 
 
 def _complain(text: str) -> None:

@@ -49,6 +49,8 @@ def main(argv=None):
         device=device,
         windows=Windows.from_flags(args),
         rounding=args.rounding,
+        precision=args.precision,
+        compiled=args.compile,
         hint=DATA,
     )
 

@@ -14,7 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli, derainer
-from common.data.pairs import PatchDataset, listed_pairs, validation_pairs
+from common.data.pairs import validation_pairs
+from common.data.patches import listed_set
 from common.evaluation.derain import Windows, validator
 from common.training.augment import pick_generator, ratio_digits, train_augmented
 from common.training.run import describe, open_run
@@ -30,7 +31,7 @@ GENERATOR = "Train one with train_spa_joint.py, or put the ED_state_800.pt there
 def parse_args(argv=None):
     parser = cli.Parser(__doc__, __file__)
     data = parser.group("data")
-    data.add_path("--data_path", "./data/spa-data/", help="folder of real_world.txt, the list of the pairs")
+    data.add_path("--data_path", "./data/spa-data/", help="folder of real_world.txt, the list of the pairs, or a pack")
     data.add_argument("--train_num", type=cli.positive_int, default=1000, help="pairs in the sample")
     data.add_argument("--seed", type=cli.seed, default=5, help="of the choice of these pairs, and of nothing else")
     data.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step, generated ones included")
@@ -60,11 +61,11 @@ def main(argv=None):
         net = derainer.build(args).to(device)  # before G: it starts the same with and without augmentation
         netED = pick_generator(run, device, GENERATOR)
         derainer.check(net, args.batchSize, args.patchSize, device)
-        pairs, rule = listed_pairs(args.data_path, args.patchSize, DATA, args.train_num, args.seed)
+        dataset, rule = listed_set(args, device, DATA)
         held_out = validation_pairs(args.val_data_path, args.val_gt_path)
         validate = validator(net, held_out, device, Windows.from_flags(args))
         if args.dry_run:
-            return describe(run, pairs, rule, held_out, {"derainer": net, "netED": netED}, device)
+            return describe(run, dataset, rule, held_out, {"derainer": net, "netED": netED}, device)
         train_augmented(
             run=run,
             net=net,
@@ -73,7 +74,7 @@ def main(argv=None):
             fake_ratio=args.fake_ratio,
             milestone=args.milestone,
             gamma=0.2,
-            dataset=PatchDataset(pairs, args.patchSize, args.manualSeed),
+            dataset=dataset,
             validate=validate,
             device=device,
             **cli.loop_settings(args),

@@ -13,7 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli
-from common.data.pairs import PatchDataset, training_pairs, validation_pairs
+from common.data.pairs import validation_pairs
+from common.data.patches import training_set
 from common.evaluation.derain import validator
 from common.models import Derain, Discriminator, EDNet
 from common.training.joint import train_joint
@@ -29,7 +30,7 @@ DATA = (
 def parse_args(argv=None):
     parser = cli.Parser(__doc__, __file__)
     data = parser.group("data")
-    data.add_path("--data_path", "./data/rain100L/train/small/rain", help="folder of rainy images")
+    data.add_path("--data_path", "./data/rain100L/train/small/rain", help="folder of rainy images, or a pack")
     data.add_path("--gt_path", "./data/rain100L/train/small/norain", help="folder of their clean partners")
     data.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step")
     data.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px, a power of two")
@@ -64,13 +65,14 @@ def main(argv=None):
         device = pick_device(args.use_gpu, args.gpu_id)
         args.manualSeed = seed_everything(args.manualSeed)
         args.ndf = args.ndf or min(64, 64 * 64 // args.patchSize)
-        pairs, rule = training_pairs(args.data_path, args.gt_path, args.patchSize, DATA)
+        dataset, rule = training_set(args, device, DATA)
         held_out = validation_pairs(args.val_data_path, args.val_gt_path)
         netDerain = Derain(stage=args.stage).to(device)
         netED = EDNet(nc=args.nc, nz=args.nz, nef=args.nef, patch_size=args.patchSize).to(device)
         netD = Discriminator(image_size=args.patchSize, conv_dim=args.ndf).to(device)
         if args.dry_run:
-            return describe(run, pairs, rule, held_out, {"netDerain": netDerain, "netED": netED, "netD": netD}, device)
+            nets = {"netDerain": netDerain, "netED": netED, "netD": netD}
+            return describe(run, dataset, rule, held_out, nets, device)
         train_joint(
             run=run,
             netDerain=netDerain,
@@ -85,7 +87,7 @@ def main(argv=None):
             eps2=args.eps2,
             milestone=args.milestone,
             gamma=0.5,
-            dataset=PatchDataset(pairs, args.patchSize, args.manualSeed),
+            dataset=dataset,
             validate=validator(netDerain, held_out, device),
             device=device,
             **cli.loop_settings(args),

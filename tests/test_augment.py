@@ -213,10 +213,14 @@ def test_noaug_is_the_same_training_without_the_generator(spa, tmp_path):  # SPE
 def test_both_small_samples_are_the_same_pairs(spa, generator, tmp_path, monkeypatch, capsys):
     chosen = []
     for script, more in ((train_spa_smallsample_aug, ["--netED", generator]), (train_spa_smallsample_noaug, [])):
-        real = script.PatchDataset
-        monkeypatch.setattr(
-            script, "PatchDataset", lambda pairs, *a, real=real: chosen.append(pairs) or real(pairs, *a)
-        )
+        real = script.listed_set
+
+        def listed(*args, real=real):
+            dataset, source = real(*args)
+            chosen.append(list(dataset.pairs))
+            return dataset, source
+
+        monkeypatch.setattr(script, "listed_set", listed)
         common = ["--train_num", 2, "--niter", 1, "--patchSize", 16]
         train_spa(script, spa, tmp_path / f"{len(chosen)}", *more, *common)
         train_spa(script, spa, tmp_path / f"{len(chosen)}", *more, *common, "--manualSeed", 8)

@@ -1,3 +1,4 @@
+import argparse
 import time
 import tracemalloc
 from pathlib import Path
@@ -5,22 +6,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from common.data import pairs as module
 from common.data.images import write_image
-from common.data.pairs import (
-    CropSampler,
-    PairList,
-    PatchDataset,
-    find_pairs,
-    listed_pairs,
-    match,
-    small_sample,
-    training_pairs,
-)
+from common.data.pairs import PairList, find_pairs, match, small_sample
+from common.data.patches import CropSampler, PatchDataset, crop_loader, listed_set, to_batch, training_set
 from common.errors import UserError
 from tests.conftest import photo
+
+
+def flags(data_path, gt_path=None, patch_size=16, **more):
+    """What the scripts give to training_set and listed_set."""
+    values = {"data_path": str(data_path), "gt_path": gt_path and str(gt_path), "patchSize": patch_size}
+    defaults = {"manualSeed": 0, "cache": "none", "dry_run": False, "given": set()}
+    return argparse.Namespace(**defaults | values | more)
+
+
+CPU = torch.device("cpu")
 
 
 def paths(*names):
@@ -67,7 +69,7 @@ def test_the_first_ten_problems_are_named(tmp_path):
 def test_missing_data_says_what_belongs_there(tmp_path):
     with pytest.raises(UserError, match=r"--gt_path: \S+nowhere is not a folder. Put Rain100L there"):
         write_image(tmp_path / "rain" / "1.png", photo(4, 4, 0))
-        training_pairs(tmp_path / "rain", tmp_path / "nowhere", 16, "Put Rain100L there")
+        training_set(flags(tmp_path / "rain", tmp_path / "nowhere"), CPU, "Put Rain100L there")
 
 
 def test_grey_alpha_and_16_bit_files_train(tmp_path):
@@ -78,8 +80,8 @@ def test_grey_alpha_and_16_bit_files_train(tmp_path):
     (tmp_path / "norain").mkdir()
     cv2.imwrite(str(tmp_path / "rain" / "1.png"), grey.astype(np.uint16) * 257)
     cv2.imwrite(str(tmp_path / "norain" / "1.png"), np.concatenate([grey] * 4, -1))
-    pairs, _ = training_pairs(tmp_path / "rain", tmp_path / "norain", 16, "")
-    rainy, clean = PatchDataset(pairs, 16, 0)[1, 0]
+    dataset, _ = training_set(flags(tmp_path / "rain", tmp_path / "norain"), CPU, "")
+    rainy, clean = dataset[0, 0.5, 0.5]
     assert rainy.dtype == torch.float32 and torch.allclose(rainy, clean, atol=1e-6) and rainy.max() <= 1
 
 
@@ -87,7 +89,7 @@ def crops(pairs_folder, workers, first=1, last=2, skip=0):
     pairs, _ = find_pairs(pairs_folder / "rain", pairs_folder / "norain", "a, b")
     dataset = PatchDataset(pairs, 16, seed=3)
     sampler = CropSampler(6, 3, first, last, skip)
-    return [torch.cat(batch) for batch in DataLoader(dataset, 2, sampler=sampler, num_workers=workers)]
+    return [torch.cat(to_batch(batch)) for batch in crop_loader(dataset, sampler, 2, workers)[0]]
 
 
 def test_crops_do_not_depend_on_the_number_of_workers(pairs_folder):  # T1
@@ -107,8 +109,8 @@ def test_crops_reach_every_place_and_are_the_same_in_both(tmp_path):  # T8
         write_image(tmp_path / folder / "1.png", image)
     pairs, _ = find_pairs(tmp_path / "rain", tmp_path / "norain", "a, b")
     dataset, seen = PatchDataset(pairs, 16, 0), set()
-    for sample in range(200):
-        rainy, clean = dataset[1, sample]
+    for key in CropSampler(200, 0, 1, 1):
+        rainy, clean = dataset[key]
         assert torch.equal(rainy, clean) and rainy.shape == (3, 16, 16)
         first = int(rainy[0, 0, 0] * 255 + 0.5) * 256 + int(rainy[1, 0, 0] * 255 + 0.5)
         seen.add(divmod(first, 17))
@@ -118,14 +120,14 @@ def test_crops_reach_every_place_and_are_the_same_in_both(tmp_path):  # T8
 
 
 def test_every_image_is_shown_equally_often():
-    order = [n for _, n in CropSampler(12, 0, 1, 3)]
+    order = [n for n, *_ in CropSampler(12, 0, 1, 3)]
     assert all(sorted(order[i : i + 12]) == list(range(i, i + 12)) for i in (0, 12, 24)) and len(order) == 36
     assert order[:12] != [n - 12 for n in order[12:24]]
 
 
 def test_an_epoch_that_is_shorter_than_the_set_goes_on_where_the_last_one_ended(pairs_folder):
     pairs, _ = find_pairs(pairs_folder / "rain", pairs_folder / "norain", "a, b")
-    seen = [n % len(pairs) for _, n in CropSampler(2, 0, 1, 4)]
+    seen = [n % len(pairs) for n, *_ in CropSampler(2, 0, 1, 4)]
     assert sorted(seen) == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
@@ -200,7 +202,8 @@ def test_file_names_of_any_bytes_and_links_in_a_spa_list(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "spa")
     lines = "real/rain/1.png real/norain/1.png\nreal/rain/\u96e8.png real/norain/\u96e8.png"
     (tmp_path / "spa" / "real_world.txt").write_text(lines, encoding="utf-8")
-    pairs, source = listed_pairs(tmp_path / "link", 16, "")
+    dataset, source = listed_set(flags(tmp_path / "link"), CPU, "")
+    pairs = dataset.pairs
     assert len(pairs) == 2 and source == "real_world.txt, 2 pairs"
     assert (
         spa_list(tmp_path / "spa", b"r/\xff.png c/\xff.png")[0].name.encode("utf-8", "surrogateescape") == b"r/\xff.png"
@@ -214,7 +217,7 @@ def test_bad_files_of_a_spa_list_name_their_line(tmp_path):
     (tmp_path / "broken.png").write_bytes((tmp_path / "a.png").read_bytes()[:100])
     spa_list(tmp_path, "a.png a.png\na.png gone.png\na.png b.png\nbroken.png a.png\nsmall.png small.png")
     with pytest.raises(UserError) as error:
-        listed_pairs(tmp_path, 16, "")
+        listed_set(flags(tmp_path), CPU, "")
     text = str(error.value)
     assert "4 of 5 pairs" in text and "gone.png: no such file (line 2 of real_world.txt)" in text
     assert "clean partner b.png 20x21 (line 3 of real_world.txt)" in text and "(line 4 of real_world.txt)" in text
@@ -223,7 +226,7 @@ def test_bad_files_of_a_spa_list_name_their_line(tmp_path):
     problems = []
     for n in range(5):
         try:
-            dataset[1, n]
+            dataset[n, 0.5, 0.5]
         except UserError as error:
             problems.append(str(error))
     assert len(problems) == 4 and all("of real_world.txt)" in problem for problem in problems)
@@ -237,10 +240,11 @@ def test_a_long_spa_list_is_checked_by_samples(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "read_image", lambda path: opened.append(path) or real(path))
     spa_list(tmp_path, "a.png a.png\n" * 5 + "gone.png gone.png\n" + "a.png a.png\n" * 5)
     with pytest.raises(UserError, match=r"1 of 3 pairs can't be used(.|\n)*line 6 of"):
-        listed_pairs(tmp_path, 16, "")
+        listed_set(flags(tmp_path), CPU, "")
     spa_list(tmp_path, "a.png a.png\n" * 4 + "gone.png gone.png\n" + "a.png a.png\n" * 6)
     opened.clear()
-    pairs, _ = listed_pairs(tmp_path, 16, "")
+    dataset, _ = listed_set(flags(tmp_path), CPU, "")
+    pairs = dataset.pairs
     assert len(pairs) == 11 and len(opened) == 6 and "3 of them checked now" in capsys.readouterr().out
 
 
@@ -276,6 +280,6 @@ def test_neighbours_in_a_list_are_shuffled_and_all_are_shown(tmp_path):
     for i in range(30):
         write_image(tmp_path / f"{i}.png", np.full((16, 16, 3), i, np.uint8))
     dataset = PatchDataset(spa_list(tmp_path, "".join(f"{i}.png {i}.png\n" for i in range(30))), 16, 1)
-    shown = [round(dataset[1, n][0].max().item() * 255) for n in range(30)]
+    shown = [round(dataset[n, 0, 0][0].max().item() * 255) for n in range(30)]
     assert sorted(shown) == list(range(30)) and shown != list(range(30))
-    assert [round(dataset[2, n][0].max().item() * 255) for n in range(30, 60)] == shown
+    assert [round(dataset[n, 0, 0][0].max().item() * 255) for n in range(30, 60)] == shown

@@ -138,17 +138,33 @@ def size_text(size: tuple[int, int]) -> str:
     return f"{size[1]}x{size[0]}"
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) of an image as ``read_image`` gives it, from the header only.
+def image_format(path: Path) -> tuple[int, int, type]:
+    """Height, width and pixel type of an image as ``read_image`` gives it, from the header only.
 
     Raises:
         ImageError: the header can't be read.
     """
     with _open(path) as image:
+        deep = _is_deep(image)  # before anything loads the pixels
         width, height = image.size
         if image.format == "TIFF":  # newer versions of Pillow turn this size by themselves, older ones do not
             width, height = image.tag_v2[256], image.tag_v2[257]
-        return (width, height) if _orientation(image) >= 5 else (height, width)
+        if _orientation(image) >= 5:
+            height, width = width, height
+        return height, width, np.uint16 if deep else np.uint8
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width), see ``image_format``.
+
+    Raises:
+        ImageError: the header can't be read.
+    """
+    return image_format(path)[:2]
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return any(";16" in str(tile[3]) for tile in image.tile)
 
 
 def has_alpha(path: Path) -> bool:
@@ -182,7 +198,7 @@ def read_image(path: Path) -> np.ndarray:
     """
     with _open(path) as image:
         try:
-            deep = any(";16" in str(tile[3]) for tile in image.tile)  # before anything loads the pixels
+            deep = _is_deep(image)  # before anything loads the pixels
             orientation = _orientation(image)
             if deep:
                 return _read_16_bit(path, image.format, orientation)

@@ -1,21 +1,19 @@
-"""Rainy/clean pairs in two folders or in a list, their checks, and the random crops that training sees."""
+"""Rainy/clean pairs in two folders or in a list, and their checks."""
 
 import hashlib
 import os
 import random
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
-from common.data.images import ImageError, list_images, natural_key, read_image, size_text, to_float
+from common.data.images import ImageError, image_format, list_images, natural_key, read_image, size_text
 from common.errors import UserError
 
 # How the public sets name the clean partner of a rainy file. One rule holds for a whole set, never mere position.
@@ -44,6 +42,67 @@ class Pair:
     def place(self) -> str:
         """Where the pair is listed, to end a message with; empty for pairs of folders."""
         return f" (line {self.line} of {LIST})" if self.line else ""
+
+    def format(self) -> tuple[int, int, type]:
+        """Height, width and pixel type of both, from their headers.
+
+        Raises:
+            ImageError: a header can't be read, or the sizes differ.
+        """
+        (*size, kind), (*clean_size, clean_kind) = self._both(image_format)
+        self._require_one_size(size, clean_size)
+        return *size, max(kind, clean_kind, key=lambda kind: np.dtype(kind).itemsize)
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """Decode both: rainy and clean, each (H, W, 3) uint8 or uint16.
+
+        Raises:
+            ImageError: a file can't be read, or the sizes differ.
+        """
+        rainy, clean = self._both(read_image)
+        self._require_one_size(rainy.shape, clean.shape)
+        return rainy, clean
+
+    def crop(self, place: tuple[float, float], p: int) -> np.ndarray:
+        """The crop of p px at a relative place, see ``crop_at``: (6, p, p), rainy above clean, uint8 or uint16.
+
+        Raises:
+            ImageError: a file can't be read or has changed since it was checked.
+        """
+        rainy, clean = self.read()
+        if min(rainy.shape[:2]) < p:
+            raise ImageError(f"{self.rainy} is {size_text(rainy.shape)}, smaller than the {p} px patch{self.place}")
+        crop = crop_at(place, *rainy.shape[:2], p)
+        return planes(rainy[crop], clean[crop])
+
+    def _both(self, read: Callable) -> tuple:
+        try:
+            return read(self.rainy), read(self.clean)
+        except ImageError as error:
+            raise ImageError(f"{error}{self.place}") from None
+
+    def _require_one_size(self, rainy: Sequence[int], clean: Sequence[int]) -> None:
+        if tuple(rainy[:2]) != tuple(clean[:2]):
+            sizes = f"{size_text(rainy)}, its clean partner {self.clean.name} {size_text(clean)}"
+            raise ImageError(f"{self.rainy} is {sizes}{self.place}")
+
+
+def crop_at(place: tuple[float, float], height: int, width: int, p: int) -> tuple[slice, slice]:
+    """Rows and columns of a crop of p px, from a place in [0, 1) x [0, 1); the last ones are reached (T8)."""
+    row, column = int(place[0] * (height - p + 1)), int(place[1] * (width - p + 1))
+    return slice(row, row + p), slice(column, column + p)
+
+
+def planes(rainy: np.ndarray, clean: np.ndarray) -> np.ndarray:
+    """Two (H, W, 3) arrays as one (6, H, W), of the deeper type of the two; the values in [0, 1] stay the same."""
+    deep = np.uint16 in (rainy.dtype, clean.dtype)
+    both = (widened(image) if deep else image for image in (rainy, clean))
+    return np.concatenate([image.transpose(2, 0, 1) for image in both])
+
+
+def widened(pixels: np.ndarray) -> np.ndarray:
+    """uint8 pixels as uint16 ones, 255 as 65535; uint16 ones as they are."""
+    return pixels if pixels.dtype == np.uint16 else pixels.astype(np.uint16) * np.uint16(257)
 
 
 def match(rainy: list[Path], clean: list[Path]) -> tuple[dict[Path, Path], str, list[str]]:
@@ -225,6 +284,15 @@ class PairList(Sequence[Pair]):
         return hashlib.sha256(self._text).hexdigest()[:12]
 
 
+def fingerprint(pairs: Sequence[Pair]) -> str:
+    """Number and names of pairs in short, to notice that a resumed run sees other data."""
+    own = getattr(pairs, "fingerprint", None)  # of a list's text; of what a pack was made of
+    if own is None:
+        names = "\n".join(pair.name for pair in pairs).encode("utf-8", "surrogateescape")
+        return f"{len(pairs)} pairs, {hashlib.sha256(names).hexdigest()[:12]}"
+    return f"{len(pairs)} pairs, {own()}"
+
+
 def small_sample(pairs: Sequence[Pair], number: int, seed: int) -> list[Pair]:
     """Shuffle with ``seed`` and keep ``number`` pairs: the small-sample setting of the paper.
 
@@ -241,31 +309,38 @@ def small_sample(pairs: Sequence[Pair], number: int, seed: int) -> list[Pair]:
     return [pairs[i] for i in order[:number]]
 
 
-def check_pairs(pairs: Sequence[Pair], patch_size: int, flags: str) -> None:
+def check_pairs(
+    pairs: Sequence[Pair],
+    patch_size: int,
+    flags: str,
+    keep: Callable[[int, np.ndarray, np.ndarray], None] | None = None,
+) -> None:
     """Decode every image once, before training: whole, partners of equal size, at least patch-sized (T8, T9).
 
     Args:
         flags: the flags that name the data, for the message.
+        keep: is given the number of each good pair and its images, see ``Pair.read``.
 
     Raises:
         UserError: lists the problems, the first ten by name.
     """
 
-    def problem_of(pair: Pair) -> str | None:
+    def problem_of(number: int) -> str | None:
+        pair = pairs[number]
         try:
-            rainy, clean = read_image(pair.rainy).shape[:2], read_image(pair.clean).shape[:2]
+            rainy, clean = pair.read()
         except ImageError as error:
-            return f"{error}{pair.place}"
-        if rainy != clean:
-            sizes = f"{pair.rainy} is {size_text(rainy)}, its clean partner {pair.clean.name} {size_text(clean)}"
-            return sizes + pair.place
-        if min(rainy) < patch_size:
-            return f"{pair.rainy} is {size_text(rainy)}, smaller than the {patch_size} px patch{pair.place}"
+            return str(error)
+        if min(rainy.shape[:2]) < patch_size:
+            return f"{pair.rainy} is {size_text(rainy.shape)}, smaller than the {patch_size} px patch{pair.place}"
+        if keep:
+            keep(number, rainy, clean)
         return None
 
     with ThreadPoolExecutor(4) as pool:
-        found = pool.map(problem_of, pairs)
-        results = tqdm(found, total=len(pairs), desc="checking pairs", unit="pair", leave=False, disable=None)
+        found = pool.map(problem_of, range(len(pairs)))
+        what = "decoding pairs" if keep else "checking pairs"
+        results = tqdm(found, total=len(pairs), desc=what, unit="pair", leave=False, disable=None)
         try:
             problems = [problem for problem in results if problem]
         except BaseException:  # Ctrl-C: do not wait for the rest
@@ -278,39 +353,11 @@ def check_pairs(pairs: Sequence[Pair], patch_size: int, flags: str) -> None:
     )
 
 
-def training_pairs(data_path: str, gt_path: str, patch_size: int, hint: str) -> tuple[list[Pair], str]:
-    """Find and check the pairs of --data_path and --gt_path; see ``find_pairs`` and ``check_pairs``."""
-    flags = "--data_path, --gt_path"
-    pairs, rule = find_pairs(data_path, gt_path, flags, hint)
-    check_pairs(pairs, patch_size, flags)
-    return pairs, rule
-
-
-def listed_pairs(
-    data_path: str, patch_size: int, hint: str, train_num: int | None = None, seed: int = 0
-) -> tuple[Sequence[Pair], str]:
-    """Read the list of --data_path and check its pairs; those of a long list by samples, the others when they are used.
-
-    Args:
-        train_num, seed: keep so many, see ``small_sample``; None for all.
-
-    Returns:
-        The pairs, and where they come from, in words.
-
-    Raises:
-        UserError: see ``PairList``, ``small_sample`` and ``check_pairs``.
-    """
-    pairs: Sequence[Pair] = PairList(Path(data_path), hint)
-    source = f"{LIST}, {len(pairs)} pairs"
-    if train_num is not None:
-        pairs = small_sample(pairs, train_num, seed)
-        source += f", {train_num} of them drawn with --seed {seed}"
-    some = pairs
-    if len(pairs) > CHECK_ALL:
-        some = [pairs[i] for i in np.linspace(0, len(pairs) - 1, CHECK_SOME).astype(int)]
-        print(f"{LIST}: {len(pairs)} pairs, {len(some)} of them checked now, the others when they are used")
-    check_pairs(some, patch_size, "--data_path")
-    return pairs, source
+def some_of(pairs: Sequence[Pair]) -> Sequence[Pair]:
+    """All pairs of a short list, samples from all over a long one."""
+    if len(pairs) <= CHECK_ALL:
+        return pairs
+    return [pairs[i] for i in np.linspace(0, len(pairs) - 1, CHECK_SOME).astype(int)]
 
 
 def validation_pairs(data_path: str | None, gt_path: str | None) -> list[Pair]:
@@ -327,72 +374,3 @@ def validation_pairs(data_path: str | None, gt_path: str | None) -> list[Pair]:
     pairs, _ = find_pairs(data_path, gt_path, flags)
     check_pairs(pairs, 1, flags)
     return pairs
-
-
-class PatchDataset(Dataset):
-    """Random crops, the same of rainy and clean; no flips. The crops of a training go round the shuffled images.
-
-    Args:
-        pairs: checked pairs.
-        patch_size: side of the crop in px.
-        seed: of the crops, 0 or more. T1: a crop depends on (seed, epoch, n) alone, not on the worker.
-    """
-
-    def __init__(self, pairs: Sequence[Pair], patch_size: int, seed: int) -> None:
-        self.pairs, self.patch_size, self.seed = pairs, patch_size, seed
-        # Neighbours in a list may be frames of one film, and an epoch may be shorter than the list.
-        self.images = np.random.default_rng([seed]).permutation(len(pairs))
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(epoch, n) -> rainy and clean crop, each (3, p, p) float32 in [0, 1]; n counts over the whole training.
-
-        Raises:
-            ImageError: a file vanished or changed since it was checked.
-        """
-        epoch, n = key
-        pair, p = self.pairs[self.images[n % len(self.pairs)]], self.patch_size
-        try:
-            rainy, clean = read_image(pair.rainy), read_image(pair.clean)
-        except ImageError as error:
-            raise ImageError(f"{error}{pair.place}") from None
-        height, width = rainy.shape[:2]
-        if rainy.shape != clean.shape or min(height, width) < p:
-            sizes = f"{size_text(rainy.shape)}, its clean partner {pair.clean.name} {size_text(clean.shape)}"
-            raise ImageError(
-                f"{pair.rainy}: is {sizes}{pair.place}; both must have one size, from {p} px on. Mend or remove them"
-            )
-        rng = np.random.default_rng([self.seed, epoch, n + 1])  # + 1: the order of the crops has the 0
-        row = rng.integers(height - p + 1)  # T8: the last row and column are reached
-        column = rng.integers(width - p + 1)
-        crop = np.s_[row : row + p, column : column + p]
-        return tuple(torch.from_numpy(to_float(image[crop]).transpose(2, 0, 1).copy()) for image in (rainy, clean))
-
-    def fingerprint(self) -> str:
-        """Number and names of the pairs in short, to notice that a resumed run sees other data."""
-        if isinstance(self.pairs, PairList):
-            return f"{len(self.pairs)} pairs, {self.pairs.fingerprint()}"
-        names = "\n".join(pair.name for pair in self.pairs).encode("utf-8", "surrogateescape")
-        return f"{len(self.pairs)} pairs, {hashlib.sha256(names).hexdigest()[:12]}"
-
-
-class CropSampler(Sampler):
-    """Keys (epoch, n) of a PatchDataset for a whole training, each epoch in a seeded order of its own.
-
-    Args:
-        length: crops per epoch.
-        seed: of the order, 0 or more.
-        first, last: epochs, counted from 1, both included.
-        skip: crops of the first epoch that are done already.
-    """
-
-    def __init__(self, length: int, seed: int, first: int, last: int, skip: int = 0) -> None:
-        self.length, self.seed, self.first, self.last, self.skip = length, seed, first, last, skip
-
-    def __len__(self) -> int:
-        return self.length * (self.last - self.first + 1) - self.skip
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        for epoch in range(self.first, self.last + 1):
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
-            for i in order[self.skip if epoch == self.first else 0 :]:
-                yield epoch, (epoch - 1) * self.length + int(i)

@@ -29,6 +29,7 @@ from common.data.images import (
 from common.data.pairs import Pair, find_pairs
 from common.errors import UserError
 from common.evaluation import metrics
+from common.speed import autocast, compile_net, require_fast
 
 MEMORY_LIMIT = 1e9  # bytes of the whole process, imports included, above which --tile -1 takes tiles
 AUTO_WINDOW = 496  # px; 32 float channels of such a window stay below 32 MiB, where malloc still reuses memory
@@ -224,7 +225,7 @@ def validate(
 ) -> dict[str, float] | None:
     """Mean scores of the derained, truncated images against their ground truth; None if ``stop`` asked to stop."""
     scores = []
-    with _evaluating(net):
+    with _evaluating(net), torch.compiler.set_stance("force_eager"):  # or each size would be compiled
         for pair in tqdm(pairs, desc="validating", unit="image", leave=False, disable=None):
             if stop():
                 return None
@@ -281,6 +282,8 @@ def derain_folder(
     device: torch.device,
     windows: Windows,  # tiles and padding
     rounding: str,  # see to_uint8
+    precision: str = "fp32",  # or bf16
+    compiled: bool = False,  # by torch.compile
     hint: str = "",  # what belongs into data_path, for the message when it is missing
 ) -> int:
     """Derain images into a folder; print the time per image and, with a ground truth, the table of metrics.
@@ -303,10 +306,14 @@ def derain_folder(
                 f"--save_path: {save / name} is an input file and would be overwritten; choose another folder"
             )
     _bytes_before()  # remembered from here on
+    require_fast(precision, device)
     net.eval()
+    if compiled:
+        compile_net(net, device)
     if derainer.is_ours(net):
         net = net.to(memory_format=torch.channels_last)  # faster on a CPU, and leaner
-        _infer(net, torch.zeros(1, 3, 32, 32, device=device), windows)  # warm-up
+        with torch.compiler.set_stance("force_eager"):
+            _infer(net, torch.zeros(1, 3, 32, 32, device=device), windows)  # warm-up
     elif windows.tile > 0:
         print(f"tiles of {windows.tile} px with a halo of {windows.halo} px: approximate for this derainer")
     table, problems, seconds, deep, written = metrics.Table(), [], [], 0, 0
@@ -315,7 +322,8 @@ def derain_folder(
         try:
             rainy = read_image(folder / name)
             began = time.perf_counter()
-            derained = derain_pixels(net, rainy, device, windows, rounding)
+            with autocast(device, precision):
+                derained = derain_pixels(net, rainy, device, windows, rounding)
             seconds.append(time.perf_counter() - began)
             deep += rainy.dtype == np.uint16
             write_image(save / name, derained)

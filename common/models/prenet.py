@@ -4,6 +4,7 @@ Structure and checkpoint names: SPEC section 2.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 CHANNELS = 32
@@ -21,7 +22,14 @@ def _conv(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 class _Body(nn.Module):
-    """The weights of one stage, shared by all stages."""
+    """The weights of one stage, shared by all stages.
+
+    Attributes:
+        fused: one convolution for the four gates, and none of what the zeros of the first h and c would be multiplied
+            by; False does the equations one by one, which ``python -m common.benchmark`` compares with.
+    """
+
+    fused = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,19 +43,43 @@ class _Body(nn.Module):
         self.conv_o = _conv(2 * CHANNELS, CHANNELS)
         self.conv = _conv(CHANNELS, 3)
 
-    def start(self, rainy: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden and cell state before the first stage: zeros, each (N, 32, H, W)."""
-        h = rainy.new_zeros(rainy.shape[0], CHANNELS, *rainy.shape[2:])
-        return h, h
+    def start(self, rainy: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """x, h and c before the first stage: the input and zeros, each (N, 32, H, W), which None stands for."""
+        zeros = None if self.fused else rainy.new_zeros(rainy.shape[0], CHANNELS, *rainy.shape[2:])
+        return rainy, zeros, zeros
 
-    def features(self, rainy: Tensor, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def gates(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of one convolution for the gates i, g, o, f; made once per forward."""
+        convs = [conv[0] for conv in (self.conv_i, self.conv_g, self.conv_o, self.conv_f)]
+        return torch.cat([conv.weight for conv in convs]), torch.cat([conv.bias for conv in convs])
+
+    def lstm(
+        self, x: Tensor, h: Tensor | None, c: Tensor | None, gates: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The LSTM cell: x (N, 32, H, W), h and c -> the new h and c."""
+        if not self.fused:
+            xh = torch.cat((x, h), 1)  # (N, 64, H, W)
+            # Activations act in place (the underscore): less memory, which decides how large an image fits.
+            update = torch.sigmoid_(self.conv_i(xh)) * torch.tanh_(self.conv_g(xh))
+            c = torch.sigmoid_(self.conv_f(xh)) * c + update
+            return torch.sigmoid_(self.conv_o(xh)) * torch.tanh(c), c
+        in_place = not torch.is_grad_enabled()  # autograd wants parts of one tensor left alone
+        sigmoid, tanh = (torch.sigmoid_, torch.tanh_) if in_place else (torch.sigmoid, torch.tanh)
+        weight, bias = gates
+        if h is None:  # the first stage: f would be multiplied by c = 0, and half of the weights by h = 0
+            i, g, o = F.conv2d(x, weight[: 3 * CHANNELS, :CHANNELS], bias[: 3 * CHANNELS], padding=1).chunk(3, 1)
+            c = sigmoid(i) * tanh(g)
+        else:
+            i, g, o, f = F.conv2d(torch.cat((x, h), 1), weight, bias, padding=1).chunk(4, 1)
+            c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+        return sigmoid(o) * torch.tanh(c), c
+
+    def features(
+        self, rainy: Tensor, x: Tensor, h: Tensor | None, c: Tensor | None, gates: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """One stage up to its output convolution: (N, 32, H, W) features and the new h and c."""
-        # Activations act in place (the underscore): a third less memory, which decides how large an image fits.
         x = torch.relu_(self.conv0(torch.cat((rainy, x), 1)))  # (N, 6, H, W) -> (N, 32, H, W)
-        xh = torch.cat((x, h), 1)  # (N, 64, H, W)
-        update = torch.sigmoid_(self.conv_i(xh)) * torch.tanh_(self.conv_g(xh))
-        c = torch.sigmoid_(self.conv_f(xh)) * c + update
-        h = torch.sigmoid_(self.conv_o(xh)) * torch.tanh(c)
+        h, c = self.lstm(x, h, c, gates)
         x = h
         for block in (self.res_conv1, self.res_conv2, self.res_conv3, self.res_conv4, self.res_conv5):
             x = torch.relu_(block(x) + x)
@@ -72,9 +104,9 @@ class PReNet(_Body):
 
     def forward(self, rainy: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Rainy (N, 3, H, W) in [0, 1], H and W >= 1 -> (derained, the outputs of all stages), unclamped."""
-        x, (h, c), outputs = rainy, self.start(rainy), []
+        (x, h, c), gates, outputs = self.start(rainy), self.gates(), []
         for _ in range(self.stages):
-            features, h, c = self.features(rainy, x, h, c)
+            features, h, c = self.features(rainy, x, h, c, gates)
             x = self.conv(features) + rainy
             outputs.append(x)
         return x, outputs
@@ -87,11 +119,11 @@ class _GaussianPReNet(_Body):
         self.stages = stages
 
     def forward(self, rainy: Tensor) -> tuple[Tensor, Tensor]:
-        x, (h, c) = rainy, self.start(rainy)
+        (x, h, c), gates = self.start(rainy), self.gates()
         for _ in range(self.stages - 1):
-            features, h, c = self.features(rainy, x, h, c)
+            features, h, c = self.features(rainy, x, h, c, gates)
             x = self.conv(features) + rainy
-        features, h, c = self.features(rainy, x, h, c)
+        features, h, c = self.features(rainy, x, h, c, gates)
         mean, logvar = self.convfinal(features).split(3, 1)  # (N, 6, H, W) -> twice (N, 3, H, W)
         return mean + rainy, logvar
 

@@ -11,6 +11,7 @@ from torch.optim import Adam, Optimizer
 
 from common import derainer
 from common.models import EDNet
+from common.speed import Speed
 from common.training.checkpoint import generator_of
 from common.training.loop import fit
 from common.training.losses import ssim
@@ -104,18 +105,24 @@ def train_augmented(
     device: torch.device,
     batch_size: int,
     iters_per_epoch: int,  # before that factor
+    speed: Speed,  # how the derainer is called
     **settings,  # data, schedule, epochs, saving: see fit
 ) -> None:
     """Train a derainer with generated rain among the real one; see ``rain_on``, ``a_step`` and the loop ``fit``."""
     n_real = real_samples(batch_size, fake_ratio) if netED else batch_size
     optimizer = Adam((p for p in net.parameters() if p.requires_grad), lr)
+    speed.prepare(net, device)
     shown: dict[str, Tensor] = {}
+
+    def derain(rainy: Tensor) -> Tensor:
+        with speed.autocast(device):
+            return derainer.apply(net, rainy)
 
     def step(rainy: Tensor, clean: Tensor, index: int) -> dict[str, Tensor]:
         if netED:
             z = torch.randn(len(rainy) - n_real, netED.nz, device=device)
             rainy = rain_on(netED, rainy, clean, n_real, z)
-        losses, derained = a_step(lambda x: derainer.apply(net, x), optimizer, rainy, clean)
+        losses, derained = a_step(derain, optimizer, rainy, clean)
         shown.update(rainy=rainy, derained=derained, clean=clean)
         if n_real < len(rainy):
             shown.update(generated_rainy=rainy[n_real:])

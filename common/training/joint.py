@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from common.speed import Speed
 from common.training.loop import fit
 from common.training.losses import gaussian_kl, gradient_penalty
 from common.training.run import Run
@@ -22,14 +23,17 @@ class Forward(NamedTuple):
     fake: Tensor  # (N, 3, p, p) = mu_b + rain, not clamped
 
 
-def forward(netDerain: nn.Module, netED: nn.Module, rainy: Tensor, eps: Tensor) -> Forward:
+def forward(netDerain: nn.Module, netED: nn.Module, rainy: Tensor, eps: Tensor, speed: Speed | None = None) -> Forward:
     """Derain a batch and put generated rain on the result.
 
     Args:
         rainy: (N, 3, p, p) in [0, 1].
         eps: (N, nz), standard normal draw for the rain code.
+        speed: how BNet is called; whatever its precision, the results are of the type of ``rainy``.
     """
-    mu_b, logvar_b = netDerain(rainy)
+    speed = speed or Speed()
+    with speed.autocast(rainy.device):
+        mu_b, logvar_b = (out.to(rainy.dtype).contiguous() for out in netDerain(speed.order(rainy)))
     rain, mu_z, logvar_z, _ = netED(rainy, eps)
     return Forward(mu_b, logvar_b, rain, mu_z, logvar_z, mu_b + rain)
 
@@ -105,6 +109,7 @@ def train_joint(
     lambda_gp: float,  # weight of the gradient penalty
     n_dis: int,  # BNet and EDNet learn in every n_dis-th step, counted from 0 over the whole training
     eps2: float,  # prior variance of the background
+    speed: Speed,  # how BNet is called
     **settings,  # data, schedule, epochs, saving: see fit
 ) -> None:
     """Train the three networks jointly; see ``d_step``, ``g_step`` and the loop ``fit``."""
@@ -113,13 +118,14 @@ def train_joint(
         "ED": Adam(netED.parameters(), lrED),
         "D": Adam((p for p in netD.parameters() if p.requires_grad), lrD),
     }
+    speed.prepare(netDerain, settings["device"])
     shown: dict[str, Tensor] = {}
 
     def step(rainy: Tensor, clean: Tensor, index: int) -> dict[str, Tensor]:
         learn = index % n_dis == 0
         eps = torch.randn(len(rainy), netED.nz, device=rainy.device)
-        with torch.set_grad_enabled(learn):  # in the other steps BNet and EDNet need no gradient: same numbers
-            out = forward(netDerain, netED, rainy, eps)
+        with torch.set_grad_enabled(speed.needs_grad(learn)):  # a step of D needs none of BNet and EDNet: same numbers
+            out = forward(netDerain, netED, rainy, eps, speed)
         alpha = torch.rand(len(rainy), 1, 1, 1, device=rainy.device)
         losses = d_step(netD, optimizers["D"], rainy, out.fake, alpha, lambda_gp)
         if learn:

@@ -1,21 +1,17 @@
 """The loop around every kind of training: epochs, schedule, logs, saving, resume, and a guard against bad losses."""
 
 import contextlib
-import functools
 import hashlib
-import os
-import signal
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from common.data.pairs import CropSampler
+from common.data.patches import CropSampler, PatchDataset, crop_loader, to_batch
 from common.derainer import DerainerError
 from common.errors import TrainingStopped, UserError
 from common.training.log import Log
@@ -96,18 +92,6 @@ class Ledger:
         return {" ".join(names): (kind["total"].tolist(), kind["steps"]) for names, kind in self.kinds.items()}
 
 
-def _quiet_worker(closing: Any, worker: int) -> None:
-    """Ctrl-C and SIGTERM, which often go to all processes, are for the main one, which saves and then ends the workers.
-
-    Threads of OpenCV in every worker would only be in the way.
-    """
-    import cv2
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.value else None)
-    cv2.setNumThreads(0)
-
-
 def _batches(loader: DataLoader):
     try:
         yield from loader
@@ -134,7 +118,7 @@ def fit(
     step: Callable[[Tensor, Tensor, int], dict[str, Tensor]],  # (rainy, clean, index over the run) -> detached losses
     nets: dict[str, nn.Module],  # by file prefix, on the device
     optimizers: dict[str, Optimizer],  # by the same prefixes; their rates on entry are those of epoch 1
-    dataset: Dataset,  # of crops, see PatchDataset
+    dataset: PatchDataset,  # of crops
     device: torch.device,
     batch_size: int,
     iters_per_epoch: int,  # steps of an epoch
@@ -167,16 +151,7 @@ def fit(
     log = Log(log_dir, run.options(), run.epoch, done_before, run.args.overwrite)
     run.begin()
     sampler = CropSampler(batch_size * iters_per_epoch, dataset.seed, first, niter, run.step * batch_size)
-    closing = multiprocessing.Value("b", False)  # from then on the workers end when they are told to
-    loader = DataLoader(
-        dataset,
-        batch_size,
-        sampler=sampler,
-        num_workers=min(workers, os.cpu_count() or 1),  # more would only be in each other's way; crops stay the same
-        worker_init_fn=functools.partial(_quiet_worker, closing),
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # its own: the loader must not move the generator that is part of the state
-    )
+    loader, close = crop_loader(dataset, sampler, batch_size, workers, pin_memory=device.type == "cuda")
 
     def save() -> None:
         ledger.require_finite(run)
@@ -203,7 +178,7 @@ def fit(
                     while run.step < iters_per_epoch:
                         index = (epoch - 1) * iters_per_epoch + run.step
                         try:
-                            rainy, clean = (batch.to(device, non_blocking=True) for batch in next(batches))
+                            rainy, clean = to_batch(next(batches).to(device, non_blocking=True))
                         except DataLost as error:
                             save()
                             raise DataLost(f"{error}. {run.last_good()}") from None
@@ -265,6 +240,6 @@ def fit(
             reason = f"a worker that reads the images died ({str(error).splitlines()[0]})"
             raise TrainingStopped(f"{reason}; try fewer --workers. {run.last_good()}") from None
         finally:
-            closing.value = True
+            close()
             batches.close()
             log.close()

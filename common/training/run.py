@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from common import derainer
 from common.data.pairs import Pair
+from common.data.patches import PatchDataset
 from common.errors import TrainingStopped, UserError
 from common.training import checkpoint, runtime
 
@@ -34,6 +35,7 @@ VERSION = 1
 STATES = ("train_state_last.pt", "train_state_prev.pt")  # newest first
 # May differ from the stored options on resume: they change how long, where and how fast, never what is computed.
 FREE = {"niter", "workers", "use_gpu", "gpu_id", "data_path", "gt_path", "val_data_path", "val_gt_path", "log_dir"}
+FREE |= {"cache", "compile"}
 FREE |= {"pad_to", "pad_square"}  # of validation
 FREE |= {"netED", "derainer"}  # files may move; another generator is noticed by its numbers, a network by its shapes
 PER_CALL = {"resume", "overwrite", "dry_run", "save_minutes", "model_dir"}  # belong to one call, never restored
@@ -393,7 +395,7 @@ def open_run(
 
 def describe(
     run: Run,
-    pairs: Sequence[Pair],
+    dataset: PatchDataset,
     rule: str,
     held_out: list[Pair],
     nets: dict[str, nn.Module | None],
@@ -403,6 +405,7 @@ def describe(
     print("options:")
     for key, value in run.options().items():
         print(f"  --{key} {_shown(value)}")
+    pairs = dataset.pairs
     print(f"data: {len(pairs)} pairs, by the rule: {rule}; first {pairs[0].name}, last {pairs[-1].name}")
     print(f"validation: {len(held_out)} pairs" if held_out else "validation: none")
     print("networks:")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from common.errors import UserError
+from common.speed import keep_memory
 
 
 def pick_device(use_gpu: bool, gpu_id: str) -> torch.device:
@@ -22,6 +23,7 @@ def pick_device(use_gpu: bool, gpu_id: str) -> torch.device:
         ids = [int(part) for part in str(gpu_id).split(",")]
     except ValueError:
         raise UserError(f"--gpu_id: expected a number such as 0, or several such as 0,1; got {gpu_id!r}") from None
+    keep_memory()
     if not use_gpu:
         return torch.device("cpu")
     if not torch.cuda.is_available():

@@ -1,0 +1,212 @@
+"""Decoded images in memory: in RAM, shared by all workers, or on the device; crops are cut from there."""
+
+import argparse
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from common.data.images import ImageError
+from common.data.pairs import Pair, crop_at, planes, some_of, widened
+from common.errors import UserError
+
+SHARE = 1 / 3  # of the memory, up to which images are kept in RAM by themselves
+GIB = 2**30
+
+
+def memory() -> int:
+    """Bytes of RAM that this process may use at most: of the machine, or of the container where that is less."""
+    limits = []
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limits.append(int(Path(name).read_text()))
+        except (OSError, ValueError):  # no such limit, or "max"
+            continue
+    return min(limits, default=8 * GIB)
+
+
+def decoded_bytes(pairs: Sequence[Pair]) -> float:
+    """Bytes of all pairs decoded; of long lists estimated from samples. What can't be read counts as nothing."""
+    some, total = some_of(pairs), 0
+    for pair in some:
+        try:
+            height, width, kind = pair.format()
+        except ImageError:
+            continue  # the check that follows will tell
+        total += 6 * height * width * np.dtype(kind).itemsize
+    return total * len(pairs) / len(some)
+
+
+def choose(args: argparse.Namespace, pairs: Sequence[Pair], device: torch.device) -> str:
+    """Where --cache wants the images: 'ram', 'gpu' or 'none'; says so where that is not what was asked for.
+
+    Raises:
+        UserError: --cache ram or gpu, and they do not fit there.
+    """
+    if args.cache == "none" or args.dry_run:
+        return "none"
+    where = args.cache
+    if where == "gpu" and device.type != "cuda":
+        print("--cache gpu: no GPU is used, the images are kept in RAM")
+        where = "ram"
+    needed, there = decoded_bytes(pairs), memory()
+    if where == "auto":
+        if needed > SHARE * there:
+            print(
+                f"--cache: {needed / GIB:.1f} GiB of decoded images are more than a third of the memory "
+                f"({there / GIB:.1f} GiB), they are read again and again; a pack (python -m common.data.pack) is "
+                "faster than image files"
+            )
+        return "ram" if needed <= SHARE * there else "none"
+    if where == "gpu":
+        there = torch.cuda.mem_get_info(device)[0]
+    if needed > 0.9 * there:
+        raise UserError(
+            f"--cache {args.cache}: {needed / GIB:.1f} GiB of decoded images do not fit into {there / GIB:.1f} GiB; "
+            "take --cache none, best with a pack (python -m common.data.pack)"
+        )
+    return where
+
+
+class SharedBytes:
+    """Bytes that worker processes see without a copy: a nameless file in shared memory, or in the temporary folder
+    where shared memory is too small. The system frees it with the last process, however that ends.
+
+    Raises:
+        UserError: neither has the room.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        folders = [folder for folder in ("/dev/shm", tempfile.gettempdir()) if os.path.isdir(folder)]
+        with_room = [folder for folder in folders if shutil.disk_usage(folder).free > count + 2**24]
+        if not with_room:
+            raise UserError(
+                f"--cache ram: {count / GIB:.1f} GiB of decoded images fit neither into shared memory nor into "
+                f"{' and '.join(folders)}; take --cache none, or set TMPDIR to a folder with more room"
+            )
+        self._file = tempfile.TemporaryFile(dir=with_room[0])  # noqa: SIM115 (open as long as the object)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._file.fileno(), 0, count)  # now, rather than a crash at some write
+            else:
+                self._file.truncate(count)
+        except OSError as error:
+            raise UserError(f"--cache ram: no room for {count / GIB:.1f} GiB ({error.strerror})") from None
+        self._map()
+
+    def _map(self) -> None:
+        self.array = np.frombuffer(mmap.mmap(self._file.fileno(), self.count), np.uint8)
+
+    def __getstate__(self) -> dict:  # for workers that are not forked
+        return {"count": self.count, "fd": DupFd(self._file.fileno())}
+
+    def __setstate__(self, state: dict) -> None:
+        self.count, self._file = state["count"], os.fdopen(state["fd"].detach(), "r+b")
+        self._map()
+
+
+class Decoded:
+    """All images of a set, decoded once; filled by ``put`` or ``fill``, then read by ``crops``.
+
+    Args:
+        pairs: only their sizes are read here.
+        where: 'ram' or 'gpu'.
+        device: for 'gpu'.
+
+    Raises:
+        UserError: no room for them.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], where: str, device: torch.device) -> None:
+        shape = np.zeros((len(pairs), 3), np.int64)  # height, width, bytes of a value
+        scan = tqdm(pairs, desc="reading sizes", unit="pair", leave=False, disable=None if len(pairs) > 1000 else True)
+        for i, pair in enumerate(scan):
+            try:
+                height, width, kind = pair.format()
+                shape[i] = height, width, np.dtype(kind).itemsize
+            except ImageError:  # its place stays empty; the check that decodes it tells
+                continue
+        self.sizes = shape[:, :2]
+        self.dtype = np.dtype(np.uint16 if len(pairs) and shape[:, 2].max() > 1 else np.uint8)
+        counts = 6 * self.sizes.prod(1)
+        self.starts = np.concatenate([[0], np.cumsum(counts)])  # of each image, in values
+        self._bytes = SharedBytes(max(int(self.starts[-1]), 1) * self.dtype.itemsize)
+        self._where, self._device = where, device
+        self._on_device: Tensor | None = None
+
+    def _values(self) -> np.ndarray:
+        return self._bytes.array.view(self.dtype)
+
+    def _image(self, i: int) -> np.ndarray:
+        return self._values()[self.starts[i] : self.starts[i + 1]].reshape(6, *self.sizes[i])
+
+    def put(self, i: int, rainy: np.ndarray, clean: np.ndarray) -> None:
+        """Keep a pair, see ``Pair.read``.
+
+        Raises:
+            ImageError: its size is not that of its header.
+        """
+        if rainy.shape[:2] != tuple(self.sizes[i]):
+            raise ImageError(f"pair {i + 1} has changed while it was read; start again")
+        both = planes(rainy, clean)
+        self._image(i)[:] = both if both.dtype == self.dtype else widened(both)
+
+    def fill(self, pairs: Sequence[Pair]) -> None:
+        """Read all pairs, which are known to be good."""
+        for i, pair in enumerate(tqdm(pairs, desc="reading pairs", unit="pair", leave=False, disable=None)):
+            self.put(i, *pair.read())
+        self.ready()
+
+    def ready(self) -> None:
+        """All are put: move them to where they are wanted."""
+        if self._where == "gpu":
+            values = self._values()
+            values = values.view(np.int16) if self.dtype == np.uint16 else values  # indexing knows no uint16
+            self._on_device = torch.from_numpy(values).to(self._device)
+            self._bytes = None
+
+    @property
+    def on_device(self) -> bool:
+        """Whether crops come from the device, and only in the process that uses it."""
+        return self._on_device is not None
+
+    def crops(self, numbers: Sequence[int], places: Sequence[tuple[float, float]], p: int) -> Tensor:
+        """Crops of p px of the images ``numbers`` at relative places: (N, 6, p, p) uint8 or uint16."""
+        corners = [crop_at(place, *self.sizes[i], p) for i, place in zip(numbers, places, strict=True)]
+        if not self.on_device:
+            crops = np.empty((len(numbers), 6, p, p), self.dtype)
+            for crop, i, (rows, columns) in zip(crops, numbers, corners, strict=True):
+                crop[:] = self._image(i)[:, rows, columns]
+            return torch.from_numpy(crops)
+        height, width = self.sizes[numbers].T
+        rows, columns = np.array([(rows.start, columns.start) for rows, columns in corners]).T
+        table = np.stack([self.starts[numbers] + rows * width + columns, height * width, width])
+        found = gather(self._on_device, torch.from_numpy(table).to(self._device, non_blocking=True), p)
+        return found.view(torch.uint16) if self.dtype == np.uint16 else found
+
+
+def gather(values: Tensor, table: Tensor, p: int) -> Tensor:
+    """Cut crops out of images that lie one after the other, plane by plane.
+
+    Args:
+        values: of all images, 1-dimensional.
+        table: (3, N): where a crop's first value is, values of a plane, values of a row.
+
+    Returns:
+        (N, 6, p, p).
+    """
+    first, plane, row = (column.view(-1, 1, 1, 1) for column in table)
+    along = torch.arange(max(p, 6), device=values.device)
+    index = first + along[:6].view(1, 6, 1, 1) * plane + along[:p].view(1, 1, p, 1) * row + along[:p].view(1, 1, 1, p)
+    return values[index]

@@ -1,0 +1,243 @@
+"""The random crops that training sees: which ones, from where, and how they become a batch."""
+
+import argparse
+import functools
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, multiprocessing
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from common.data import cache, pack
+from common.data.pairs import (
+    LIST,
+    Pair,
+    PairList,
+    check_pairs,
+    fail,
+    find_pairs,
+    fingerprint,
+    small_sample,
+    some_of,
+    widened,
+)
+from common.errors import UserError
+
+Key = tuple[int, float, float]  # number of the crop over the whole training, and its place in the image
+
+
+class PatchDataset(Dataset):
+    """Random crops, the same of rainy and clean; no flips. The crops of a training go round the shuffled images.
+
+    Args:
+        pairs: checked pairs, files or those of a pack.
+        patch_size: side of the crop in px.
+        seed: of the order of the images and of the crops (see ``CropSampler``), 0 or more.
+        decoded: all their images; None to read them for every crop.
+    """
+
+    def __init__(
+        self, pairs: Sequence[Pair], patch_size: int, seed: int, decoded: "cache.Decoded | None" = None
+    ) -> None:
+        self.pairs, self.patch_size, self.seed, self.decoded = pairs, patch_size, seed, decoded
+        # Neighbours in a list may be frames of one film, and an epoch may be shorter than the list.
+        self.images = np.random.default_rng([seed]).permutation(len(pairs))
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor]:
+        """(n, row, column) of a ``CropSampler`` -> rainy and clean crop, each (3, p, p) float32 in [0, 1].
+
+        Raises:
+            ImageError: a file vanished or changed since it was checked.
+        """
+        rainy, clean = to_batch(self.__getitems__([key]))
+        return rainy[0], clean[0]
+
+    def __getitems__(self, keys: Sequence[Key]) -> Tensor:
+        """What a DataLoader asks for: (N, 6, p, p) pixels, rainy above clean; ``to_batch`` makes floats of them.
+
+        Raises:
+            ImageError: see ``__getitem__``.
+        """
+        numbers = [int(self.images[n % len(self.pairs)]) for n, _, _ in keys]
+        places = [(row, column) for _, row, column in keys]
+        if self.decoded is not None:
+            return self.decoded.crops(numbers, places, self.patch_size)
+        crops = [self.pairs[i].crop(place, self.patch_size) for i, place in zip(numbers, places, strict=True)]
+        if any(crop.dtype == np.uint16 for crop in crops):
+            crops = [widened(crop) for crop in crops]
+        return torch.from_numpy(np.stack(crops))
+
+    def fingerprint(self) -> str:
+        """Number and names of the pairs in short, to notice that a resumed run sees other data."""
+        return fingerprint(self.pairs)
+
+
+def to_batch(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, 6, p, p) uint8 or uint16 on any device -> rainy and clean (N, 3, p, p), float32 in [0, 1]."""
+    top = torch.full((), torch.iinfo(pixels.dtype).max, dtype=torch.float32, device=pixels.device)
+    # Divided by a tensor of the device: by a number, CUDA would multiply with the reciprocal, a rounding off.
+    rainy, clean = (pixels.to(torch.float32) / top).split(3, 1)
+    return rainy.contiguous(), clean.contiguous()
+
+
+class CropSampler(Sampler):
+    """Keys of a PatchDataset for a whole training, each epoch in a seeded order of its own.
+
+    T1: which image a crop comes from and its place depend on (seed, epoch, sample) alone, not on workers or caches.
+
+    Args:
+        length: crops per epoch.
+        seed: of the order and the places, 0 or more.
+        first, last: epochs, counted from 1, both included.
+        skip: crops of the first epoch that are done already.
+    """
+
+    def __init__(self, length: int, seed: int, first: int, last: int, skip: int = 0) -> None:
+        self.length, self.seed, self.first, self.last, self.skip = length, seed, first, last, skip
+
+    def __len__(self) -> int:
+        return self.length * (self.last - self.first + 1) - self.skip
+
+    def __iter__(self) -> Iterator[Key]:
+        for epoch in range(self.first, self.last + 1):
+            rng = np.random.default_rng([self.seed, epoch])
+            order, places = rng.permutation(self.length), rng.random((self.length, 2))
+            for i in order[self.skip if epoch == self.first else 0 :]:
+                yield (epoch - 1) * self.length + int(i), *places[i].tolist()
+
+
+# --- the processes that read ---------------------------------------------------------------------------------------
+
+
+def crop_loader(
+    dataset: PatchDataset, sampler: CropSampler, batch_size: int, workers: int, pin_memory: bool = False
+) -> tuple[DataLoader, Callable[[], None]]:
+    """Batches of crops, for ``to_batch``, and what to call when no more are wanted.
+
+    Args:
+        workers: processes that read; none are started where the images are in memory already, since cutting a crop
+            takes less time than handing it from one process to another.
+    """
+    closing = multiprocessing.Value("b", False)  # from then on the workers end when they are told to
+    if dataset.decoded is not None:
+        workers, pin_memory = 0, pin_memory and not dataset.decoded.on_device
+    loader = DataLoader(
+        dataset,
+        batch_size,
+        sampler=sampler,
+        num_workers=min(workers, os.cpu_count() or 1),  # more would only be in each other's way; crops stay the same
+        collate_fn=_as_it_is,
+        worker_init_fn=functools.partial(_quiet_worker, closing),
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # its own: the loader must not move the generator that is part of the state
+    )
+
+    def close() -> None:
+        closing.value = True
+
+    return loader, close
+
+
+def _as_it_is(batch: Tensor) -> Tensor:
+    return batch
+
+
+def _quiet_worker(closing: Any, worker: int) -> None:
+    """Ctrl-C and SIGTERM, which often go to all processes, are for the main one, which saves and then ends the workers.
+
+    Threads of OpenCV in every worker would only be in the way.
+    """
+    import cv2
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.value else None)
+    cv2.setNumThreads(0)
+
+
+# --- from the flags of a script ------------------------------------------------------------------------------------
+
+
+def training_set(args: argparse.Namespace, device: torch.device, hint: str) -> tuple[PatchDataset, str]:
+    """Find and check the pairs of --data_path and --gt_path, or of a pack; decode them once where --cache says so.
+
+    Args:
+        hint: what belongs into the folders and where it comes from, for the message when they are missing.
+
+    Returns:
+        The data set, and by which rule pairs were found.
+
+    Raises:
+        UserError: see ``find_pairs``, ``check_pairs``, ``Pack`` and ``Decoded``.
+    """
+    if pack.is_pack(args.data_path):
+        if "gt_path" in args.given:
+            raise UserError(f"--gt_path: the pack {args.data_path} holds the clean images, too; leave the flag out")
+        return _packed(args, device)
+    flags = "--data_path, --gt_path"
+    pairs, rule = find_pairs(args.data_path, args.gt_path, flags, hint)
+    return _checked(pairs, pairs, args, device, flags), rule
+
+
+def listed_set(args: argparse.Namespace, device: torch.device, hint: str) -> tuple[PatchDataset, str]:
+    """The same for the list in --data_path, or a pack of it; with --train_num and --seed a small sample of it.
+
+    Pairs of a long list are checked by samples, unless all are decoded for the cache; the others when they are used.
+
+    Returns:
+        The data set, and where the pairs come from, in words.
+
+    Raises:
+        UserError: see ``PairList``, ``small_sample``, ``check_pairs``, ``Pack`` and ``Decoded``.
+    """
+    if pack.is_pack(args.data_path):
+        return _packed(args, device)
+    pairs: Sequence[Pair] = PairList(Path(args.data_path), hint)
+    source = f"{LIST}, {len(pairs)} pairs"
+    pairs, source = _sampled(pairs, source, args)
+    return _checked(pairs, some_of(pairs), args, device, "--data_path"), source
+
+
+def _sampled(pairs: Sequence[Pair], source: str, args: argparse.Namespace) -> tuple[Sequence[Pair], str]:
+    if getattr(args, "train_num", None) is None:
+        return pairs, source
+    return (
+        small_sample(pairs, args.train_num, args.seed),
+        f"{source}, {args.train_num} of them drawn with --seed {args.seed}",
+    )
+
+
+def _packed(args: argparse.Namespace, device: torch.device) -> tuple[PatchDataset, str]:
+    packed = pack.Pack(Path(args.data_path))
+    pairs, source = _sampled(packed, f"{Path(args.data_path).name}, {len(packed)} pairs", args)
+    p = args.patchSize
+    small = [pair for pair in pairs if min(pair.format()[:2]) < p] if packed.smallest() < p else []
+    problems = [f"{pair.name} is smaller than the {p} px patch" for pair in small]
+    fail(problems, f"--data_path: {len(small)} of {len(pairs)} pairs are too small:", "Choose a smaller --patchSize.")
+    decoded = None
+    where = cache.choose(args, pairs, device)
+    if where != "none":
+        decoded = cache.Decoded(pairs, where, device)
+        decoded.fill(pairs)
+    return PatchDataset(pairs, p, args.manualSeed, decoded), source
+
+
+def _checked(
+    pairs: Sequence[Pair], some: Sequence[Pair], args: argparse.Namespace, device: torch.device, flags: str
+) -> PatchDataset:
+    """Check pairs, and decode them for the cache while at it."""
+    decoded, p = None, args.patchSize
+    where = cache.choose(args, pairs, device)
+    if where != "none":
+        decoded = cache.Decoded(pairs, where, device)
+        check_pairs(pairs, p, flags, decoded.put)
+        decoded.ready()
+    else:
+        if len(some) < len(pairs):
+            print(f"{LIST}: {len(pairs)} pairs, {len(some)} of them checked now, the others when they are used")
+        check_pairs(some, p, flags)
+    return PatchDataset(pairs, p, args.manualSeed, decoded)
