@@ -110,8 +110,11 @@ def keep_memory(keep: bool = True) -> bool:
     if not sys.platform.startswith("linux"):
         return False
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        library = ctypes.CDLL(None)
+        mallopt, malloc_trim = library.mallopt, library.malloc_trim
     except (AttributeError, OSError):  # another C library
         return False
+    if not keep:
+        malloc_trim(0)  # give back what was kept
     trim, mmap = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD; otherwise 32 MiB is where glibc ends up
     return bool(mallopt(mmap, 1024 * MEBI if keep else 32 * MEBI) and mallopt(trim, 1024 * MEBI if keep else 64 * MEBI))

@@ -137,11 +137,11 @@ class Decoded:
                 shape[i] = height, width, np.dtype(kind).itemsize
             except ImageError:  # its place stays empty; the check that decodes it tells
                 continue
-        self.sizes = shape[:, :2]
+        self.sizes: list[tuple[int, int]] = [tuple(size) for size in shape[:, :2].tolist()]
         self.dtype = np.dtype(np.uint16 if len(pairs) and shape[:, 2].max() > 1 else np.uint8)
-        counts = 6 * self.sizes.prod(1)
-        self.starts = np.concatenate([[0], np.cumsum(counts)])  # of each image, in values
-        self._bytes = SharedBytes(max(int(self.starts[-1]), 1) * self.dtype.itemsize)
+        counts = 6 * shape[:, :2].prod(1)
+        self.starts: list[int] = [0, *np.cumsum(counts).tolist()]  # of each image, in values
+        self._bytes = SharedBytes(max(self.starts[-1], 1) * self.dtype.itemsize)
         self._where, self._device = where, device
         self._on_device: Tensor | None = None
 
@@ -157,7 +157,7 @@ class Decoded:
         Raises:
             ImageError: its size is not that of its header.
         """
-        if rainy.shape[:2] != tuple(self.sizes[i]):
+        if rainy.shape[:2] != self.sizes[i]:
             raise ImageError(f"pair {i + 1} has changed while it was read; start again")
         both = planes(rainy, clean)
         self._image(i)[:] = both if both.dtype == self.dtype else widened(both)
@@ -189,10 +189,11 @@ class Decoded:
             for crop, i, (rows, columns) in zip(crops, numbers, corners, strict=True):
                 crop[:] = self._image(i)[:, rows, columns]
             return torch.from_numpy(crops)
-        height, width = self.sizes[numbers].T
-        rows, columns = np.array([(rows.start, columns.start) for rows, columns in corners]).T
-        table = np.stack([self.starts[numbers] + rows * width + columns, height * width, width])
-        found = gather(self._on_device, torch.from_numpy(table).to(self._device, non_blocking=True), p)
+        table = []
+        for i, (rows, columns) in zip(numbers, corners, strict=True):
+            height, width = self.sizes[i]
+            table.append((self.starts[i] + rows.start * width + columns.start, height * width, width))
+        found = gather(self._on_device, torch.tensor(table).T.to(self._device, non_blocking=True), p)
         return found.view(torch.uint16) if self.dtype == np.uint16 else found
 
 

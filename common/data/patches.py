@@ -81,8 +81,7 @@ def to_batch(pixels: Tensor) -> tuple[Tensor, Tensor]:
     """(N, 6, p, p) uint8 or uint16 on any device -> rainy and clean (N, 3, p, p), float32 in [0, 1]."""
     top = torch.full((), torch.iinfo(pixels.dtype).max, dtype=torch.float32, device=pixels.device)
     # Divided by a tensor of the device: by a number, CUDA would multiply with the reciprocal, a rounding off.
-    rainy, clean = (pixels.to(torch.float32) / top).split(3, 1)
-    return rainy.contiguous(), clean.contiguous()
+    return pixels[:, :3].to(torch.float32).div_(top), pixels[:, 3:].to(torch.float32).div_(top)
 
 
 class CropSampler(Sampler):
@@ -120,12 +119,15 @@ def crop_loader(
     """Batches of crops, for ``to_batch``, and what to call when no more are wanted.
 
     Args:
-        workers: processes that read; none are started where the images are in memory already, since cutting a crop
-            takes less time than handing it from one process to another.
+        workers: processes that read. None are started where the images are in memory, since cutting a crop takes less
+            time than handing it from one process to another; nor for a pack on the CPU, where that is true as well (on
+            a GPU the time of this process is dear).
     """
     closing = multiprocessing.Value("b", False)  # from then on the workers end when they are told to
     if dataset.decoded is not None:
         workers, pin_memory = 0, pin_memory and not dataset.decoded.on_device
+    elif isinstance(dataset.pairs[0], pack.PackedPair) and not pin_memory:
+        workers = 0
     loader = DataLoader(
         dataset,
         batch_size,
@@ -234,7 +236,7 @@ def _checked(
     where = cache.choose(args, pairs, device)
     if where != "none":
         decoded = cache.Decoded(pairs, where, device)
-        check_pairs(pairs, p, flags, decoded.put)
+        check_pairs(pairs, p, flags, keep=decoded.put)
         decoded.ready()
     else:
         if len(some) < len(pairs):

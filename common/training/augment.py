@@ -95,6 +95,32 @@ def pick_generator(run: Run, device: torch.device, hint: str) -> EDNet | None:
     return net
 
 
+def aug_step(
+    net: nn.Module, netED: EDNet | None, optimizer: Optimizer, n_real: int, speed: Speed, shown: dict[str, Tensor]
+) -> Callable[[Tensor, Tensor, int], dict[str, Tensor]]:
+    """The step of augmented training for ``fit``, see ``train_augmented``.
+
+    Args:
+        shown: is given the batches of the newest step, for pictures.
+    """
+
+    def derain(rainy: Tensor) -> Tensor:
+        with speed.autocast(rainy.device):
+            return derainer.apply(net, rainy)
+
+    def step(rainy: Tensor, clean: Tensor, index: int) -> dict[str, Tensor]:
+        if netED:
+            z = torch.randn(len(rainy) - n_real, netED.nz, device=rainy.device)
+            rainy = rain_on(netED, rainy, clean, n_real, z)
+        losses, derained = a_step(derain, optimizer, rainy, clean)
+        shown.update(rainy=rainy, derained=derained, clean=clean)
+        if n_real < len(rainy):
+            shown.update(generated_rainy=rainy[n_real:])
+        return losses
+
+    return step
+
+
 def train_augmented(
     *,
     run: Run,  # model folder, state to go on from, saving; its prefix names the derainer's files
@@ -113,21 +139,7 @@ def train_augmented(
     optimizer = Adam((p for p in net.parameters() if p.requires_grad), lr)
     speed.prepare(net, device)
     shown: dict[str, Tensor] = {}
-
-    def derain(rainy: Tensor) -> Tensor:
-        with speed.autocast(device):
-            return derainer.apply(net, rainy)
-
-    def step(rainy: Tensor, clean: Tensor, index: int) -> dict[str, Tensor]:
-        if netED:
-            z = torch.randn(len(rainy) - n_real, netED.nz, device=device)
-            rainy = rain_on(netED, rainy, clean, n_real, z)
-        losses, derained = a_step(derain, optimizer, rainy, clean)
-        shown.update(rainy=rainy, derained=derained, clean=clean)
-        if n_real < len(rainy):
-            shown.update(generated_rainy=rainy[n_real:])
-        return losses
-
+    step = aug_step(net, netED, optimizer, n_real, speed, shown)
     (name,) = run.prefixes
     fit(
         run=run,

@@ -1,5 +1,6 @@
 """Joint training of BNet, RNet, G and D: the two steps of the paper and their loop (SPEC section 3)."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -96,6 +97,53 @@ def g_step(
     return {"loss_G": loss.detach(), "g_adv": g_adv.detach(), "kl_z": kl_z.detach(), "kl_b": kl_b.detach()}
 
 
+def joint_step(
+    netDerain: nn.Module,
+    netED: nn.Module,
+    netD: nn.Module,
+    optimizers: dict[str, Optimizer],
+    w_adv: float,
+    lambda_gp: float,
+    n_dis: int,
+    eps2: float,
+    speed: Speed,
+    shown: dict[str, Tensor],
+) -> Callable[[Tensor, Tensor, int], dict[str, Tensor]]:
+    """The step of joint training for ``fit``: D in every one, BNet and EDNet in every n_dis-th; see ``train_joint``.
+
+    Args:
+        optimizers: DerainNet, ED and D.
+        shown: is given the batches of the newest step, for pictures.
+    """
+
+    def step(rainy: Tensor, clean: Tensor, index: int) -> dict[str, Tensor]:
+        learn = index % n_dis == 0
+        eps = torch.randn(len(rainy), netED.nz, device=rainy.device)
+        with torch.set_grad_enabled(speed.needs_grad(learn)):  # a step of D needs none of BNet and EDNet: same numbers
+            out = forward(netDerain, netED, rainy, eps, speed)
+        alpha = torch.rand(len(rainy), 1, 1, 1, device=rainy.device)
+        losses = d_step(netD, optimizers["D"], rainy, out.fake, alpha, lambda_gp)
+        if learn:
+            opts = optimizers["DerainNet"], optimizers["ED"]
+            losses |= g_step(netDerain, netED, netD, *opts, out, clean, w_adv, eps2)
+        mu_b, rain, fake = out.mu_b.detach(), out.rain.detach(), out.fake.detach()
+        shown.update(derained=mu_b, clean=clean, rainy=rainy, generated_rainy=fake, rain_layer=rain)
+        return {"mse": torch.mean((mu_b - clean) ** 2), **losses}
+
+    return step
+
+
+def joint_optimizers(
+    netDerain: nn.Module, netED: nn.Module, netD: nn.Module, lrDerain: float, lrED: float, lrD: float
+) -> dict[str, Optimizer]:
+    """Adam with PyTorch's betas and eps for each network, by the prefixes of the checkpoint files."""
+    return {
+        "DerainNet": Adam(netDerain.parameters(), lrDerain),
+        "ED": Adam(netED.parameters(), lrED),
+        "D": Adam((p for p in netD.parameters() if p.requires_grad), lrD),
+    }
+
+
 def train_joint(
     *,
     run: Run,  # model folder, state to go on from, saving
@@ -113,28 +161,10 @@ def train_joint(
     **settings,  # data, schedule, epochs, saving: see fit
 ) -> None:
     """Train the three networks jointly; see ``d_step``, ``g_step`` and the loop ``fit``."""
-    optimizers = {
-        "DerainNet": Adam(netDerain.parameters(), lrDerain),
-        "ED": Adam(netED.parameters(), lrED),
-        "D": Adam((p for p in netD.parameters() if p.requires_grad), lrD),
-    }
+    optimizers = joint_optimizers(netDerain, netED, netD, lrDerain, lrED, lrD)
     speed.prepare(netDerain, settings["device"])
     shown: dict[str, Tensor] = {}
-
-    def step(rainy: Tensor, clean: Tensor, index: int) -> dict[str, Tensor]:
-        learn = index % n_dis == 0
-        eps = torch.randn(len(rainy), netED.nz, device=rainy.device)
-        with torch.set_grad_enabled(speed.needs_grad(learn)):  # a step of D needs none of BNet and EDNet: same numbers
-            out = forward(netDerain, netED, rainy, eps, speed)
-        alpha = torch.rand(len(rainy), 1, 1, 1, device=rainy.device)
-        losses = d_step(netD, optimizers["D"], rainy, out.fake, alpha, lambda_gp)
-        if learn:
-            opts = optimizers["DerainNet"], optimizers["ED"]
-            losses |= g_step(netDerain, netED, netD, *opts, out, clean, w_adv, eps2)
-        mu_b, rain, fake = out.mu_b.detach(), out.rain.detach(), out.fake.detach()
-        shown.update(derained=mu_b, clean=clean, rainy=rainy, generated_rainy=fake, rain_layer=rain)
-        return {"mse": torch.mean((mu_b - clean) ** 2), **losses}
-
+    step = joint_step(netDerain, netED, netD, optimizers, w_adv, lambda_gp, n_dis, eps2, speed, shown)
     fit(
         run=run,
         step=step,

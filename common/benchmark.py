@@ -1,0 +1,471 @@
+"""How fast this machine trains, derains, makes rain and reads data: the plain way of the reference against ours.
+
+    python -m common.benchmark joint
+    python -m common.benchmark loader --data_path RAINY --gt_path CLEAN --json loader.json
+
+plain: gradients everywhere in training, a convolution for each gate, one order of memory, two files decoded for every
+crop, fp32. fast: what the scripts do. Both run the same networks, in turns in one process, so that a machine that slows
+down slows down both; ratios are taken turn by turn. The ceiling is a large matrix product of the same precision,
+measured in the same turns. Without --data_path the data are photos of scikit-image with drawn rain, 481x321 px.
+"""
+
+import argparse
+import contextlib
+import copy
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+from tqdm import tqdm
+
+from common import cli
+from common.data import cache, demo, pack
+from common.data.images import write_image
+from common.data.pairs import Pair, check_pairs, find_pairs
+from common.data.patches import CropSampler, PatchDataset, crop_loader, to_batch
+from common.errors import UserError
+from common.evaluation.derain import derain
+from common.generation.rain import RainMaker
+from common.models import Derain, Discriminator, EDNet, PReNet
+from common.speed import Speed, autocast, compile_net, fuse, keep_memory, require_fast
+from common.training.augment import aug_step, real_samples
+from common.training.joint import joint_optimizers, joint_step
+from common.training.runtime import pick_device
+
+N_DIS = 5  # of joint training: a turn is one step with G and BNet and four of D alone
+MATRIX = {"cpu": 2048, "cuda": 8192}  # side of the ceiling's product
+PROCESS = Path("/proc/self")
+SETTLE = 1.0  # seconds in which workers read ahead after a turn, in order not to disturb the next one
+AHEAD = 2  # batches that each worker reads ahead, as DataLoader does by default
+
+
+@dataclass
+class Case:
+    """One way of doing the work; ``turn`` does ``steps`` steps that handle ``samples`` samples."""
+
+    name: str
+    turn: Callable[[], object]
+    steps: int
+    samples: int
+    plain: bool = False
+    flops: float = 0.0  # of a turn; 0: not counted
+    precision: str = "fp32"
+    drain: Callable[[], object] | None = None  # what is not measured: batches that were read ahead are thrown away
+
+
+# --- measuring -----------------------------------------------------------------------------------------------------
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):  # Linux: from now on VmHWM is the peak since now
+        (PROCESS / "clear_refs").write_text("5")
+
+
+def _peak(device: torch.device) -> float | None:
+    """Peak memory in bytes since the reset: of the GPU, or of the process; None where the system does not tell."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    try:
+        line = next(line for line in (PROCESS / "status").read_text().splitlines() if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return None
+    return int(line.split()[1]) * 1024.0
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    _wait(device)
+    began = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - began
+
+
+def ceiling(device: torch.device, precision: str) -> Callable[[], float]:
+    """A measurement of FLOP/s in a large matrix product, the most that convolutions could come near."""
+    side = MATRIX[device.type]
+    a = torch.rand(side, side, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    return lambda: 2 * side**3 / min(_seconds(lambda: a @ a, device) for _ in range(3))
+
+
+class _FlopCounter(TorchDispatchMode):
+    """What torch's FlopCounterMode counts, without its hooks on modules, which a gradient penalty makes fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        count = flop_registry.get(function._overloadpacket)
+        self.total += count(*args, **(kwargs or {}), out_val=out) if count else 0
+        return out
+
+
+def count_flops(work: Callable[[], object]) -> float:
+    """Floating-point operations of convolutions and matrix products, forth and back."""
+    with _FlopCounter() as counter:
+        work()
+    return float(counter.total)
+
+
+def measure(cases: list[Case], device: torch.device, turns: int) -> list[dict]:
+    """Run the cases in turns, the first one plain; warm-up left out.
+
+    Returns:
+        A row for each: seconds of a turn (all, median, min), ratio to the plain one (median of the turns), steps/s,
+        samples/s, peak memory in bytes, FLOP/s and its share of the ceiling, where FLOPs were counted.
+    """
+    tops = {case.precision: ceiling(device, case.precision) for case in cases if case.flops}
+    found: dict[str, list[float]] = {precision: [] for precision in tops}
+    times: list[list[float]] = [[] for _ in cases]
+    peaks: list[list[float | None]] = [[] for _ in cases]
+    with tqdm(total=len(cases) * (turns + 1), desc="turns", unit="turn", leave=False, disable=None) as bar:
+        for turn in range(turns + 1):  # the first one is the warm-up
+            for case, seconds, peak in zip(cases, times, peaks, strict=True):
+                keep_memory(not case.plain)
+                if case.drain:
+                    case.drain()
+                _reset_peak(device)
+                took = _seconds(case.turn, device)
+                if case.drain:
+                    time.sleep(SETTLE)
+                if turn:
+                    seconds.append(took)
+                    peak.append(_peak(device))
+                bar.update()
+            for precision, top in tops.items():
+                found[precision].append(top())
+    keep_memory()
+    rows = []
+    for case, seconds, peak in zip(cases, times, peaks, strict=True):
+        median = statistics.median(seconds)
+        row = {
+            "case": case.name,
+            "seconds": seconds,
+            "median_s": median / case.steps,
+            "min_s": min(seconds) / case.steps,
+            "ratio": statistics.median(p / s for p, s in zip(times[0], seconds, strict=True))
+            * case.steps
+            / cases[0].steps,
+            "steps_per_s": case.steps / median,
+            "samples_per_s": case.samples / median,
+            "peak_bytes": max((p for p in peak if p is not None), default=None),
+        }
+        if case.flops:
+            row["flops_per_step"] = case.flops / case.steps
+            row["flop_per_s"] = case.flops / median
+            row["ceiling_flop_per_s"] = statistics.median(found[case.precision])
+            row["share_of_ceiling"] = row["flop_per_s"] / row["ceiling_flop_per_s"]
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[dict], unit: str) -> str:
+    """Rows of ``measure`` as a Markdown table; times are of one step."""
+    head = [
+        unit,
+        "median s",
+        "min s",
+        "x plain",
+        "steps/s",
+        "samples/s",
+        "peak GB",
+        "GFLOP/step",
+        "GFLOP/s",
+        "of ceiling",
+    ]
+    lines = [head]
+    for row in rows:
+        peak = f"{row['peak_bytes'] / 1e9:.2f}" if row["peak_bytes"] else "-"
+        line = [row["case"], f"{row['median_s']:.4g}", f"{row['min_s']:.4g}", f"{row['ratio']:.2f}"]
+        line += [f"{row['steps_per_s']:.4g}", f"{row['samples_per_s']:.4g}", peak]
+        if "flop_per_s" in row:
+            line += [f"{row['flops_per_step'] / 1e9:.0f}", f"{row['flop_per_s'] / 1e9:.0f}"]
+            line += [f"{100 * row['share_of_ceiling']:.0f} %"]
+        else:
+            line += ["-"] * 3
+        lines.append(line)
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    padded = [
+        [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
+        for line in lines
+    ]
+    rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [padded[0], rule, *padded[1:]])
+
+
+# --- the work ------------------------------------------------------------------------------------------------------
+
+
+def _drawn_pairs(folder: Path) -> None:
+    """Photos of scikit-image with drawn rain, 481x321."""
+    for i, (name, clean) in enumerate(demo.photos((*demo.TRAIN, *demo.TEST), 640).items()):
+        clean = np.pad(
+            clean, [(0, max(0, n - m)) for n, m in zip((321, 481), clean.shape, strict=False)] + [(0, 0)], "reflect"
+        )
+        clean = np.ascontiguousarray(clean[:321, :481])
+        layer = demo.rain_layer((321, 481), i, angle=10, length=20, width=1.6, density=0.1, brightness=0.4)
+        write_image(folder / "rain" / f"{name}.png", demo.add_rain(clean, layer))
+        write_image(folder / "norain" / f"{name}.png", clean)
+
+
+@contextlib.contextmanager
+def _pairs(args: argparse.Namespace) -> Iterator[tuple[list[Pair], Path]]:
+    """The pairs of the flags or drawn ones, and a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="vrgnet-benchmark-") as folder:
+        rainy, clean = args.data_path, args.gt_path
+        if not rainy:
+            _drawn_pairs(Path(folder))
+            rainy, clean = f"{folder}/rain", f"{folder}/norain"
+        pairs, _ = find_pairs(Path(rainy), Path(clean), "--data_path, --gt_path")
+        check_pairs(pairs, args.patchSize, "--data_path, --gt_path")
+        yield pairs, Path(folder)
+
+
+def _decoded(pairs: list[Pair], where: str, device: torch.device) -> cache.Decoded:
+    decoded = cache.Decoded(pairs, where, device)
+    decoded.fill(pairs)
+    return decoded
+
+
+def _endless(dataset: PatchDataset, args: argparse.Namespace, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches for as long as they are wanted, as in training."""
+    sampler = CropSampler(3000 * args.batchSize, 0, 1, 10**6)
+    loader, close = crop_loader(dataset, sampler, args.batchSize, args.workers, pin_memory=device.type == "cuda")
+    try:
+        for batch in loader:
+            yield to_batch(batch.to(device, non_blocking=True))
+    finally:
+        close()
+
+
+def _drain(batches: Iterator, args: argparse.Namespace) -> Callable[[], None]:
+    ahead = AHEAD * min(args.workers, os.cpu_count() or 1)
+    return lambda: [next(batches) for _ in range(ahead)] and None
+
+
+def _speeds(args: argparse.Namespace) -> list[tuple[str, Speed]]:
+    """The plain way and the fast one, which is fp32 besides where --precision asks for another one."""
+    speeds = [("plain", Speed(plain=True)), ("fast fp32", Speed(compile=args.compile))]
+    if args.precision != "fp32":
+        speeds.append((f"fast {args.precision}", Speed(args.precision, args.compile)))
+    return [(name + (" compiled" if speed.compile else ""), speed) for name, speed in speeds]
+
+
+def _training_cases(
+    args: argparse.Namespace,
+    device: torch.device,
+    stack: contextlib.ExitStack,
+    build: Callable[[Speed], Callable[[Tensor, Tensor, int], object]],
+    steps: int,
+) -> list[Case]:
+    """A step alone on one batch, and with its loader, for each way."""
+    pairs, _ = stack.enter_context(_pairs(args))
+    plain_set = PatchDataset(pairs, args.patchSize, 0)
+    fast_set = PatchDataset(
+        pairs, args.patchSize, 0, _decoded(pairs, "gpu" if device.type == "cuda" else "ram", device)
+    )
+    batch = next(_endless(fast_set, args, device))
+    alone, loading = [], []
+    for name, speed in _speeds(args):
+        step = build(speed)
+
+        def turn(step=step) -> None:
+            for index in range(steps):
+                step(*batch, index)
+
+        batches = _endless(plain_set if speed.plain else fast_set, args, device)
+        stack.callback(batches.close)
+
+        def turn_loading(step=step, batches=batches) -> None:
+            for index in range(steps):
+                step(*next(batches), index)
+
+        # Counted with the switches of this way, but not compiled: the counter does not see into compiled code.
+        counted = build(Speed(speed.precision, plain=speed.plain))
+        flops = count_flops(lambda counted=counted: [counted(*batch, index) for index in range(steps)])
+        common = {"steps": steps, "samples": steps * args.batchSize, "plain": speed.plain, "flops": flops}
+        alone.append(Case(name, turn, precision=speed.precision, **common))
+        drain = _drain(batches, args)
+        loading.append(Case(f"{name}, with loader", turn_loading, precision=speed.precision, drain=drain, **common))
+    return [*alone, *loading]
+
+
+def joint(args: argparse.Namespace, device: torch.device, stack: contextlib.ExitStack) -> list[Case]:
+    """A cycle of joint training: a step of all networks, then four of D."""
+    torch.manual_seed(0)
+    ndf = min(64, 64 * 64 // args.patchSize)
+    nets = Derain(6), EDNet(patch_size=args.patchSize), Discriminator(args.patchSize, ndf)
+
+    def build(speed: Speed) -> Callable[[Tensor, Tensor, int], object]:
+        netDerain, netED, netD = (copy.deepcopy(net).to(device) for net in nets)
+        speed.prepare(netDerain, device)
+        optimizers = joint_optimizers(netDerain, netED, netD, 2e-4, 1e-4, 4e-4)
+        return joint_step(netDerain, netED, netD, optimizers, 1.0, 10.0, N_DIS, 1e-6, speed, {})
+
+    return _training_cases(args, device, stack, build, N_DIS)
+
+
+def aug(args: argparse.Namespace, device: torch.device, stack: contextlib.ExitStack) -> list[Case]:
+    """A step of augmented training of PReNet, a third of its batch with generated rain."""
+    torch.manual_seed(0)
+    derainer, netED = PReNet(6), EDNet(patch_size=args.patchSize).to(device)
+
+    def build(speed: Speed) -> Callable[[Tensor, Tensor, int], object]:
+        net = copy.deepcopy(derainer).to(device)
+        speed.prepare(net, device)
+        return aug_step(net, netED, Adam(net.parameters(), 1e-3), real_samples(args.batchSize, 0.5), speed, {})
+
+    return _training_cases(args, device, stack, build, 1)
+
+
+def derain_cases(args: argparse.Namespace, device: torch.device, stack: contextlib.ExitStack) -> list[Case]:
+    """Removing rain from one image with BNet; the plain way, too, computes no gradients here."""
+    torch.manual_seed(0)
+    net, rainy = Derain(6).eval().to(device), torch.rand(1, 3, args.height, args.width, device=device)
+    cases = []
+    for name, speed in _speeds(args):
+
+        def prepared(speed: Speed, compiled: bool) -> nn.Module:
+            own = copy.deepcopy(net)
+            fuse(own, not speed.plain)
+            if compiled:
+                compile_net(own, device)
+            return own
+
+        def turn(own: nn.Module, speed: Speed) -> Tensor:
+            with torch.no_grad(), autocast(device, speed.precision):
+                return own(rainy)[0] if speed.plain else derain(own, rainy, tile=0)
+
+        eager = prepared(speed, False)
+        flops = count_flops(lambda eager=eager, speed=speed: turn(eager, speed))
+        own = prepared(speed, speed.compile)
+        work = lambda own=own, speed=speed: turn(own, speed)  # noqa: E731
+        cases.append(Case(name, work, 1, 1, speed.plain, flops, speed.precision))
+    return cases
+
+
+def generate(args: argparse.Namespace, device: torch.device, stack: contextlib.ExitStack) -> list[Case]:
+    """A rain layer for one photo. Of the switches only the reuse of memory concerns G."""
+    torch.manual_seed(0)
+    maker = RainMaker(EDNet(patch_size=args.patchSize).eval().to(device))
+
+    def work() -> Tensor:
+        return maker.layer(args.height, args.width, 0.5, np.random.RandomState(0))
+
+    flops = count_flops(work)
+    return [Case("plain", work, 1, 1, True, flops), Case("fast", work, 1, 1, False, flops)]
+
+
+def loader(args: argparse.Namespace, device: torch.device, stack: contextlib.ExitStack) -> list[Case]:
+    """Batches of crops on the device: out of files, as the reference reads them, out of a pack, out of memory."""
+    pairs, folder = stack.enter_context(_pairs(args))
+    out = folder / "pack.h5"
+    with contextlib.redirect_stdout(sys.stderr):
+        pack.write(pairs, out, max(args.workers, 1))
+    ways = {"files (plain)": (pairs, None, 20), "pack": (pack.Pack(out), None, 200)}
+    ways["RAM"] = pairs, _decoded(pairs, "ram", device), 500
+    if device.type == "cuda":
+        ways["GPU"] = pairs, _decoded(pairs, "gpu", device), 400
+    cases = []
+    for name, (source, decoded, steps) in ways.items():
+        batches = _endless(PatchDataset(source, args.patchSize, 0, decoded), args, device)
+        stack.callback(batches.close)
+
+        def turn(batches=batches, steps=steps) -> None:
+            for _ in range(steps):
+                next(batches)
+
+        plain = source is pairs and decoded is None
+        cases.append(Case(name, turn, steps, steps * args.batchSize, plain, drain=_drain(batches, args)))
+    return cases
+
+
+WORK = {"joint": joint, "aug": aug, "derain": derain_cases, "generate": generate, "loader": loader}
+UNIT = {
+    "joint": "joint step",
+    "aug": "A+ step",
+    "derain": "derain, an image",
+    "generate": "rain, a photo",
+    "loader": "batch",
+}
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+
+def machine(device: torch.device) -> str:
+    """What is measured on, in words."""
+    if device.type == "cuda":
+        what = torch.cuda.get_device_name(device)
+    else:
+        what = f"{torch.cpu.get_capabilities().get('cpu_name', platform.machine())}, {torch.get_num_threads()} threads"
+    return f"{what}, PyTorch {torch.__version__.partition('+')[0]}, Python {platform.python_version()}"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("work", nargs="?", choices=tuple(WORK), default="joint", help="what to measure")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where")
+    parser.add_argument("--gpu_id", default="0", help="which GPU")
+    cli.add_speed(parser)
+    parser.add_argument("--turns", type=cli.positive_int, default=5, help="of each way, besides the warm-up")
+    parser.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step")
+    parser.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px")
+    parser.add_argument("--workers", type=cli.count, default=4, help="processes that read files or a pack")
+    parser.add_argument("--height", type=cli.positive_int, default=321, help="of the image to derain or rain on")
+    parser.add_argument("--width", type=cli.positive_int, default=481, help="of the same")
+    parser.add_path("--data_path", help="folder of rainy images; left out, drawn ones")
+    parser.add_path("--gt_path", help="folder of their clean partners")
+    parser.add_path("--json", help="also write everything there")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    if bool(args.data_path) != bool(args.gt_path):
+        raise UserError("--data_path, --gt_path: give both or none")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: there is no GPU here; take cpu")
+    device = pick_device(args.device == "cuda", args.gpu_id)
+    require_fast(args.precision, device)
+    sizes = f"{args.width}x{args.height} px" if args.work in ("derain", "generate") else ""
+    sizes = sizes or f"batch {args.batchSize}, {args.patchSize} px, {min(args.workers, os.cpu_count() or 1)} workers"
+    with contextlib.ExitStack() as stack:
+        rows = measure(WORK[args.work](args, device, stack), device, args.turns)
+    text = f"{args.work}, {sizes}: {machine(device)}; {args.turns} turns"
+    print(f"{text}\n\n{table(rows, UNIT[args.work])}")
+    tops = {row["ceiling_flop_per_s"] for row in rows if "ceiling_flop_per_s" in row}
+    if tops:
+        print("\nceiling: " + ", ".join(f"{top / 1e9:.0f} GFLOP/s" for top in sorted(tops)) + " in a matrix product")
+    if args.json:
+        options = {key: value for key, value in vars(args).items() if key not in ("given", "json")}
+        content = {"work": args.work, "machine": machine(device), "options": options, "rows": rows}
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.json).write_text(json.dumps(content, indent=2) + "\n")
+        print(f"written: {args.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
