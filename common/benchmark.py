@@ -63,6 +63,8 @@ class Case:
     plain: bool = False
     flops: float = 0.0  # of a turn; 0: not counted
     precision: str = "fp32"
+    base: int = 0  # which case it is compared with
+    warm: Callable[[], object] | None = None  # what uses as much memory as a turn, in less time
     drain: Callable[[], object] | None = None  # what is not measured: batches that were read ahead are thrown away
 
 
@@ -129,20 +131,24 @@ def count_flops(work: Callable[[], object]) -> float:
 
 
 def measure(cases: list[Case], device: torch.device, turns: int) -> list[dict]:
-    """Run the cases in turns, the first one plain; warm-up left out.
+    """Run the cases in turns, warm-up left out; each is compared with its plain one.
 
     Returns:
-        A row for each: seconds of a turn (all, median, min), ratio to the plain one (median of the turns), steps/s,
+        A row for each: seconds of each turn, median and min of a step, ratio to the plain one turn by turn, steps/s,
         samples/s, peak memory in bytes, FLOP/s and its share of the ceiling, where FLOPs were counted.
     """
     tops = {case.precision: ceiling(device, case.precision) for case in cases if case.flops}
     found: dict[str, list[float]] = {precision: [] for precision in tops}
     times: list[list[float]] = [[] for _ in cases]
     peaks: list[list[float | None]] = [[] for _ in cases]
+    plain = None
     with tqdm(total=len(cases) * (turns + 1), desc="turns", unit="turn", leave=False, disable=None) as bar:
         for turn in range(turns + 1):  # the first one is the warm-up
             for case, seconds, peak in zip(cases, times, peaks, strict=True):
-                keep_memory(not case.plain)
+                if case.plain != plain:  # what was kept of the heap is gone, or not there yet
+                    plain = case.plain
+                    keep_memory(not plain)
+                    (case.warm or case.turn)()
                 if case.drain:
                     case.drain()
                 _reset_peak(device)
@@ -159,14 +165,14 @@ def measure(cases: list[Case], device: torch.device, turns: int) -> list[dict]:
     rows = []
     for case, seconds, peak in zip(cases, times, peaks, strict=True):
         median = statistics.median(seconds)
+        steps = cases[case.base].steps
+        ratios = [p / steps / (s / case.steps) for p, s in zip(times[case.base], seconds, strict=True)]
         row = {
             "case": case.name,
             "seconds": seconds,
             "median_s": median / case.steps,
             "min_s": min(seconds) / case.steps,
-            "ratio": statistics.median(p / s for p, s in zip(times[0], seconds, strict=True))
-            * case.steps
-            / cases[0].steps,
+            "ratio": statistics.median(ratios),
             "steps_per_s": case.steps / median,
             "samples_per_s": case.samples / median,
             "peak_bytes": max((p for p in peak if p is not None), default=None),
@@ -286,7 +292,7 @@ def _training_cases(
         pairs, args.patchSize, 0, _decoded(pairs, "gpu" if device.type == "cuda" else "ram", device)
     )
     batch = next(_endless(fast_set, args, device))
-    alone, loading = [], []
+    cases = []
     for name, speed in _speeds(args):
         step = build(speed)
 
@@ -303,12 +309,19 @@ def _training_cases(
 
         # Counted with the switches of this way, but not compiled: the counter does not see into compiled code.
         counted = build(Speed(speed.precision, plain=speed.plain))
-        flops = count_flops(lambda counted=counted: [counted(*batch, index) for index in range(steps)])
-        common = {"steps": steps, "samples": steps * args.batchSize, "plain": speed.plain, "flops": flops}
-        alone.append(Case(name, turn, precision=speed.precision, **common))
-        drain = _drain(batches, args)
-        loading.append(Case(f"{name}, with loader", turn_loading, precision=speed.precision, drain=drain, **common))
-    return [*alone, *loading]
+        common = {
+            "steps": steps,
+            "samples": steps * args.batchSize,
+            "plain": speed.plain,
+            "flops": count_flops(lambda counted=counted: [counted(*batch, index) for index in range(steps)]),
+            "precision": speed.precision,
+            "warm": lambda step=step: step(*batch, 0),
+        }
+        cases += [
+            Case(name, turn, base=0, **common),
+            Case(f"{name}, with loader", turn_loading, base=1, drain=_drain(batches, args), **common),
+        ]
+    return cases
 
 
 def joint(args: argparse.Namespace, device: torch.device, stack: contextlib.ExitStack) -> list[Case]:

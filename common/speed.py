@@ -116,5 +116,7 @@ def keep_memory(keep: bool = True) -> bool:
         return False
     if not keep:
         malloc_trim(0)  # give back what was kept
-    trim, mmap = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD; otherwise 32 MiB is where glibc ends up
-    return bool(mallopt(mmap, 1024 * MEBI if keep else 32 * MEBI) and mallopt(trim, 1024 * MEBI if keep else 64 * MEBI))
+    trim, mmap = -1, -3  # malloc.h: M_TRIM_THRESHOLD, for which -1 is never, and M_MMAP_THRESHOLD
+    usual = 64 * MEBI, 32 * MEBI  # where glibc's own adjustment ends up with maps of such sizes
+    trim_bytes, mmap_bytes = (-1, 1024 * MEBI) if keep else usual
+    return bool(mallopt(trim, trim_bytes) and mallopt(mmap, mmap_bytes))

@@ -185,7 +185,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        remedy = "wait for the program that writes it" if "lock" in str(error) else "pack it again"
+        remedy = "wait for the program that writes it" if "unable to lock" in str(error) else "pack it again"
         raise UserError(f"{path}: can't be read as a pack ({_first_line(error)}); {remedy}") from None
     with file:
         yield file
@@ -214,6 +214,8 @@ def _checked(file: h5py.File, path: Path) -> tuple[dict, np.ndarray, np.ndarray]
                 f"{path}: is a pack of version {meta.get('version')!r:.20}, this program reads {VERSION}; pack it again"
             )
         names, index = file["names"][:], file["index"][:]
+        if not file["sha256"][:].any():
+            raise UserError(f"{fail} yet: run the command again that began it")
         if file["sha256"][:].tobytes() != _sha256(meta_bytes, names, index):
             raise UserError(f"{path}: is damaged: the checksum of its index is wrong; pack it again")
         count, datasets = meta["pairs"], meta["datasets"]

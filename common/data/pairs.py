@@ -96,8 +96,10 @@ def crop_at(place: tuple[float, float], height: int, width: int, p: int) -> tupl
 def planes(rainy: np.ndarray, clean: np.ndarray) -> np.ndarray:
     """Two (H, W, 3) arrays as one (6, H, W), of the deeper type of the two; the values in [0, 1] stay the same."""
     deep = np.uint16 in (rainy.dtype, clean.dtype)
-    both = (widened(image) if deep else image for image in (rainy, clean))
-    return np.concatenate([image.transpose(2, 0, 1) for image in both])
+    both = np.empty((6, *rainy.shape[:2]), np.uint16 if deep else np.uint8)  # not concatenated: that keeps their order
+    for part, image in ((both[:3], rainy), (both[3:], clean)):
+        part[:] = (widened(image) if deep else image).transpose(2, 0, 1)
+    return both
 
 
 def widened(pixels: np.ndarray) -> np.ndarray:

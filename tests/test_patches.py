@@ -1,0 +1,188 @@
+"""Crops, and the caches that they come from: the same whatever reads them."""
+
+import argparse
+import os
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from common.data import cache
+from common.data.cache import Decoded, SharedBytes, choose, gather
+from common.data.images import to_float, write_image
+from common.data.pairs import CHECK_ALL, find_pairs
+from common.data.patches import CropSampler, PatchDataset, crop_loader, listed_set, to_batch, training_set
+from common.errors import UserError
+from for_syn import train_syn_joint
+from tests.conftest import photo
+from tests.test_pairs import CPU, flags, spa_list
+from tests.test_training import arguments, load, same
+
+
+def pairs_of(folder):
+    return find_pairs(folder / "rain", folder / "norain", "a, b")[0]
+
+
+def crops(dataset, workers=0, seed=3):
+    loader, close = crop_loader(dataset, CropSampler(6, seed, 1, 2), 2, workers)
+    batches = [torch.cat(to_batch(batch)) for batch in loader]
+    close()
+    return torch.stack(batches)
+
+
+def decoded(pairs):
+    found = Decoded(pairs, "ram", CPU)
+    found.fill(pairs)
+    return found
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_floats_are_those_of_to_float(kind):
+    values = np.arange(np.iinfo(kind).max + 1, dtype=kind)[: 6 * 40 * 40 * (np.iinfo(kind).max // 9600)]
+    values = np.resize(values, (max(1, len(values) // 9600), 6, 40, 40))
+    rainy, clean = to_batch(torch.from_numpy(values))
+    assert rainy.dtype == torch.float32 and rainy.is_contiguous() and clean.is_contiguous()
+    expected = to_float(values)
+    assert np.array_equal(rainy.numpy(), expected[:, :3]) and np.array_equal(clean.numpy(), expected[:, 3:])
+
+
+def test_same_crops_from_files_and_ram(pairs_folder):
+    pairs = pairs_of(pairs_folder)
+    files = crops(PatchDataset(pairs, 16, 3))
+    assert len(torch.unique(files)) > 50
+    assert all(x.is_contiguous() for x in PatchDataset(pairs, 16, 3)[0, 0, 0])  # or sums would round another way
+    assert torch.equal(files, crops(PatchDataset(pairs, 16, 3, decoded(pairs))))
+    assert not torch.equal(files, crops(PatchDataset(pairs, 16, 3), seed=4))
+
+
+def test_same_crops_where_some_files_have_16_bits(tmp_path):
+    import cv2
+
+    for name, folder in (("1", "rain"), ("2", "norain")):  # a deep one on either side
+        for other in ("rain", "norain"):
+            write_image(tmp_path / other / f"{name}.png", photo(20, 24, 5))
+        deep = np.random.RandomState(0).randint(0, 65536, (20, 24, 3)).astype(np.uint16)
+        cv2.imwrite(str(tmp_path / folder / f"{name}.png"), deep)
+    write_image(tmp_path / "rain" / "3.png", photo(20, 24, 7))
+    write_image(tmp_path / "norain" / "3.png", photo(20, 24, 8))
+    pairs = pairs_of(tmp_path)
+    files, ram = PatchDataset(pairs, 16, 3), PatchDataset(pairs, 16, 3, decoded(pairs))
+    assert torch.equal(crops(files), crops(ram))
+    eight = files.images.tolist().index(2)
+    assert files.__getitems__([(eight, 0.1, 0.9)]).dtype == torch.uint8  # as it is, and in a mixed batch widened
+    assert all(map(torch.equal, files[eight, 0.1, 0.9], ram[eight, 0.1, 0.9]))
+    assert files[eight, 0.1, 0.9][0].mul(255).sub(files[eight, 0.1, 0.9][0].mul(255).round()).abs().max() < 1e-4
+
+
+def test_gather_cuts_what_slices_cut(pairs_folder):
+    """The path of --cache gpu, on the CPU."""
+    pairs = pairs_of(pairs_folder)
+    slices = decoded(pairs)
+    on_device = decoded(pairs)
+    on_device._where = "gpu"
+    on_device.ready()
+    assert on_device.on_device and not slices.on_device
+    numbers, places = [0, 3, 2, 3, 1], [(0, 0), (0.999, 0.999), (0.3, 0.7), (0.5, 0), (0.01, 0.6)]
+    for p in (16, 4):
+        a, b = slices.crops(numbers, places, p), on_device.crops(numbers, places, p)
+        assert torch.equal(a, b) and a.shape == (5, 6, p, p) and a.dtype == torch.uint8
+    values = torch.arange(2 * 6 * 3 * 5)
+    found = gather(values, torch.tensor([[90 + 5 + 1], [15], [5]]), 2)
+    assert torch.equal(found[0], values[90:].view(6, 3, 5)[:, 1:3, 1:3])
+
+
+def _read(queue, dataset):
+    queue.put(dataset.__getitems__([(0, 0.2, 0.4), (3, 0.9, 0.9)]).numpy())
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_other_processes_see_the_images_without_a_copy(pairs_folder, method):
+    pairs = pairs_of(pairs_folder)
+    dataset = PatchDataset(pairs, 16, 3, decoded(pairs))
+    context = torch.multiprocessing.get_context(method)
+    queue = context.SimpleQueue()
+    process = context.Process(target=_read, args=(queue, dataset))
+    process.start()
+    found = queue.get()
+    process.join()
+    assert np.array_equal(found, dataset.__getitems__([(0, 0.2, 0.4), (3, 0.9, 0.9)]).numpy())
+
+
+def test_too_little_shared_memory(monkeypatch, tmp_path):
+    real = shutil.disk_usage
+    monkeypatch.setattr(cache.tempfile, "tempdir", str(tmp_path))
+    shared = SharedBytes(1000)
+    shared.array[:] = 7
+    small = lambda folder: argparse.Namespace(free=0) if folder == "/dev/shm" else real(folder)  # noqa: E731
+    monkeypatch.setattr(cache.shutil, "disk_usage", small)
+    opened = []
+    make = cache.tempfile.TemporaryFile
+    monkeypatch.setattr(cache.tempfile, "TemporaryFile", lambda dir: opened.append(dir) or make(dir=dir))
+    mapped = SharedBytes(1000)
+    mapped.array[:] = 8
+    assert opened == [str(tmp_path)] and mapped.array.sum() == 8000 and shared.array.sum() == 7000
+    assert not os.listdir(tmp_path)  # it has no name, so nothing is left whatever happens
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: argparse.Namespace(free=0))
+    with pytest.raises(UserError, match="--cache ram: 0.0 GiB of decoded images fit neither .* --cache none"):
+        SharedBytes(1000)
+    with pytest.raises(TypeError):  # pickled only for a process that is being started
+        pickle.dumps(object.__new__(SharedBytes).__dict__ | {"file": mapped._file})
+
+
+def test_choice_of_the_cache(pairs_folder, monkeypatch, capsys):
+    pairs = pairs_of(pairs_folder)
+    needed = sum(6 * 24 * (20 + i) for i in range(4))
+
+    def chosen(memory, **more):
+        monkeypatch.setattr(cache, "memory", lambda: memory)
+        return choose(flags("x", **more), pairs, CPU)
+
+    assert chosen(3 * needed, cache="auto") == "ram" and chosen(3 * needed - 3, cache="auto") == "none"
+    assert "more than a third of the memory" in capsys.readouterr().out
+    assert chosen(2 * needed, cache="ram") == "ram" and chosen(2 * needed, cache="none") == "none"
+    assert chosen(9 * needed, cache="gpu") == "ram" and "--cache gpu: no GPU is used" in capsys.readouterr().out
+    assert chosen(9 * needed, cache="ram", dry_run=True) == "none"
+    with pytest.raises(UserError, match="--cache ram: .* do not fit .*--cache none"):
+        chosen(needed, cache="ram")
+
+
+def test_memory_is_that_of_the_machine_or_of_the_container(monkeypatch):
+    there = cache.memory()
+    assert 2**28 < there < 2**50
+    read = cache.Path.read_text
+    monkeypatch.setattr(cache.Path, "read_text", lambda self: "1000000\n" if self.name == "memory.max" else read(self))
+    assert cache.memory() == 1000000
+
+
+def test_bad_files_are_found_while_decoding(pairs_folder):
+    (pairs_folder / "rain" / "9.png").write_bytes((pairs_folder / "rain" / "9.png").read_bytes()[:200])
+    write_image(pairs_folder / "norain" / "10.png", photo(24, 30, 0))
+    with pytest.raises(UserError) as error:
+        training_set(flags(pairs_folder / "rain", pairs_folder / "norain", cache="ram"), CPU, "")
+    assert "2 of 4 pairs can't be used" in str(error.value) and "9.png" in str(error.value)
+    assert "10.png is 22x24, its clean partner 10.png 30x24" in str(error.value)
+    with pytest.raises(UserError, match="4 of 4 .*(.|\n)*8.png is 20x24, smaller than the 32 px patch"):
+        training_set(flags(pairs_folder / "rain", pairs_folder / "norain", 32, cache="ram"), CPU, "")
+
+
+def test_a_long_list_is_decoded_whole_where_it_fits(tmp_path, monkeypatch, capsys):
+    write_image(tmp_path / "a.png", photo(20, 20, 0))
+    spa_list(tmp_path, "a.png a.png\n" * (CHECK_ALL + 1))
+    dataset, _ = listed_set(flags(tmp_path, cache="auto"), CPU, "")
+    assert dataset.decoded is not None and "checked now" not in capsys.readouterr().out
+    monkeypatch.setattr(cache, "memory", lambda: 10**6)
+    dataset, _ = listed_set(flags(tmp_path, cache="auto"), CPU, "")
+    printed = capsys.readouterr().out
+    assert dataset.decoded is None and "200 of them checked now" in printed and "common.data.pack" in printed
+
+
+def test_training_is_the_same_with_every_cache(pairs_folder, tmp_path, capsys):
+    for name in ("none", "ram", "auto", "gpu"):
+        train_syn_joint.main(arguments(pairs_folder, tmp_path / name, "--cache", name, "--niter", 1))
+    for name in ("ram", "auto", "gpu"):
+        for net in ("DerainNet", "ED", "D"):
+            assert same(load(tmp_path / "none" / f"{net}_state_1.pt"), load(tmp_path / name / f"{net}_state_1.pt"))
+    train_syn_joint.main(["--model_dir", str(tmp_path / "none"), "--resume", "-1", "--cache", "ram", "--niter", "2"])
+    assert "other data" not in capsys.readouterr().out

@@ -1,0 +1,324 @@
+"""The fast way against the plain one: same losses, same gradients, same files; and the benchmark that compares them."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from common import benchmark, speed
+from common.data.images import read_image, write_image
+from common.errors import UserError
+from common.evaluation.derain import derain
+from common.models import Derain, EDNet, PReNet
+from common.speed import Speed, compile_net, fuse, keep_memory, require_fast
+from common.training.augment import aug_step
+from common.training.joint import joint_optimizers, joint_step
+from for_syn import test_syn_joint as derain_script
+from for_syn import train_syn_joint
+from tests.conftest import photo
+from tests.golden import fill, uniform
+from tests.test_joint import batch
+from tests.test_training import arguments, load, same
+
+
+def both(net):
+    """A network with one convolution for the gates, and the same with four."""
+    plain = copy.deepcopy(net)
+    fuse(plain, False)
+    return net, plain
+
+
+@pytest.mark.parametrize("stages", [1, 2, 6])
+@pytest.mark.parametrize("kind", [Derain, PReNet])
+def test_gates_in_one_convolution_are_those_of_four(kind, stages):
+    fused, plain = both(fill(kind(stages), 11).double())
+    assert fused.state_dict().keys() == plain.state_dict().keys()
+    rainy = uniform(1, 2, 3, 17, 22).double()
+    results = []
+    for net in (fused, plain):
+        out = torch.stack(list(net(rainy) if kind is Derain else net(rainy)[1]))
+        out.square().sum().backward()
+        results.append(out)
+    a, b = results
+    assert (a - b).abs().max() <= 1e-12 * b.abs().max()
+    for (name, p), q in zip(fused.named_parameters(), plain.parameters(), strict=True):
+        if p.grad is None:  # plainly it gets zeros: f of a single stage, which c = 0 is multiplied by
+            assert q.grad is None or not q.grad.any(), name
+        else:
+            assert (p.grad - q.grad).abs().max() <= 1e-10 * q.grad.abs().max(), name
+
+
+def test_without_gradients_and_in_any_order_of_memory_the_numbers_are_the_same():
+    fused, plain = both(fill(Derain(6), 11))
+    rainy = uniform(2, 2, 3, 33, 40)
+    with torch.no_grad():
+        for x in (rainy, rainy.contiguous(memory_format=torch.channels_last)):
+            for a, b in zip(fused(x), plain(rainy), strict=True):
+                assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+    for a, b in zip(fused(rainy), plain(rainy), strict=True):
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+
+
+def joint_run(speed_, steps=4):
+    torch.manual_seed(0)
+    nets = fill(Derain(2), 21, 0.02), fill(EDNet(3, 8, 2), 22, 0.02), benchmark.Discriminator(64, 4)
+    nets = [net.double() for net in nets]
+    speed_.prepare(nets[0], torch.device("cpu"))
+    step = joint_step(*nets, joint_optimizers(*nets, 2e-4, 1e-4, 4e-4), 1.0, 10.0, 2, 1e-6, speed_, {})
+    torch.manual_seed(1)
+    rainy, clean = (x[:, :, :16, :16].double() for x in batch(0))
+    rainy, clean = (x.repeat(1, 1, 4, 4) for x in (rainy, clean))
+    losses = [{k: v.item() for k, v in step(rainy, clean, i).items()} for i in range(steps)]
+    return losses, [net.state_dict() for net in nets]
+
+
+def test_joint_steps_are_the_same_plain_and_fast():
+    (fast, fast_nets), (plain, plain_nets) = joint_run(Speed()), joint_run(Speed(plain=True))
+    for a, b in zip(fast, plain, strict=True):
+        assert a == pytest.approx(b, rel=1e-9, abs=1e-12)
+    assert fast[0]["loss_G"] != fast[2]["loss_G"]
+    for a, b in zip(fast_nets, plain_nets, strict=True):
+        for name in a:
+            skip = name.endswith(("key_conv.bias", "value_conv.bias"))  # their true gradient is zero
+            assert skip or torch.allclose(a[name], b[name], rtol=1e-7, atol=1e-9), name
+
+
+def test_augmented_steps_are_the_same_plain_and_fast():
+    found = []
+    for speed_ in (Speed(), Speed(plain=True)):
+        net, netED = fill(PReNet(2), 31, 0.02).double(), fill(EDNet(3, 8, 2, 16), 32).double()
+        speed_.prepare(net, torch.device("cpu"))
+        step = aug_step(net, netED, torch.optim.Adam(net.parameters(), 1e-3), 3, speed_, {})
+        torch.manual_seed(3)
+        torch.set_default_dtype(torch.float64)
+        try:
+            losses = [step(*torch.rand(2, 4, 3, 16, 16), i)["loss"].item() for i in range(3)]
+        finally:
+            torch.set_default_dtype(torch.float32)
+        found.append((losses, net.state_dict()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-10)
+    for name, value in found[0][1].items():
+        assert torch.allclose(value, found[1][1][name], rtol=1e-7, atol=1e-9), name
+
+
+def test_only_steps_that_learn_compute_gradients(monkeypatch):
+    seen = []
+    net = fill(Derain(1), 1, 0.02)
+    net.register_forward_hook(lambda module, args, out: seen.append((out[0].requires_grad, args[0].is_contiguous())))
+    for speed_ in (Speed(), Speed(plain=True)):
+        netED, netD = EDNet(3, 4, 2, 16), benchmark.Discriminator(16, 4)
+        optimizers = joint_optimizers(net, netED, netD, 1e-4, 1e-4, 1e-4)
+        step = joint_step(net, netED, netD, optimizers, 1.0, 10.0, 2, 1e-6, speed_, {})
+        for index in range(3):
+            step(*torch.rand(2, 2, 3, 16, 16), index)
+    assert seen == [(True, True), (False, False), (True, True), *[(True, True)] * 3]
+
+
+def test_derained_bytes_are_those_of_the_plain_network(tmp_path):
+    net, plain = both(fill(Derain(6), 11, 0.02).eval())
+    rainy = torch.from_numpy(photo(60, 70, 3)).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        expected = plain(rainy)[0]
+    a, b = ((255 * x.clamp(0, 1)).floor() for x in (derain(net, rainy), expected))
+    assert (a - b).abs().max() <= 1 and (a != b).float().mean() <= 1e-4
+
+
+# --- precision -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def any_processor(monkeypatch):
+    """As if it had bfloat16 instructions; the test is slow without, and right."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+
+
+def test_bf16_is_refused_where_it_would_be_slow(monkeypatch, pairs_folder, tmp_path):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": False, "cpu_name": "x"})
+    require_fast("fp32", cpu)
+    with pytest.raises(UserError, match="--precision bf16: this CPU has no bfloat16 instructions.*take fp32"):
+        require_fast("bf16", cpu)
+    with pytest.raises(UserError, match="--precision bf16"):
+        train_syn_joint.main(arguments(pairs_folder, tmp_path / "m", "--precision", "bf16"))
+    assert not list((tmp_path / "m").glob("*.pt"))
+    for name in ("avx512_bf16", "amx_bf16", "bf16"):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda name=name: {"avx2": True, name: True})
+        require_fast("bf16", cpu)
+
+
+def test_bf16_is_for_the_derainer_alone(any_processor):
+    dtypes = {}
+
+    def note(name):
+        return lambda module, args, out: dtypes.setdefault(name, set()).add(
+            (out[0] if isinstance(out, tuple) else out).dtype
+        )
+
+    nets = fill(Derain(1), 1, 0.02), EDNet(3, 4, 2, 16), benchmark.Discriminator(16, 4)
+    for name, module in (("bnet", nets[0].derainet.conv0), ("ed", nets[1].decoder), ("d", nets[2])):
+        module.register_forward_hook(note(name))
+    speed_, shown = Speed("bf16"), {}
+    speed_.prepare(nets[0], torch.device("cpu"))
+    optimizers = joint_optimizers(*nets, 1e-4, 1e-4, 1e-4)
+    step = joint_step(*nets, optimizers, 1.0, 10.0, 2, 1e-6, speed_, shown)
+    losses = [step(*torch.rand(2, 2, 3, 16, 16), index) for index in range(3)]
+    assert dtypes == {"bnet": {torch.bfloat16}, "ed": {torch.float32}, "d": {torch.float32}}
+    assert all(value.dtype == torch.float32 for row in losses for value in row.values())
+    assert all(value.dtype == torch.float32 for value in shown.values())
+    states = [s for opt in optimizers.values() for state in opt.state.values() for s in state.values()]
+    assert states and all(s.dtype == torch.float32 for s in states)
+    assert all(p.dtype == torch.float32 for net in nets for p in net.parameters())
+
+
+def test_bf16_is_near_fp32(any_processor, tmp_path, pairs_folder):
+    net = fill(Derain(2), 11, 0.02).eval()
+    rainy = uniform(4, 1, 3, 20, 20)
+    with speed.autocast(rainy.device, "bf16"):
+        near = derain(net, rainy)
+    exact = derain(net, rainy)
+    assert near.dtype == torch.float32 and 0 < (near - exact).abs().max() < 0.02
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    write_image(tmp_path / "in" / "a.png", photo(20, 24, 0))
+    for precision in ("fp32", "bf16"):
+        flags = ["--data_path", tmp_path / "in", "--netDerain", tmp_path / "net.pt", "--stage", 2, "--use_gpu", "false"]
+        flags += ["--save_path", tmp_path / precision, "--precision", precision]
+        assert derain_script.main(list(map(str, flags))) == 0
+    a, b = (read_image(tmp_path / precision / "a.png").astype(int) for precision in ("fp32", "bf16"))
+    assert np.abs(a - b).max() <= 3
+    train_syn_joint.main(arguments(pairs_folder, tmp_path / "m", "--precision", "bf16", "--niter", 1))
+    assert all(v.dtype == torch.float32 for v in load(tmp_path / "m" / "DerainNet_state_1.pt").values())
+    with pytest.raises(UserError, match="--precision is fp32, the run has bf16"):
+        train_syn_joint.main(["--model_dir", str(tmp_path / "m"), "--resume", "-1", "--precision", "fp32"])
+
+
+# --- compilation ---------------------------------------------------------------------------------------------------
+
+
+def test_without_a_compiler_work_goes_on(monkeypatch, pairs_folder, tmp_path, capsys):
+    def broken(*args, **kwargs):
+        raise RuntimeError("no C++ compiler\nmore")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    train_syn_joint.main(arguments(pairs_folder, tmp_path / "a", "--niter", 1, "--compile"))
+    assert "--compile: not possible here, going on without (no C++ compiler)" in capsys.readouterr().out
+    monkeypatch.undo()
+    train_syn_joint.main(arguments(pairs_folder, tmp_path / "b", "--niter", 1))
+    assert same(load(tmp_path / "a" / "ED_state_1.pt"), load(tmp_path / "b" / "ED_state_1.pt"))
+
+
+def test_a_compiled_network_keeps_its_names_and_numbers(monkeypatch):
+    net = fill(Derain(1), 11)
+    names, rainy = list(net.state_dict()), uniform(3, 1, 3, 16, 16)
+    with torch.no_grad():
+        expected = net(rainy)[0]
+    calls = []
+
+    def backend(graph, inputs):  # compiles nothing, so that the test needs no compiler
+        calls.append(graph)
+        return graph.forward
+
+    real = torch.nn.Module.compile
+    whole = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **how: whole(f, **how) if how else f)  # the trial needs a compiler
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: real(self, backend=backend))
+    compile_net(net, rainy.device)
+    with torch.no_grad():
+        assert torch.allclose(net(rainy)[0], expected, atol=1e-6) and calls
+        before = len(calls)
+        with torch.compiler.set_stance("force_eager"):
+            net(uniform(4, 1, 3, 20, 24))
+        assert len(calls) == before
+    assert list(net.state_dict()) == names and isinstance(net, Derain)
+
+
+def test_keeping_memory_says_whether_it_could(monkeypatch):
+    assert keep_memory() in (True, False)
+    monkeypatch.setattr(speed.sys, "platform", "win32")
+    assert keep_memory() is False
+    monkeypatch.setattr(speed.sys, "platform", "linux")
+    monkeypatch.setattr(speed.ctypes, "CDLL", lambda name: object())  # musl
+    assert keep_memory() is False
+
+
+# --- the benchmark -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_work(monkeypatch):
+    """Networks of one stage and few photos."""
+    monkeypatch.setattr(benchmark, "Derain", lambda stages: Derain(1))
+    monkeypatch.setattr(benchmark, "PReNet", lambda stages: PReNet(1))
+    monkeypatch.setattr(benchmark, "SETTLE", 0.0)
+    monkeypatch.setitem(benchmark.MATRIX, "cpu", 64)
+    monkeypatch.setattr(benchmark.demo, "TRAIN", ("camera",))
+
+
+@pytest.mark.parametrize("work", ["joint", "aug", "derain", "generate", "loader"])
+def test_benchmark(work, small_work, quick, tmp_path, capsys):
+    out = tmp_path / "deep" / "b.json"
+    flags = [
+        "--turns",
+        "2",
+        "--batchSize",
+        "2",
+        "--patchSize",
+        "16",
+        "--workers",
+        "0",
+        "--height",
+        "24",
+        "--width",
+        "32",
+    ]
+    assert benchmark.main([work, *flags, "--json", str(out)]) == 0
+    printed = capsys.readouterr().out
+    rows = json.loads(out.read_text())["rows"]
+    assert "| plain" in printed or "| files (plain)" in printed
+    assert rows[0]["ratio"] == 1 and all(len(row["seconds"]) == 2 and row["min_s"] > 0 for row in rows)
+    for row in rows:
+        assert row["steps_per_s"] == pytest.approx(1 / row["median_s"])
+    if work != "loader":
+        assert "of ceiling" in printed and "GFLOP/s in a matrix product" in printed
+        assert all(0 < row["share_of_ceiling"] for row in rows)
+    if work == "joint":
+        assert [row["case"] for row in rows] == ["plain", "plain, with loader", "fast fp32", "fast fp32, with loader"]
+        assert rows[1]["ratio"] == 1
+
+
+def test_benchmark_compares_what_it_says(small_work, monkeypatch):
+    """Plain cases compute gradients and have four convolutions; ratios are per step and turn by turn."""
+    device = torch.device("cpu")
+    clock = iter([0, 1, 0, 2] + [0, 4, 0, 2] + [0, 6, 0, 1])
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
+    cases = [benchmark.Case("a", lambda: None, 2, 4, True), benchmark.Case("b", lambda: None, 1, 2)]
+    a, b = benchmark.measure(cases, device, 2)
+    assert a["seconds"] == [4, 6] and b["seconds"] == [2, 1]
+    assert b["ratio"] == np.median([2 / 2, 3 / 1]) and a["steps_per_s"] == 2 / 5 and b["samples_per_s"] == 2 / 1.5
+
+
+def test_flops_are_those_of_the_convolutions():
+    net = fill(PReNet(2), 1)
+    fuse(net, False)
+    with torch.no_grad():
+        counted = benchmark.count_flops(lambda: net(torch.rand(3, 3, 8, 8)))
+    weights = 6 * 32 + 10 * 32 * 32 + 4 * 64 * 32 + 32 * 3
+    assert counted == 2 * 2 * 3 * 64 * 9 * weights
+    fuse(net, True)
+    with torch.no_grad():
+        less = benchmark.count_flops(lambda: net(torch.rand(3, 3, 8, 8)))
+    assert counted - less == 2 * 3 * 64 * 9 * (3 * 32 * 32 + 64 * 32)
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--data_path", "x"], "--data_path, --gt_path: give both or none"),
+        (["--device", "cuda"], "--device cuda: there is no GPU here"),
+    ],
+)
+def test_benchmark_flags(args, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=message):
+        benchmark.main(args)
