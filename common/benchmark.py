@@ -454,14 +454,37 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _require_place(path: Path) -> None:
+    """Before the measuring: --json can be written, and replaces nothing but an earlier one."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        earlier = json.loads(path.read_text()) if path.exists() else {"work": "", "rows": []}
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise PermissionError(13, "no permission")
+    except OSError as error:
+        raise UserError(f"--json: {path} can't be written ({error.strerror})") from None
+    except ValueError:
+        earlier = None
+    if not isinstance(earlier, dict) or not {"work", "rows"} <= earlier.keys():
+        raise UserError(f"--json: {path} is there already and not of this program; take another name")
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    if args.patchSize > 256 and not args.data_path:
+        raise UserError(
+            f"--patchSize {args.patchSize}: the drawn photos are for 256 at most; give --data_path, --gt_path"
+        )
+    if args.data_path and pack.is_pack(args.data_path):
+        raise UserError("--data_path: give folders; the benchmark makes a pack of them by itself")
     if bool(args.data_path) != bool(args.gt_path):
         raise UserError("--data_path, --gt_path: give both or none")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: there is no GPU here; take cpu")
     device = pick_device(args.device == "cuda", args.gpu_id)
     require_fast(args.precision, device)
+    if args.json:
+        _require_place(Path(args.json))
     sizes = f"{args.width}x{args.height} px" if args.work in ("derain", "generate") else ""
     sizes = sizes or f"batch {args.batchSize}, {args.patchSize} px, {min(args.workers, os.cpu_count() or 1)} workers"
     with contextlib.ExitStack() as stack:
@@ -474,7 +497,6 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         options = {key: value for key, value in vars(args).items() if key not in ("given", "json")}
         content = {"work": args.work, "machine": machine(device), "options": options, "rows": rows}
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         Path(args.json).write_text(json.dumps(content, indent=2) + "\n")
         print(f"written: {args.json}")
     return 0

@@ -253,7 +253,9 @@ def add_training(parser: Parser, log_dir: str, model_dir: str) -> Parser:
     run.add_argument("--log_every", type=positive_int, default=10, help="steps between entries of the logs")
     run.add_path("--log_dir", log_dir, help="TensorBoard files, log.csv, options.json")
     run.add_path("--model_dir", model_dir, help="checkpoints")
-    run.add_argument("--workers", type=count, default=4, help="processes that read images; 0: none")
+    run.add_argument(
+        "--workers", type=count, default=4, help="processes that read images, where these are not in RAM; 0: none"
+    )
     run.add_argument("--manualSeed", type=seed, help="seed of everything; drawn and printed if left alone")
     run.add_argument(
         "--dry_run", type=boolean, nargs="?", const=True, default=False, help="only say what would be done"

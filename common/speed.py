@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.models.prenet import Body
 
 MEBI = 2**20
 
@@ -83,7 +84,7 @@ def require_fast(precision: str, device: torch.device) -> None:
 def fuse(net: nn.Module, fused: bool) -> None:
     """One convolution for the four gates of PReNet and BNet, or four; other networks have no such switch."""
     for module in net.modules():
-        if isinstance(getattr(module, "fused", None), bool):
+        if isinstance(module, Body):
             module.fused = fused
 
 
@@ -92,11 +93,18 @@ def compile_net(net: nn.Module, device: torch.device) -> None:
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.zeros(8, device=device))
     except Exception as error:  # no C++ compiler or Triton, a Python that is too new, ...
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        lines = [line for line in str(error).splitlines() if line.strip() and "backend=" not in line]
+        reason = (lines or [type(error).__name__])[0]
         print(f"--compile: not possible here, going on without ({reason[:200]})")
         return
     print("--compile: the first steps, or the first image of a size, take up to a minute", flush=True)
     net.compile()
+
+
+def uncompiled(net: nn.Module) -> contextlib.AbstractContextManager:
+    """Within it a compiled network runs as it was written: for sizes that are not worth a minute of compiling."""
+    compiled = net._compiled_call_impl is not None
+    return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
 
 
 def keep_memory(keep: bool = True) -> bool:
@@ -117,6 +125,6 @@ def keep_memory(keep: bool = True) -> bool:
     if not keep:
         malloc_trim(0)  # give back what was kept
     trim, mmap = -1, -3  # malloc.h: M_TRIM_THRESHOLD, for which -1 is never, and M_MMAP_THRESHOLD
-    usual = 64 * MEBI, 32 * MEBI  # where glibc's own adjustment ends up with maps of such sizes
-    trim_bytes, mmap_bytes = (-1, 1024 * MEBI) if keep else usual
-    return bool(mallopt(trim, trim_bytes) and mallopt(mmap, mmap_bytes))
+    if keep:  # a threshold that it refuses would stay at 128 KiB, since setting any ends glibc's own adjustment
+        return bool((mallopt(mmap, 1024 * MEBI) or mallopt(mmap, 32 * MEBI)) and mallopt(trim, -1))
+    return bool(mallopt(mmap, 32 * MEBI) and mallopt(trim, 64 * MEBI))  # where that adjustment ends up with such maps

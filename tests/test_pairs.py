@@ -18,7 +18,7 @@ from tests.conftest import photo
 def flags(data_path, gt_path=None, patch_size=16, **more):
     """What the scripts give to training_set and listed_set."""
     values = {"data_path": str(data_path), "gt_path": gt_path and str(gt_path), "patchSize": patch_size}
-    defaults = {"manualSeed": 0, "cache": "none", "dry_run": False, "given": set()}
+    defaults = {"precision": "fp32", "manualSeed": 0, "cache": "none", "dry_run": False, "given": set()}
     return argparse.Namespace(**defaults | values | more)
 
 

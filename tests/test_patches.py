@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import pickle
 import shutil
 
 import numpy as np
@@ -125,10 +124,17 @@ def test_too_little_shared_memory(monkeypatch, tmp_path):
     assert opened == [str(tmp_path)] and mapped.array.sum() == 8000 and shared.array.sum() == 7000
     assert not os.listdir(tmp_path)  # it has no name, so nothing is left whatever happens
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: argparse.Namespace(free=0))
-    with pytest.raises(UserError, match="--cache ram: 0.0 GiB of decoded images fit neither .* --cache none"):
+    with pytest.raises(UserError, match="--cache ram: 0.0 GiB of decoded images fit neither .*--cache none"):
         SharedBytes(1000)
-    with pytest.raises(TypeError):  # pickled only for a process that is being started
-        pickle.dumps(object.__new__(SharedBytes).__dict__ | {"file": mapped._file})
+
+
+def test_by_itself_the_cache_is_left_out_where_there_is_no_room(pairs_folder, monkeypatch, capsys):
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: argparse.Namespace(free=0))
+    folders = pairs_folder / "rain", pairs_folder / "norain"
+    assert training_set(flags(*folders, cache="auto"), CPU, "")[0].decoded is None
+    assert "images are read again and again" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--cache ram"):
+        training_set(flags(*folders, cache="ram"), CPU, "")
 
 
 def test_choice_of_the_cache(pairs_folder, monkeypatch, capsys):

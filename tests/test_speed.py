@@ -23,6 +23,13 @@ from tests.test_joint import batch
 from tests.test_training import arguments, load, same
 
 
+def test_a_network_of_the_users_is_left_alone():
+    net = torch.nn.Conv2d(3, 3, 1)
+    net.fused = True
+    Speed(plain=True).prepare(net, torch.device("cpu"))
+    assert net.fused is True
+
+
 def both(net):
     """A network with one convolution for the gates, and the same with four."""
     plain = copy.deepcopy(net)
@@ -227,7 +234,7 @@ def test_a_compiled_network_keeps_its_names_and_numbers(monkeypatch):
     with torch.no_grad():
         assert torch.allclose(net(rainy)[0], expected, atol=1e-6) and calls
         before = len(calls)
-        with torch.compiler.set_stance("force_eager"):
+        with speed.uncompiled(net):
             net(uniform(4, 1, 3, 20, 24))
         assert len(calls) == before
     assert list(net.state_dict()) == names and isinstance(net, Derain)
@@ -281,16 +288,26 @@ def test_benchmark(work, small_work, quick, tmp_path, capsys):
         assert row["steps_per_s"] == pytest.approx(1 / row["median_s"])
     if work != "loader":
         assert "of ceiling" in printed and "GFLOP/s in a matrix product" in printed
-        assert all(0 < row["share_of_ceiling"] for row in rows)
+        assert all(row["share_of_ceiling"] > 0 for row in rows)
     if work == "joint":
         assert [row["case"] for row in rows] == ["plain", "plain, with loader", "fast fp32", "fast fp32, with loader"]
         assert rows[1]["ratio"] == 1
 
 
+def test_benchmark_replaces_no_file_of_the_users(tmp_path):
+    (tmp_path / "notes.json").write_text("[1]")
+    with pytest.raises(UserError, match="--json: .*notes.json is there already and not of this program"):
+        benchmark.main(["derain", "--json", str(tmp_path / "notes.json")])
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="--json: .* can't be written"):
+        benchmark.main(["derain", "--json", str(tmp_path / "file" / "b.json")])
+    assert (tmp_path / "notes.json").read_text() == "[1]"
+
+
 def test_benchmark_compares_what_it_says(small_work, monkeypatch):
     """Plain cases compute gradients and have four convolutions; ratios are per step and turn by turn."""
     device = torch.device("cpu")
-    clock = iter([0, 1, 0, 2] + [0, 4, 0, 2] + [0, 6, 0, 1])
+    clock = iter([0, 1, 0, 2, 0, 4, 0, 2, 0, 6, 0, 1])
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
     cases = [benchmark.Case("a", lambda: None, 2, 4, True), benchmark.Case("b", lambda: None, 1, 2)]
     a, b = benchmark.measure(cases, device, 2)
@@ -316,6 +333,8 @@ def test_flops_are_those_of_the_convolutions():
     [
         (["--data_path", "x"], "--data_path, --gt_path: give both or none"),
         (["--device", "cuda"], "--device cuda: there is no GPU here"),
+        (["--patchSize", "512"], "--patchSize 512: the drawn photos are for 256 at most"),
+        (["--data_path", "x.h5", "--gt_path", "y"], "--data_path: give folders"),
     ],
 )
 def test_benchmark_flags(args, message, monkeypatch):

@@ -1,4 +1,4 @@
-"""Decoded images in memory: in RAM, shared by all workers, or on the device; crops are cut from there."""
+"""Decoded images in memory: in RAM, where other processes can share them, or on the device; crops are cut there."""
 
 import argparse
 import mmap
@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from multiprocessing.reduction import DupFd
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +36,15 @@ def memory() -> int:
 
 def decoded_bytes(pairs: Sequence[Pair]) -> float:
     """Bytes of all pairs decoded; of long lists estimated from samples. What can't be read counts as nothing."""
-    some, total = some_of(pairs), 0
+    some, values, deepest = some_of(pairs), 0, 1
     for pair in some:
         try:
             height, width, kind = pair.format()
         except ImageError:
             continue  # the check that follows will tell
-        total += 6 * height * width * np.dtype(kind).itemsize
-    return total * len(pairs) / len(some)
+        values += 6 * height * width
+        deepest = max(deepest, np.dtype(kind).itemsize)  # one type for all
+    return values * deepest * len(pairs) / len(some)
 
 
 def choose(args: argparse.Namespace, pairs: Sequence[Pair], device: torch.device) -> str:
@@ -78,37 +78,45 @@ def choose(args: argparse.Namespace, pairs: Sequence[Pair], device: torch.device
     return where
 
 
+class NoRoom(UserError):
+    """Decoded images fit nowhere."""
+
+
 class SharedBytes:
-    """Bytes that worker processes see without a copy: a nameless file in shared memory, or in the temporary folder
-    where shared memory is too small. The system frees it with the last process, however that ends.
+    """Bytes that processes started from this one see without a copy: a nameless file in shared memory, or in the
+    temporary folder where shared memory is too small. The system frees it with the last process, however that ends.
 
     Raises:
-        UserError: neither has the room.
+        NoRoom: neither has the room.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
-        folders = [folder for folder in ("/dev/shm", tempfile.gettempdir()) if os.path.isdir(folder)]
-        with_room = [folder for folder in folders if shutil.disk_usage(folder).free > count + 2**24]
-        if not with_room:
-            raise UserError(
-                f"--cache ram: {count / GIB:.1f} GiB of decoded images fit neither into shared memory nor into "
-                f"{' and '.join(folders)}; take --cache none, or set TMPDIR to a folder with more room"
+        for folder in ("/dev/shm", tempfile.gettempdir()):
+            try:
+                if shutil.disk_usage(folder).free < count + 2**24:
+                    continue
+                self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (open as long as the object)
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(self._file.fileno(), 0, count)  # now, rather than a crash at some write
+                else:
+                    self._file.truncate(count)
+                break
+            except OSError:  # not there, not to be written to, no room after all
+                continue
+        else:
+            raise NoRoom(
+                f"--cache ram: {count / GIB:.1f} GiB of decoded images fit neither into shared memory (/dev/shm) nor "
+                f"into {tempfile.gettempdir()}; take --cache none, or set TMPDIR to a folder with more room"
             )
-        self._file = tempfile.TemporaryFile(dir=with_room[0])  # noqa: SIM115 (open as long as the object)
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._file.fileno(), 0, count)  # now, rather than a crash at some write
-            else:
-                self._file.truncate(count)
-        except OSError as error:
-            raise UserError(f"--cache ram: no room for {count / GIB:.1f} GiB ({error.strerror})") from None
         self._map()
 
     def _map(self) -> None:
         self.array = np.frombuffer(mmap.mmap(self._file.fileno(), self.count), np.uint8)
 
-    def __getstate__(self) -> dict:  # for workers that are not forked
+    def __getstate__(self) -> dict:  # for processes that are not forked
+        from multiprocessing.reduction import DupFd  # not on Windows
+
         return {"count": self.count, "fd": DupFd(self._file.fileno())}
 
     def __setstate__(self, state: dict) -> None:

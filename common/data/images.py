@@ -295,7 +295,7 @@ def _write(path: Path, put: Callable[[BinaryIO], object]) -> None:
         handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             put(file)
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~umask())
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
@@ -307,7 +307,8 @@ def _write(path: Path, put: Callable[[BinaryIO], object]) -> None:
             os.unlink(temporary)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The permissions that new files shall not have."""
     value = os.umask(0)
     os.umask(value)
     return value

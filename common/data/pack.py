@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -34,15 +35,16 @@ from h5py import h5d, h5p, h5s, h5t
 from tqdm import tqdm
 
 from common import cli
-from common.data.images import ImageError, printable, size_text
+from common.data.images import ImageError, printable, size_text, umask
 from common.data.pairs import LIST, Pair, PairList, crop_at, fail, find_pairs, fingerprint, planes, some_of, widened
 from common.errors import UserError
 
 VERSION = 1
 KIND = "vrgnet pairs"
 CHUNK = 64  # px
+BUFFER = 2**16  # bytes of chunks that HDF5 keeps for each size of images; every chunk is wanted once
 FLUSH_SECONDS = 5.0  # between marks of what is done; so much work an interruption may cost
-IMAGES = re.compile(r"images_(\d+)x(\d+)_(uint8|uint16)")
+IMAGES = re.compile(r"images_([1-9]\d*)x([1-9]\d*)_(uint8|uint16)", re.ASCII)
 MISSING = -1  # in the index, in place of a CRC-32 (0 to 2^32 - 1): not written yet, or left out for good
 NO_PLACE = -1  # of a pair whose header can't be read
 ROOM = 64  # spaces behind the JSON text, for what changes at the end
@@ -52,6 +54,8 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 def is_pack(path: str | Path) -> bool:
     """Whether --data_path names a pack, by its ending, or by its content where it is a file."""
     path = Path(path)
+    if path.is_dir():
+        return False
     if path.suffix.lower() in (".h5", ".hdf5"):
         return True
     try:
@@ -101,6 +105,7 @@ class Pack(Sequence[PackedPair]):
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         with _opened(self.path) as file:
+            self._file_was = self._file_is()
             self.meta, self._names, self._index = _checked(file, self.path)
             sizes = {name: _dataset_format(name) for name in self.meta["datasets"]}
         self._datasets = self.meta["datasets"]
@@ -137,13 +142,20 @@ class Pack(Sequence[PackedPair]):
         """
         dataset, place, _ = self._index[self._used[i]]
         try:
+            if self._file_is() != self._file_was:  # HDF5 would give zeros for what is missing
+                raise OSError("it has changed")
             return self._dataset(self._datasets[dataset])[(int(place), *part)]
         except (OSError, KeyError, ValueError) as error:
-            raise ImageError(f"{self.path}: can't be read any more ({_first_line(error)}); pack it again") from None
+            raise ImageError(f"{self.path}: can't be read any more ({_reason(error)}); pack it again") from None
+
+    def _file_is(self) -> tuple[int, int, int]:
+        found = os.stat(self.path)
+        return found.st_ino, found.st_size, found.st_mtime_ns
 
     def _dataset(self, name: str) -> h5py.Dataset:
         if self._open is None or self._open[0] != os.getpid():  # HDF5 files must not be shared with forked workers
-            self._open = os.getpid(), h5py.File(self.path, "r"), {}
+            self._open = None
+            self._open = os.getpid(), h5py.File(self.path, "r", rdcc_nbytes=BUFFER), {}
         datasets = self._open[2]
         if name not in datasets:
             datasets[name] = self._open[1][name]
@@ -174,8 +186,12 @@ def _dataset_format(name: str) -> tuple[int, int, type]:
     return int(found[1]), int(found[2]), np.uint16 if found[3] == "uint16" else np.uint8
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _reason(error: Exception) -> str:
+    """What went wrong in words; HDF5 wraps the system's number into a page of its own."""
+    number = getattr(error, "errno", None) or re.search(r"errno = (\d+)", str(error))
+    if number:
+        return os.strerror(number if isinstance(number, int) else int(number[1]))
+    return printable((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 @contextlib.contextmanager
@@ -186,7 +202,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         file = h5py.File(path, "r")
     except OSError as error:
         remedy = "wait for the program that writes it" if "unable to lock" in str(error) else "pack it again"
-        raise UserError(f"{path}: can't be read as a pack ({_first_line(error)}); {remedy}") from None
+        raise UserError(f"{path}: can't be read as a pack ({_reason(error)}); {remedy}") from None
     with file:
         yield file
 
@@ -201,6 +217,7 @@ def _checked(file: h5py.File, path: Path) -> tuple[dict, np.ndarray, np.ndarray]
                 raise UserError(f"{fail}: {printable(name)} is a link or a group, which no pack of ours has")
             made, kind = file[name].id.get_create_plist(), file[name].id.get_type()
             plain = kind.get_class() == h5t.INTEGER and made.get_nfilters() == 0 and made.get_external_count() == 0
+            plain = plain and file[name].nbytes <= path.stat().st_size  # a small file may claim a lot
             if not plain or made.get_layout() not in (h5d.CHUNKED, h5d.CONTIGUOUS):
                 raise UserError(f"{fail}: {printable(name)} is not of plain numbers, as in every pack of ours")
         if not {"meta", "names", "index", "sha256"} <= set(file):
@@ -214,11 +231,17 @@ def _checked(file: h5py.File, path: Path) -> tuple[dict, np.ndarray, np.ndarray]
                 f"{path}: is a pack of version {meta.get('version')!r:.20}, this program reads {VERSION}; pack it again"
             )
         names, index = file["names"][:], file["index"][:]
+        if (names.dtype, names.ndim, index.dtype, index.ndim) != (np.uint8, 1, np.int64, 2):
+            raise UserError(f"{fail}: its index is of another kind")
         if not file["sha256"][:].any():
             raise UserError(f"{fail} yet: run the command again that began it")
         if file["sha256"][:].tobytes() != _sha256(meta_bytes, names, index):
             raise UserError(f"{path}: is damaged: the checksum of its index is wrong; pack it again")
         count, datasets = meta["pairs"], meta["datasets"]
+        mark = meta["fingerprint"]
+        good = type(count) is int and isinstance(mark, str) and re.fullmatch("[0-9a-f]{12}", mark, re.ASCII)
+        if not good or not isinstance(datasets, list) or not all(isinstance(name, str) for name in datasets):
+            raise UserError(f"{fail}: its description is of another kind")
         good = index.shape == (count, 3) and np.count_nonzero(names == 0) == count
         good = good and len(set(datasets)) == len(datasets)
         for number, name in enumerate(datasets if good else []):
@@ -234,7 +257,7 @@ def _checked(file: h5py.File, path: Path) -> tuple[dict, np.ndarray, np.ndarray]
     except UserError:
         raise
     except Exception as error:  # HDF5 raises many kinds on damaged files
-        raise UserError(f"{path}: is damaged ({_first_line(error)}); pack it again") from None
+        raise UserError(f"{path}: is damaged ({_reason(error)}); pack it again") from None
 
 
 def _sha256(meta: bytes, names: np.ndarray, index: np.ndarray) -> bytes:
@@ -268,10 +291,23 @@ def _plan(pairs: Sequence[Pair]) -> tuple[list[str], np.ndarray, list[str]]:
 
 def _create(path: Path, meta: dict, names: bytes, index: np.ndarray) -> None:
     """Lay out the whole file. From then on only values change, none of HDF5's own structures: a kill can't break it."""
+    handle, temporary = tempfile.mkstemp(prefix=".packing-", dir=path.parent)
+    os.close(handle)
+    try:
+        _lay_out(temporary, meta, names, index)
+        os.chmod(temporary, 0o666 & ~umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _lay_out(path: str, meta: dict, names: bytes, index: np.ndarray) -> None:
     with h5py.File(path, "w", libver=("earliest", "v108")) as file:
         file["meta"] = np.frombuffer(json.dumps(meta).encode() + b" " * ROOM, np.uint8)
         file["names"] = np.frombuffer(names, np.uint8)
         file["index"] = index
+        file["stamps"] = np.zeros(len(index), np.int64)
         file["sha256"] = np.zeros(32, np.uint8)
         for number, name in enumerate(meta["datasets"]):
             height, width, kind = _dataset_format(name)
@@ -307,12 +343,14 @@ def _text(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
 
 
-def write(pairs: Sequence[Pair], out: Path, workers: int, skip_bad: bool = False) -> list[str]:
-    """Decode pairs into a pack, or go on with one that was interrupted. Memory does not grow with their number.
+def write(pairs: Sequence[Pair], out: Path, workers: int, skip_bad: bool = False, overwrite: bool = False) -> list[str]:
+    """Decode pairs into a pack, or go on with one that was interrupted. Memory does not grow with their number, only
+    (by some 100 KB) with that of their sizes.
 
     Args:
         workers: threads that decode.
         skip_bad: leave pairs out that can't be read, instead of waiting for them to be mended.
+        overwrite: start anew where an interrupted pack of other pairs is in the way.
 
     Returns:
         What is wrong with the pairs that can't be read. Unless they are skipped, the pack is not finished then, and
@@ -325,14 +363,16 @@ def write(pairs: Sequence[Pair], out: Path, workers: int, skip_bad: bool = False
     names = b"".join(os.fsencode(pair.name) + b"\0" for pair in pairs)
     content = {"kind": KIND, "version": VERSION, "pairs": len(pairs), "fingerprint": _digest(pairs)}
     bytes_, seconds = _estimate(pairs)
-    print(
-        f"{len(pairs)} pairs: about {bytes_ / 1e9:.2f} GB and {_text(seconds / max(1, min(workers, os.cpu_count())))}"
-    )
+    threads = max(1, min(workers, os.cpu_count() or 1))
+    print(f"{len(pairs)} pairs: about {bytes_ / 1e9:.2f} GB and {_text(seconds / threads)}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        if overwrite and part.exists() and not _is_same(part, content, names):
+            _require_ours(part)
+            part.unlink()
         if part.exists():
-            done = _require_same(part, content, names)
-            print(f"going on with {part}: {done} of {len(pairs)} pairs are in it")
+            if not _is_same(part, content, names):
+                raise UserError(f"--out: {part} is of other pairs; --overwrite starts anew, another --out keeps it")
         else:
             room = shutil.disk_usage(out.parent).free
             if bytes_ > room:
@@ -343,39 +383,58 @@ def write(pairs: Sequence[Pair], out: Path, workers: int, skip_bad: bool = False
             if not skip_bad or not datasets:
                 remedy = "Mend or remove these files, or leave them out with --skip_bad."
                 fail(problems, f"{len(problems)} of {len(pairs)} pairs can't be packed:", remedy)
-            beginning = part.with_name(part.name + ".tmp")  # a kill while the file is laid out leaves this one
-            _create(beginning, content | {"datasets": datasets}, names, index)
-            os.replace(beginning, part)
+            _create(part, content | {"datasets": datasets}, names, index)
         return _fill(pairs, part, out, workers, skip_bad)
     except BlockingIOError:
         raise UserError(f"--out: another program writes {part} right now; wait for it") from None
     except (OSError, RuntimeError) as error:  # HDF5 raises the second kind where closing fails
-        reason = getattr(error, "strerror", None) or _first_line(error)
-        raise UserError(
-            f"--out: {part} can't be written ({reason}); what is in it stays, the same command goes on"
-        ) from None
+        remedy = "; what is in it stays, the same command goes on" if part.is_file() else ""
+        raise UserError(f"--out: {part} can't be written ({_reason(error)}){remedy}") from None
 
 
 def _digest(pairs: Sequence[Pair]) -> str:
     return fingerprint(pairs).split(", ")[1]
 
 
-def _require_same(part: Path, content: dict, names: bytes) -> int:
-    """How many pairs are in an interrupted pack; an error where it is one of another set."""
+def _is_same(part: Path, content: dict, names: bytes) -> bool:
+    """Whether an interrupted pack is of these pairs.
+
+    Raises:
+        BlockingIOError: another program writes it.
+    """
     try:
         with h5py.File(part, "r+") as file:
             meta = json.loads(file["meta"][:].tobytes())
-            same = {key: meta.get(key) for key in content} == content and file["names"][:].tobytes() == names
-            done = int((file["index"][:, 2] >= 0).sum())
+            return {key: meta.get(key) for key in content} == content and file["names"][:].tobytes() == names
     except BlockingIOError:
         raise
-    except Exception as error:
-        raise UserError(
-            f"--out: {part} can't be gone on with ({_first_line(error)}); --overwrite starts anew"
-        ) from None
-    if not same:
-        raise UserError(f"--out: {part} is of other pairs; --overwrite starts anew, another --out keeps it")
-    return done
+    except Exception:  # another kind of file, or a damaged one
+        return False
+
+
+def _require_ours(path: Path) -> None:
+    """Let --overwrite replace nothing but packs.
+
+    Raises:
+        UserError: it is something else.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            ours = json.loads(file["meta"][:].tobytes())["kind"] == KIND
+    except Exception:
+        ours = False
+    if not ours:
+        raise UserError(f"--overwrite: {path} is no pack of ours; move it away yourself, or take another --out")
+
+
+def _stamp(pair: Pair) -> int:
+    """A number that changes with where the two files are, their sizes and times."""
+    text = b""
+    for path in (pair.rainy, pair.clean):
+        with contextlib.suppress(OSError):  # the decoder tells
+            found = os.stat(path)
+            text += os.fsencode(os.path.realpath(path)) + b"\0%d %d\0" % (found.st_size, found.st_mtime_ns)
+    return int.from_bytes(hashlib.sha256(text).digest()[:7], "little")
 
 
 def _decode(pair: Pair) -> np.ndarray | str:
@@ -387,8 +446,13 @@ def _decode(pair: Pair) -> np.ndarray | str:
 
 def _fill(pairs: Sequence[Pair], part: Path, out: Path, workers: int, skip_bad: bool) -> list[str]:
     problems = []
-    with h5py.File(part, "r+") as file, ThreadPoolExecutor(max(workers, 1)) as pool:
-        meta, index = json.loads(file["meta"][:].tobytes()), file["index"][:]
+    with h5py.File(part, "r+", rdcc_nbytes=BUFFER) as file, ThreadPoolExecutor(max(workers, 1)) as pool:
+        meta, index, stamps = json.loads(file["meta"][:].tobytes()), file["index"][:], file["stamps"][:]
+        for i in np.flatnonzero(index[:, 2] >= 0):  # other files than those that were packed are packed again
+            if stamps[i] != _stamp(pairs[i]):
+                index[i, 2] = MISSING
+        if (done := int((index[:, 2] >= 0).sum())) or stamps.any():
+            print(f"going on with {part}: {done} of {len(pairs)} pairs are in it")
         datasets = [(file[name], _dataset_format(name)) for name in meta["datasets"]]
         missing = iter(np.flatnonzero(index[:, 2] < 0).tolist())
         bar = tqdm(total=len(pairs), initial=int((index[:, 2] >= 0).sum()), desc="packing", unit="pair", disable=None)
@@ -405,22 +469,23 @@ def _fill(pairs: Sequence[Pair], part: Path, out: Path, workers: int, skip_bad: 
                         ahead.append((following, pool.submit(_decode, pairs[following])))
                     bar.update()
                     problem = values if isinstance(values, str) else _put(datasets, index[i], values)
+                    stamps[i] = 0 if problem else _stamp(pairs[i])
                     if problem:
                         problems.append(problem if isinstance(values, str) else f"{pairs[i].rainy}: {problem}")
                     if time.monotonic() - flushed > FLUSH_SECONDS:
-                        _mark(file, index)
+                        _mark(file, index, stamps)
                         flushed = time.monotonic()
         except BaseException as error:  # Ctrl-C, a full disk
             pool.shutdown(wait=False, cancel_futures=True)
             with contextlib.suppress(OSError):
-                _mark(file, index)
+                _mark(file, index, stamps)
             if isinstance(error, KeyboardInterrupt):
                 done = int((index[:, 2] >= 0).sum())
                 raise KeyboardInterrupt(
                     f"stopped by Ctrl-C; {done} of {len(pairs)} pairs are in {part}, the same command goes on"
                 ) from None
             raise
-        _mark(file, index)
+        _mark(file, index, stamps)
         bad = index[:, 2] < 0
         if bad.any() and not skip_bad:
             return problems
@@ -443,16 +508,18 @@ def _put(datasets: list, entry: np.ndarray, values: np.ndarray) -> str | None:
     dataset, (height, width, kind) = datasets[entry[0]]
     values = widened(values) if kind == np.uint16 else values
     if entry[1] == NO_PLACE or values.shape[1:] != (height, width) or values.dtype != kind:
-        return f"is {size_text(values.shape[1:])} now, not what it was when packing began; --overwrite starts anew"
+        size = size_text(values.shape[1:])
+        return f"is {size} now, not what it was when packing began; delete the .part file to start anew"
     values = np.ascontiguousarray(values)
     dataset[int(entry[1])] = values
     entry[2] = zlib.crc32(values)
     return None
 
 
-def _mark(file: h5py.File, index: np.ndarray) -> None:
-    """First the pixels, then what is done: a mark never stands for pixels that are not there."""
+def _mark(file: h5py.File, index: np.ndarray, stamps: np.ndarray) -> None:
+    """First the pixels, then what is done: after a kill, no mark stands for pixels that are not there."""
     file.flush()
+    file["stamps"][:] = stamps
     file["index"][:] = index
     file.flush()
 
@@ -496,13 +563,14 @@ def main(argv: list[str] | None = None) -> int:
     else:
         pairs, rule = PairList(Path(args.data_path), "For pairs in two folders give --gt_path, too."), LIST
     part = out.with_name(out.name + ".part")
-    if out.exists() and not args.overwrite:
-        raise UserError(f"--out: {out} is there already; --overwrite replaces it")
-    if args.overwrite and part.exists():
-        _require_ours(part)
-        part.unlink()
+    if part.is_dir():
+        raise UserError(f"--out: {part} is a folder, and in the way; take another --out")
+    if out.exists():
+        if not args.overwrite:
+            raise UserError(f"--out: {out} is there already; --overwrite replaces it")
+        _require_ours(out)
     print(f"pairs by the rule: {rule}")
-    problems = write(pairs, out, args.workers, args.skip_bad)
+    problems = write(pairs, out, args.workers, args.skip_bad, args.overwrite)
     for problem in problems:
         print(printable(problem), file=sys.stderr)
     if problems and not args.skip_bad:
@@ -516,12 +584,6 @@ def main(argv: list[str] | None = None) -> int:
     left_out = f", {len(pairs) - len(pack)} left out" if len(pack) < len(pairs) else ""
     print(f"{out}: {len(pack)} pairs{left_out}, {out.stat().st_size / 1e9:.2f} GB. Train with --data_path {out}")
     return 0
-
-
-def _require_ours(part: Path) -> None:
-    with open(part, "rb") as file:
-        if file.read(8) != SIGNATURE:
-            raise UserError(f"--overwrite: {part} is no interrupted pack; remove it yourself")
 
 
 def _verify(path: Path) -> int:

@@ -295,7 +295,7 @@ def fingerprint(pairs: Sequence[Pair]) -> str:
     return f"{len(pairs)} pairs, {own()}"
 
 
-def small_sample(pairs: Sequence[Pair], number: int, seed: int) -> list[Pair]:
+def small_sample(pairs: Sequence[Pair], number: int, seed: int, source: str = LIST) -> list[Pair]:
     """Shuffle with ``seed`` and keep ``number`` pairs: the small-sample setting of the paper.
 
     Raises:
@@ -303,7 +303,7 @@ def small_sample(pairs: Sequence[Pair], number: int, seed: int) -> list[Pair]:
     """
     if number > len(pairs):
         raise UserError(
-            f"--train_num: {number} pairs are asked for, but {LIST} lists {len(pairs)}; "
+            f"--train_num: {number} pairs are asked for, but {source} lists {len(pairs)}; "
             f"give --train_num {len(pairs)} or less"
         )
     order = list(range(len(pairs)))

@@ -14,6 +14,7 @@ from torch import Tensor, multiprocessing
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common.data import cache, pack
+from common.data.images import printable
 from common.data.pairs import (
     LIST,
     Pair,
@@ -27,7 +28,9 @@ from common.data.pairs import (
     widened,
 )
 from common.errors import UserError
+from common.speed import require_fast
 
+DRAWN = 2  # version of how a seed makes crops; raised with every change of CropSampler
 Key = tuple[int, float, float]  # number of the crop over the whole training, and its place in the image
 
 
@@ -73,8 +76,8 @@ class PatchDataset(Dataset):
         return torch.from_numpy(np.stack(crops))
 
     def fingerprint(self) -> str:
-        """Number and names of the pairs in short, to notice that a resumed run sees other data."""
-        return fingerprint(self.pairs)
+        """Number and names of the pairs in short, and how crops are drawn, to notice that a resumed run sees others."""
+        return f"{fingerprint(self.pairs)}, crops {DRAWN}"
 
 
 def to_batch(pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,6 +179,7 @@ def training_set(args: argparse.Namespace, device: torch.device, hint: str) -> t
     Raises:
         UserError: see ``find_pairs``, ``check_pairs``, ``Pack`` and ``Decoded``.
     """
+    require_fast(args.precision, device)  # before anything that takes long
     if pack.is_pack(args.data_path):
         if "gt_path" in args.given:
             raise UserError(f"--gt_path: the pack {args.data_path} holds the clean images, too; leave the flag out")
@@ -196,6 +200,7 @@ def listed_set(args: argparse.Namespace, device: torch.device, hint: str) -> tup
     Raises:
         UserError: see ``PairList``, ``small_sample``, ``check_pairs``, ``Pack`` and ``Decoded``.
     """
+    require_fast(args.precision, device)
     if pack.is_pack(args.data_path):
         return _packed(args, device)
     pairs: Sequence[Pair] = PairList(Path(args.data_path), hint)
@@ -204,11 +209,23 @@ def listed_set(args: argparse.Namespace, device: torch.device, hint: str) -> tup
     return _checked(pairs, some_of(pairs), args, device, "--data_path"), source
 
 
+def _room_for(pairs: Sequence[Pair], args: argparse.Namespace, device: torch.device) -> "cache.Decoded | None":
+    """Where the pairs will be decoded to, still empty; None where they are not."""
+    where = cache.choose(args, pairs, device)
+    try:
+        return None if where == "none" else cache.Decoded(pairs, where, device)
+    except cache.NoRoom as error:
+        if args.cache != "auto":
+            raise
+        print(f"images are read again and again, since they can't be kept ({error})")
+        return None
+
+
 def _sampled(pairs: Sequence[Pair], source: str, args: argparse.Namespace) -> tuple[Sequence[Pair], str]:
     if getattr(args, "train_num", None) is None:
         return pairs, source
     return (
-        small_sample(pairs, args.train_num, args.seed),
+        small_sample(pairs, args.train_num, args.seed, source.split(",")[0]),
         f"{source}, {args.train_num} of them drawn with --seed {args.seed}",
     )
 
@@ -218,12 +235,10 @@ def _packed(args: argparse.Namespace, device: torch.device) -> tuple[PatchDatase
     pairs, source = _sampled(packed, f"{Path(args.data_path).name}, {len(packed)} pairs", args)
     p = args.patchSize
     small = [pair for pair in pairs if min(pair.format()[:2]) < p] if packed.smallest() < p else []
-    problems = [f"{pair.name} is smaller than the {p} px patch" for pair in small]
+    problems = [f"{printable(pair.name)} is smaller than the {p} px patch" for pair in small]
     fail(problems, f"--data_path: {len(small)} of {len(pairs)} pairs are too small:", "Choose a smaller --patchSize.")
-    decoded = None
-    where = cache.choose(args, pairs, device)
-    if where != "none":
-        decoded = cache.Decoded(pairs, where, device)
+    decoded = _room_for(pairs, args, device)
+    if decoded:
         decoded.fill(pairs)
     return PatchDataset(pairs, p, args.manualSeed, decoded), source
 
@@ -232,10 +247,8 @@ def _checked(
     pairs: Sequence[Pair], some: Sequence[Pair], args: argparse.Namespace, device: torch.device, flags: str
 ) -> PatchDataset:
     """Check pairs, and decode them for the cache while at it."""
-    decoded, p = None, args.patchSize
-    where = cache.choose(args, pairs, device)
-    if where != "none":
-        decoded = cache.Decoded(pairs, where, device)
+    decoded, p = _room_for(pairs, args, device), args.patchSize
+    if decoded:
         check_pairs(pairs, p, flags, keep=decoded.put)
         decoded.ready()
     else:

@@ -21,7 +21,7 @@ def _conv(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, 1, 1))  # in a Sequential for the checkpoint names
 
 
-class _Body(nn.Module):
+class Body(nn.Module):
     """The weights of one stage, shared by all stages.
 
     Attributes:
@@ -91,7 +91,7 @@ class _Body(nn.Module):
         return x, h, c
 
 
-class PReNet(_Body):
+class PReNet(Body):
     """Derainer head: the checkpoint format of augmented training and of the original PReNet release.
 
     Args:
@@ -117,7 +117,7 @@ class PReNet(_Body):
         return x, outputs
 
 
-class _GaussianPReNet(_Body):
+class _GaussianPReNet(Body):
     def __init__(self, stages: int) -> None:
         super().__init__()
         self.convfinal = _conv(CHANNELS, 6)

@@ -21,6 +21,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from common import derainer
+from common.data.images import printable
 from common.data.pairs import Pair
 from common.data.patches import PatchDataset
 from common.errors import TrainingStopped, UserError
@@ -406,7 +407,8 @@ def describe(
     for key, value in run.options().items():
         print(f"  --{key} {_shown(value)}")
     pairs = dataset.pairs
-    print(f"data: {len(pairs)} pairs, by the rule: {rule}; first {pairs[0].name}, last {pairs[-1].name}")
+    first, last = printable(pairs[0].name), printable(pairs[-1].name)
+    print(f"data: {len(pairs)} pairs, by the rule: {rule}; first {first}, last {last}")
     print(f"validation: {len(held_out)} pairs" if held_out else "validation: none")
     print("networks:")
     for name, net in nets.items():
