@@ -248,7 +248,9 @@ def test_names_of_the_files_follow_the_ratio_and_resume_finds_them(spa, generato
 
 
 def test_spa_scripts_and_their_files(spa, generator, tmp_path, capsys):
-    train_spa(train_spa_aug, spa, tmp_path / "aug", "--netED", generator, "--niter", 1, "--workers", 1)
+    train_spa(
+        train_spa_aug, spa, tmp_path / "aug", "--netED", generator, "--niter", 1, "--workers", 1, "--cache", "none"
+    )
     assert (tmp_path / "aug" / "Aug_DerainNet_state_1.pt").exists()
     flags = ["--model_dir", tmp_path / "aug", "--data_path", spa / "rain", "--gt_path", spa / "norain", "--tile", 8]
     assert test_spa_aug.main(list(map(str, [*flags, "--save_path", tmp_path / "out", "--use_gpu", "false"]))) == 0

@@ -262,7 +262,8 @@ def test_bad_pairs_wait_to_be_mended_or_are_left_out(pairs_folder, tmp_path, cap
 
 def slow_pack(folder, out):
     code = (
-        "import sys, time; from common.data import pack; pack.FLUSH_SECONDS = 0.0; real = pack._decode\n"
+        "import signal, sys, time; from common.data import pack; pack.FLUSH_SECONDS = 0.0; real = pack._decode\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # also where the tests run in the background
         "pack._decode = lambda pair: time.sleep(0.05) or real(pair)\n"
         "from common import cli; sys.exit(cli.run(lambda: pack.main(sys.argv[1:])))"
     )

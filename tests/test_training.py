@@ -109,7 +109,7 @@ def test_resume_equals_uninterrupted(pairs_folder, whole, tmp_path):  # T5
     train(pairs_folder, tmp_path / "parts", "--niter", 1)
     torch.manual_seed(99)  # whatever happened in between
     resume(tmp_path / "parts", "--resume", 1, "--niter", 2)
-    resume(tmp_path / "parts", "--resume", -1, "--niter", 3, "--workers", 2)
+    resume(tmp_path / "parts", "--resume", -1, "--niter", 3, "--workers", 2, "--cache", "none")
     (tmp_path / "parts" / "DerainNet_state_1.pt").unlink()  # the last epochs of the parts are saved as well
     (tmp_path / "parts" / "ED_state_1.pt").unlink()
     (tmp_path / "parts" / "D_state_1.pt").unlink()
@@ -149,7 +149,7 @@ def wait_for(model, position, process):
 def test_killed_within_an_epoch_and_resumed(pairs_folder, whole, tmp_path, capsys):
     model = tmp_path / "killed"
     # 60000 steps in all, so that it can't finish first; the seed and the length of an epoch are those of `whole`
-    process = start(pairs_folder, model, "--niter", 10000, "--save_minutes", 1e-9, "--workers", 1)
+    process = start(pairs_folder, model, "--niter", 10000, "--save_minutes", 1e-9, "--workers", 1, "--cache", "none")
     wait_for(model, (1, 1), process)
     process.kill()
     process.wait()
@@ -163,7 +163,7 @@ def test_killed_within_an_epoch_and_resumed(pairs_folder, whole, tmp_path, capsy
 @pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM to all", "Ctrl-C without a reader"])
 def test_a_signal_saves_and_says_how_to_go_on(pairs_folder, whole, tmp_path, how):
     model = tmp_path / "stopped"
-    process = start(pairs_folder, model, "--niter", 10000, "--workers", 1)
+    process = start(pairs_folder, model, "--niter", 10000, "--workers", 1, "--cache", "none")
     wait_for(model, (1, 0), process)
     if how == "SIGTERM to all":  # as timeout, systemd and cluster schedulers do, workers included
         os.killpg(process.pid, signal.SIGTERM)
@@ -196,7 +196,7 @@ def test_a_worker_that_dies(pairs_folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(joint, "d_step", d_step)
     with pytest.raises(TrainingStopped, match=r"a worker that reads the images died .*No state was saved before"):
-        train(pairs_folder, tmp_path / "model", "--niter", 900, "--workers", 1)
+        train(pairs_folder, tmp_path / "model", "--niter", 900, "--workers", 1, "--cache", "none")
 
 
 def test_logs_that_can_not_be_written_do_not_stop_training(pairs_folder, tmp_path, monkeypatch, capsys):
@@ -303,7 +303,9 @@ def test_stored_options_win_and_contradictions_are_listed(pairs_folder, whole, t
     assert "--nz is 5, the run has 4" in text and "--lrD is 0.1, the run has 0.0004" in text
     assert "--manualSeed is 7, the run has 5" in text and "--stage" not in text and "--niter" not in text
     logs = tmp_path / "elsewhere"
-    resume(whole, "--resume", -1, "--niter", 4, "--workers", 1, "--log_dir", logs, "--use_gpu", "false")
+    resume(
+        whole, "--resume", -1, "--niter", 4, "--workers", 1, "--cache", "none", "--log_dir", logs, "--use_gpu", "false"
+    )
     assert json.loads((logs / "options.json").read_text())["manualSeed"] == 5
     assert load(whole / "train_state_last.pt")["epoch"] == 4
     capsys.readouterr()
@@ -422,7 +424,7 @@ def test_a_file_that_vanishes_during_training(pairs_folder, tmp_path, monkeypatc
 
     monkeypatch.setattr(joint, "d_step", d_step)
     with pytest.raises(TrainingStopped, match=r"^\S*9.png: no such file. The last good state is"):
-        train(pairs_folder, tmp_path / "model", "--niter", 9, "--workers", 1)
+        train(pairs_folder, tmp_path / "model", "--niter", 9, "--workers", 1, "--cache", "none")
     assert load(tmp_path / "model" / "train_state_last.pt")["step"] > 0
 
 
