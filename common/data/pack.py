@@ -107,9 +107,8 @@ class Pack(Sequence[PackedPair]):
         with _opened(self.path) as file:
             self._file_was = self._file_is()
             self.meta, self._names, self._index = _checked(file, self.path)
-            sizes = {name: _dataset_format(name) for name in self.meta["datasets"]}
         self._datasets = self.meta["datasets"]
-        self._formats = [sizes[name] for name in self._datasets]
+        self._formats = [_dataset_format(name) for name in self._datasets]
         self._ends = np.flatnonzero(self._names == 0)  # each name ends with a zero
         self._used = np.flatnonzero(self._index[:, 2] >= 0)  # all but what was left out
         self._open: tuple[int, h5py.File, dict] | None = None
@@ -361,7 +360,7 @@ def write(pairs: Sequence[Pair], out: Path, workers: int, skip_bad: bool = False
     """
     part = out.with_name(out.name + ".part")
     names = b"".join(os.fsencode(pair.name) + b"\0" for pair in pairs)
-    content = {"kind": KIND, "version": VERSION, "pairs": len(pairs), "fingerprint": _digest(pairs)}
+    content = {"kind": KIND, "version": VERSION, "pairs": len(pairs), "fingerprint": fingerprint(pairs)}
     bytes_, seconds = _estimate(pairs)
     threads = max(1, min(workers, os.cpu_count() or 1))
     print(f"{len(pairs)} pairs: about {bytes_ / 1e9:.2f} GB and {_text(seconds / threads)}")
@@ -390,10 +389,6 @@ def write(pairs: Sequence[Pair], out: Path, workers: int, skip_bad: bool = False
     except (OSError, RuntimeError) as error:  # HDF5 raises the second kind where closing fails
         remedy = "; what is in it stays, the same command goes on" if part.is_file() else ""
         raise UserError(f"--out: {part} can't be written ({_reason(error)}){remedy}") from None
-
-
-def _digest(pairs: Sequence[Pair]) -> str:
-    return fingerprint(pairs).split(", ")[1]
 
 
 def _is_same(part: Path, content: dict, names: bytes) -> bool:
@@ -493,7 +488,7 @@ def _fill(pairs: Sequence[Pair], part: Path, out: Path, workers: int, skip_bad: 
             raise UserError(f"--data_path: no pair can be read: {problems[0]}")
         if bad.any():  # what is left is another set
             good = [pairs[i] for i in np.flatnonzero(~bad)]
-            meta["fingerprint"] = _digest(good)
+            meta["fingerprint"] = fingerprint(good)
         text = json.dumps(meta).encode().ljust(len(file["meta"]))
         file["meta"][:] = np.frombuffer(text, np.uint8)
         file["sha256"][:] = np.frombuffer(_sha256(text, file["names"][:], index), np.uint8)

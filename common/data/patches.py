@@ -77,7 +77,7 @@ class PatchDataset(Dataset):
 
     def fingerprint(self) -> str:
         """Number and names of the pairs in short, and how crops are drawn, to notice that a resumed run sees others."""
-        return f"{fingerprint(self.pairs)}, crops {DRAWN}"
+        return f"{len(self.pairs)} pairs, {fingerprint(self.pairs)}, crops {DRAWN}"
 
 
 def to_batch(pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,8 +204,7 @@ def listed_set(args: argparse.Namespace, device: torch.device, hint: str) -> tup
     if pack.is_pack(args.data_path):
         return _packed(args, device)
     pairs: Sequence[Pair] = PairList(Path(args.data_path), hint)
-    source = f"{LIST}, {len(pairs)} pairs"
-    pairs, source = _sampled(pairs, source, args)
+    pairs, source = _sampled(pairs, LIST, args)
     return _checked(pairs, some_of(pairs), args, device, "--data_path"), source
 
 
@@ -221,18 +220,20 @@ def _room_for(pairs: Sequence[Pair], args: argparse.Namespace, device: torch.dev
         return None
 
 
-def _sampled(pairs: Sequence[Pair], source: str, args: argparse.Namespace) -> tuple[Sequence[Pair], str]:
+def _sampled(pairs: Sequence[Pair], name: str, args: argparse.Namespace) -> tuple[Sequence[Pair], str]:
+    """All pairs or the small sample that --train_num asks for, and where they come from, in words."""
+    source = f"{name}, {len(pairs)} pairs"
     if getattr(args, "train_num", None) is None:
         return pairs, source
     return (
-        small_sample(pairs, args.train_num, args.seed, source.split(",")[0]),
+        small_sample(pairs, args.train_num, args.seed, name),
         f"{source}, {args.train_num} of them drawn with --seed {args.seed}",
     )
 
 
 def _packed(args: argparse.Namespace, device: torch.device) -> tuple[PatchDataset, str]:
     packed = pack.Pack(Path(args.data_path))
-    pairs, source = _sampled(packed, f"{Path(args.data_path).name}, {len(packed)} pairs", args)
+    pairs, source = _sampled(packed, packed.path.name, args)
     p = args.patchSize
     small = [pair for pair in pairs if min(pair.format()[:2]) < p] if packed.smallest() < p else []
     problems = [f"{printable(pair.name)} is smaller than the {p} px patch" for pair in small]
