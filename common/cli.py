@@ -199,15 +199,23 @@ def add_derainer(group: argparse.ArgumentParser, sizes: argparse.ArgumentParser)
 
 
 def add_speed(group: argparse.ArgumentParser) -> None:
-    """--precision and --compile."""
+    """--precision, --compile and --cuda_graphs."""
     group.add_argument(
         "--precision",
-        choices=("fp32", "bf16"),
+        choices=("fp32", "tf32", "bf16"),
         default="fp32",
-        help="of the derainer; bf16 is faster where the processor has it, and a little less exact",
+        help="fp32: exact; tf32 (GPUs): factors of all convolutions and products rounded to 10 bits; bf16: the "
+        "derainer in bfloat16 (8 bits), the rest as tf32 on a GPU and as fp32 on a CPU. Weights and losses stay fp32",
     )
     group.add_argument(
         "--compile", type=boolean, nargs="?", const=True, default=False, help="torch.compile the derainer"
+    )
+    group.add_argument(
+        "--cuda_graphs",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="on a GPU, record whole steps and replay them; auto: with networks of this project, off with others, "
+        "whose Python would run only once",
     )
 
 
@@ -264,7 +272,8 @@ def add_training(parser: Parser, log_dir: str, model_dir: str) -> Parser:
         "--cache",
         choices=("auto", "ram", "gpu", "none"),
         default="auto",
-        help="where decoded images are kept; auto: in RAM where they fit in a third of it; none: read again and again",
+        help="where decoded images are kept; auto: on the GPU, or else in RAM, where they fit in a third of it; none: "
+        "read again and again",
     )
     add_speed(run)
     add_device(run)
@@ -348,10 +357,16 @@ def add_rain(parser: Parser) -> Parser:
     return run
 
 
+def records(args: argparse.Namespace) -> bool:
+    """Whether --cuda_graphs, for the derainer of --derainer, wants steps recorded."""
+    ours = getattr(args, "derainer", "prenet") == "prenet"
+    return args.cuda_graphs == "on" or (args.cuda_graphs == "auto" and ours)
+
+
 def loop_settings(args: argparse.Namespace) -> dict:
     """The flags that go to the training loop as they are, see ``fit``."""
     names = ["niter", "iters_per_epoch", "workers", "log_dir", "save_every", "save_minutes", "log_every", "val_every"]
-    speed = Speed(args.precision, args.compile)
+    speed = Speed(args.precision, args.compile, record=records(args))
     return {name: getattr(args, name) for name in names} | {"batch_size": args.batchSize, "speed": speed}
 
 

@@ -1,4 +1,4 @@
-"""What makes the same work faster: precision, compilation, order and reuse of memory; and the plain setting.
+"""What makes the same work faster: precision, compilation, recording, order of memory; and the plain setting.
 
 The plain setting is the reference's way of computing. Nobody wants it but ``python -m common.benchmark``, which
 measures what the rest gains.
@@ -7,54 +7,119 @@ measures what the rest gains.
 import contextlib
 import ctypes
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Adam
 
+from common import graphs
 from common.errors import UserError
 from common.models.prenet import Body
 
 MEBI = 2**20
+# What a precision changes on a GPU. Weights, losses and the averages of Adam are fp32 in each.
+ARITHMETIC = {
+    "fp32": "convolutions and matrix products in full fp32",
+    "tf32": "factors in convolutions and matrix products of all networks rounded to 10 bits (TF32)",
+    "bf16": "the derainer in bfloat16 (8 bits), factors in the other networks rounded to 10 bits (TF32)",
+}
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How a derainer is called in training.
+    """How the networks of a training are called.
 
     Attributes:
-        precision: 'fp32', or 'bf16' for autocast of the derainer alone; losses, D and Adam stay fp32.
+        precision: 'fp32'; 'tf32', on GPUs alone; or 'bf16' for autocast of the derainer. Losses and Adam stay fp32.
         compile: torch.compile the derainer.
-        plain: gradients even where none is needed, a convolution for each gate, one order of memory.
+        record: on a GPU, record whole steps and replay them, see common/graphs.py.
+        plain: gradients even where none is needed, a convolution for each gate, one order of memory, no recording,
+            and on a GPU the precision that PyTorch takes by itself.
     """
 
     precision: str = "fp32"
     compile: bool = False
+    record: bool = True
     plain: bool = False
 
     def prepare(self, net: nn.Module, device: torch.device) -> None:
-        """Set the switches of a network before its first step.
+        """Set the switches of a derainer, and those of PyTorch, before the first step.
 
         Raises:
             UserError: see ``require_fast``.
         """
         require_fast(self.precision, device)
+        set_arithmetic(None if self.plain else self.precision)
+        torch.backends.cudnn.benchmark = not self.plain  # batches are of one size
         fuse(net, not self.plain)
+        if not self.plain and device.type == "cuda" and self.precision != "fp32":
+            for module in net.modules():
+                if isinstance(module, Body):
+                    module.to(memory_format=torch.channels_last)  # see ``order``
         if self.compile:
             compile_net(net, device)
+
+    def adam(self, parameters: Iterable[nn.Parameter], lr: float) -> Adam:
+        """Adam with PyTorch's betas and eps; one that can be recorded where that is done.
+
+        Its rate is kept in ``initial_lr`` as well: that of a recorded one is a tensor, see ``set_rate``.
+        """
+        parameters = list(parameters)
+        made = graphs.recorder(parameters[0].device) if self.record and not self.plain and parameters else None
+        if made:
+            rate = torch.tensor(lr, dtype=torch.float32, device=parameters[0].device)
+            optimizer = Adam(parameters, rate, fused=True, capturable=True)
+        else:
+            optimizer = Adam(parameters, lr)
+        for group in optimizer.param_groups:
+            group["initial_lr"] = lr
+        return optimizer
+
+    def recorded(self, step: Callable, device: torch.device) -> Callable:
+        """The step as it is, or on a GPU ``Replayed``."""
+        made = graphs.recorder(device) if self.record and not self.plain else None
+        return graphs.Replayed(step, made) if made else step
 
     def needs_grad(self, learns: bool) -> bool:
         """Whether a step is computed with gradients: where the network learns; plainly everywhere."""
         return learns or self.plain
 
     def order(self, rainy: Tensor) -> Tensor:
-        """The batch as a derainer is given it: without gradients, convolutions are faster channels_last."""
-        plain = self.plain or torch.is_grad_enabled()
-        return rainy if plain else rainy.contiguous(memory_format=torch.channels_last)
+        """The batch as a derainer of ours is given it, see ``order``."""
+        return rainy if self.plain else order(rainy)
 
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
         """See ``autocast``."""
         return autocast(device, self.precision)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate, in place where it is a tensor, which a recording has its place of."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def set_arithmetic(precision: str | None) -> None:
+    """How a GPU computes convolutions and matrix products of fp32: None is PyTorch's own choice, TF32 in convolutions."""
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    torch.backends.cuda.matmul.allow_tf32 = precision in ("tf32", "bf16")
+
+
+def order(x: Tensor) -> Tensor:
+    """A batch in the order of memory in which the convolutions of PReNet are fastest.
+
+    channels_last for tensor cores, which compute all but full fp32, and on a CPU where there are no gradients.
+    """
+    if x.device.type == "cuda":
+        last = torch.backends.cudnn.allow_tf32 or torch.is_autocast_enabled("cuda")
+    else:
+        last = not torch.is_grad_enabled()
+    return x.contiguous(memory_format=torch.channels_last) if last else x
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
@@ -81,6 +146,17 @@ def require_fast(precision: str, device: torch.device) -> None:
         )
 
 
+def describe(precision: str, device: torch.device) -> str:
+    """What a precision means on a device, in a line; empty for fp32 on a CPU, where there is nothing to say."""
+    if device.type == "cuda":
+        old = precision == "tf32" and not torch.cuda.is_tf32_supported()
+        return f"--precision {precision}: " + (
+            "this GPU has no TF32, it computes in fp32" if old else ARITHMETIC[precision]
+        )
+    texts = {"tf32": "only GPUs have TF32; computing in fp32", "bf16": "the derainer in bfloat16 (8 bits)"}
+    return f"--precision {precision}: {texts[precision]}" if precision in texts else ""
+
+
 def fuse(net: nn.Module, fused: bool) -> None:
     """One convolution for the four gates of PReNet and BNet, or four; other networks have no such switch."""
     for module in net.modules():
@@ -88,8 +164,12 @@ def fuse(net: nn.Module, fused: bool) -> None:
             module.fused = fused
 
 
-def compile_net(net: nn.Module, device: torch.device) -> None:
-    """torch.compile a network in place (names of its weights stay); says so and goes on without where that fails."""
+def compile_net(net: nn.Module, device: torch.device, **how) -> None:
+    """torch.compile a network in place (names of its weights stay); says so and goes on without where that fails.
+
+    Args:
+        how: further arguments of torch.compile.
+    """
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.zeros(8, device=device))
     except Exception as error:  # no C++ compiler or Triton, a Python that is too new, ...
@@ -98,13 +178,19 @@ def compile_net(net: nn.Module, device: torch.device) -> None:
         print(f"--compile: not possible here, going on without ({reason[:200]})")
         return
     print("--compile: the first steps, or the first image of a size, take up to a minute", flush=True)
-    net.compile()
+    net.compile(**how)
 
 
-def uncompiled(net: nn.Module) -> contextlib.AbstractContextManager:
-    """Within it a compiled network runs as it was written: for sizes that are not worth a minute of compiling."""
+@contextlib.contextmanager
+def unprepared(net: nn.Module) -> Iterator[None]:
+    """Within it nothing is prepared for a size: not worth it for those that come once, a minute of compiling least."""
     compiled = net._compiled_call_impl is not None
-    return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
+            yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def keep_memory(keep: bool = True) -> bool:

@@ -31,8 +31,8 @@ def crops(dataset, workers=0, seed=3):
     return torch.stack(batches)
 
 
-def decoded(pairs):
-    found = Decoded(pairs, "ram", CPU)
+def decoded(pairs, where="ram"):
+    found = Decoded(pairs, where, CPU)
     found.fill(pairs)
     return found
 
@@ -52,7 +52,8 @@ def test_same_crops_from_files_and_ram(pairs_folder):
     files = crops(PatchDataset(pairs, 16, 3))
     assert len(torch.unique(files)) > 50
     assert all(x.is_contiguous() for x in PatchDataset(pairs, 16, 3)[0, 0, 0])  # or sums would round another way
-    assert torch.equal(files, crops(PatchDataset(pairs, 16, 3, decoded(pairs))))
+    for where in ("ram", "gpu"):  # the second one on the CPU, but by its own path
+        assert torch.equal(files, crops(PatchDataset(pairs, 16, 3, decoded(pairs, where))))
     assert not torch.equal(files, crops(PatchDataset(pairs, 16, 3), seed=4))
 
 
@@ -67,21 +68,19 @@ def test_same_crops_where_some_files_have_16_bits(tmp_path):
     write_image(tmp_path / "rain" / "3.png", photo(20, 24, 7))
     write_image(tmp_path / "norain" / "3.png", photo(20, 24, 8))
     pairs = pairs_of(tmp_path)
-    files, ram = PatchDataset(pairs, 16, 3), PatchDataset(pairs, 16, 3, decoded(pairs))
-    assert torch.equal(crops(files), crops(ram))
+    files, ram, gpu = (PatchDataset(pairs, 16, 3, d) for d in (None, decoded(pairs), decoded(pairs, "gpu")))
+    assert torch.equal(crops(files), crops(ram)) and torch.equal(crops(files), crops(gpu))
     eight = files.images.tolist().index(2)
     assert files.__getitems__([(eight, 0.1, 0.9)]).dtype == torch.uint8  # as it is, and in a mixed batch widened
     assert all(map(torch.equal, files[eight, 0.1, 0.9], ram[eight, 0.1, 0.9]))
+    assert all(map(torch.equal, files[eight, 0.1, 0.9], gpu[eight, 0.1, 0.9]))
     assert files[eight, 0.1, 0.9][0].mul(255).sub(files[eight, 0.1, 0.9][0].mul(255).round()).abs().max() < 1e-4
 
 
 def test_gather_cuts_what_slices_cut(pairs_folder):
     """The path of --cache gpu, on the CPU."""
     pairs = pairs_of(pairs_folder)
-    slices = decoded(pairs)
-    on_device = decoded(pairs)
-    on_device._where = "gpu"
-    on_device.ready()
+    slices, on_device = decoded(pairs), decoded(pairs, "gpu")
     assert on_device.on_device and not slices.on_device
     numbers, places = [0, 3, 2, 3, 1], [(0, 0), (0.999, 0.999), (0.3, 0.7), (0.5, 0), (0.01, 0.6)]
     for p in (16, 4):
@@ -152,6 +151,31 @@ def test_choice_of_the_cache(pairs_folder, monkeypatch, capsys):
     assert chosen(9 * needed, cache="ram", dry_run=True) == "none"
     with pytest.raises(UserError, match="--cache ram: .* do not fit .*--cache none"):
         chosen(needed, cache="ram")
+
+
+def test_by_itself_a_gpu_keeps_what_fits_in_a_third_of_it(pairs_folder, monkeypatch):
+    pairs, gpu = pairs_of(pairs_folder), torch.device("cuda", 0)
+    needed = sum(6 * 24 * (20 + i) for i in range(4))
+
+    def chosen(free, **more):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**12))
+        return choose(flags("x", **more), pairs, gpu)
+
+    assert chosen(3 * needed, cache="auto") == "gpu" and chosen(3 * needed - 3, cache="auto") == "ram"
+    assert chosen(9 * needed, cache="ram") == "ram" and chosen(2 * needed, cache="gpu") == "gpu"
+    with pytest.raises(UserError, match="--cache gpu: .* do not fit .*--cache none"):
+        chosen(needed, cache="gpu")
+
+
+def test_a_batch_across_a_resumed_epoch_is_the_same_on_the_device(pairs_folder):
+    pairs = pairs_of(pairs_folder)
+    found = []
+    for where in ("ram", "gpu"):
+        dataset = PatchDataset(pairs, 16, 3, decoded(pairs, where))
+        loader, close = crop_loader(dataset, CropSampler(6, 3, 2, 3, skip=4), 2, 0)
+        found.append(torch.cat(list(loader)))
+        close()
+    assert len(found[0]) == 8 and torch.equal(*found)
 
 
 def test_memory_is_that_of_the_machine_or_of_the_container(monkeypatch):

@@ -234,7 +234,7 @@ def test_a_compiled_network_keeps_its_names_and_numbers(monkeypatch):
     with torch.no_grad():
         assert torch.allclose(net(rainy)[0], expected, atol=1e-6) and calls
         before = len(calls)
-        with speed.uncompiled(net):
+        with speed.unprepared(net):
             net(uniform(4, 1, 3, 20, 24))
         assert len(calls) == before
     assert list(net.state_dict()) == names and isinstance(net, Derain)

@@ -17,7 +17,7 @@ from common.data.images import ImageError
 from common.data.pairs import Pair, crop_at, planes, some_of, widened
 from common.errors import UserError
 
-SHARE = 1 / 3  # of the memory, up to which images are kept in RAM by themselves
+SHARE = 1 / 3  # of the memory, up to which images are kept there by themselves
 GIB = 2**30
 
 
@@ -60,6 +60,8 @@ def choose(args: argparse.Namespace, pairs: Sequence[Pair], device: torch.device
         print("--cache gpu: no GPU is used, the images are kept in RAM")
         where = "ram"
     needed, there = decoded_bytes(pairs), memory()
+    if where == "auto" and device.type == "cuda" and needed <= SHARE * torch.cuda.mem_get_info(device)[0]:
+        return "gpu"
     if where == "auto":
         if needed > SHARE * there:
             print(
@@ -149,9 +151,19 @@ class Decoded:
         self.dtype = np.dtype(np.uint16 if len(pairs) and shape[:, 2].max() > 1 else np.uint8)
         counts = 6 * shape[:, :2].prod(1)
         self.starts: list[int] = [0, *np.cumsum(counts).tolist()]  # of each image, in values
-        self._bytes = SharedBytes(max(self.starts[-1], 1) * self.dtype.itemsize)
-        self._where, self._device = where, device
         self._on_device: Tensor | None = None
+        if where == "ram":
+            self._bytes = SharedBytes(max(self.starts[-1], 1) * self.dtype.itemsize)
+            return
+        kind = torch.int16 if self.dtype == np.uint16 else torch.uint8  # indexing knows no uint16
+        try:
+            self._on_device = torch.empty(max(self.starts[-1], 1), dtype=kind, device=device)
+        except torch.OutOfMemoryError:
+            size = self.starts[-1] * self.dtype.itemsize / GIB
+            raise NoRoom(
+                f"--cache gpu: {size:.1f} GiB of decoded images do not fit into the free memory of the GPU; "
+                "take --cache ram or none"
+            ) from None
 
     def _values(self) -> np.ndarray:
         return self._bytes.array.view(self.dtype)
@@ -168,21 +180,17 @@ class Decoded:
         if rainy.shape[:2] != self.sizes[i]:
             raise ImageError(f"pair {i + 1} has changed while it was read; start again")
         both = planes(rainy, clean)
-        self._image(i)[:] = both if both.dtype == self.dtype else widened(both)
+        both = both if both.dtype == self.dtype else widened(both)
+        if self.on_device:
+            values = torch.from_numpy(both.view(np.int16) if both.dtype == np.uint16 else both)
+            self._on_device[self.starts[i] : self.starts[i + 1]] = values.flatten().to(self._on_device.device)
+        else:
+            self._image(i)[:] = both
 
     def fill(self, pairs: Sequence[Pair]) -> None:
         """Read all pairs, which are known to be good."""
         for i, pair in enumerate(tqdm(pairs, desc="reading pairs", unit="pair", leave=False, disable=None)):
             self.put(i, *pair.read())
-        self.ready()
-
-    def ready(self) -> None:
-        """All are put: move them to where they are wanted."""
-        if self._where == "gpu":
-            values = self._values()
-            values = values.view(np.int16) if self.dtype == np.uint16 else values  # indexing knows no uint16
-            self._on_device = torch.from_numpy(values).to(self._device)
-            self._bytes = None
 
     @property
     def on_device(self) -> bool:
@@ -191,17 +199,23 @@ class Decoded:
 
     def crops(self, numbers: Sequence[int], places: Sequence[tuple[float, float]], p: int) -> Tensor:
         """Crops of p px of the images ``numbers`` at relative places: (N, 6, p, p) uint8 or uint16."""
-        corners = [crop_at(place, *self.sizes[i], p) for i, place in zip(numbers, places, strict=True)]
-        if not self.on_device:
-            crops = np.empty((len(numbers), 6, p, p), self.dtype)
-            for crop, i, (rows, columns) in zip(crops, numbers, corners, strict=True):
-                crop[:] = self._image(i)[:, rows, columns]
-            return torch.from_numpy(crops)
-        table = []
-        for i, (rows, columns) in zip(numbers, corners, strict=True):
-            height, width = self.sizes[i]
-            table.append((self.starts[i] + rows.start * width + columns.start, height * width, width))
-        found = gather(self._on_device, torch.tensor(table).T.to(self._device, non_blocking=True), p)
+        if self.on_device:
+            return self.cut(self.table(np.asarray(numbers), np.asarray(places), p), p)
+        crops = np.empty((len(numbers), 6, p, p), self.dtype)
+        for crop, i, place in zip(crops, numbers, places, strict=True):
+            crop[:] = self._image(i)[:, *crop_at(place, *self.sizes[i], p)]
+        return torch.from_numpy(crops)
+
+    def table(self, numbers: np.ndarray, places: np.ndarray, p: int) -> Tensor:
+        """Where crops of p px lie on the device, see ``gather``: (N,) images and (N, 2) places -> (3, N)."""
+        sizes = np.asarray(self.sizes)[numbers]  # (N, 2)
+        corners = (places * (sizes - p + 1)).astype(np.int64)  # as ``crop_at`` has them
+        first = np.asarray(self.starts)[numbers] + corners[:, 0] * sizes[:, 1] + corners[:, 1]
+        return torch.from_numpy(np.stack((first, sizes.prod(1), sizes[:, 1]))).to(self._on_device.device)
+
+    def cut(self, table: Tensor, p: int) -> Tensor:
+        """Crops at the places of a ``table``, or a part (3, N) of it: (N, 6, p, p) uint8 or uint16 on the device."""
+        found = gather(self._on_device, table, p)
         return found.view(torch.uint16) if self.dtype == np.uint16 else found
 
 

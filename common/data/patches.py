@@ -4,7 +4,7 @@ import argparse
 import functools
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,30 +105,48 @@ class CropSampler(Sampler):
     def __len__(self) -> int:
         return self.length * (self.last - self.first + 1) - self.skip
 
-    def __iter__(self) -> Iterator[Key]:
+    def epochs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Numbers (L,) and places (L, 2) of the crops of each epoch that are not done yet, in their order."""
         for epoch in range(self.first, self.last + 1):
             rng = np.random.default_rng([self.seed, epoch])
             order, places = rng.permutation(self.length), rng.random((self.length, 2))
-            for i in order[self.skip if epoch == self.first else 0 :]:
-                yield (epoch - 1) * self.length + int(i), *places[i].tolist()
+            order = order[self.skip if epoch == self.first else 0 :]
+            yield (epoch - 1) * self.length + order, places[order]
+
+    def __iter__(self) -> Iterator[Key]:
+        for numbers, places in self.epochs():
+            for n, (row, column) in zip(numbers.tolist(), places.tolist(), strict=True):
+                yield n, row, column
 
 
 # --- the processes that read ---------------------------------------------------------------------------------------
 
 
+def device_crops(dataset: PatchDataset, sampler: CropSampler, batch_size: int) -> Iterator[Tensor]:
+    """Batches for ``to_batch`` of images on the device; an epoch's places are brought there at once."""
+    for numbers, places in sampler.epochs():
+        images = dataset.images[numbers % len(dataset.pairs)]
+        table = dataset.decoded.table(images, places, dataset.patch_size)
+        for part in table.split(batch_size, dim=1):
+            yield dataset.decoded.cut(part, dataset.patch_size)
+
+
 def crop_loader(
     dataset: PatchDataset, sampler: CropSampler, batch_size: int, workers: int, pin_memory: bool = False
-) -> tuple[DataLoader, Callable[[], None]]:
+) -> tuple[Iterable[Tensor], Callable[[], None]]:
     """Batches of crops, for ``to_batch``, and what to call when no more are wanted.
 
     Args:
+        sampler: of epochs that are whole batches.
         workers: processes that read. None are started where the images are in memory, since cutting a crop takes less
             time than handing it from one process to another; nor for a pack on the CPU, where that is true as well (on
             a GPU the time of this process is dear).
     """
+    if dataset.decoded is not None and dataset.decoded.on_device:
+        return device_crops(dataset, sampler, batch_size), lambda: None
     closing = multiprocessing.Value("b", False)  # from then on the workers end when they are told to
     if dataset.decoded is not None:
-        workers, pin_memory = 0, pin_memory and not dataset.decoded.on_device
+        workers = 0
     elif isinstance(dataset.pairs[0], pack.PackedPair) and not pin_memory:
         workers = 0
     loader = DataLoader(
@@ -251,7 +269,6 @@ def _checked(
     decoded, p = _room_for(pairs, args, device), args.patchSize
     if decoded:
         check_pairs(pairs, p, flags, keep=decoded.put)
-        decoded.ready()
     else:
         if len(some) < len(pairs):
             print(f"{LIST}: {len(pairs)} pairs, {len(some)} of them checked now, the others when they are used")

@@ -29,7 +29,7 @@ from common.data.images import (
 from common.data.pairs import Pair, find_pairs
 from common.errors import UserError
 from common.evaluation import metrics
-from common.speed import autocast, compile_net, require_fast, uncompiled
+from common.speed import autocast, compile_net, require_fast, unprepared
 
 MEMORY_LIMIT = 1e9  # bytes of the whole process, imports included, above which --tile -1 takes tiles
 AUTO_WINDOW = 496  # px; 32 float channels of such a window stay below 32 MiB, where malloc still reuses memory
@@ -225,7 +225,7 @@ def validate(
 ) -> dict[str, float] | None:
     """Mean scores of the derained, truncated images against their ground truth; None if ``stop`` asked to stop."""
     scores = []
-    with _evaluating(net), uncompiled(net):
+    with _evaluating(net), unprepared(net):
         for pair in tqdm(pairs, desc="validating", unit="image", leave=False, disable=None):
             if stop():
                 return None
@@ -312,7 +312,7 @@ def derain_folder(
         compile_net(net, device)
     if derainer.is_ours(net):
         net = net.to(memory_format=torch.channels_last)  # faster on a CPU, and leaner
-        with uncompiled(net):
+        with unprepared(net):
             _infer(net, torch.zeros(1, 3, 32, 32, device=device), windows)  # warm-up
     elif windows.tile > 0:
         print(f"tiles of {windows.tile} px with a halo of {windows.halo} px: approximate for this derainer")

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from common import derainer
 from common.models import EDNet
@@ -106,16 +106,23 @@ def aug_step(
 
     def derain(rainy: Tensor) -> Tensor:
         with speed.autocast(rainy.device):
-            return derainer.apply(net, rainy)
+            return derainer.apply(net, speed.order(rainy) if derainer.is_ours(net) else rainy)
+
+    def work(rainy: Tensor, clean: Tensor, *z: Tensor) -> tuple[dict, dict]:
+        if netED:
+            rainy = rain_on(netED, rainy, clean, n_real, *z)
+        losses, derained = a_step(derain, optimizer, rainy, clean)
+        return losses, {"rainy": rainy, "derained": derained, "clean": clean}
+
+    device = next(net.parameters()).device
+    recorded = speed.recorded(work, device)
 
     def step(rainy: Tensor, clean: Tensor, index: int) -> dict[str, Tensor]:
-        if netED:
-            z = torch.randn(len(rainy) - n_real, netED.nz, device=rainy.device)
-            rainy = rain_on(netED, rainy, clean, n_real, z)
-        losses, derained = a_step(derain, optimizer, rainy, clean)
-        shown.update(rainy=rainy, derained=derained, clean=clean)
+        z = [torch.randn(len(rainy) - n_real, netED.nz, device=rainy.device)] if netED else []
+        losses, pictures = recorded(rainy, clean, *z)
+        shown.update(pictures)
         if n_real < len(rainy):
-            shown.update(generated_rainy=rainy[n_real:])
+            shown.update(generated_rainy=pictures["rainy"][n_real:])
         return losses
 
     return step
@@ -136,7 +143,7 @@ def train_augmented(
 ) -> None:
     """Train a derainer with generated rain among the real one; see ``rain_on``, ``a_step`` and the loop ``fit``."""
     n_real = real_samples(batch_size, fake_ratio) if netED else batch_size
-    optimizer = Adam((p for p in net.parameters() if p.requires_grad), lr)
+    optimizer = speed.adam((p for p in net.parameters() if p.requires_grad), lr)
     speed.prepare(net, device)
     shown: dict[str, Tensor] = {}
     step = aug_step(net, netED, optimizer, n_real, speed, shown)

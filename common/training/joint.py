@@ -1,11 +1,12 @@
 """Joint training of BNet, RNet, G and D: the two steps of the paper and their loop (SPEC section 3)."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from common.speed import Speed
 from common.training.loop import fit
@@ -97,6 +98,11 @@ def g_step(
     return {"loss_G": loss.detach(), "g_adv": g_adv.detach(), "kl_z": kl_z.detach(), "kl_b": kl_b.detach()}
 
 
+def draw(number: int, nz: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What chance decides in a step, in the order of the reference: eps (N, nz) and alpha (N, 1, 1, 1)."""
+    return torch.randn(number, nz, device=device), torch.rand(number, 1, 1, 1, device=device)
+
+
 def joint_step(
     netDerain: nn.Module,
     netED: nn.Module,
@@ -116,31 +122,43 @@ def joint_step(
         shown: is given the batches of the newest step, for pictures.
     """
 
-    def step(rainy: Tensor, clean: Tensor, index: int) -> dict[str, Tensor]:
-        learn = index % n_dis == 0
-        eps = torch.randn(len(rainy), netED.nz, device=rainy.device)
+    def work(learn: bool, rainy: Tensor, clean: Tensor, eps: Tensor, alpha: Tensor) -> tuple[dict, dict]:
         with torch.set_grad_enabled(speed.needs_grad(learn)):  # a step of D needs none of BNet and EDNet: same numbers
             out = forward(netDerain, netED, rainy, eps, speed)
-        alpha = torch.rand(len(rainy), 1, 1, 1, device=rainy.device)
         losses = d_step(netD, optimizers["D"], rainy, out.fake, alpha, lambda_gp)
         if learn:
             opts = optimizers["DerainNet"], optimizers["ED"]
             losses |= g_step(netDerain, netED, netD, *opts, out, clean, w_adv, eps2)
         mu_b, rain, fake = out.mu_b.detach(), out.rain.detach(), out.fake.detach()
-        shown.update(derained=mu_b, clean=clean, rainy=rainy, generated_rainy=fake, rain_layer=rain)
-        return {"mse": torch.mean((mu_b - clean) ** 2), **losses}
+        pictures = {"derained": mu_b, "clean": clean, "rainy": rainy, "generated_rainy": fake, "rain_layer": rain}
+        return {"mse": torch.mean((mu_b - clean) ** 2), **losses}, pictures
+
+    device = next(netD.parameters()).device
+    steps = {learn: speed.recorded(functools.partial(work, learn), device) for learn in (True, False)}
+
+    def step(rainy: Tensor, clean: Tensor, index: int) -> dict[str, Tensor]:
+        losses, pictures = steps[index % n_dis == 0](rainy, clean, *draw(len(rainy), netED.nz, rainy.device))
+        shown.update(pictures)
+        return losses
 
     return step
 
 
 def joint_optimizers(
-    netDerain: nn.Module, netED: nn.Module, netD: nn.Module, lrDerain: float, lrED: float, lrD: float
+    netDerain: nn.Module,
+    netED: nn.Module,
+    netD: nn.Module,
+    lrDerain: float,
+    lrED: float,
+    lrD: float,
+    speed: Speed | None = None,
 ) -> dict[str, Optimizer]:
     """Adam with PyTorch's betas and eps for each network, by the prefixes of the checkpoint files."""
+    speed = speed or Speed()
     return {
-        "DerainNet": Adam(netDerain.parameters(), lrDerain),
-        "ED": Adam(netED.parameters(), lrED),
-        "D": Adam((p for p in netD.parameters() if p.requires_grad), lrD),
+        "DerainNet": speed.adam(netDerain.parameters(), lrDerain),
+        "ED": speed.adam(netED.parameters(), lrED),
+        "D": speed.adam((p for p in netD.parameters() if p.requires_grad), lrD),
     }
 
 
@@ -161,7 +179,7 @@ def train_joint(
     **settings,  # data, schedule, epochs, saving: see fit
 ) -> None:
     """Train the three networks jointly; see ``d_step``, ``g_step`` and the loop ``fit``."""
-    optimizers = joint_optimizers(netDerain, netED, netD, lrDerain, lrED, lrD)
+    optimizers = joint_optimizers(netDerain, netED, netD, lrDerain, lrED, lrD, speed)
     speed.prepare(netDerain, settings["device"])
     shown: dict[str, Tensor] = {}
     step = joint_step(netDerain, netED, netD, optimizers, w_adv, lambda_gp, n_dis, eps2, speed, shown)

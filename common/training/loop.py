@@ -3,17 +3,17 @@
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from common.data.patches import CropSampler, PatchDataset, crop_loader, to_batch
 from common.derainer import DerainerError
 from common.errors import TrainingStopped, UserError
+from common.speed import set_rate
 from common.training.log import Log
 from common.training.run import Run
 from common.training.runtime import StopRequest
@@ -92,7 +92,7 @@ class Ledger:
         return {" ".join(names): (kind["total"].tolist(), kind["steps"]) for names, kind in self.kinds.items()}
 
 
-def _batches(loader: DataLoader):
+def _batches(loader: Iterable[Tensor]) -> Iterator[Tensor]:
     try:
         yield from loader
     except UserError as error:  # a worker's error arrives with its traceback as text; the last line is the message
@@ -117,7 +117,7 @@ def fit(
     run: Run,  # model folder, state to go on from, saving
     step: Callable[[Tensor, Tensor, int], dict[str, Tensor]],  # (rainy, clean, index over the run) -> detached losses
     nets: dict[str, nn.Module],  # by file prefix, on the device
-    optimizers: dict[str, Optimizer],  # by the same prefixes; their rates on entry are those of epoch 1
+    optimizers: dict[str, Optimizer],  # by the same prefixes; their initial_lr is that of epoch 1, see Speed.adam
     dataset: PatchDataset,  # of crops
     device: torch.device,
     batch_size: int,
@@ -141,7 +141,7 @@ def fit(
         TrainingStopped: a loss or weight is not finite, a file can't be read or saved; the last good state stays.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
     """
-    base = {name: optimizer.param_groups[0]["lr"] for name, optimizer in optimizers.items()}
+    base = {name: optimizer.param_groups[0]["initial_lr"] for name, optimizer in optimizers.items()}
     run.restore(nets, optimizers, dataset.fingerprint() + (f", generator {_digest(frozen)}" if frozen else ""))
     if run.epoch >= niter:
         _say(f"nothing to do: {run.epoch} epochs are done and --niter is {niter}")
@@ -168,9 +168,9 @@ def fit(
         try:
             saved_at = time.monotonic()
             for epoch in range(first, niter + 1):
+                rates = {name: learning_rate(base[name], milestone, gamma, epoch) for name in optimizers}
                 for name, optimizer in optimizers.items():
-                    for group in optimizer.param_groups:
-                        group["lr"] = learning_rate(base[name], milestone, gamma, epoch)
+                    set_rate(optimizer, rates[name])
                 ledger, began, began_at = Ledger(run.sums), time.monotonic(), run.step
                 with tqdm(
                     total=iters_per_epoch, initial=run.step, desc=f"epoch {epoch}/{niter}", leave=False, disable=None
@@ -221,7 +221,7 @@ def fit(
                     run.save_weights(nets, f"state_{epoch}")
                 means, speed = ledger.means(), (iters_per_epoch - began_at) / max(seconds, 1e-9)
                 end = epoch * iters_per_epoch
-                rates = {f"lr/{name}": optimizer.param_groups[0]["lr"] for name, optimizer in optimizers.items()}
+                rates = {f"lr/{name}": rate for name, rate in rates.items()}
                 log.scalars(rates | {f"val/{name}": value for name, value in scores.items()}, end)
                 if pictures():
                     log.pictures(pictures(), end)

@@ -36,7 +36,7 @@ VERSION = 1
 STATES = ("train_state_last.pt", "train_state_prev.pt")  # newest first
 # May differ from the stored options on resume: they change how long, where and how fast, never what is computed.
 FREE = {"niter", "workers", "use_gpu", "gpu_id", "data_path", "gt_path", "val_data_path", "val_gt_path", "log_dir"}
-FREE |= {"cache", "compile"}
+FREE |= {"cache", "compile", "cuda_graphs"}
 FREE |= {"pad_to", "pad_square"}  # of validation
 FREE |= {"netED", "derainer"}  # files may move; another generator is noticed by its numbers, a network by its shapes
 PER_CALL = {"resume", "overwrite", "dry_run", "save_minutes", "model_dir"}  # belong to one call, never restored
@@ -235,7 +235,7 @@ class Run:
             for name, net in nets.items():
                 checkpoint.put_weights(net, self._state["nets"][name], self._kind(name), where)
                 try:
-                    optimizers[name].load_state_dict(self._state["optimizers"][name])
+                    put_averages(optimizers[name], self._state["optimizers"][name])
                 except ValueError:  # a layer was frozen or freed in between
                     raise UserError(f"{where}: {name} trains other parameters than this run did; undo that") from None
             runtime.set_rng_state(self._state["rng"])
@@ -277,7 +277,7 @@ class Run:
             "data": self._data,
             "options": self.options(),
             "nets": {name: net.state_dict() for name, net in nets.items()},
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+            "optimizers": {name: averages(optimizer) for name, optimizer in optimizers.items()},
             "rng": runtime.rng_state(),
         }
         require_finite(_parameters(nets) | {f"Adam of {k}": v for k, v in content["optimizers"].items()}, self)
@@ -311,6 +311,24 @@ class Run:
                 words += [f"--{key}", str(getattr(self.args, key))]
         line = shlex.join(words)
         return f"{line} {derainer.flags(derainer.choice_of(self.args))}" if derainer.is_own(self.args) else line
+
+
+def averages(optimizer: Optimizer) -> dict:
+    """The state of an optimizer as every other one of its kind can go on from it, whether it is recorded or not."""
+    state = optimizer.state_dict()
+    groups = [group | {"lr": float(group["lr"])} for group in state["param_groups"]]
+    return state | {"param_groups": groups}
+
+
+def put_averages(optimizer: Optimizer, stored: dict) -> None:
+    """Go on from stored ``averages``; what kind of optimizer it is, and its rates, stay.
+
+    Raises:
+        ValueError: it was of other parameters.
+    """
+    groups = zip(stored["param_groups"], optimizer.state_dict()["param_groups"], strict=True)
+    groups = [own | {"params": theirs["params"]} for theirs, own in groups]
+    optimizer.load_state_dict(stored | {"param_groups": groups})
 
 
 def _parameters(nets: dict[str, nn.Module]) -> dict[str, dict]:

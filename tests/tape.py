@@ -1,0 +1,94 @@
+"""A recorder for the CPU: notes every operation that reaches the device, and replays them on the same memory.
+
+Like a CUDA graph it runs no Python again, keeps every address, and refuses work that waits for a value or brings one
+from Python; so a step that this replays rightly depends on tensors alone.
+"""
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from common.graphs import CannotRecord
+
+WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal"}
+FROM_PYTHON = {"lift_fresh", "lift_fresh_copy"}  # torch.tensor(3.0) in the midst of a step
+
+
+def _tensors(tree):
+    return [x for x in tree_flatten(tree)[0] if isinstance(x, Tensor)]
+
+
+def _memory(x):
+    return x.untyped_storage()._cdata
+
+
+class _Notes(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.notes = []
+        self._made = set()  # memory that came to be in the recording
+        self._before = {}  # what was in other memory that it wrote to
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name, kwargs = function._overloadpacket.__name__, kwargs or {}
+        if name in WAITS | FROM_PYTHON:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {name}")
+        if function._schema.is_mutable:
+            self._save(_tensors((args, kwargs)))
+        results = function(*args, **kwargs)
+        given = {_memory(x) for x in _tensors((args, kwargs))}
+        fresh = [_memory(x) not in given for x in _tensors(results)]
+        self._made |= {_memory(x) for x, made in zip(_tensors(results), fresh, strict=True) if made}
+        if any(fresh) or function._schema.is_mutable:  # else it made views, which see what is written where they look
+            self.notes.append((function, args, kwargs, _tensors(results), fresh))
+        return results
+
+    def _save(self, tensors):
+        for x in tensors:
+            if _memory(x) not in self._made | self._before.keys():
+                self._before[_memory(x)] = x.untyped_storage(), x.untyped_storage().clone()
+
+    def undo(self):
+        for storage, before in self._before.values():
+            storage.copy_(before)
+
+
+class Tape:
+    """A ``common.graphs.Recorder``.
+
+    Attributes:
+        recorded, replayed: how many recordings and replays there were.
+        kernels: how many operations the newest recording has.
+    """
+
+    def __init__(self):
+        self.recorded = self.replayed = self.kernels = 0
+
+    def run(self, work):
+        return work()
+
+    def rehearse(self, work):
+        return work(), ""
+
+    def record(self, work):
+        """Unlike a GPU this runs the work; so what it wrote is put back."""
+        notes = _Notes()
+        try:
+            with notes:
+                results = work()
+        except Exception as error:
+            raise CannotRecord(str(error)) from None
+        finally:
+            notes.undo()
+        self.recorded, self.kernels = self.recorded + 1, len(notes.notes)
+        return results, lambda: self._replay(notes.notes)
+
+    @torch.no_grad()
+    def _replay(self, notes):
+        self.replayed += 1
+        for function, args, kwargs, results, fresh in notes:
+            again = _tensors(function(*args, **kwargs))
+            for old, new, made in zip(results, again, fresh, strict=True):
+                if made:
+                    old.copy_(new)

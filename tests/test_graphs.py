@@ -1,0 +1,237 @@
+"""Recorded steps: same numbers as steps that run, on the CPU by a recorder that stands in for the GPU's (tape.py)."""
+
+import copy
+
+import pytest
+import torch
+
+from common import graphs
+from common.graphs import CannotRecord, Replayed
+from common.models import Derain, Discriminator, EDNet, PReNet
+from common.speed import Speed, set_rate
+from common.training import augment, joint, run
+from tests.golden import fill, golden_json, needs_golden
+from tests.tape import Tape
+from tests.test_joint import NAMES, batch, compare
+
+
+@pytest.fixture
+def tape(monkeypatch):
+    """As if the CPU could record."""
+    found = Tape()
+    monkeypatch.setattr(graphs, "recorder", lambda device: found)
+    return found
+
+
+def small_nets(kind=torch.float64):
+    torch.manual_seed(0)
+    nets = fill(Derain(2), 21, 0.02), fill(EDNet(3, 8, 2, 16), 22, 0.02), fill(Discriminator(16, 4), 23)
+    return [net.to(kind) for net in nets]
+
+
+def joint_run(steps, record, nets=None, n_dis=2, rates=lambda index: (2e-4, 1e-4, 4e-4), speed=Speed):
+    """Losses of each step, the networks, and what was shown after the last step."""
+    nets, shown = nets or small_nets(), {}
+    how = speed(record=record)
+    how.prepare(nets[0], torch.device("cpu"))
+    optimizers = joint.joint_optimizers(*nets, *rates(0), how)
+    step = joint.joint_step(*nets, optimizers, 1.0, 10.0, n_dis, 1e-6, how, shown)
+    torch.manual_seed(1)
+    losses = []
+    for index in range(steps):
+        for optimizer, rate in zip(optimizers.values(), rates(index), strict=True):
+            set_rate(optimizer, rate)
+        rainy, clean = torch.rand(2, 3, 3, 16, 16, dtype=torch.float64).unbind()
+        losses.append({name: value.item() for name, value in step(rainy, clean, index).items()})
+    return losses, nets, {name: value.clone() for name, value in shown.items()}, optimizers
+
+
+def assert_same(a, b, tolerance=1e-9):
+    for name, value in a.items():
+        skip = name.endswith(("key_conv.bias", "value_conv.bias"))  # their true gradient is zero
+        assert skip or torch.allclose(value, b[name], rtol=tolerance, atol=tolerance * 1e-2), name
+
+
+def test_recorded_joint_steps_are_those_that_run(tape):
+    recorded = joint_run(12, True)
+    # Each kind of step: twice as it is, once rehearsed, once recorded, and replayed from then on.
+    assert tape.recorded == 2 and tape.replayed == 2 * (6 - graphs.WARM_UP) and tape.kernels > 100
+    usual = joint_run(12, False)
+    assert tape.recorded == 2
+    for a, b in zip(recorded[0], usual[0], strict=True):
+        assert a == pytest.approx(b, rel=1e-7, abs=1e-10)
+    assert recorded[0][8]["loss_G"] != recorded[0][10]["loss_G"] and "loss_G" not in recorded[0][11]
+    for a, b in zip(recorded[1], usual[1], strict=True):
+        assert_same(a.state_dict(), b.state_dict(), 1e-6)
+    assert recorded[2].keys() == usual[2].keys()
+    for name, value in usual[2].items():
+        assert torch.allclose(recorded[2][name], value, rtol=1e-6, atol=1e-8), name
+
+
+def test_rates_change_in_a_recording(tape):
+    schedule = lambda index: (2e-4, 1e-4, 4e-4) if index < 9 else (1e-6, 1e-6, 1e-6)  # noqa: E731
+    recorded, usual = joint_run(12, True, rates=schedule), joint_run(12, False, rates=schedule)
+    assert tape.recorded == 2
+    assert recorded[0][11] == pytest.approx(usual[0][11], rel=1e-7, abs=1e-10)
+    assert recorded[0][11] != pytest.approx(joint_run(12, False)[0][11], rel=1e-5)
+
+
+@needs_golden
+def test_golden_rows_from_recorded_steps(tape, monkeypatch):
+    """Seven steps of the reference in float64, of which five are replayed: the quirk of the spectral norm is recorded
+    as it runs, since u and v are overwritten where they lie."""
+    monkeypatch.setattr(graphs, "WARM_UP", 1)
+    golden = golden_json("joint_syn.json")
+    nets = fill(Derain(6), 21, 0.02), fill(EDNet(3, 128, 32), 22, 0.02), fill(Discriminator(64, 64), 23)
+    nets = [net.double() for net in nets]
+    optimizers = joint.joint_optimizers(*nets, 2e-4, 1e-4, 4e-4)
+    step = joint.joint_step(*nets, optimizers, golden["w_adv"], 10.0, 5, 1e-6, Speed(), {})
+    torch.manual_seed(7)
+    names = NAMES | {"mse": "mse"}
+    for index, expected in enumerate(golden["rows_float64"]):
+        rainy, clean = (x.double() for x in batch(index))
+        losses = step(rainy, clean, index)
+        for key, name in names.items():
+            assert losses[key].item() == pytest.approx(expected[name], rel=1e-5, abs=1e-6), (index, name)
+        if index % 5 == 0:
+            for key, name in {"g_adv": "g_loss", "loss_G": "errED", "kl_z": "kl_z", "kl_b": "kl_b"}.items():
+                assert losses[key].item() == pytest.approx(expected[name], rel=1e-5, abs=1e-6), (index, name)
+    assert tape.recorded == 2 and tape.replayed == 5
+
+
+def test_copies_of_u_and_v_would_be_noticed(tape, monkeypatch):
+    """The textbook gradient, from copies of u and v, gives other numbers in a recording, too."""
+    from common.models import spectral_norm
+
+    def textbook(self):
+        u, v, weight = self.module.weight_u, self.module.weight_v, self.module.weight_bar
+        matrix = weight.flatten(1)
+        with torch.no_grad():
+            new_v = spectral_norm._unit(matrix.t() @ u)
+            new_u = spectral_norm._unit(matrix @ new_v)
+            u.data.copy_(new_u)
+            v.data.copy_(new_v)
+        return weight / torch.dot(new_u, matrix @ new_v)
+
+    quirk = joint_run(10, True)[0]
+    monkeypatch.setattr(spectral_norm.SpectralNorm, "_weight", textbook)
+    other = joint_run(10, True)[0]
+    assert tape.recorded == 4
+    assert other[0]["loss_D"] == pytest.approx(quirk[0]["loss_D"], rel=1e-12)
+    assert other[9]["loss_D"] != pytest.approx(quirk[9]["loss_D"], rel=1e-5)  # recorded against run: 1e-7
+
+
+@pytest.fixture
+def in_double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_recorded_augmented_steps_are_those_that_run(tape, in_double):
+    found = []
+    for record in (True, False):
+        how, shown = Speed(record=record), {}
+        net, netED = fill(PReNet(2), 31, 0.02).double(), fill(EDNet(3, 8, 2, 16), 32).double()
+        step = augment.aug_step(net, netED, how.adam(net.parameters(), 1e-3), 3, how, shown)
+        torch.manual_seed(3)
+        losses = [step(*torch.rand(2, 5, 3, 16, 16), i)["loss"].item() for i in range(8)]
+        found.append((losses, net.state_dict(), {name: value.clone() for name, value in shown.items()}))
+    (a, nets_a, shown_a), (b, nets_b, shown_b) = found
+    assert tape.recorded == 1 and tape.replayed == 5
+    assert a == pytest.approx(b, rel=1e-8)
+    assert_same(nets_a, nets_b, 1e-5)
+    assert shown_a.keys() == shown_b.keys() and len(shown_a["generated_rainy"]) == 2
+    assert all(torch.allclose(shown_a[name], shown_b[name], atol=1e-6) for name in shown_a)
+
+
+# --- what can't be recorded ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "work, reason",
+    [
+        (lambda x: x * x.sum().item(), "_local_scalar_dense"),
+        (lambda x: x * 2 if x.sum() > 0 else x, "_local_scalar_dense"),
+        (lambda x: x + torch.tensor(3.0), "lift_fresh"),
+    ],
+)
+def test_a_step_that_waits_goes_on_without(tape, work, reason, capsys):
+    replayed = Replayed(work, tape)
+    for i in range(1, 8):
+        x = torch.full((3,), float(i))
+        assert torch.equal(replayed(x), work(x))
+    assert tape.recorded == 0
+    text = capsys.readouterr().out
+    assert text.count("--cuda_graphs: not possible here, going on without") == 1 and reason in text
+
+
+def test_what_a_failed_recording_wrote_is_as_before(tape):
+    """Half a step must not happen twice."""
+    total = torch.zeros(())
+
+    def step(x):
+        total.add_(x.sum())
+        return x * float(x.sum())
+
+    replayed = Replayed(step, tape)
+    for i in range(6):
+        replayed(torch.ones(2))
+        assert total == 2 * (i + 1)
+
+
+def test_a_rehearsal_that_waits_is_not_recorded(tape, monkeypatch, capsys):
+    monkeypatch.setattr(tape, "rehearse", lambda work: (work(), "the step waits for results of the GPU"))
+    replayed = Replayed(lambda x: x + 1, tape)
+    assert [replayed(torch.full((), float(i))).item() for i in range(6)] == [1, 2, 3, 4, 5, 6]
+    assert tape.recorded == 0 and "(the step waits for results of the GPU)" in capsys.readouterr().out
+
+
+def test_other_sizes_run_as_they_are(tape):
+    replayed = Replayed(lambda x: x + 1, tape, most=2)
+    for size in (3, 4, 5, 3, 4, 5) * 4:
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                assert torch.equal(replayed(torch.zeros(size)), torch.ones(size))
+    assert tape.recorded == 2
+
+
+def test_results_lie_where_those_before_lay(tape):
+    replayed = Replayed(lambda x: {"a": x + 1}, tape)
+    for i in range(4):
+        first = replayed(torch.full((2,), float(i)))
+    second = replayed(torch.full((2,), 7.0))
+    assert first["a"] is second["a"] and second["a"].tolist() == [8, 8]
+
+
+# --- Adam ------------------------------------------------------------------------------------------------------------
+
+
+def test_states_fit_whether_steps_are_recorded_or_not(tape):
+    """A training that began on a GPU goes on without, and the other way round."""
+    for before, after in ((True, False), (False, True)):
+        nets = small_nets()
+        optimizers = joint_run(6, before, nets)[3]
+        stored = {name: copy.deepcopy(run.averages(optimizer)) for name, optimizer in optimizers.items()}
+        assert all(isinstance(group["lr"], float) for state in stored.values() for group in state["param_groups"])
+        found = []
+        for record in (before, after):
+            own, how = copy.deepcopy(nets), Speed(record=record)
+            optimizers = joint.joint_optimizers(*own, 2e-4, 1e-4, 4e-4, how)
+            for name, optimizer in optimizers.items():
+                run.put_averages(optimizer, copy.deepcopy(stored[name]))
+                assert isinstance(optimizer.param_groups[0]["lr"], torch.Tensor) == record
+            step = joint.joint_step(*own, optimizers, 1.0, 10.0, 2, 1e-6, how, {})
+            torch.manual_seed(5)
+            batches = torch.rand(6, 2, 3, 3, 16, 16, dtype=torch.float64)
+            found.append([step(*pair, index)["mse"].item() for index, pair in enumerate(batches)])
+        assert found[0] == pytest.approx(found[1], rel=1e-7)
+    with pytest.raises(ValueError):
+        run.put_averages(how.adam([torch.nn.Parameter(torch.zeros(2))], 1e-3), stored["D"])
+
+
+def test_without_a_recorder_adam_is_pytorchs_own():
+    optimizer = Speed().adam([torch.nn.Parameter(torch.zeros(2))], 1e-3)
+    assert optimizer.param_groups[0]["lr"] == 1e-3 and not optimizer.param_groups[0]["capturable"]
+    set_rate(optimizer, 5e-4)
+    assert optimizer.param_groups[0]["lr"] == 5e-4 and optimizer.param_groups[0]["initial_lr"] == 1e-3
