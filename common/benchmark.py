@@ -4,14 +4,17 @@
     python -m common.benchmark loader --data_path RAINY --gt_path CLEAN --json loader.json
 
 plain: gradients everywhere in training, a convolution for each gate, one order of memory, two files decoded for every
-crop, fp32. fast: what the scripts do. Both run the same networks, in turns in one process, so that a machine that slows
-down slows down both; ratios are taken turn by turn. The ceiling is a large matrix product of the same precision,
-measured in the same turns. Without --data_path the data are photos of scikit-image with drawn rain, 481x321 px.
+crop; fp32, but on a GPU TF32 in convolutions, as PyTorch has it by itself. fast: what the scripts do. Both run the same
+networks, in turns in one process, so that a machine that slows down slows down both; ratios are taken turn by turn.
+The ceiling is a large matrix product of the same precision, measured in the same turns. The roofline is the least time
+of the convolutions and matrix products, one by one: operations over the ceiling, or bytes in and out over a large copy,
+whichever takes longer. Without --data_path the data are photos of scikit-image with drawn rain, 481x321 px.
 """
 
 import argparse
 import contextlib
 import copy
+import functools
 import json
 import os
 import platform
@@ -19,37 +22,43 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry
 from tqdm import tqdm
 
-from common import cli
+from common import cli, graphs
 from common.data import cache, demo, pack
 from common.data.images import write_image
 from common.data.pairs import Pair, check_pairs, find_pairs
 from common.data.patches import CropSampler, PatchDataset, crop_loader, to_batch
 from common.errors import UserError
-from common.evaluation.derain import derain
+from common.evaluation.derain import derain, prepare
 from common.generation.rain import RainMaker
 from common.models import Derain, Discriminator, EDNet, PReNet
-from common.speed import Speed, autocast, compile_net, fuse, keep_memory, require_fast
+from common.speed import Speed, autocast, fuse, keep_memory, require_fast, set_arithmetic
 from common.training.augment import aug_step, real_samples
 from common.training.joint import joint_optimizers, joint_step
 from common.training.runtime import pick_device
 
-N_DIS = 5  # of joint training: a turn is one step with G and BNet and four of D alone
+N_DIS = 5  # of joint training: a cycle is one step with G and BNet and four of D alone
+CYCLES = {"cpu": 1, "cuda": 20}  # of a turn
 MATRIX = {"cpu": 2048, "cuda": 8192}  # side of the ceiling's product
+COPY = {"cpu": 2**26, "cuda": 2**30}  # bytes of the copy
 PROCESS = Path("/proc/self")
 SETTLE = 1.0  # seconds in which workers read ahead after a turn, in order not to disturb the next one
 AHEAD = 2  # batches that each worker reads ahead, as DataLoader does by default
+
+
+Work = Counter[tuple[float, float]]  # operations and bytes of a convolution or matrix product: how many such there are
 
 
 @dataclass
@@ -60,12 +69,13 @@ class Case:
     turn: Callable[[], object]
     steps: int
     samples: int
-    plain: bool = False
-    flops: float = 0.0  # of a turn; 0: not counted
-    precision: str = "fp32"
+    speed: Speed = field(default_factory=Speed)
+    switch: Callable[[], None] = lambda: None  # sets PyTorch's switches for this way
+    work: Work | None = None  # of a turn
     base: int = 0  # which case it is compared with
     warm: Callable[[], object] | None = None  # what uses as much memory as a turn, in less time
     drain: Callable[[], object] | None = None  # what is not measured: batches that were read ahead are thrown away
+    peak: float | None = None  # bytes, where it was measured before
 
 
 # --- measuring -----------------------------------------------------------------------------------------------------
@@ -106,47 +116,80 @@ def ceiling(device: torch.device, precision: str) -> Callable[[], float]:
     """A measurement of FLOP/s in a large matrix product, the most that convolutions could come near."""
     side = MATRIX[device.type]
     a = torch.rand(side, side, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-    return lambda: 2 * side**3 / min(_seconds(lambda: a @ a, device) for _ in range(3))
+
+    def product() -> float:
+        set_arithmetic(precision)
+        return 2 * side**3 / min(_seconds(lambda: a @ a, device) for _ in range(3))
+
+    return product
 
 
-class _FlopCounter(TorchDispatchMode):
+def bandwidth(device: torch.device) -> Callable[[], float]:
+    """A measurement of bytes/s in a large copy, those read and those written counted."""
+    a = torch.rand(COPY[device.type] // 4, device=device)
+    b = torch.empty_like(a)
+    return lambda: 2 * COPY[device.type] / min(_seconds(lambda: b.copy_(a), device) for _ in range(3))
+
+
+class _Counter(TorchDispatchMode):
     """What torch's FlopCounterMode counts, without its hooks on modules, which a gradient penalty makes fail."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.total = 0
+        self.work: Work = Counter()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        count = flop_registry.get(function._overloadpacket)
-        self.total += count(*args, **(kwargs or {}), out_val=out) if count else 0
+        if count := flop_registry.get(function._overloadpacket):
+            tensors = [x for x in tree_flatten((args, kwargs, out))[0] if isinstance(x, Tensor)]
+            bytes_ = sum(x.numel() * x.element_size() for x in tensors)
+            self.work[float(count(*args, **(kwargs or {}), out_val=out)), float(bytes_)] += 1
         return out
 
 
-def count_flops(work: Callable[[], object]) -> float:
-    """Floating-point operations of convolutions and matrix products, forth and back."""
-    with _FlopCounter() as counter:
+def count_work(work: Callable[[], object]) -> Work:
+    """The convolutions and matrix products of some work, forth and back."""
+    with _Counter() as counter:
         work()
-    return float(counter.total)
+    return counter.work
+
+
+def flops(work: Work) -> float:
+    """All operations of counted work."""
+    return sum(operations * number for (operations, _), number in work.items())
+
+
+def roofline(work: Work, flop_per_s: float, bytes_per_s: float) -> float:
+    """The least seconds that counted work takes, if nothing of it stayed in a cache and all else cost nothing."""
+    times = (max(f / flop_per_s, b / bytes_per_s) * number for (f, b), number in work.items())
+    return sum(times)
+
+
+def _precision(case: Case, device: torch.device) -> str:
+    """Of most of its arithmetic."""
+    return "tf32" if case.speed.plain and device.type == "cuda" else case.speed.precision
 
 
 def measure(cases: list[Case], device: torch.device, turns: int) -> list[dict]:
     """Run the cases in turns, warm-up left out; each is compared with its plain one.
 
     Returns:
-        A row for each: seconds of each turn, median and min of a step, ratio to the plain one turn by turn, steps/s,
-        samples/s, peak memory in bytes, FLOP/s and its share of the ceiling, where FLOPs were counted.
+        A row for each: seconds of each turn, median and min of a step, ratio to the plain one turn by turn, by samples;
+        steps/s, samples/s, peak memory in bytes, and where work was counted FLOP/s, its share of the ceiling and how
+        many times the roofline a step takes.
     """
-    tops = {case.precision: ceiling(device, case.precision) for case in cases if case.flops}
+    tops = {p: ceiling(device, p) for p in {_precision(case, device) for case in cases if case.work}}
     found: dict[str, list[float]] = {precision: [] for precision in tops}
+    copies, copied = bandwidth(device) if tops else None, []
     times: list[list[float]] = [[] for _ in cases]
     peaks: list[list[float | None]] = [[] for _ in cases]
     plain = None
     with tqdm(total=len(cases) * (turns + 1), desc="turns", unit="turn", leave=False, disable=None) as bar:
         for turn in range(turns + 1):  # the first one is the warm-up
             for case, seconds, peak in zip(cases, times, peaks, strict=True):
-                if case.plain != plain:  # what was kept of the heap is gone, or not there yet
-                    plain = case.plain
+                case.switch()
+                if case.speed.plain != plain:  # what was kept of the heap is gone, or not there yet
+                    plain = case.speed.plain
                     keep_memory(not plain)
                     (case.warm or case.turn)()
                 if case.drain:
@@ -157,16 +200,18 @@ def measure(cases: list[Case], device: torch.device, turns: int) -> list[dict]:
                     time.sleep(SETTLE)
                 if turn:
                     seconds.append(took)
-                    peak.append(_peak(device))
+                    peak.append(case.peak or _peak(device))
                 bar.update()
             for precision, top in tops.items():
                 found[precision].append(top())
+            if copies:
+                copied.append(copies())
     keep_memory()
     rows = []
     for case, seconds, peak in zip(cases, times, peaks, strict=True):
         median = statistics.median(seconds)
-        steps = cases[case.base].steps
-        ratios = [p / steps / (s / case.steps) for p, s in zip(times[case.base], seconds, strict=True)]
+        samples = cases[case.base].samples
+        ratios = [p / samples / (s / case.samples) for p, s in zip(times[case.base], seconds, strict=True)]
         row = {
             "case": case.name,
             "seconds": seconds,
@@ -177,11 +222,16 @@ def measure(cases: list[Case], device: torch.device, turns: int) -> list[dict]:
             "samples_per_s": case.samples / median,
             "peak_bytes": max((p for p in peak if p is not None), default=None),
         }
-        if case.flops:
-            row["flops_per_step"] = case.flops / case.steps
-            row["flop_per_s"] = case.flops / median
-            row["ceiling_flop_per_s"] = statistics.median(found[case.precision])
-            row["share_of_ceiling"] = row["flop_per_s"] / row["ceiling_flop_per_s"]
+        if case.work:
+            precision = _precision(case, device)
+            top, copy_ = statistics.median(found[precision]), statistics.median(copied)
+            row["precision"] = precision
+            row["flops_per_step"] = flops(case.work) / case.steps
+            row["flop_per_s"] = flops(case.work) / median
+            row["ceiling_flop_per_s"], row["copy_bytes_per_s"] = top, copy_
+            row["share_of_ceiling"] = row["flop_per_s"] / top
+            row["roofline_s"] = roofline(case.work, top, copy_) / case.steps
+            row["times_roofline"] = row["median_s"] / row["roofline_s"]
         rows.append(row)
     return rows
 
@@ -199,6 +249,7 @@ def table(rows: list[dict], unit: str) -> str:
         "GFLOP/step",
         "GFLOP/s",
         "of ceiling",
+        "x roofline",
     ]
     lines = [head]
     for row in rows:
@@ -207,9 +258,9 @@ def table(rows: list[dict], unit: str) -> str:
         line += [f"{row['steps_per_s']:.4g}", f"{row['samples_per_s']:.4g}", peak]
         if "flop_per_s" in row:
             line += [f"{row['flops_per_step'] / 1e9:.0f}", f"{row['flop_per_s'] / 1e9:.0f}"]
-            line += [f"{100 * row['share_of_ceiling']:.0f} %"]
+            line += [f"{100 * row['share_of_ceiling']:.0f} %", f"{row['times_roofline']:.2f}"]
         else:
-            line += ["-"] * 3
+            line += ["-"] * 4
         lines.append(line)
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     padded = [
@@ -271,11 +322,23 @@ def _drain(batches: Iterator, args: argparse.Namespace) -> Callable[[], None]:
 
 
 def _speeds(args: argparse.Namespace) -> list[tuple[str, Speed]]:
-    """The plain way and the fast one, which is fp32 besides where --precision asks for another one."""
-    speeds = [("plain", Speed(plain=True)), ("fast fp32", Speed(compile=args.compile))]
-    if args.precision != "fp32":
-        speeds.append((f"fast {args.precision}", Speed(args.precision, args.compile)))
-    return [(name + (" compiled" if speed.compile else ""), speed) for name, speed in speeds]
+    """The plain way, and the fast ones: fp32, and what else --precision asks for."""
+    fast = [Speed(precision, args.compile, cli.records(args)) for precision in dict.fromkeys(["fp32", *args.precision])]
+    named = [(f"fast {speed.precision}" + (" compiled" if speed.compile else ""), speed) for speed in fast]
+    return [("plain", Speed(plain=True)), *named]
+
+
+@contextlib.contextmanager
+def _memory_taken(device: torch.device) -> Iterator[dict[str, float | None]]:
+    """How much memory a GPU gave for what is made and run within it; also what recordings keep, and nothing uses."""
+    taken: dict[str, float | None] = {"peak": None}
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_reserved(device)
+    yield taken
+    if device.type == "cuda":
+        taken["peak"] = float(torch.cuda.max_memory_reserved(device) - before)
 
 
 def _training_cases(
@@ -283,18 +346,25 @@ def _training_cases(
     device: torch.device,
     stack: contextlib.ExitStack,
     build: Callable[[Speed], Callable[[Tensor, Tensor, int], object]],
-    steps: int,
+    cycle: int,
 ) -> list[Case]:
-    """A step alone on one batch, and with its loader, for each way."""
+    """A step alone on one batch, and with its loader, for each way; ``cycle`` steps differ from each other."""
     pairs, _ = stack.enter_context(_pairs(args))
     plain_set = PatchDataset(pairs, args.patchSize, 0)
     fast_set = PatchDataset(
         pairs, args.patchSize, 0, _decoded(pairs, "gpu" if device.type == "cuda" else "ram", device)
     )
     batch = next(_endless(fast_set, args, device))
-    cases = []
+    steps, cases = cycle * CYCLES[device.type], []
     for name, speed in _speeds(args):
-        step = build(speed)
+        # Counted with the switches of this way, but neither compiled nor recorded: that hides what is done.
+        counted = build(Speed(speed.precision, record=False, plain=speed.plain))
+        work = count_work(lambda counted=counted: [counted(*batch, index) for index in range(cycle)])
+        del counted
+        with _memory_taken(device) as taken:
+            step = build(speed)
+            for index in range(cycle * (graphs.WARM_UP + 1) if device.type == "cuda" else 0):
+                step(*batch, index)
 
         def turn(step=step) -> None:
             for index in range(steps):
@@ -307,15 +377,14 @@ def _training_cases(
             for index in range(steps):
                 step(*next(batches), index)
 
-        # Counted with the switches of this way, but not compiled: the counter does not see into compiled code.
-        counted = build(Speed(speed.precision, plain=speed.plain))
         common = {
             "steps": steps,
             "samples": steps * args.batchSize,
-            "plain": speed.plain,
-            "flops": count_flops(lambda counted=counted: [counted(*batch, index) for index in range(steps)]),
-            "precision": speed.precision,
+            "speed": speed,
+            "switch": speed.switch,
+            "work": Counter({key: number * CYCLES[device.type] for key, number in work.items()}),
             "warm": lambda step=step: step(*batch, 0),
+            **taken,
         }
         cases += [
             Case(name, turn, base=0, **common),
@@ -333,7 +402,7 @@ def joint(args: argparse.Namespace, device: torch.device, stack: contextlib.Exit
     def build(speed: Speed) -> Callable[[Tensor, Tensor, int], object]:
         netDerain, netED, netD = (copy.deepcopy(net).to(device) for net in nets)
         speed.prepare(netDerain, device)
-        optimizers = joint_optimizers(netDerain, netED, netD, 2e-4, 1e-4, 4e-4)
+        optimizers = joint_optimizers(netDerain, netED, netD, 2e-4, 1e-4, 4e-4, speed)
         return joint_step(netDerain, netED, netD, optimizers, 1.0, 10.0, N_DIS, 1e-6, speed, {})
 
     return _training_cases(args, device, stack, build, N_DIS)
@@ -347,7 +416,8 @@ def aug(args: argparse.Namespace, device: torch.device, stack: contextlib.ExitSt
     def build(speed: Speed) -> Callable[[Tensor, Tensor, int], object]:
         net = copy.deepcopy(derainer).to(device)
         speed.prepare(net, device)
-        return aug_step(net, netED, Adam(net.parameters(), 1e-3), real_samples(args.batchSize, 0.5), speed, {})
+        optimizer = speed.adam(net.parameters(), 1e-3)
+        return aug_step(net, netED, optimizer, real_samples(args.batchSize, 0.5), speed, {})
 
     return _training_cases(args, device, stack, build, 1)
 
@@ -355,26 +425,34 @@ def aug(args: argparse.Namespace, device: torch.device, stack: contextlib.ExitSt
 def derain_cases(args: argparse.Namespace, device: torch.device, stack: contextlib.ExitStack) -> list[Case]:
     """Removing rain from one image with BNet; the plain way, too, computes no gradients here."""
     torch.manual_seed(0)
-    net, rainy = Derain(6).eval().to(device), torch.rand(1, 3, args.height, args.width, device=device)
+    net, repeat = Derain(6).eval().to(device), CYCLES[device.type]
     cases = []
     for name, speed in _speeds(args):
+        for images in (1, 8) if device.type == "cuda" and not speed.plain else (1,):
+            rainy = torch.rand(images, 3, args.height, args.width, device=device)
 
-        def prepared(speed: Speed, compiled: bool) -> nn.Module:
+            def turn(own: nn.Module, rainy: Tensor = rainy, speed: Speed = speed) -> None:
+                with torch.no_grad(), autocast(device, speed.precision):
+                    for _ in range(repeat):
+                        own(rainy) if speed.plain else derain(own, rainy, tile=0)
+
+            def switch(speed: Speed = speed) -> None:
+                set_arithmetic(None if speed.plain else speed.precision)
+
+            switch()
+            eager = copy.deepcopy(net)
+            fuse(eager, not speed.plain)
+            work = count_work(lambda eager=eager, turn=turn: turn(eager))
             own = copy.deepcopy(net)
-            fuse(own, not speed.plain)
-            if compiled:
-                compile_net(own, device)
-            return own
-
-        def turn(own: nn.Module, speed: Speed) -> Tensor:
-            with torch.no_grad(), autocast(device, speed.precision):
-                return own(rainy)[0] if speed.plain else derain(own, rainy, tile=0)
-
-        eager = prepared(speed, False)
-        flops = count_flops(lambda eager=eager, speed=speed: turn(eager, speed))
-        own = prepared(speed, speed.compile)
-        work = lambda own=own, speed=speed: turn(own, speed)  # noqa: E731
-        cases.append(Case(name, work, 1, 1, speed.plain, flops, speed.precision))
+            with _memory_taken(device) as taken:
+                fuse(own, not speed.plain)
+                if not speed.plain:
+                    with contextlib.redirect_stdout(sys.stderr):
+                        prepare(own, device, speed.precision, speed.compile, speed.record)
+                turn(own)
+            several = f", {images} at once" if images > 1 else ""
+            run = functools.partial(turn, own)
+            cases.append(Case(name + several, run, repeat, images * repeat, speed, switch, work, **taken))
     return cases
 
 
@@ -383,11 +461,11 @@ def generate(args: argparse.Namespace, device: torch.device, stack: contextlib.E
     torch.manual_seed(0)
     maker = RainMaker(EDNet(patch_size=args.patchSize).eval().to(device))
 
-    def work() -> Tensor:
+    def turn() -> Tensor:
         return maker.layer(args.height, args.width, 0.5, np.random.RandomState(0))
 
-    flops = count_flops(work)
-    return [Case("plain", work, 1, 1, True, flops), Case("fast", work, 1, 1, False, flops)]
+    work = count_work(turn)
+    return [Case("plain", turn, 1, 1, Speed(plain=True), work=work), Case("fast", turn, 1, 1, work=work)]
 
 
 def loader(args: argparse.Namespace, device: torch.device, stack: contextlib.ExitStack) -> list[Case]:
@@ -409,8 +487,8 @@ def loader(args: argparse.Namespace, device: torch.device, stack: contextlib.Exi
             for _ in range(steps):
                 next(batches)
 
-        plain = source is pairs and decoded is None
-        cases.append(Case(name, turn, steps, steps * args.batchSize, plain, drain=_drain(batches, args)))
+        speed = Speed(plain=source is pairs and decoded is None)
+        cases.append(Case(name, turn, steps, steps * args.batchSize, speed, drain=_drain(batches, args)))
     return cases
 
 
@@ -441,7 +519,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("work", nargs="?", choices=tuple(WORK), default="joint", help="what to measure")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where")
     parser.add_argument("--gpu_id", default="0", help="which GPU")
-    cli.add_speed(parser)
+    cli.add_speed(parser, several=True)
     parser.add_argument("--turns", type=cli.positive_int, default=5, help="of each way, besides the warm-up")
     parser.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step")
     parser.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px")
@@ -482,7 +560,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: there is no GPU here; take cpu")
     device = pick_device(args.device == "cuda", args.gpu_id)
-    require_fast(args.precision, device)
+    for precision in args.precision:
+        require_fast(precision, device)
     if args.json:
         _require_place(Path(args.json))
     sizes = f"{args.width}x{args.height} px" if args.work in ("derain", "generate") else ""
@@ -491,9 +570,11 @@ def main(argv: list[str] | None = None) -> int:
         rows = measure(WORK[args.work](args, device, stack), device, args.turns)
     text = f"{args.work}, {sizes}: {machine(device)}; {args.turns} turns"
     print(f"{text}\n\n{table(rows, UNIT[args.work])}")
-    tops = {row["ceiling_flop_per_s"] for row in rows if "ceiling_flop_per_s" in row}
+    tops = {row["precision"]: row["ceiling_flop_per_s"] for row in rows if "precision" in row}
     if tops:
-        print("\nceiling: " + ", ".join(f"{top / 1e9:.0f} GFLOP/s" for top in sorted(tops)) + " in a matrix product")
+        products = ", ".join(f"{top / 1e9:.0f} GFLOP/s ({precision})" for precision, top in sorted(tops.items()))
+        copied = next(row["copy_bytes_per_s"] for row in rows if "precision" in row)
+        print(f"\nceiling: {products} in a matrix product, {copied / 1e9:.0f} GB/s in a copy")
     if args.json:
         options = {key: value for key, value in vars(args).items() if key not in ("given", "json")}
         content = {"work": args.work, "machine": machine(device), "options": options, "rows": rows}

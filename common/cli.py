@@ -198,12 +198,13 @@ def add_derainer(group: argparse.ArgumentParser, sizes: argparse.ArgumentParser)
     )
 
 
-def add_speed(group: argparse.ArgumentParser) -> None:
-    """--precision, --compile and --cuda_graphs."""
+def add_speed(group: argparse.ArgumentParser, several: bool = False) -> None:
+    """--precision, of which ``several`` may be allowed, --compile and --cuda_graphs."""
     group.add_argument(
         "--precision",
         choices=("fp32", "tf32", "bf16"),
-        default="fp32",
+        default=["fp32"] if several else "fp32",
+        **({"nargs": "+"} if several else {}),
         help="fp32: exact; tf32 (GPUs): factors of all convolutions and products rounded to 10 bits; bf16: the "
         "derainer in bfloat16 (8 bits), the rest as tf32 on a GPU and as fp32 on a CPU. Weights and losses stay fp32",
     )
@@ -231,7 +232,8 @@ def add_deraining(group: argparse.ArgumentParser) -> None:
         "--tile",
         type=number(int, -1),
         default=-1,
-        help="core of a tile in px, its halo comes on top; 0: whole image; -1: tiles only where it needs over 1 GB",
+        help="core of a tile in px, its halo comes on top; 0: whole image; -1: tiles only where it needs over 1 GB, or "
+        "half of the free memory of a GPU",
     )
     group.add_argument(
         "--rounding",

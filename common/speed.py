@@ -44,15 +44,24 @@ class Speed:
     record: bool = True
     plain: bool = False
 
-    def prepare(self, net: nn.Module, device: torch.device) -> None:
+    def switch(self) -> None:
+        """Set the switches of PyTorch."""
+        set_arithmetic(None if self.plain else self.precision)
+        torch.backends.cudnn.benchmark = not self.plain  # batches are of one size
+
+    def prepare(self, net: nn.Module, device: torch.device, say: bool = False) -> None:
         """Set the switches of a derainer, and those of PyTorch, before the first step.
+
+        Args:
+            say: print what the precision means here.
 
         Raises:
             UserError: see ``require_fast``.
         """
         require_fast(self.precision, device)
-        set_arithmetic(None if self.plain else self.precision)
-        torch.backends.cudnn.benchmark = not self.plain  # batches are of one size
+        if say and (text := describe(self.precision, device)):
+            print(text)
+        self.switch()
         fuse(net, not self.plain)
         if not self.plain and device.type == "cuda" and self.precision != "fp32":
             for module in net.modules():
@@ -105,7 +114,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def set_arithmetic(precision: str | None) -> None:
-    """How a GPU computes convolutions and matrix products of fp32: None is PyTorch's own choice, TF32 in convolutions."""
+    """How a GPU computes convolutions and products of fp32; None: PyTorch's own choice, TF32 in convolutions alone."""
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
     torch.backends.cuda.matmul.allow_tf32 = precision in ("tf32", "bf16")
 

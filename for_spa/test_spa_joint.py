@@ -51,6 +51,7 @@ def main(argv=None):
         rounding=args.rounding,
         precision=args.precision,
         compiled=args.compile,
+        recorded=cli.records(args),
         hint=DATA,
     )
 

@@ -53,6 +53,7 @@ def main(argv=None):
         rounding=args.rounding,
         precision=args.precision,
         compiled=args.compile,
+        recorded=cli.records(args),
         hint=DATA,
     )
 

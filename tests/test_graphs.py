@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from common import graphs
-from common.graphs import CannotRecord, Replayed
+from common.graphs import Replayed
 from common.models import Derain, Discriminator, EDNet, PReNet
 from common.speed import Speed, set_rate
 from common.training import augment, joint, run
 from tests.golden import fill, golden_json, needs_golden
 from tests.tape import Tape
-from tests.test_joint import NAMES, batch, compare
+from tests.test_joint import NAMES, batch
 
 
 @pytest.fixture

@@ -259,6 +259,7 @@ def small_work(monkeypatch):
     monkeypatch.setattr(benchmark, "PReNet", lambda stages: PReNet(1))
     monkeypatch.setattr(benchmark, "SETTLE", 0.0)
     monkeypatch.setitem(benchmark.MATRIX, "cpu", 64)
+    monkeypatch.setitem(benchmark.COPY, "cpu", 4096)
     monkeypatch.setattr(benchmark.demo, "TRAIN", ("camera",))
 
 
@@ -287,8 +288,8 @@ def test_benchmark(work, small_work, quick, tmp_path, capsys):
     for row in rows:
         assert row["steps_per_s"] == pytest.approx(1 / row["median_s"])
     if work != "loader":
-        assert "of ceiling" in printed and "GFLOP/s in a matrix product" in printed
-        assert all(row["share_of_ceiling"] > 0 for row in rows)
+        assert "of ceiling" in printed and "GFLOP/s (fp32) in a matrix product" in printed
+        assert all(row["share_of_ceiling"] > 0 and row["times_roofline"] > 0 for row in rows)
     if work == "joint":
         assert [row["case"] for row in rows] == ["plain", "plain, with loader", "fast fp32", "fast fp32, with loader"]
         assert rows[1]["ratio"] == 1
@@ -309,7 +310,7 @@ def test_benchmark_compares_what_it_says(small_work, monkeypatch):
     device = torch.device("cpu")
     clock = iter([0, 1, 0, 2, 0, 4, 0, 2, 0, 6, 0, 1])
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
-    cases = [benchmark.Case("a", lambda: None, 2, 4, True), benchmark.Case("b", lambda: None, 1, 2)]
+    cases = [benchmark.Case("a", lambda: None, 2, 4, Speed(plain=True)), benchmark.Case("b", lambda: None, 1, 2)]
     a, b = benchmark.measure(cases, device, 2)
     assert a["seconds"] == [4, 6] and b["seconds"] == [2, 1]
     assert b["ratio"] == np.median([2 / 2, 3 / 1]) and a["steps_per_s"] == 2 / 5 and b["samples_per_s"] == 2 / 1.5
@@ -319,13 +320,26 @@ def test_flops_are_those_of_the_convolutions():
     net = fill(PReNet(2), 1)
     fuse(net, False)
     with torch.no_grad():
-        counted = benchmark.count_flops(lambda: net(torch.rand(3, 3, 8, 8)))
+        counted = benchmark.flops(benchmark.count_work(lambda: net(torch.rand(3, 3, 8, 8))))
     weights = 6 * 32 + 10 * 32 * 32 + 4 * 64 * 32 + 32 * 3
     assert counted == 2 * 2 * 3 * 64 * 9 * weights
     fuse(net, True)
     with torch.no_grad():
-        less = benchmark.count_flops(lambda: net(torch.rand(3, 3, 8, 8)))
+        less = benchmark.flops(benchmark.count_work(lambda: net(torch.rand(3, 3, 8, 8))))
     assert counted - less == 2 * 3 * 64 * 9 * (3 * 32 * 32 + 64 * 32)
+
+
+def test_roofline_of_a_convolution_and_a_product():
+    conv, x = torch.nn.Conv2d(4, 8, 3, padding=1), torch.rand(2, 4, 10, 10)
+    a, b = torch.rand(5, 6), torch.rand(6, 7)
+    with torch.no_grad():
+        work = benchmark.count_work(lambda: (conv(x), conv(x), a @ b, x + 1))
+    convolution = 2 * 2 * 8 * 100 * 36, 4 * (800 + 288 + 8 + 1600)
+    product = 2 * 5 * 6 * 7, 4 * (30 + 42 + 35)
+    assert work == {convolution: 2, product: 1} and benchmark.flops(work) == 2 * convolution[0] + product[0]
+    # With 10 operations a second and 1000 bytes the arithmetic takes longest, with a million operations the memory.
+    assert benchmark.roofline(work, 10, 1000) == pytest.approx((2 * convolution[0] + product[0]) / 10)
+    assert benchmark.roofline(work, 1e9, 1) == pytest.approx(2 * convolution[1] + product[1])
 
 
 @pytest.mark.parametrize(

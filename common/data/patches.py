@@ -145,9 +145,7 @@ def crop_loader(
     if dataset.decoded is not None and dataset.decoded.on_device:
         return device_crops(dataset, sampler, batch_size), lambda: None
     closing = multiprocessing.Value("b", False)  # from then on the workers end when they are told to
-    if dataset.decoded is not None:
-        workers = 0
-    elif isinstance(dataset.pairs[0], pack.PackedPair) and not pin_memory:
+    if dataset.decoded is not None or (isinstance(dataset.pairs[0], pack.PackedPair) and not pin_memory):
         workers = 0
     loader = DataLoader(
         dataset,

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import functools
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,17 +23,18 @@ from common.data.images import (
     read_image,
     size_text,
     tell,
-    to_float,
-    to_uint8,
     write_image,
 )
 from common.data.pairs import Pair, find_pairs
 from common.errors import UserError
 from common.evaluation import metrics
-from common.speed import autocast, compile_net, require_fast, unprepared
+from common.graphs import replay_forward
+from common.speed import autocast, compile_net, describe, order, require_fast, set_arithmetic, unprepared
 
-MEMORY_LIMIT = 1e9  # bytes of the whole process, imports included, above which --tile -1 takes tiles
+MEMORY_LIMIT = 1e9  # bytes of the whole process, imports included, above which --tile -1 takes tiles on a CPU
+GPU_SHARE = 0.5  # of its free memory, that deraining takes
 AUTO_WINDOW = 496  # px; 32 float channels of such a window stay below 32 MiB, where malloc still reuses memory
+LARGEST_RECORDED = 2**20  # px; above that a GPU is busy anyway, and a recording keeps memory
 
 
 class Windows(NamedTuple):
@@ -42,7 +44,7 @@ class Windows(NamedTuple):
     whole image. Other derainers run on whole images unless a core and a halo are given, which is approximate.
     """
 
-    tile: int = -1  # core of a tile in px; 0: whole image; -1: PReNet takes tiles where the whole needs over 1 GB
+    tile: int = -1  # core of a tile in px; 0: whole image; -1: PReNet takes tiles where the whole needs much memory
     halo: int | None = None  # margin around the core in px
     pad_to: int = 1  # windows are padded, by reflection to the right and below, to multiples of so many px
     pad_square: bool = False  # and to squares
@@ -72,13 +74,23 @@ class Windows(NamedTuple):
 
     def of(
         self, net: nn.Module, height: int, width: int, device: torch.device, number: int = 1
-    ) -> list[tuple[tuple, tuple, tuple]]:
-        """The windows of a batch of ``number`` images, see ``_tiles``."""
-        if derainer.is_ours(net):
+    ) -> Iterator[list[tuple[tuple, tuple, tuple]]]:
+        """The windows of ``number`` images, see ``_tiles``, in lists of one size: as many as a GPU takes at once."""
+        ours = derainer.is_ours(net)
+        if ours:
             core, halo = tile_size(self.tile, height * number, width, net.halo, device), net.halo
         else:
             core, halo = max(self.tile, 0), self.halo or 0
-        return list(_tiles(height, width, core, halo))
+        sizes: dict[tuple, list] = {}
+        for tile in _tiles(height, width, core, halo):
+            rows, columns = tile[1]
+            sizes.setdefault((rows.stop - rows.start, columns.stop - columns.start), []).append(tile)
+        for (rows, columns), tiles in sizes.items():
+            at_once = 1
+            if ours and device.type == "cuda":
+                at_once = max(1, int(_room(device) / _bytes_needed(rows * columns * number)))
+            for i in range(0, len(tiles), at_once):
+                yield tiles[i : i + at_once]
 
     def padding(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns to add to a window."""
@@ -103,20 +115,31 @@ def _bytes_before() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+@functools.cache
+def _room(device: torch.device) -> float:
+    """Bytes that deraining may take on a GPU, from when it is first asked."""
+    free = torch.cuda.mem_get_info(device)[0]
+    return GPU_SHARE * (free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
 def tile_size(tile: int, height: int, width: int, halo: int, device: torch.device) -> int:
     """The core of the tiles in px for --tile, 0 for the whole image.
 
     Args:
-        tile: N > 0 for that core, 0 for the whole image, -1 for tiles only where the whole image needs over 1 GB.
+        tile: N > 0 for that core, 0 for the whole image, -1 for tiles only where the whole image needs over 1 GB, or
+            half of the free memory of a GPU.
         height, width: of the image, in px.
         halo: margin around the core in px, see ``derain``.
     """
     if tile >= 0:
         return tile
-    before = _bytes_before() if device.type == "cpu" else 0
-    if before + _bytes_needed(height * width) <= MEMORY_LIMIT:
-        return 0
-    return max(AUTO_WINDOW - 2 * halo, 128)
+    needed = _bytes_needed(height * width)
+    if device.type == "cuda":
+        room = _room(device)
+        window = max(AUTO_WINDOW, math.isqrt(int(room / _bytes_needed(1))))  # tiles as large as there is room
+    else:
+        room, window = MEMORY_LIMIT - _bytes_before(), AUTO_WINDOW
+    return 0 if needed <= room else max(window - 2 * halo, 128)
 
 
 def _tiles(height: int, width: int, core: int, halo: int) -> Iterator[tuple[tuple, tuple, tuple]]:
@@ -144,7 +167,7 @@ def _reflect(length: int, more: int, device: torch.device) -> Tensor:
 @torch.no_grad()
 def _infer(net: nn.Module, window: Tensor, windows: Windows) -> Tensor:
     if derainer.is_ours(net):
-        return derainer.apply(net, window.contiguous(memory_format=torch.channels_last))
+        return derainer.apply(net, order(window))
     height, width = window.shape[2:]
     more = windows.padding(height, width)
     if any(more):
@@ -162,7 +185,8 @@ def derain(net: nn.Module, rainy: Tensor, tile: int = -1, **windows) -> Tensor:
     Args:
         net: Derain, PReNet or any other derainer, on the device of ``rainy`` and in the mode that is wanted (eval).
         rainy: (N, 3, H, W) in [0, 1], H and W at least 1.
-        tile: core of a tile in px; 0 for the whole image; -1 for tiles only where the whole image needs over 1 GB.
+        tile: core of a tile in px; 0 for the whole image; -1 for tiles only where the whole image needs over 1 GB, or
+            half of the free memory of a GPU.
         windows: halo, pad_to, pad_square for other derainers, see ``Windows``.
 
     Returns:
@@ -177,8 +201,10 @@ def derain(net: nn.Module, rainy: Tensor, tile: int = -1, **windows) -> Tensor:
     number, _, height, width = rainy.shape
     how = Windows(tile, **windows)
     derained = torch.empty_like(rainy)
-    for inside, window, keep in how.of(net, height, width, rainy.device, number):
-        derained[..., *inside] = _infer(net, rainy[..., *window], how)[..., *keep]
+    for tiles in how.of(net, height, width, rainy.device, number):
+        found = _infer(net, torch.cat([rainy[..., *window] for _, window, _ in tiles]), how)
+        for (inside, _, keep), part in zip(tiles, found.split(number), strict=True):
+            derained[..., *inside] = part[..., *keep]
     return derained
 
 
@@ -198,14 +224,28 @@ def derain_pixels(
         DerainerError: the result is not finite, or another derainer failed.
     """
     derained = np.empty(pixels.shape, np.uint8)
-    tiles = windows.of(net, *pixels.shape[:2], device)
-    for inside, window, keep in tqdm(tiles, unit="tile", leave=False, disable=True if len(tiles) == 1 else None):
-        rainy = torch.from_numpy(to_float(pixels[window])).permute(2, 0, 1)[None].to(device)
-        result = _infer(net, rainy, windows)[0].permute(1, 2, 0)[keep]
-        if not torch.isfinite(result).all():
+    batches = list(windows.of(net, *pixels.shape[:2], device))
+    for tiles in tqdm(batches, unit="tile", leave=False, disable=True if len(batches) == 1 else None):
+        rainy = np.stack([pixels[window] for _, window, _ in tiles])
+        found = _infer(net, _floats(torch.from_numpy(rainy).to(device)), windows)
+        if not torch.isfinite(found).all():
             raise derainer.DerainerError(f"{type(net).__name__} made values that are not finite of this image")
-        derained[inside] = to_uint8(result.cpu().numpy(), rounding)
+        found = _pixels(found, rounding).cpu().numpy()
+        for (inside, _, keep), part in zip(tiles, found, strict=True):
+            derained[inside] = part[keep]
     return derained
+
+
+def _floats(pixels: Tensor) -> Tensor:
+    """``to_float`` on the device: (N, H, W, 3) uint8 or uint16 -> (N, 3, H, W) float32 in [0, 1]."""
+    top = torch.full((), torch.iinfo(pixels.dtype).max, dtype=torch.float32, device=pixels.device)
+    return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(top)
+
+
+def _pixels(values: Tensor, rounding: str) -> Tensor:
+    """``to_uint8`` on the device: (N, 3, H, W) -> (N, H, W, 3)."""
+    scaled = values.clamp(0, 1) * 255
+    return (scaled if rounding == "truncate" else scaled.round()).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 @contextlib.contextmanager
@@ -260,6 +300,28 @@ def validator(
     return lambda stop: validate(net, pairs, device, windows, stop)
 
 
+def prepare(net: nn.Module, device: torch.device, precision: str, compiled: bool, recorded: bool) -> None:
+    """Set the switches of a network, and those of PyTorch, before it derains; says what the precision means.
+
+    Args:
+        precision, compiled, recorded: see ``derain_folder``.
+
+    Raises:
+        UserError: see ``require_fast``.
+    """
+    require_fast(precision, device)
+    set_arithmetic(precision)
+    if text := describe(precision, device):
+        print(text)
+    if derainer.is_ours(net) and (device.type == "cpu" or precision != "fp32"):
+        net.to(memory_format=torch.channels_last)  # faster, and leaner on a CPU; see ``order``
+    if compiled:
+        graphs = {"mode": "reduce-overhead"} if device.type == "cuda" and recorded else {}  # torch's own recordings
+        compile_net(net, device, **graphs)
+    elif recorded and derainer.is_ours(net):
+        replay_forward(net, device, LARGEST_RECORDED)
+
+
 def _partners(folder: Path, names: list[Path], gt_path: Path, save_path: Path) -> dict[Path, Path]:
     """The ground truth of every input, checked for existence and size before any work."""
     if gt_path.is_dir() and save_path.resolve().is_relative_to(gt_path.resolve()):
@@ -282,8 +344,9 @@ def derain_folder(
     device: torch.device,
     windows: Windows,  # tiles and padding
     rounding: str,  # see to_uint8
-    precision: str = "fp32",  # or bf16
+    precision: str = "fp32",  # or tf32, bf16
     compiled: bool = False,  # by torch.compile
+    recorded: bool = True,  # on a GPU, for the sizes that come again; see common/graphs.py
     hint: str = "",  # what belongs into data_path, for the message when it is missing
 ) -> int:
     """Derain images into a folder; print the time per image and, with a ground truth, the table of metrics.
@@ -306,12 +369,8 @@ def derain_folder(
                 f"--save_path: {save / name} is an input file and would be overwritten; choose another folder"
             )
     _bytes_before()  # remembered from here on
-    require_fast(precision, device)
-    net.eval()
-    if compiled:
-        compile_net(net, device)
+    prepare(net.eval(), device, precision, compiled, recorded)
     if derainer.is_ours(net):
-        net = net.to(memory_format=torch.channels_last)  # faster on a CPU, and leaner
         with unprepared(net):
             _infer(net, torch.zeros(1, 3, 32, 32, device=device), windows)  # warm-up
     elif windows.tile > 0:

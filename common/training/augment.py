@@ -144,7 +144,7 @@ def train_augmented(
     """Train a derainer with generated rain among the real one; see ``rain_on``, ``a_step`` and the loop ``fit``."""
     n_real = real_samples(batch_size, fake_ratio) if netED else batch_size
     optimizer = speed.adam((p for p in net.parameters() if p.requires_grad), lr)
-    speed.prepare(net, device)
+    speed.prepare(net, device, say=True)
     shown: dict[str, Tensor] = {}
     step = aug_step(net, netED, optimizer, n_real, speed, shown)
     (name,) = run.prefixes

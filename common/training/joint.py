@@ -180,7 +180,7 @@ def train_joint(
 ) -> None:
     """Train the three networks jointly; see ``d_step``, ``g_step`` and the loop ``fit``."""
     optimizers = joint_optimizers(netDerain, netED, netD, lrDerain, lrED, lrD, speed)
-    speed.prepare(netDerain, settings["device"])
+    speed.prepare(netDerain, settings["device"], say=True)
     shown: dict[str, Tensor] = {}
     step = joint_step(netDerain, netED, netD, optimizers, w_adv, lambda_gp, n_dis, eps2, speed, shown)
     fit(
