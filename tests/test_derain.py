@@ -1,6 +1,7 @@
 """Deraining as a user meets it: the published numbers, any size, any format, tiles, and every refusal."""
 
 import csv
+import itertools
 import os
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common.data.images import read_image, write_image
+from common.data.images import read_image, to_float, to_uint8, write_image
 from common.errors import UserError
 from common.evaluation import derain as module
 from common.evaluation.derain import derain, tile_size
@@ -103,6 +104,50 @@ def test_when_tiles_are_taken(monkeypatch):
     assert tile_size(0, 3000, 4000, 78, cpu) == 0 and tile_size(128, 10, 10, 78, cpu) == 128
     monkeypatch.setattr(module, "_bytes_before", lambda: 5e9)
     assert tile_size(-1, 100, 100, 78, cpu) == 340
+
+
+def test_a_gpu_takes_whole_images_or_large_tiles_and_several_at_once(monkeypatch):
+    gpu, net = torch.device("cuda", 0), PReNet(6)
+    monkeypatch.setattr(module, "_room", lambda device: 4e9)
+    assert tile_size(-1, 1000, 2000, 78, gpu) == 0
+    core = tile_size(-1, 3000, 4000, 78, gpu)
+    assert core > 1000 and module._bytes_needed((core + 2 * 78) ** 2) <= 4e9
+    counts = [len(tiles) for tiles in module.Windows(64).of(net, 400, 400, gpu)]
+    assert sum(counts) == 49 and max(counts) == 9  # of 220 px, of which 34 would fit
+    for tiles in module.Windows(64).of(net, 400, 400, gpu):
+        assert len({tuple(part.stop - part.start for part in window) for _, window, _ in tiles}) == 1
+        assert len(tiles) * module._bytes_needed(220 * 220) <= 4e9
+    monkeypatch.setattr(module, "_room", lambda device: 0)
+    assert {len(tiles) for tiles in module.Windows(64).of(net, 400, 400, gpu)} == {1}
+
+
+def test_several_tiles_at_once_give_the_same(monkeypatch):
+    net, rainy = fill(PReNet(1), 3), torch.rand(2, 3, 60, 50)
+    whole, of = derain(net, rainy, tile=0), module.Windows.of
+    pixels = (rainy[0] * 255).byte().permute(1, 2, 0).numpy()
+    single = module.derain_pixels(net, pixels, torch.device("cpu"), module.Windows(0), "nearest")
+
+    def several(*args):
+        tiles = sorted((t for part in of(*args) for t in part), key=lambda t: [s.stop - s.start for s in t[1]])
+        groups = itertools.groupby(tiles, key=lambda t: [s.stop - s.start for s in t[1]])
+        found = [list(tiles) for _, tiles in groups]
+        assert max(map(len, found)) > 2
+        return iter(found)
+
+    monkeypatch.setattr(module.Windows, "of", several)
+    assert torch.allclose(derain(net, rainy, tile=9), whole, rtol=0, atol=1e-6)
+    found = module.derain_pixels(net, pixels, torch.device("cpu"), module.Windows(9), "nearest")
+    assert np.abs(found.astype(int) - single).max() <= 1 and (found != single).mean() < 1e-3
+
+
+@pytest.mark.parametrize("rounding", ["truncate", "nearest"])
+def test_pixels_on_the_device_are_those_of_numpy(rounding):
+    values = torch.linspace(-0.1, 1.1, 3 * 70 * 50).view(1, 3, 70, 50)
+    expected = to_uint8(values[0].permute(1, 2, 0).numpy(), rounding)
+    assert np.array_equal(module._pixels(values, rounding)[0].numpy(), expected)
+    for kind in (np.uint8, np.uint16):
+        pixels = np.random.RandomState(0).randint(0, np.iinfo(kind).max + 1, (1, 70, 50, 3)).astype(kind)
+        assert np.array_equal(module._floats(torch.from_numpy(pixels)).permute(0, 2, 3, 1).numpy(), to_float(pixels))
 
 
 @pytest.fixture

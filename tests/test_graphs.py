@@ -1,18 +1,25 @@
 """Recorded steps: same numbers as steps that run, on the CPU by a recorder that stands in for the GPU's (tape.py)."""
 
 import copy
+import csv
 
+import numpy as np
 import pytest
 import torch
 
 from common import graphs
+from common.data.images import read_image, write_image
 from common.graphs import Replayed
 from common.models import Derain, Discriminator, EDNet, PReNet
 from common.speed import Speed, set_rate
 from common.training import augment, joint, run
+from for_syn import test_syn_joint as derain_script
+from for_syn import train_syn_aug, train_syn_joint
+from tests.conftest import photo
 from tests.golden import fill, golden_json, needs_golden
 from tests.tape import Tape
 from tests.test_joint import NAMES, batch
+from tests.test_training import arguments, resume
 
 
 @pytest.fixture
@@ -78,10 +85,10 @@ def test_rates_change_in_a_recording(tape):
 
 @needs_golden
 def test_golden_rows_from_recorded_steps(tape, monkeypatch):
-    """Seven steps of the reference in float64, of which five are replayed: the quirk of the spectral norm is recorded
-    as it runs, since u and v are overwritten where they lie."""
+    """Seven steps of the reference on SPA-Data in float64, of which five are replayed: the quirk of the spectral norm
+    is recorded as it runs, since u and v are overwritten where they lie."""
     monkeypatch.setattr(graphs, "WARM_UP", 1)
-    golden = golden_json("joint_syn.json")
+    golden = golden_json("joint_spa.json")
     nets = fill(Derain(6), 21, 0.02), fill(EDNet(3, 128, 32), 22, 0.02), fill(Discriminator(64, 64), 23)
     nets = [net.double() for net in nets]
     optimizers = joint.joint_optimizers(*nets, 2e-4, 1e-4, 4e-4)
@@ -235,3 +242,79 @@ def test_without_a_recorder_adam_is_pytorchs_own():
     assert optimizer.param_groups[0]["lr"] == 1e-3 and not optimizer.param_groups[0]["capturable"]
     set_rate(optimizer, 5e-4)
     assert optimizer.param_groups[0]["lr"] == 5e-4 and optimizer.param_groups[0]["initial_lr"] == 1e-3
+
+
+# --- the scripts -----------------------------------------------------------------------------------------------------
+
+
+def log_of(model):
+    with open(f"{model}_logs/log.csv", newline="") as file:
+        return [{key: float(value) for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+
+
+def test_a_training_with_recorded_steps(tape, pairs_folder, tmp_path, capsys):
+    """Same log and weights but for rounding, over epochs, changes of the rates, saving, and a resume without."""
+    more = ["--niter", 5, "--iters_per_epoch", 10, "--milestone", 2, 3]
+    assert train_syn_joint.main(arguments(pairs_folder, tmp_path / "recorded", *more)) is None
+    assert tape.recorded == 2 and tape.replayed == 50 - 2 * graphs.WARM_UP
+    text = capsys.readouterr().out
+    assert "not possible" not in text
+    train_syn_joint.main(arguments(pairs_folder, tmp_path / "usual", *more, "--cuda_graphs", "off"))
+    assert tape.recorded == 2
+    for a, b in zip(log_of(tmp_path / "recorded"), log_of(tmp_path / "usual"), strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+        assert a["lr/D"] == b["lr/D"]
+    assert a["lr/D"] == 1e-4
+    # A state of either kind goes on as the other.
+    for name, graphs_ in (("recorded", "off"), ("usual", "on")):
+        resume(tmp_path / name, "--resume", -1, "--niter", 6, "--cuda_graphs", graphs_)
+    assert tape.recorded == 4
+    a, b = (log_of(tmp_path / name)[-1] for name in ("recorded", "usual"))
+    assert a["epoch"] == 6 and a == pytest.approx(b, rel=1e-2, abs=1e-3)
+
+
+def test_own_derainers_are_recorded_where_that_is_asked_for(tape, pairs_folder, tmp_path, generator):
+    own = tmp_path / "small.py"
+    own.write_text(
+        "from torch import nn\nclass Small(nn.Sequential):\n    def __init__(self):\n"
+        "        super().__init__(nn.Conv2d(3, 3, 3, 1, 1))\n"
+    )
+    for graphs_, recorded in (("auto", 0), ("on", 1)):
+        flags = ["--data_path", pairs_folder / "rain", "--gt_path", pairs_folder / "norain", "--netED", generator]
+        flags += [
+            "--model_dir",
+            tmp_path / graphs_,
+            "--log_dir",
+            tmp_path / f"{graphs_}_l",
+            "--derainer",
+            f"{own}:Small",
+        ]
+        flags += ["--patchSize", 16, "--batchSize", 3, "--iters_per_epoch", 6, "--niter", 1, "--cuda_graphs", graphs_]
+        train_syn_aug.main([*map(str, flags), "--use_gpu", "false", "--manualSeed", "1"])
+        assert tape.recorded == recorded
+    a, b = (torch.load(tmp_path / name / "Aug_DerainNet_state_1.pt") for name in ("auto", "on"))
+    assert_same(a, b, 1e-3)
+
+
+def test_derained_bytes_are_those_of_a_run_without(tape, tmp_path):
+    net = fill(Derain(2), 11, 0.02)
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    for i in range(7):
+        write_image(tmp_path / "in" / f"{i}.png", photo(20, 24 + 8 * (i == 6), i))
+    for name in ("auto", "off"):
+        flags = ["--data_path", tmp_path / "in", "--netDerain", tmp_path / "net.pt", "--stage", 2, "--use_gpu", "false"]
+        flags += ["--save_path", tmp_path / name, "--cuda_graphs", name]
+        assert derain_script.main(list(map(str, flags))) == 0
+    assert tape.recorded == 1 and tape.replayed == 6 - graphs.WARM_UP
+    for i in range(7):
+        assert np.array_equal(read_image(tmp_path / "auto" / f"{i}.png"), read_image(tmp_path / "off" / f"{i}.png"))
+
+
+def test_only_small_pictures_are_recorded(tape):
+    net = fill(Derain(1), 11, 0.02)
+    graphs.replay_forward(net, torch.device("cpu"), 20 * 20)
+    with torch.no_grad():
+        for _ in range(6):
+            small, large = net(torch.rand(1, 3, 20, 20)), net(torch.rand(1, 3, 20, 21))
+    assert tape.recorded == 1 and small[0].shape[-1] == 20 and large[0].shape[-1] == 21
+    assert list(net.state_dict()) == list(Derain(1).state_dict())

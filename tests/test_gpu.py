@@ -1,0 +1,214 @@
+"""What only a GPU can show: the reference's numbers there, recordings by CUDA itself, resume to and from a CPU."""
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from common import graphs, speed
+from common.data.cache import Decoded
+from common.data.images import read_image, write_image
+from common.data.patches import PatchDataset, to_batch
+from common.evaluation.derain import Windows, derain, derain_pixels, prepare
+from common.graphs import CudaRecorder, Replayed
+from common.models import Derain, Discriminator, EDNet, PReNet
+from common.speed import Speed
+from common.training import augment, joint
+from for_syn import test_syn_joint as derain_script
+from for_syn import train_syn_joint
+from tests.conftest import photo
+from tests.golden import fill, golden_json, needs_golden, uniform
+from tests.test_joint import NAMES, batch
+from tests.test_patches import crops, pairs_of
+from tests.test_training import arguments, load, resume
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
+GPU = torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def exact():
+    """Full fp32, where a test does not ask for less."""
+    speed.set_arithmetic("fp32")
+    yield
+    speed.set_arithmetic("fp32")
+    torch.backends.cudnn.benchmark = False
+
+
+@pytest.mark.parametrize("record", [False, True], ids=["run", "recorded"])
+@pytest.mark.parametrize("name", ["joint_syn.json", "joint_spa.json"])
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32], ids=["double", "single"])
+@needs_golden
+def test_golden_rows(kind, name, record, monkeypatch):
+    """Seven joint steps of the reference, with the draws of the CPU."""
+    monkeypatch.setattr(graphs, "WARM_UP", 1)  # five of the seven are replayed
+
+    def draw(number, nz, device):
+        return torch.randn(number, nz).to(device, kind), torch.rand(number, 1, 1, 1).to(device, kind)
+
+    monkeypatch.setattr(joint, "draw", draw)
+    golden, how = golden_json(name), Speed(record=record)
+    nets = fill(Derain(6), 21, 0.02), fill(EDNet(3, 128, 32), 22, 0.02), fill(Discriminator(64, 64), 23)
+    nets = [net.to(GPU, kind) for net in nets]
+    how.prepare(nets[0], GPU)
+    optimizers = joint.joint_optimizers(*nets, 2e-4, 1e-4, 4e-4, how)
+    step = joint.joint_step(*nets, optimizers, golden["w_adv"], 10.0, 5, 1e-6, how, {})
+    torch.manual_seed(7)
+    double = kind == torch.float64
+    names = NAMES | {"mse": "mse", "g_adv": "g_loss", "loss_G": "errED", "kl_z": "kl_z", "kl_b": "kl_b"}
+    for index, expected in enumerate(golden["rows_float64" if double else "rows_float32"]):
+        losses = step(*(x.to(GPU, kind) for x in batch(index)), index)
+        assert len(losses) == (9 if index % 5 == 0 else 5)
+        for key, value in losses.items():
+            allowed = 1e-6 if double else {"gp": 1e-4, "loss_D": 2e-3, "loss_G": 2e-3}.get(key, 1e-6)
+            expect = pytest.approx(expected[names[key]], rel=1e-5 if double else 1e-3, abs=allowed)
+            assert value.item() == expect, (index, key)
+
+
+def joint_run(record, steps=16, precision="fp32", stages=2):
+    torch.manual_seed(0)
+    nets = fill(Derain(stages), 21, 0.02), fill(EDNet(3, 8, 4, 16), 22, 0.02), fill(Discriminator(16, 8), 23)
+    nets, how, shown = [net.to(GPU) for net in nets], Speed(precision, record=record), {}
+    how.prepare(nets[0], GPU)
+    optimizers = joint.joint_optimizers(*nets, 2e-4, 1e-4, 4e-4, how)
+    step = joint.joint_step(*nets, optimizers, 1.0, 10.0, 2, 1e-6, how, shown)
+    torch.manual_seed(1)
+    losses = []
+    for index in range(steps):
+        rainy, clean = torch.rand(2, 4, 3, 16, 16, device=GPU)
+        losses.append({name: value.item() for name, value in step(rainy, clean, index).items()})
+    return losses, nets, shown
+
+
+def test_recorded_steps_are_those_that_run(capsys):
+    recorded, usual = joint_run(True), joint_run(False)
+    assert "not possible" not in capsys.readouterr().out
+    for a, b in zip(recorded[0], usual[0], strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-3)
+    for name, value in usual[2].items():
+        assert torch.allclose(recorded[2][name], value, atol=1e-3), name
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_other_precisions_are_near(precision):
+    exact, near = joint_run(False), joint_run(True, precision=precision)
+    assert near[0][0]["mse"] == pytest.approx(exact[0][0]["mse"], rel=0.05)
+    assert near[0][0]["gp"] == pytest.approx(exact[0][0]["gp"], rel=0.05)
+    assert all(p.dtype == torch.float32 for net in near[1] for p in net.parameters())
+    assert all(np.isfinite(list(row.values())).all() for row in near[0])
+
+
+def test_arithmetic_is_what_it_says():
+    a, b = torch.randn(2, 512, 512, device=GPU)
+    exact = (a.double() @ b.double()).float()
+    errors = {}
+    for precision in ("fp32", "tf32"):
+        speed.set_arithmetic(precision)
+        errors[precision] = ((a @ b - exact).norm() / exact.norm()).item()
+    assert errors["fp32"] < 1e-6 < 1e-5 < errors["tf32"] < 1e-2
+    x, w = torch.randn(2, 64, 32, 32, device=GPU), torch.randn(64, 64, 3, 3, device=GPU)
+    exact = nn.functional.conv2d(x.double(), w.double()).float()
+    for precision in ("fp32", "tf32"):
+        speed.set_arithmetic(precision)
+        errors[precision] = ((nn.functional.conv2d(x, w) - exact).norm() / exact.norm()).item()
+    assert errors["fp32"] < 2e-6 and errors["tf32"] < 1e-2
+
+
+def test_draws_are_new_in_each_replay():
+    net = nn.Sequential(nn.Conv2d(3, 3, 3, 1, 1), nn.Dropout(0.5)).to(GPU)
+    replayed = Replayed(lambda x: net(x), CudaRecorder(GPU))
+    x = torch.ones(1, 3, 16, 16, device=GPU)
+    found = [replayed(x).clone() for _ in range(8)]
+    assert replayed._recorded and all(not torch.equal(a, b) for a, b in itertools.pairwise(found))
+
+
+def test_a_step_that_waits_is_not_recorded(capsys):
+    replayed = Replayed(lambda x: x * 2 if x.sum().item() > 0 else x, CudaRecorder(GPU))
+    assert [replayed(torch.full((), float(i), device=GPU)).item() for i in range(1, 8)] == [2, 4, 6, 8, 10, 12, 14]
+    assert "not possible here, going on without (the step waits for results of the GPU)" in capsys.readouterr().out
+
+
+def test_after_a_recording_that_failed_work_goes_on(capsys):
+    """Even where the rehearsal found nothing; and numbers can still be drawn, and others recorded."""
+    recorder = CudaRecorder(GPU)
+    recorder.rehearse = lambda work: (work(), "")
+    waits = Replayed(lambda x: x * 2 + torch.rand((), device=GPU) * 0 if x.sum().item() > 0 else x, recorder)
+    assert [waits(torch.full((), float(i), device=GPU)).item() for i in range(1, 8)] == [2, 4, 6, 8, 10, 12, 14]
+    assert "not possible here, going on without" in capsys.readouterr().out
+    draws = Replayed(lambda x: x + torch.rand(3, device=GPU), CudaRecorder(GPU))
+    found = [draws(torch.zeros(3, device=GPU)).clone() for _ in range(6)]
+    assert draws._recorded and len({tuple(f.tolist()) for f in found}) == 6
+    assert torch.isfinite(torch.randn(5, device=GPU)).all()
+
+
+def test_recorded_augmented_steps(capsys):
+    found = []
+    for record in (True, False):
+        how = Speed(record=record)
+        net, netED = fill(PReNet(2), 31, 0.02).to(GPU), fill(EDNet(3, 8, 2, 16), 32).to(GPU)
+        how.prepare(net, GPU)
+        step = augment.aug_step(net, netED, how.adam(net.parameters(), 1e-3), 3, how, {})
+        torch.manual_seed(3)
+        found.append([step(*torch.rand(2, 5, 3, 16, 16, device=GPU), i)["loss"].item() for i in range(10)])
+    assert found[0] == pytest.approx(found[1], rel=1e-3) and "not possible" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("recorded", [False, True], ids=["run", "recorded"])
+def test_derained_pictures(precision, recorded):
+    net = fill(Derain(6), 11, 0.02)
+    pixels = [photo(60, 70, i) for i in range(6)]
+    expected = [derain_pixels(net, p, torch.device("cpu"), Windows(0), "truncate").astype(int) for p in pixels]
+    own = copy.deepcopy(net).to(GPU).eval()
+    prepare(own, GPU, precision, False, recorded)
+    for windows in (Windows(0), Windows(16)):
+        for p, cpu in zip(pixels, expected, strict=True):
+            with speed.autocast(GPU, precision):
+                found = derain_pixels(own, p, GPU, windows, "truncate").astype(int)
+            levels = {"fp32": 1, "tf32": 2, "bf16": 4}[precision]
+            assert np.abs(found - cpu).max() <= levels
+            assert precision != "fp32" or (found != cpu).mean() < 1e-3
+
+
+def test_batches_of_images():
+    net = fill(Derain(2), 11, 0.02).to(GPU).eval()
+    rainy = uniform(3, 4, 3, 40, 50).to(GPU)
+    whole = derain(net, rainy, tile=0)
+    assert torch.allclose(derain(net, rainy), whole, atol=1e-5)
+    assert torch.allclose(derain(net, rainy, tile=16), whole, atol=1e-5)
+
+
+def test_crops_from_the_gpu(pairs_folder):
+    pairs = pairs_of(pairs_folder)
+    decoded = Decoded(pairs, "gpu", GPU)
+    decoded.fill(pairs)
+    files = crops(PatchDataset(pairs, 16, 3))
+    assert torch.equal(files, crops(PatchDataset(pairs, 16, 3, decoded)).cpu())
+    rainy, _ = to_batch(decoded.crops([0, 1], [(0.1, 0.2), (0.9, 0.9)], 16))
+    assert rainy.device.type == "cuda" and rainy.dtype == torch.float32
+
+
+@pytest.mark.parametrize("cache", ["gpu", "ram", "none"])
+def test_a_training_on_the_gpu_goes_on_on_the_cpu_and_back(cache, pairs_folder, tmp_path, capsys):
+    more = ["--niter", 2, "--iters_per_epoch", 12, "--cache", cache, "--workers", 1]
+    train_syn_joint.main([*arguments(pairs_folder, tmp_path / "m", *more), "--use_gpu", "true"])
+    text = capsys.readouterr().out
+    assert "not possible" not in text and "--precision fp32: convolutions and matrix products in full fp32" in text
+    resume(tmp_path / "m", "--resume", -1, "--niter", 3, "--use_gpu", "false")
+    resume(tmp_path / "m", "--resume", -1, "--niter", 4, "--use_gpu", "true")
+    assert all(torch.isfinite(v).all() for v in load(tmp_path / "m" / "ED_state_4.pt").values())
+
+
+def test_the_script_that_derains(tmp_path):
+    torch.save(fill(Derain(2), 11, 0.02).state_dict(), tmp_path / "net.pt")
+    for i in range(6):
+        write_image(tmp_path / "in" / f"{i}.png", photo(40, 44, i))
+    for name, more in {"cpu": ["--use_gpu", "false"], "gpu": ["--cuda_graphs", "on"]}.items():
+        flags = ["--data_path", tmp_path / "in", "--netDerain", tmp_path / "net.pt", "--stage", 2, *more]
+        assert derain_script.main([*map(str, flags), "--save_path", str(tmp_path / name)]) == 0
+    for i in range(6):
+        a, b = (read_image(tmp_path / name / f"{i}.png").astype(int) for name in ("cpu", "gpu"))
+        assert np.abs(a - b).max() <= 1 and (a != b).mean() < 1e-3
