@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test gpu lint clean
 
 # Small settings, so that it ends within minutes on a CPU; the scripts' own defaults are the paper's.
 CPU := --use_gpu false
@@ -51,8 +51,21 @@ demo: $(VENV)/run-ready
 	  --table $(DEMO)/metrics.csv
 
 test: $(VENV)/test-ready
-	@echo "== the tests: about six minutes on two cores"
+	@echo "== the tests: about seven minutes on two cores"
 	@$(BIN)/python -m pytest -q
+
+# On a machine with a CUDA GPU: what only it can show, and how fast it is (the figures also go to $(DEMO)_gpu/).
+gpu: $(VENV)/test-ready
+	$(BIN)/python -m pytest -q tests/test_gpu.py
+	for batch in 18 36 72; do \
+	  $(BIN)/python -m common.benchmark joint --device cuda --precision fp32 tf32 bf16 --batchSize $$batch \
+	    --json $(DEMO)_gpu/joint_$$batch.json || exit 1; \
+	done
+	$(BIN)/python -m common.benchmark joint --device cuda --precision tf32 bf16 --compile --json $(DEMO)_gpu/compiled.json
+	for work in aug derain loader; do \
+	  $(BIN)/python -m common.benchmark $$work --device cuda --precision fp32 tf32 bf16 \
+	    --json $(DEMO)_gpu/$$work.json || exit 1; \
+	done
 
 lint: $(VENV)/test-ready
 	$(BIN)/ruff check .
@@ -73,4 +86,4 @@ $(VENV)/test-ready: $(VENV)/run-ready requirements-dev.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO) $(DEMO)_results
+	rm -rf $(VENV) $(DEMO) $(DEMO)_results $(DEMO)_gpu

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 WARM_UP = 3  # runs before the recording: libraries choose their algorithms and make room, Adam makes its averages
-SYNCHRONISES = "synchronizing CUDA operation"  # how torch warns of it
+SYNCHRONISES = "synchronizing CUDA operation"  # how torch warns of one,
+PROTOTYPE = "Synchronization debug mode"  # and of its warning
 
 
 class Recorder(Protocol):
@@ -137,7 +138,7 @@ class CudaRecorder:
         for warning in caught:
             if SYNCHRONISES in str(warning.message):
                 waits = True
-            else:  # not ours
+            elif PROTOTYPE not in str(warning.message):  # not ours
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         return results, "the step waits for results of the GPU" if waits else ""
 

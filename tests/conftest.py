@@ -5,9 +5,11 @@ import torch
 from common.data.images import write_image
 from common.generation import rain
 from common.models import EDNet
+from common.speed import keep_memory
 from tests.golden import fill
 
 torch.set_num_threads(2)
+keep_memory()  # as the scripts do, or tests that use much of it take twice as long
 
 
 def photo(height, width, seed):

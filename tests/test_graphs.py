@@ -85,24 +85,21 @@ def test_rates_change_in_a_recording(tape):
 
 @needs_golden
 def test_golden_rows_from_recorded_steps(tape, monkeypatch):
-    """Seven steps of the reference on SPA-Data in float64, of which five are replayed: the quirk of the spectral norm
-    is recorded as it runs, since u and v are overwritten where they lie."""
+    """Seven steps of the reference on SPA-Data, of which five are replayed: the quirk of the spectral norm is recorded
+    as it runs, since u and v are overwritten where they lie."""
     monkeypatch.setattr(graphs, "WARM_UP", 1)
     golden = golden_json("joint_spa.json")
     nets = fill(Derain(6), 21, 0.02), fill(EDNet(3, 128, 32), 22, 0.02), fill(Discriminator(64, 64), 23)
-    nets = [net.double() for net in nets]
     optimizers = joint.joint_optimizers(*nets, 2e-4, 1e-4, 4e-4)
     step = joint.joint_step(*nets, optimizers, golden["w_adv"], 10.0, 5, 1e-6, Speed(), {})
     torch.manual_seed(7)
-    names = NAMES | {"mse": "mse"}
-    for index, expected in enumerate(golden["rows_float64"]):
-        rainy, clean = (x.double() for x in batch(index))
-        losses = step(rainy, clean, index)
-        for key, name in names.items():
-            assert losses[key].item() == pytest.approx(expected[name], rel=1e-5, abs=1e-6), (index, name)
-        if index % 5 == 0:
-            for key, name in {"g_adv": "g_loss", "loss_G": "errED", "kl_z": "kl_z", "kl_b": "kl_b"}.items():
-                assert losses[key].item() == pytest.approx(expected[name], rel=1e-5, abs=1e-6), (index, name)
+    names = NAMES | {"mse": "mse", "g_adv": "g_loss", "loss_G": "errED", "kl_z": "kl_z", "kl_b": "kl_b"}
+    for index, expected in enumerate(golden["rows_float32"]):
+        losses = step(*batch(index), index)
+        assert len(losses) == (9 if index % 5 == 0 else 5)
+        for key, value in losses.items():
+            allowed = {"gp": 1e-4, "loss_D": 2e-3, "loss_G": 2e-3}.get(key, 1e-6)  # golden/README.md, for float32
+            assert value.item() == pytest.approx(expected[names[key]], rel=1e-3, abs=allowed), (index, key)
     assert tape.recorded == 2 and tape.replayed == 5
 
 
@@ -235,6 +232,19 @@ def test_states_fit_whether_steps_are_recorded_or_not(tape):
         assert found[0] == pytest.approx(found[1], rel=1e-7)
     with pytest.raises(ValueError):
         run.put_averages(how.adam([torch.nn.Parameter(torch.zeros(2))], 1e-3), stored["D"])
+
+
+def test_averages_take_the_order_of_memory_of_their_weights():
+    plain = torch.nn.Parameter(torch.randn(4, 3, 2, 2))
+    last = torch.nn.Parameter(plain.detach().clone(memory_format=torch.channels_last))
+    first, second = Speed().adam([plain], 1e-3), torch.optim.Adam([last], 1e-3, fused=True)
+    plain.grad = torch.randn(4, 3, 2, 2)
+    first.step()
+    run.put_averages(second, run.averages(first))
+    state, before = second.state[last], first.state[plain]
+    assert state["exp_avg"].stride() == last.stride() != plain.stride()
+    assert torch.equal(state["exp_avg"], before["exp_avg"]) and torch.equal(state["exp_avg_sq"], before["exp_avg_sq"])
+    assert state["step"] == 1
 
 
 def test_without_a_recorder_adam_is_pytorchs_own():

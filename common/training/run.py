@@ -329,6 +329,8 @@ def put_averages(optimizer: Optimizer, stored: dict) -> None:
     groups = zip(stored["param_groups"], optimizer.state_dict()["param_groups"], strict=True)
     groups = [own | {"params": theirs["params"]} for theirs, own in groups]
     optimizer.load_state_dict(stored | {"param_groups": groups})
+    for weight, state in optimizer.state.items():  # in the weight's order of memory, which fused Adam asks for
+        state |= {k: torch.empty_like(weight).copy_(v) for k, v in state.items() if k != "step"}
 
 
 def _parameters(nets: dict[str, nn.Module]) -> dict[str, dict]:

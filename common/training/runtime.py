@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from common.errors import UserError
-from common.speed import keep_memory
+from common.speed import keep_memory, set_arithmetic
 
 
 def pick_device(use_gpu: bool, gpu_id: str) -> torch.device:
@@ -36,6 +36,7 @@ def pick_device(use_gpu: bool, gpu_id: str) -> torch.device:
     if len(ids) > 1:
         print(f"--gpu_id {gpu_id}: one process uses one GPU; this one takes GPU {ids[0]}.")
     torch.cuda.set_device(ids[0])
+    set_arithmetic("fp32")  # exact, until --precision says otherwise
     return torch.device("cuda", ids[0])
 
 
