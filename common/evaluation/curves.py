@@ -1,0 +1,129 @@
+"""Curves of one or several trainings as a picture, out of the log.csv in their --log_dir.
+
+python -m common.evaluation.curves --log_dir syn100llogs other_logs --out curves.png
+"""
+
+import argparse
+import csv
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from common import cli
+from common.data.images import write_image
+from common.errors import UserError
+from common.evaluation.metrics import labels
+
+COLUMNS = 3
+PANEL = 4.2, 2.8  # inches, at 100 dots each
+TITLES = {
+    "mse": "mse of the derained crops",
+    "loss_D": "loss of D",
+    "d_real": "-mean D(rainy)",
+    "d_fake": "mean D(generated)",
+    "gp": "gradient penalty, unweighted",
+    "loss_G": "loss of BNet and EDNet",
+    "g_adv": "-mean D(generated), unweighted",
+    "kl_z": "KL of the rain code",
+    "kl_b": "KL of the background",
+    "loss": "loss: -SSIM",
+    "val_psnr_y": "validation: PSNR on Y, dB",
+    "val_ssim_y": "validation: SSIM on Y",
+}
+
+
+def read_log(folder: Path) -> dict[str, np.ndarray]:
+    """The columns of a training's log.csv, a value for each epoch; nan where there is none.
+
+    Raises:
+        UserError: there is none, or it is not of a training.
+    """
+    path = folder / "log.csv" if folder.is_dir() else folder
+    try:
+        with open(path, newline="") as file:
+            rows = list(csv.DictReader(file))
+        columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in (rows[0] if rows else ())}
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no log.csv; name the --log_dir of a training") from None
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"{path} can't be read as the log of a training ({error})") from None
+    if not rows or not all(np.isfinite(columns.get(name, np.nan)).all() for name in ("epoch", "step", "seconds")):
+        raise UserError(f"{path} is not the log of a training, or no epoch of it is done")
+    return columns
+
+
+def draw(logs: dict[str, dict[str, np.ndarray]], hours: bool = False) -> np.ndarray:
+    """A panel for each kind of value, a line in it for each training.
+
+    Args:
+        logs: columns by the name of a training, see ``read_log``.
+        hours: over the hours of training instead of over the steps.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    import matplotlib  # here, since nothing else needs it
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = dict.fromkeys(name for log in logs.values() for name in log if name not in ("epoch", "step", "seconds"))
+    panels = [name for name in names if not name.startswith("lr/")]
+    rates = [name for name in names if name.startswith("lr/")]
+    panels += ["learning rates"] if rates else []
+    rows = math.ceil(len(panels) / COLUMNS)
+    size = PANEL[0] * min(COLUMNS, len(panels)), PANEL[1] * rows
+    figure, axes = pyplot.subplots(rows, min(COLUMNS, len(panels)), figsize=size, dpi=100, squeeze=False)
+    try:
+        for panel, axis in zip(panels, axes.flat, strict=False):
+            drawn = rates if panel == "learning rates" else [panel]
+            values = []
+            for number, (label, log) in enumerate(logs.items()):
+                x = np.cumsum(log["seconds"]) / 3600 if hours else log["step"]
+                for kind, name in enumerate(name for name in drawn if name in log):
+                    there = np.isfinite(log[name])
+                    parts = [label] * (len(logs) > 1) + [name.removeprefix("lr/")] * (len(drawn) > 1)
+                    style = {"color": f"C{number}", "linestyle": ("-", "--", ":")[kind % 3], "label": " ".join(parts)}
+                    axis.plot(x[there], log[name][there], marker="." if there.sum() < 30 else "", **style)
+                    values.append(log[name][there])
+            flat = np.concatenate(values)
+            if len(flat) and flat.min() > 0 and flat.max() > 30 * flat.min():
+                axis.set_yscale("log")
+            axis.set_title(TITLES.get(panel, panel), fontsize=9)
+            axis.set_xlabel("hours" if hours else "steps", fontsize=8)
+            axis.tick_params(labelsize=7)
+            axis.grid(alpha=0.3)
+            if len(logs) > 1 or len(drawn) > 1:
+                axis.legend(fontsize=6)
+        for axis in axes.flat[len(panels) :]:
+            axis.set_axis_off()
+        figure.tight_layout()
+        figure.canvas.draw()
+        return np.ascontiguousarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
+    finally:
+        pyplot.close(figure)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.Parser(__doc__)
+    parser.add_path("--log_dir", required=True, nargs="+", help="that of a training, or of several to compare")
+    parser.add_argument("--hours", type=cli.boolean, nargs="?", const=True, default=False, help="over time, not steps")
+    parser.add_path("--out", required=True, help="the picture to write (.png or .jpg)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    if Path(args.out).suffix.lower() not in (".png", ".jpg"):
+        raise UserError(f"--out: {args.out} must end in .png or .jpg")
+    names = labels(args.log_dir) if len(args.log_dir) > 1 else [Path(args.log_dir[0]).name]
+    logs = {name: read_log(Path(folder)) for name, folder in zip(names, args.log_dir, strict=True)}
+    write_image(Path(args.out), draw(logs, args.hours))
+    print(f"picture: {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
