@@ -8,7 +8,8 @@ crop; fp32, but on a GPU TF32 in convolutions, as PyTorch has it by itself. fast
 networks, in turns in one process, so that a machine that slows down slows down both; ratios are taken turn by turn.
 The ceiling is a large matrix product of the same precision, measured in the same turns. The roofline is the least time
 of the convolutions and matrix products, one by one: operations over the ceiling, or bytes in and out over a large copy,
-whichever takes longer. Without --data_path the data are photos of scikit-image with drawn rain, 481x321 px.
+whichever takes longer. Peak memory is that of the process; of a GPU, what networks, steps and recordings took, data
+apart. Without --data_path the data are photos of scikit-image with drawn rain, 481x321 px.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import contextlib
 import copy
 import functools
 import json
+import math
 import os
 import platform
 import statistics
@@ -58,7 +60,8 @@ SETTLE = 1.0  # seconds in which workers read ahead after a turn, in order not t
 AHEAD = 2  # batches that each worker reads ahead, as DataLoader does by default
 
 
-Work = Counter[tuple[float, float]]  # operations and bytes of a convolution or matrix product: how many such there are
+# A convolution or matrix product: whether in bfloat16, its operations, its bytes; and how many such there are.
+Work = Counter[tuple[bool, float, float]]
 
 
 @dataclass
@@ -86,22 +89,18 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+def _reset_peak() -> None:
     with contextlib.suppress(OSError):  # Linux: from now on VmHWM is the peak since now
         (PROCESS / "clear_refs").write_text("5")
 
 
 def _peak(device: torch.device) -> float | None:
-    """Peak memory in bytes since the reset: of the GPU, or of the process; None where the system does not tell."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
+    """Peak memory of the process in bytes since the reset; None on a GPU, and where the system does not tell."""
     try:
         line = next(line for line in (PROCESS / "status").read_text().splitlines() if line.startswith("VmHWM"))
     except (OSError, StopIteration):
         return None
-    return int(line.split()[1]) * 1024.0
+    return int(line.split()[1]) * 1024.0 if device.type == "cpu" else None
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -143,7 +142,8 @@ class _Counter(TorchDispatchMode):
         if count := flop_registry.get(function._overloadpacket):
             tensors = [x for x in tree_flatten((args, kwargs, out))[0] if isinstance(x, Tensor)]
             bytes_ = sum(x.numel() * x.element_size() for x in tensors)
-            self.work[float(count(*args, **(kwargs or {}), out_val=out)), float(bytes_)] += 1
+            half = any(x.dtype == torch.bfloat16 for x in tensors)
+            self.work[half, float(count(*args, **(kwargs or {}), out_val=out)), float(bytes_)] += 1
         return out
 
 
@@ -156,18 +156,23 @@ def count_work(work: Callable[[], object]) -> Work:
 
 def flops(work: Work) -> float:
     """All operations of counted work."""
-    return sum(operations * number for (operations, _), number in work.items())
+    return sum(operations * number for (_, operations, _), number in work.items())
 
 
-def roofline(work: Work, flop_per_s: float, bytes_per_s: float) -> float:
-    """The least seconds that counted work takes, if nothing of it stayed in a cache and all else cost nothing."""
-    times = (max(f / flop_per_s, b / bytes_per_s) * number for (f, b), number in work.items())
+def roofline(work: Work, flop_per_s: tuple[float, float], bytes_per_s: float = math.inf) -> float:
+    """The least seconds that counted work takes, if nothing of it stayed in a cache and all else cost nothing.
+
+    Args:
+        flop_per_s: the ceilings of products that are not in bfloat16, and of those that are.
+    """
+    times = (max(f / flop_per_s[half], b / bytes_per_s) * number for (half, f, b), number in work.items())
     return sum(times)
 
 
-def _precision(case: Case, device: torch.device) -> str:
-    """Of most of its arithmetic."""
-    return "tf32" if case.speed.plain and device.type == "cuda" else case.speed.precision
+def _precisions(case: Case, device: torch.device) -> tuple[str, str]:
+    """Of what is not in bfloat16, and of what is."""
+    gpu = device.type == "cuda"
+    return "tf32" if gpu and (case.speed.plain or case.speed.precision != "fp32") else "fp32", "bf16"
 
 
 def measure(cases: list[Case], device: torch.device, turns: int) -> list[dict]:
@@ -178,7 +183,8 @@ def measure(cases: list[Case], device: torch.device, turns: int) -> list[dict]:
         steps/s, samples/s, peak memory in bytes, and where work was counted FLOP/s, its share of the ceiling and how
         many times the roofline a step takes.
     """
-    tops = {p: ceiling(device, p) for p in {_precision(case, device) for case in cases if case.work}}
+    used = {_precisions(case, device)[half] for case in cases for half, *_ in case.work or ()}
+    tops = {precision: ceiling(device, precision) for precision in sorted(used)}
     found: dict[str, list[float]] = {precision: [] for precision in tops}
     copies, copied = bandwidth(device) if tops else None, []
     times: list[list[float]] = [[] for _ in cases]
@@ -194,7 +200,7 @@ def measure(cases: list[Case], device: torch.device, turns: int) -> list[dict]:
                     (case.warm or case.turn)()
                 if case.drain:
                     case.drain()
-                _reset_peak(device)
+                _reset_peak()
                 took = _seconds(case.turn, device)
                 if case.drain:
                     time.sleep(SETTLE)
@@ -223,14 +229,14 @@ def measure(cases: list[Case], device: torch.device, turns: int) -> list[dict]:
             "peak_bytes": max((p for p in peak if p is not None), default=None),
         }
         if case.work:
-            precision = _precision(case, device)
-            top, copy_ = statistics.median(found[precision]), statistics.median(copied)
-            row["precision"] = precision
+            peaks_of = {precision: statistics.median(values) for precision, values in found.items()}
+            both = tuple(peaks_of.get(precision, math.nan) for precision in _precisions(case, device))
+            row["ceilings_flop_per_s"] = {p: peaks_of[p] for p in _precisions(case, device) if p in peaks_of}
+            row["copy_bytes_per_s"] = statistics.median(copied)
             row["flops_per_step"] = flops(case.work) / case.steps
             row["flop_per_s"] = flops(case.work) / median
-            row["ceiling_flop_per_s"], row["copy_bytes_per_s"] = top, copy_
-            row["share_of_ceiling"] = row["flop_per_s"] / top
-            row["roofline_s"] = roofline(case.work, top, copy_) / case.steps
+            row["share_of_ceiling"] = roofline(case.work, both) / median
+            row["roofline_s"] = roofline(case.work, both, row["copy_bytes_per_s"]) / case.steps
             row["times_roofline"] = row["median_s"] / row["roofline_s"]
         rows.append(row)
     return rows
@@ -450,7 +456,7 @@ def derain_cases(args: argparse.Namespace, device: torch.device, stack: contextl
                     with contextlib.redirect_stdout(sys.stderr):
                         prepare(own, device, speed.precision, speed.compile, speed.record)
                 turn(own)
-            several = f", {images} at once" if images > 1 else ""
+            several = f", {images} in one call" if images > 1 else ""  # of derain(); the scripts take one by one
             run = functools.partial(turn, own)
             cases.append(Case(name + several, run, repeat, images * repeat, speed, switch, work, **taken))
     return cases
@@ -464,8 +470,12 @@ def generate(args: argparse.Namespace, device: torch.device, stack: contextlib.E
     def turn() -> Tensor:
         return maker.layer(args.height, args.width, 0.5, np.random.RandomState(0))
 
-    work = count_work(turn)
-    return [Case("plain", turn, 1, 1, Speed(plain=True), work=work), Case("fast", turn, 1, 1, work=work)]
+    work, plain, fast = (
+        count_work(turn),
+        functools.partial(set_arithmetic, None),
+        functools.partial(set_arithmetic, "fp32"),
+    )
+    return [Case("plain", turn, 1, 1, Speed(plain=True), plain, work), Case("fast", turn, 1, 1, Speed(), fast, work)]
 
 
 def loader(args: argparse.Namespace, device: torch.device, stack: contextlib.ExitStack) -> list[Case]:
@@ -560,6 +570,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: there is no GPU here; take cpu")
     device = pick_device(args.device == "cuda", args.gpu_id)
+    if "tf32" in args.precision and device.type == "cpu":
+        raise UserError("--precision tf32: only GPUs have it")
     for precision in args.precision:
         require_fast(precision, device)
     if args.json:
@@ -570,10 +582,11 @@ def main(argv: list[str] | None = None) -> int:
         rows = measure(WORK[args.work](args, device, stack), device, args.turns)
     text = f"{args.work}, {sizes}: {machine(device)}; {args.turns} turns"
     print(f"{text}\n\n{table(rows, UNIT[args.work])}")
-    tops = {row["precision"]: row["ceiling_flop_per_s"] for row in rows if "precision" in row}
-    if tops:
+    counted = [row for row in rows if "copy_bytes_per_s" in row]
+    if counted:
+        tops = {precision: top for row in counted for precision, top in row["ceilings_flop_per_s"].items()}
         products = ", ".join(f"{top / 1e9:.0f} GFLOP/s ({precision})" for precision, top in sorted(tops.items()))
-        copied = next(row["copy_bytes_per_s"] for row in rows if "precision" in row)
+        copied = counted[0]["copy_bytes_per_s"]
         print(f"\nceiling: {products} in a matrix product, {copied / 1e9:.0f} GB/s in a copy")
     if args.json:
         options = {key: value for key, value in vars(args).items() if key not in ("given", "json")}

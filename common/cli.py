@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from common.errors import UserError
 from common.speed import Speed
 
@@ -360,8 +362,10 @@ def add_rain(parser: Parser) -> Parser:
 
 
 def records(args: argparse.Namespace) -> bool:
-    """Whether --cuda_graphs, for the derainer of --derainer, wants steps recorded."""
+    """Whether --cuda_graphs, for the derainer of --derainer, wants work recorded; says so where it can't be."""
     ours = getattr(args, "derainer", "prenet") == "prenet"
+    if args.cuda_graphs == "on" and not (getattr(args, "use_gpu", True) and torch.cuda.is_available()):
+        print("--cuda_graphs on: no GPU is used, so nothing is recorded")
     return args.cuda_graphs == "on" or (args.cuda_graphs == "auto" and ours)
 
 

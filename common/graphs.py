@@ -4,6 +4,7 @@ On a GPU a training step spends more time in launching kernels than in running t
 tensors alone: what Python does between them (numbers, branches, random draws of its own) is done once.
 """
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Callable
@@ -76,11 +77,14 @@ class Replayed:
                 self._give_up(reason)
             return results
         own = tuple(x.clone() for x in inputs)
+        torch.clear_autocast_cache()  # casts of the weights belong into the recording
         try:
             results, replay = self._recorder.record(lambda: self.function(*own))
         except CannotRecord as error:
             self._give_up(str(error))
             return self.function(*inputs)
+        finally:
+            torch.clear_autocast_cache()  # and those in the recording belong to it alone
         self._recorded[key] = own, results, replay
         replay()
         return results
@@ -96,6 +100,11 @@ def recorder(device: torch.device) -> Recorder | None:
     return CudaRecorder(device) if device.type == "cuda" else None
 
 
+def kept(device: torch.device) -> int:
+    """Bytes that recordings on a device keep for themselves."""
+    return getattr(recorder(device), "kept", 0)
+
+
 def replay_forward(net: nn.Module, device: torch.device, largest: int, most: int = 4) -> None:
     """Let a network replay its forward on the sizes that come again, in place; for inference on a GPU.
 
@@ -109,20 +118,25 @@ def replay_forward(net: nn.Module, device: torch.device, largest: int, most: int
 
 
 class CudaRecorder:
-    """CUDA graphs of a GPU, all on one stream of their own, as PyTorch's notes on CUDA graphs advise."""
+    """CUDA graphs of a GPU, all on one stream of their own, as PyTorch's notes on CUDA graphs advise.
+
+    Attributes:
+        kept: bytes that the recordings keep for themselves, free or not.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.stream = device, torch.cuda.Stream(device)
+        self.device, self.stream, self.kept = device, torch.cuda.Stream(device), 0
         self._broken: list[torch.cuda.CUDAGraph] = []
 
     def run(self, work: Callable[[], Any]) -> Any:
         """See ``Recorder``."""
         now = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(now)
-        with torch.cuda.stream(self.stream):
-            results = work()
-        now.wait_stream(self.stream)
-        return results
+        try:
+            with torch.cuda.stream(self.stream):
+                return work()
+        finally:
+            now.wait_stream(self.stream)
 
     def rehearse(self, work: Callable[[], Any]) -> tuple[Any, str]:
         """See ``Recorder``; finds work that waits for the GPU, which a recording would break at."""
@@ -144,22 +158,33 @@ class CudaRecorder:
 
     def record(self, work: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
         """See ``Recorder``."""
-        graph = torch.cuda.CUDAGraph()
-        torch.clear_autocast_cache()  # the casts of the weights belong into the recording
+        now, pool = torch.cuda.current_stream(self.device), torch.cuda.graph_pool_handle()
+        torch.cuda.empty_cache()  # as torch does when it begins to record
+        before, graph = torch.cuda.memory_reserved(self.device), torch.cuda.CUDAGraph()
         try:
             # thread_local: a thread that pins the memory of batches meanwhile does no harm.
-            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local"):
                 results = work()
         except Exception as error:
-            self._recover(graph)
+            torch.cuda.set_stream(now)
+            self._recover(graph, pool)
             lines = str(error).strip().splitlines()
             raise CannotRecord((lines or [type(error).__name__])[0][:200]) from None
-        finally:
-            torch.clear_autocast_cache()
+        self.kept += torch.cuda.memory_reserved(self.device) - before
         return results, graph.replay
 
-    def _recover(self, graph: torch.cuda.CUDAGraph) -> None:
-        self._broken.append(graph)  # the allocator of memory may go on asking it
+    def _recover(self, graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:
+        """Mend what a recording that broke off leaves behind, which PyTorch does by itself in newer versions alone."""
         index = torch.cuda.current_device() if self.device.index is None else self.device.index
+        with contextlib.suppress(Exception):
+            graph.reset()
+        try:
+            torch._C._cuda_endAllocateToPool(index, pool)
+            torch._C._cuda_releasePool(index, pool)
+        except RuntimeError:  # it was ended, and so it was released
+            pass
+        except AttributeError:  # not there any more: keep what the allocator of memory may go on asking
+            self._broken.append(graph)
         generator = torch.cuda.default_generators[index]
         generator.graphsafe_set_state(generator.clone_state())  # the old state believes that it is still recorded
+        torch.cuda.empty_cache()

@@ -1,7 +1,8 @@
 """A recorder for the CPU: notes every operation that reaches the device, and replays them on the same memory.
 
 Like a CUDA graph it runs no Python again, keeps every address, and refuses work that waits for a value or brings one
-from Python; so a step that this replays rightly depends on tensors alone.
+from Python (a scalar on the CPU as well, which a GPU would take as a constant); so a step that this replays rightly
+depends on tensors alone. Streams and pools of memory it does not have.
 """
 
 import torch
@@ -34,6 +35,8 @@ class _Notes(TorchDispatchMode):
         name, kwargs = function._overloadpacket.__name__, kwargs or {}
         if name in WAITS | FROM_PYTHON:
             raise RuntimeError(f"operation not permitted when stream is capturing: {name}")
+        if name in ("index", "index_put_") and any(x.dtype == torch.bool for x in _tensors(args[1])):
+            raise RuntimeError(f"operation not permitted when stream is capturing: {name} by a mask")
         if function._schema.is_mutable:
             self._save(_tensors((args, kwargs)))
         results = function(*args, **kwargs)

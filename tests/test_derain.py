@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import math
 import os
 from pathlib import Path
 
@@ -112,13 +113,59 @@ def test_a_gpu_takes_whole_images_or_large_tiles_and_several_at_once(monkeypatch
     assert tile_size(-1, 1000, 2000, 78, gpu) == 0
     core = tile_size(-1, 3000, 4000, 78, gpu)
     assert core > 1000 and module._bytes_needed((core + 2 * 78) ** 2) <= 4e9
-    counts = [len(tiles) for tiles in module.Windows(64).of(net, 400, 400, gpu)]
-    assert sum(counts) == 49 and max(counts) == 9  # of 220 px, of which 34 would fit
-    for tiles in module.Windows(64).of(net, 400, 400, gpu):
-        assert len({tuple(part.stop - part.start for part in window) for _, window, _ in tiles}) == 1
-        assert len(tiles) * module._bytes_needed(220 * 220) <= 4e9
+
+    def largest(windows, room, size, number=1):
+        """How many tiles at most there are at once, and for how many images the room is enough."""
+        counts = []
+        for tiles in windows.of(net, *size, gpu, number):
+            shapes = {tuple(part.stop - part.start for part in window) for _, window, _ in tiles}
+            assert len(shapes) == 1
+            counts.append(len(tiles))
+            assert len(tiles) * module._bytes_needed(math.prod(shapes.pop()) * number) <= room
+        return max(counts)
+
+    assert largest(module.Windows(64), 1e9, (400, 400)) == 8  # by hand: only what saves memory
+    assert largest(module.Windows(), 4e9, (3000, 4000)) < 4  # as large as they may be
+    for number in (1, 4, 16):
+        largest(module.Windows(), 4e9, (1200, 1200), number)
     monkeypatch.setattr(module, "_room", lambda device: 0)
     assert {len(tiles) for tiles in module.Windows(64).of(net, 400, 400, gpu)} == {1}
+
+
+def test_what_recordings_keep_is_not_free(monkeypatch):
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4e9, 24e9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 18e9)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1e9)
+    monkeypatch.setattr(module, "kept", lambda device: 16e9)
+    assert module._room(gpu) == 0.5 * 5e9
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80e9, 81e9))
+    assert module._room(gpu) == module._bytes_needed(2**24)
+
+
+def test_where_a_gpu_has_too_little_room_after_all_small_tiles_are_taken(monkeypatch):
+    net, pixels = fill(PReNet(6), 3), photo(400, 500, 1)
+    tried = []
+
+    def small_gpu(net, window, windows):
+        tried.append(tuple(window.shape[2:]))
+        if window[0, 0].numel() > 200 * 200:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return window
+
+    monkeypatch.setattr(module, "_bytes_before", lambda: 0)
+    monkeypatch.setattr(module, "_infer", small_gpu)
+    cpu = torch.device("cpu")
+    with pytest.raises(torch.OutOfMemoryError):
+        module.derain_pixels(net, pixels, cpu, module.Windows(0), "nearest")
+    monkeypatch.setattr(module, "AUTO_WINDOW", 300)  # core 144, window 300: still too large
+    with pytest.raises(torch.OutOfMemoryError):
+        module.derain_pixels(net, pixels, cpu, module.Windows(), "nearest")
+    tried.clear()
+    net = fill(PReNet(1), 3)
+    monkeypatch.setattr(module, "AUTO_WINDOW", 200)
+    found = module.derain_pixels(net, pixels, cpu, module.Windows(), "nearest")
+    assert tried[0] == (400, 500) and len(tried) > 4 and np.array_equal(found, pixels)
 
 
 def test_several_tiles_at_once_give_the_same(monkeypatch):

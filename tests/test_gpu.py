@@ -142,6 +142,33 @@ def test_after_a_recording_that_failed_work_goes_on(capsys):
     found = [draws(torch.zeros(3, device=GPU)).clone() for _ in range(6)]
     assert draws._recorded and len({tuple(f.tolist()) for f in found}) == 6
     assert torch.isfinite(torch.randn(5, device=GPU)).all()
+    assert torch.cuda.current_stream(GPU) == torch.cuda.default_stream(GPU)
+
+
+def test_a_recording_without_room_gives_its_memory_back(capsys):
+    recorder, gib = CudaRecorder(GPU), 2**30
+    many = int(torch.cuda.mem_get_info(GPU)[1] / gib) + 2
+    parts = []
+
+    def greedy(x):
+        if torch.cuda.is_current_stream_capturing():
+            parts.extend(torch.empty(gib, dtype=torch.uint8, device=GPU) for _ in range(many))
+        return x + 1
+
+    replayed = Replayed(greedy, recorder)
+    for i in range(graphs.WARM_UP):
+        assert replayed(torch.full((), float(i), device=GPU)) == i + 1
+    before = torch.cuda.mem_get_info(GPU)[0]
+    x = torch.zeros((), device=GPU)
+    replayed(x)
+    parts.clear()
+    assert "out of memory" in capsys.readouterr().out and replayed(x) == 1
+    torch.cuda.empty_cache()
+    assert torch.cuda.mem_get_info(GPU)[0] > before - gib
+    half = torch.empty(int(before / 2), dtype=torch.uint8, device=GPU)  # and the allocator still gives and takes
+    del half
+    torch.cuda.empty_cache()
+    assert torch.cuda.mem_get_info(GPU)[0] > before - gib
 
 
 def test_recorded_augmented_steps(capsys):
@@ -189,6 +216,27 @@ def test_crops_from_the_gpu(pairs_folder):
     assert torch.equal(files, crops(PatchDataset(pairs, 16, 3, decoded)).cpu())
     rainy, _ = to_batch(decoded.crops([0, 1], [(0.1, 0.2), (0.9, 0.9)], 16))
     assert rainy.device.type == "cuda" and rainy.dtype == torch.float32
+
+
+def test_sizes_in_one_autocast(capsys):
+    """Tiles of a picture are recorded between others, within one autocast."""
+    net = fill(Derain(2), 11, 0.02).to(GPU).eval()
+    rainy = [uniform(i, 1, 3, 40, 40 + 8 * (i % 2)).to(GPU) for i in range(12)]
+    with torch.autocast("cuda", torch.bfloat16):
+        expected = [derain(net, x, tile=0) for x in rainy]
+    prepare(net, GPU, "bf16", False, True)
+    with torch.autocast("cuda", torch.bfloat16):
+        for x, e in zip(rainy, expected, strict=True):
+            assert (derain(net, x, tile=0) - e).abs().max() < 0.02
+    assert "not possible" not in capsys.readouterr().out
+
+
+def test_validation_between_recorded_epochs(pairs_folder, tmp_path, capsys):
+    more = ["--niter", 4, "--iters_per_epoch", 10, "--val_data_path", pairs_folder / "rain"]
+    more += ["--val_gt_path", pairs_folder / "norain", "--precision", "bf16"]
+    train_syn_joint.main([*arguments(pairs_folder, tmp_path / "m", *more), "--use_gpu", "true"])
+    assert capsys.readouterr().out.count("val psnr_y") == 4
+    assert (tmp_path / "m" / "DerainNet_best.pt").exists()
 
 
 @pytest.mark.parametrize("cache", ["gpu", "ram", "none"])

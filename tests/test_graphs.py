@@ -50,6 +50,8 @@ def joint_run(steps, record, nets=None, n_dis=2, rates=lambda index: (2e-4, 1e-4
             set_rate(optimizer, rate)
         rainy, clean = torch.rand(2, 3, 3, 16, 16, dtype=torch.float64).unbind()
         losses.append({name: value.item() for name, value in step(rainy, clean, index).items()})
+        assert torch.equal(shown["clean"], clean) and torch.equal(shown["rainy"], rainy)  # those of this very step
+        assert losses[-1]["mse"] == pytest.approx(torch.mean((shown["derained"] - clean) ** 2).item())
     return losses, nets, {name: value.clone() for name, value in shown.items()}, optimizers
 
 
@@ -158,6 +160,7 @@ def test_recorded_augmented_steps_are_those_that_run(tape, in_double):
         (lambda x: x * x.sum().item(), "_local_scalar_dense"),
         (lambda x: x * 2 if x.sum() > 0 else x, "_local_scalar_dense"),
         (lambda x: x + torch.tensor(3.0), "lift_fresh"),
+        (lambda x: x[x > 0], "by a mask"),
     ],
 )
 def test_a_step_that_waits_goes_on_without(tape, work, reason, capsys):
@@ -194,10 +197,45 @@ def test_a_rehearsal_that_waits_is_not_recorded(tape, monkeypatch, capsys):
 def test_other_sizes_run_as_they_are(tape):
     replayed = Replayed(lambda x: x + 1, tape, most=2)
     for size in (3, 4, 5, 3, 4, 5) * 4:
-        for grad in (True, False):
-            with torch.set_grad_enabled(grad):
-                assert torch.equal(replayed(torch.zeros(size)), torch.ones(size))
+        assert torch.equal(replayed(torch.zeros(size)), torch.ones(size))
     assert tape.recorded == 2
+
+
+def test_a_recording_is_of_one_kind_of_call(tape):
+    """With gradients or without, with autocast or without."""
+    conv = torch.nn.Conv2d(3, 3, 3)
+    replayed = Replayed(conv, tape, most=4)
+    for _ in range(6):
+        for grad in (True, False):
+            for half in (True, False):
+                x = torch.rand(1, 3, 8, 8)
+                with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16, enabled=half):
+                    out = replayed(x)
+                assert out.dtype == (torch.bfloat16 if half else torch.float32) and out.requires_grad == grad
+                assert torch.allclose(out.float(), conv(x), atol=2e-2)
+    assert tape.recorded == 4
+
+
+def test_what_is_given_stays_as_it_is(tape):
+    replayed, given = Replayed(lambda x: x + 1, tape), [torch.full((2,), float(i)) for i in range(8)]
+    for x in given:
+        replayed(x)
+    assert tape.recorded == 1 and [x[0].item() for x in given] == list(range(8))
+
+
+def test_casts_of_weights_are_part_of_a_recording(tape):
+    """Within one autocast they would be taken from its cache, and be those of old weights."""
+    conv = torch.nn.Conv2d(3, 3, 1)
+    replayed, x = Replayed(conv, tape), torch.rand(1, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(graphs.WARM_UP + 1):
+            before = replayed(x).clone()
+        assert tape.recorded == 1
+        with torch.no_grad():
+            conv.weight.mul_(3)
+        after = replayed(x).clone()
+    assert torch.allclose(after.float(), torch.nn.functional.conv2d(x, conv.weight, conv.bias), atol=0.1)
+    assert (after - before).abs().max() > 0.2
 
 
 def test_results_lie_where_those_before_lay(tape):
@@ -281,6 +319,11 @@ def test_a_training_with_recorded_steps(tape, pairs_folder, tmp_path, capsys):
     assert tape.recorded == 4
     a, b = (log_of(tmp_path / name)[-1] for name in ("recorded", "usual"))
     assert a["epoch"] == 6 and a == pytest.approx(b, rel=1e-2, abs=1e-3)
+
+
+def test_where_nothing_records_that_is_said(pairs_folder, tmp_path, capsys):
+    train_syn_joint.main(arguments(pairs_folder, tmp_path / "m", "--niter", 1, "--cuda_graphs", "on"))
+    assert capsys.readouterr().out.count("--cuda_graphs on: no GPU is used, so nothing is recorded") == 1
 
 
 def test_own_derainers_are_recorded_where_that_is_asked_for(tape, pairs_folder, tmp_path, generator):

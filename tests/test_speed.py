@@ -15,6 +15,7 @@ from common.models import Derain, EDNet, PReNet
 from common.speed import Speed, compile_net, fuse, keep_memory, require_fast
 from common.training.augment import aug_step
 from common.training.joint import joint_optimizers, joint_step
+from common.training.runtime import pick_device
 from for_syn import test_syn_joint as derain_script
 from for_syn import train_syn_joint
 from tests.conftest import photo
@@ -200,6 +201,55 @@ def test_bf16_is_near_fp32(any_processor, tmp_path, pairs_folder):
         train_syn_joint.main(["--model_dir", str(tmp_path / "m"), "--resume", "-1", "--precision", "fp32"])
 
 
+def test_tf32_on_a_cpu_is_fp32_and_says_so(pairs_folder, tmp_path, capsys):
+    for precision in ("tf32", "fp32"):
+        train_syn_joint.main(arguments(pairs_folder, tmp_path / precision, "--precision", precision, "--niter", 1))
+        said = "--precision tf32: only GPUs have TF32; computing in fp32" in capsys.readouterr().out
+        assert said == (precision == "tf32")
+    assert same(*(load(tmp_path / precision / "DerainNet_state_1.pt") for precision in ("tf32", "fp32")))
+
+
+@pytest.fixture
+def switches():
+    """PyTorch's, put back afterwards."""
+    backends = torch.backends
+    before = backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, backends.cudnn.benchmark
+    yield backends
+    backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, backends.cudnn.benchmark = before
+
+
+def test_switches_of_each_precision(switches):
+    found = {}
+    speeds = {"plain": Speed(plain=True)} | {p: Speed(p) for p in ("fp32", "tf32", "bf16")}
+    for name, how in speeds.items():
+        how.switch()
+        found[name] = switches.cudnn.allow_tf32, switches.cuda.matmul.allow_tf32, switches.cudnn.benchmark
+    exact, rounded = (False, False, True), (True, True, True)
+    assert found == {"plain": (True, False, False), "fp32": exact, "tf32": rounded, "bf16": rounded}
+    with speed.unprepared(torch.nn.Conv2d(1, 1, 1)):
+        assert not switches.cudnn.benchmark
+    assert switches.cudnn.benchmark
+
+
+def test_a_gpu_starts_exact(switches, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    switches.cudnn.allow_tf32 = True
+    assert pick_device(True, "0") == torch.device("cuda", 0)
+    assert not switches.cudnn.allow_tf32 and not switches.cuda.matmul.allow_tf32
+
+
+def test_tensor_cores_get_weights_in_their_order(switches):
+    for precision, last in (("fp32", False), ("tf32", True)):
+        net, own = Derain(1), torch.nn.Conv2d(3, 3, 3)
+        for each in (net, own):
+            Speed(precision).prepare(each, torch.device("cuda", 0))
+        weight = net.derainet.conv0[0].weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) == last
+        assert own.weight.is_contiguous()
+
+
 # --- compilation ---------------------------------------------------------------------------------------------------
 
 
@@ -336,10 +386,17 @@ def test_roofline_of_a_convolution_and_a_product():
         work = benchmark.count_work(lambda: (conv(x), conv(x), a @ b, x + 1))
     convolution = 2 * 2 * 8 * 100 * 36, 4 * (800 + 288 + 8 + 1600)
     product = 2 * 5 * 6 * 7, 4 * (30 + 42 + 35)
-    assert work == {convolution: 2, product: 1} and benchmark.flops(work) == 2 * convolution[0] + product[0]
-    # With 10 operations a second and 1000 bytes the arithmetic takes longest, with a million operations the memory.
-    assert benchmark.roofline(work, 10, 1000) == pytest.approx((2 * convolution[0] + product[0]) / 10)
-    assert benchmark.roofline(work, 1e9, 1) == pytest.approx(2 * convolution[1] + product[1])
+    assert work == {(False, *convolution): 2, (False, *product): 1}
+    assert benchmark.flops(work) == 2 * convolution[0] + product[0]
+    # At 10 operations a second arithmetic takes longest, at a thousand million the memory.
+    assert benchmark.roofline(work, (10, 1), 1000) == pytest.approx((2 * convolution[0] + product[0]) / 10)
+    assert benchmark.roofline(work, (1e9, 1), 1) == pytest.approx(2 * convolution[1] + product[1])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        half = benchmark.count_work(lambda: conv(x))
+    assert half == {(True, convolution[0], convolution[1] / 2): 1}  # counted with the ceiling of its own kind
+    assert benchmark.roofline(work + half, (10, 20), 1e9) == pytest.approx(
+        (2 * convolution[0] + product[0]) / 10 + convolution[0] / 20
+    )
 
 
 @pytest.mark.parametrize(
@@ -347,6 +404,7 @@ def test_roofline_of_a_convolution_and_a_product():
     [
         (["--data_path", "x"], "--data_path, --gt_path: give both or none"),
         (["--device", "cuda"], "--device cuda: there is no GPU here"),
+        (["--precision", "tf32"], "--precision tf32: only GPUs have it"),
         (["--patchSize", "512"], "--patchSize 512: the drawn photos are for 256 at most"),
         (["--data_path", "x.h5", "--gt_path", "y"], "--data_path: give folders"),
     ],

@@ -227,13 +227,16 @@ def listed_set(args: argparse.Namespace, device: torch.device, hint: str) -> tup
 def _room_for(pairs: Sequence[Pair], args: argparse.Namespace, device: torch.device) -> "cache.Decoded | None":
     """Where the pairs will be decoded to, still empty; None where they are not."""
     where = cache.choose(args, pairs, device)
-    try:
-        return None if where == "none" else cache.Decoded(pairs, where, device)
-    except cache.NoRoom as error:
-        if args.cache != "auto":
-            raise
-        print(f"images are read again and again, since they can't be kept ({error})")
-        return None
+    for place in dict.fromkeys([where, "ram"] if where != "none" else []):
+        try:
+            return cache.Decoded(pairs, place, device)
+        except cache.NoRoom as error:
+            if args.cache != "auto":
+                raise
+            reason = error
+    if where != "none":
+        print(f"images are read again and again, since they can't be kept ({reason})")
+    return None
 
 
 def _sampled(pairs: Sequence[Pair], name: str, args: argparse.Namespace) -> tuple[Sequence[Pair], str]:

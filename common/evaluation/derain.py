@@ -28,12 +28,13 @@ from common.data.images import (
 from common.data.pairs import Pair, find_pairs
 from common.errors import UserError
 from common.evaluation import metrics
-from common.graphs import replay_forward
+from common.graphs import kept, replay_forward
 from common.speed import autocast, compile_net, describe, order, require_fast, set_arithmetic, unprepared
 
 MEMORY_LIMIT = 1e9  # bytes of the whole process, imports included, above which --tile -1 takes tiles on a CPU
 GPU_SHARE = 0.5  # of its free memory, that deraining takes
 AUTO_WINDOW = 496  # px; 32 float channels of such a window stay below 32 MiB, where malloc still reuses memory
+LARGEST_WINDOW = 2**24  # px; its 128 channels of gates are as many values as 32 bits count
 LARGEST_RECORDED = 2**20  # px; above that a GPU is busy anyway, and a recording keeps memory
 
 
@@ -78,17 +79,18 @@ class Windows(NamedTuple):
         """The windows of ``number`` images, see ``_tiles``, in lists of one size: as many as a GPU takes at once."""
         ours = derainer.is_ours(net)
         if ours:
-            core, halo = tile_size(self.tile, height * number, width, net.halo, device), net.halo
+            core, halo = tile_size(self.tile, height, width, net.halo, device, number), net.halo
         else:
             core, halo = max(self.tile, 0), self.halo or 0
         sizes: dict[tuple, list] = {}
         for tile in _tiles(height, width, core, halo):
             rows, columns = tile[1]
             sizes.setdefault((rows.stop - rows.start, columns.stop - columns.start), []).append(tile)
+        room = _room(device) if ours and device.type == "cuda" else 0  # others, and a CPU: one by one
+        if self.tile > 0:
+            room = min(room, MEMORY_LIMIT)  # somebody wants to save memory
         for (rows, columns), tiles in sizes.items():
-            at_once = 1
-            if ours and device.type == "cuda":
-                at_once = max(1, int(_room(device) / _bytes_needed(rows * columns * number)))
+            at_once = max(1, int(room / _bytes_needed(rows * columns * number)))
             for i in range(0, len(tiles), at_once):
                 yield tiles[i : i + at_once]
 
@@ -115,14 +117,14 @@ def _bytes_before() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-@functools.cache
 def _room(device: torch.device) -> float:
-    """Bytes that deraining may take on a GPU, from when it is first asked."""
-    free = torch.cuda.mem_get_info(device)[0]
-    return GPU_SHARE * (free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    """Bytes that deraining may take on a GPU now."""
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    free -= torch.cuda.memory_allocated(device) + kept(device)
+    return min(GPU_SHARE * max(free, 0), _bytes_needed(LARGEST_WINDOW))
 
 
-def tile_size(tile: int, height: int, width: int, halo: int, device: torch.device) -> int:
+def tile_size(tile: int, height: int, width: int, halo: int, device: torch.device, number: int = 1) -> int:
     """The core of the tiles in px for --tile, 0 for the whole image.
 
     Args:
@@ -130,13 +132,14 @@ def tile_size(tile: int, height: int, width: int, halo: int, device: torch.devic
             half of the free memory of a GPU.
         height, width: of the image, in px.
         halo: margin around the core in px, see ``derain``.
+        number: of images that are derained at once.
     """
     if tile >= 0:
         return tile
-    needed = _bytes_needed(height * width)
+    needed = _bytes_needed(height * width * number)
     if device.type == "cuda":
         room = _room(device)
-        window = max(AUTO_WINDOW, math.isqrt(int(room / _bytes_needed(1))))  # tiles as large as there is room
+        window = max(AUTO_WINDOW, math.isqrt(int(room / (_bytes_needed(1) * number))))  # as large as there is room
     else:
         room, window = MEMORY_LIMIT - _bytes_before(), AUTO_WINDOW
     return 0 if needed <= room else max(window - 2 * halo, 128)
@@ -223,6 +226,19 @@ def derain_pixels(
     Raises:
         DerainerError: the result is not finite, or another derainer failed.
     """
+    try:
+        return _derain_pixels(net, pixels, device, windows, rounding)
+    except torch.OutOfMemoryError:  # of a GPU, which others may use as well
+        if windows.tile != -1 or not derainer.is_ours(net):
+            raise
+    torch.cuda.empty_cache()
+    small = windows._replace(tile=max(AUTO_WINDOW - 2 * net.halo, 128))
+    return _derain_pixels(net, pixels, device, small, rounding)
+
+
+def _derain_pixels(
+    net: nn.Module, pixels: np.ndarray, device: torch.device, windows: Windows, rounding: str
+) -> np.ndarray:
     derained = np.empty(pixels.shape, np.uint8)
     batches = list(windows.of(net, *pixels.shape[:2], device))
     for tiles in tqdm(batches, unit="tile", leave=False, disable=True if len(batches) == 1 else None):
@@ -318,7 +334,7 @@ def prepare(net: nn.Module, device: torch.device, precision: str, compiled: bool
     if compiled:
         graphs = {"mode": "reduce-overhead"} if device.type == "cuda" and recorded else {}  # torch's own recordings
         compile_net(net, device, **graphs)
-    elif recorded and derainer.is_ours(net):
+    elif recorded:
         replay_forward(net, device, LARGEST_RECORDED)
 
 
