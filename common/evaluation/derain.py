@@ -139,7 +139,7 @@ def tile_size(tile: int, height: int, width: int, halo: int, device: torch.devic
     needed = _bytes_needed(height * width * number)
     if device.type == "cuda":
         room = _room(device)
-        window = max(AUTO_WINDOW, math.isqrt(int(room / (_bytes_needed(1) * number))))  # as large as there is room
+        window = math.isqrt(int(room / (_bytes_needed(1) * number)))  # as large as there is room
     else:
         room, window = MEMORY_LIMIT - _bytes_before(), AUTO_WINDOW
     return 0 if needed <= room else max(window - 2 * halo, 128)
