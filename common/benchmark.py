@@ -4,12 +4,13 @@
     python -m common.benchmark loader --data_path RAINY --gt_path CLEAN --json loader.json
 
 plain: gradients everywhere in training, a convolution for each gate, one order of memory, two files decoded for every
-crop; fp32, but on a GPU TF32 in convolutions, as PyTorch has it by itself. fast: what the scripts do. Both run the same
-networks, in turns in one process, so that a machine that slows down slows down both; ratios are taken turn by turn.
-The ceiling is a large matrix product of the same precision, measured in the same turns. The roofline is the least time
-of the convolutions and matrix products, one by one: operations over the ceiling, or bytes in and out over a large copy,
-whichever takes longer. Peak memory is that of the process; of a GPU, what networks, steps and recordings took, data
-apart. Without --data_path the data are photos of scikit-image with drawn rain, 481x321 px.
+crop; fp32, but on a GPU TF32 in convolutions, as PyTorch has it by itself (all is set against the ceiling of TF32).
+fast: what the scripts do. Both run the same networks, in turns in one process, so that a machine that slows down slows
+down both; ratios are taken turn by turn. The ceiling is a large matrix product of the same precision, measured in the
+same turns. The roofline is the least time of the convolutions and matrix products, one by one: operations over the
+ceiling, or bytes in and out over a large copy, whichever takes longer. Peak memory is that of the process; of a GPU,
+what networks, steps and recordings took, data apart. Without --data_path the data are photos of scikit-image with drawn
+rain, 481x321 px.
 """
 
 import argparse

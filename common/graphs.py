@@ -6,8 +6,9 @@ tensors alone: what Python does between them (numbers, branches, random draws of
 
 import contextlib
 import functools
+import gc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -78,13 +79,16 @@ class Replayed:
             return results
         own = tuple(x.clone() for x in inputs)
         torch.clear_autocast_cache()  # casts of the weights belong into the recording
+        reason = ""
         try:
             results, replay = self._recorder.record(lambda: self.function(*own))
         except CannotRecord as error:
-            self._give_up(str(error))
-            return self.function(*inputs)
+            reason = str(error)
         finally:
             torch.clear_autocast_cache()  # and those in the recording belong to it alone
+        if reason:  # not above: there the error still holds on to all that the broken recording had made
+            self._give_up(reason)
+            return self.function(*inputs)
         self._recorded[key] = own, results, replay
         replay()
         return results
@@ -161,15 +165,21 @@ class CudaRecorder:
         now, pool = torch.cuda.current_stream(self.device), torch.cuda.graph_pool_handle()
         torch.cuda.empty_cache()  # as torch does when it begins to record
         before, graph = torch.cuda.memory_reserved(self.device), torch.cuda.CUDAGraph()
-        try:
-            # thread_local: a thread that pins the memory of batches meanwhile does no harm.
-            with torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local"):
-                results = work()
-        except Exception as error:
+        reason = ""
+        with _no_collection():
+            try:
+                # thread_local: a thread that pins the memory of batches meanwhile does no harm.
+                with torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local"):
+                    results = work()
+            except Exception as error:
+                first = error.__context__ if isinstance(error.__context__, torch.OutOfMemoryError) else error
+                lines = str(first).strip().splitlines()
+                reason = (lines or [type(first).__name__])[0][:200]
+                del first
+        if reason:  # here, where the error and what it held on to are gone
             torch.cuda.set_stream(now)
             self._recover(graph, pool)
-            lines = str(error).strip().splitlines()
-            raise CannotRecord((lines or [type(error).__name__])[0][:200]) from None
+            raise CannotRecord(reason)
         self.kept += torch.cuda.memory_reserved(self.device) - before
         return results, graph.replay
 
@@ -181,10 +191,23 @@ class CudaRecorder:
         try:
             torch._C._cuda_endAllocateToPool(index, pool)
             torch._C._cuda_releasePool(index, pool)
+            generator = torch.cuda.default_generators[index]
+            generator.graphsafe_set_state(generator.clone_state())  # the old one believes that it is still recorded
         except RuntimeError:  # it was ended, and so it was released
             pass
         except AttributeError:  # not there any more: keep what the allocator of memory may go on asking
             self._broken.append(graph)
-        generator = torch.cuda.default_generators[index]
-        generator.graphsafe_set_state(generator.clone_state())  # the old state believes that it is still recorded
         torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Within it no other recording is freed by the garbage collector, which a GPU does not allow while it records."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -128,7 +128,7 @@ def order(x: Tensor) -> Tensor:
         last = torch.backends.cudnn.allow_tf32 or torch.is_autocast_enabled("cuda")
     else:
         last = not torch.is_grad_enabled()
-    return x.contiguous(memory_format=torch.channels_last) if last else x
+    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:

@@ -140,7 +140,7 @@ def test_what_recordings_keep_is_not_free(monkeypatch):
     monkeypatch.setattr(module, "kept", lambda device: 16e9)
     assert module._room(gpu) == 0.5 * 5e9
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80e9, 81e9))
-    assert module._room(gpu) == module._bytes_needed(2**24)
+    assert module._room(gpu) == module._bytes_needed(2**24 - 1)
 
 
 def test_where_a_gpu_has_too_little_room_after_all_small_tiles_are_taken(monkeypatch):

@@ -87,7 +87,10 @@ def test_recorded_steps_are_those_that_run(capsys):
     recorded, usual = joint_run(True), joint_run(False)
     assert "not possible" not in capsys.readouterr().out
     for a, b in zip(recorded[0], usual[0], strict=True):
-        assert a == pytest.approx(b, rel=1e-3, abs=1e-3)
+        assert a.keys() == b.keys()
+        for name in a:  # a bias whose true gradient is zero, which Adam turns into steps, moves the scores of D
+            allowed = 2e-2 if name in ("d_real", "d_fake", "g_adv", "loss_G") else 2e-3
+            assert a[name] == pytest.approx(b[name], rel=1e-3, abs=allowed), name
     for name, value in usual[2].items():
         assert torch.allclose(recorded[2][name], value, atol=1e-3), name
 
@@ -108,13 +111,13 @@ def test_arithmetic_is_what_it_says():
     for precision in ("fp32", "tf32"):
         speed.set_arithmetic(precision)
         errors[precision] = ((a @ b - exact).norm() / exact.norm()).item()
-    assert errors["fp32"] < 1e-6 < 1e-5 < errors["tf32"] < 1e-2
+    assert errors["fp32"] < 3e-6 < 1e-5 < errors["tf32"] < 1e-2
     x, w = torch.randn(2, 64, 32, 32, device=GPU), torch.randn(64, 64, 3, 3, device=GPU)
     exact = nn.functional.conv2d(x.double(), w.double()).float()
     for precision in ("fp32", "tf32"):
         speed.set_arithmetic(precision)
         errors[precision] = ((nn.functional.conv2d(x, w) - exact).norm() / exact.norm()).item()
-    assert errors["fp32"] < 2e-6 and errors["tf32"] < 1e-2
+    assert errors["fp32"] < 2e-5 < 5e-5 < errors["tf32"] < 1e-2
 
 
 def test_draws_are_new_in_each_replay():
@@ -148,21 +151,19 @@ def test_after_a_recording_that_failed_work_goes_on(capsys):
 def test_a_recording_without_room_gives_its_memory_back(capsys):
     recorder, gib = CudaRecorder(GPU), 2**30
     many = int(torch.cuda.mem_get_info(GPU)[1] / gib) + 2
-    parts = []
 
-    def greedy(x):
-        if torch.cuda.is_current_stream_capturing():
-            parts.extend(torch.empty(gib, dtype=torch.uint8, device=GPU) for _ in range(many))
-        return x + 1
+    def greedy(x):  # too much in a recording, much otherwise
+        capturing = torch.cuda.is_current_stream_capturing()
+        parts = [torch.empty(gib, dtype=torch.uint8, device=GPU) for _ in range(many if capturing else many * 6 // 10)]
+        return x + bool(parts)
 
     replayed = Replayed(greedy, recorder)
     for i in range(graphs.WARM_UP):
         assert replayed(torch.full((), float(i), device=GPU)) == i + 1
     before = torch.cuda.mem_get_info(GPU)[0]
     x = torch.zeros((), device=GPU)
-    replayed(x)
-    parts.clear()
-    assert "out of memory" in capsys.readouterr().out and replayed(x) == 1
+    assert replayed(x) == 1
+    assert "out of memory" in capsys.readouterr().out.lower() and replayed(x) == 1
     torch.cuda.empty_cache()
     assert torch.cuda.mem_get_info(GPU)[0] > before - gib
     half = torch.empty(int(before / 2), dtype=torch.uint8, device=GPU)  # and the allocator still gives and takes

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import weakref
 
 import numpy as np
 import pytest
@@ -185,6 +186,22 @@ def test_what_a_failed_recording_wrote_is_as_before(tape):
     for i in range(6):
         replayed(torch.ones(2))
         assert total == 2 * (i + 1)
+
+
+def test_a_broken_recording_holds_on_to_nothing_while_the_work_runs(monkeypatch, tape):
+    """Or a step that fits runs out of memory on top of half a recorded one."""
+    made, alive = [], []
+
+    def step(x):
+        big = torch.zeros(10)
+        alive.append(sum(ref() is not None for ref in made))
+        made.append(weakref.ref(big))
+        return x * float(x.sum()) + big.sum()
+
+    replayed = Replayed(step, tape)
+    for _ in range(graphs.WARM_UP + 1):
+        replayed(torch.ones(2))
+    assert tape.recorded == 0 and len(made) == graphs.WARM_UP + 2 and alive == [0] * len(made)
 
 
 def test_a_rehearsal_that_waits_is_not_recorded(tape, monkeypatch, capsys):

@@ -250,6 +250,14 @@ def test_tensor_cores_get_weights_in_their_order(switches):
         assert own.weight.is_contiguous()
 
 
+def test_order_of_a_batch(switches):
+    last = torch.channels_last
+    for x in (torch.rand(2, 3, 8, 9), torch.rand(2, 8, 9, 3).permute(0, 3, 1, 2)):
+        with torch.no_grad():
+            assert speed.order(x).is_contiguous(memory_format=last)
+        assert speed.order(x).is_contiguous() and torch.equal(speed.order(x), x)
+
+
 # --- compilation ---------------------------------------------------------------------------------------------------
 
 

@@ -34,7 +34,7 @@ from common.speed import autocast, compile_net, describe, order, require_fast, s
 MEMORY_LIMIT = 1e9  # bytes of the whole process, imports included, above which --tile -1 takes tiles on a CPU
 GPU_SHARE = 0.5  # of its free memory, that deraining takes
 AUTO_WINDOW = 496  # px; 32 float channels of such a window stay below 32 MiB, where malloc still reuses memory
-LARGEST_WINDOW = 2**24  # px; its 128 channels of gates are as many values as 32 bits count
+LARGEST_WINDOW = 2**24 - 1  # px; 128 channels of gates are then as many values as 31 bits count
 LARGEST_RECORDED = 2**20  # px; above that a GPU is busy anyway, and a recording keeps memory
 
 
@@ -86,7 +86,8 @@ class Windows(NamedTuple):
         for tile in _tiles(height, width, core, halo):
             rows, columns = tile[1]
             sizes.setdefault((rows.stop - rows.start, columns.stop - columns.start), []).append(tile)
-        room = _room(device) if ours and device.type == "cuda" else 0  # others, and a CPU: one by one
+        several = ours and device.type == "cuda" and any(len(tiles) > 1 for tiles in sizes.values())
+        room = _room(device) if several else 0  # others, and a CPU: one by one
         if self.tile > 0:
             room = min(room, MEMORY_LIMIT)  # somebody wants to save memory
         for (rows, columns), tiles in sizes.items():
