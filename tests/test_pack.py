@@ -264,7 +264,7 @@ def slow_pack(folder, out):
     code = (
         "import signal, sys, time; from common.data import pack; pack.FLUSH_SECONDS = 0.0; real = pack._decode\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # also where the tests run in the background
-        "pack._decode = lambda pair: time.sleep(0.05) or real(pair)\n"
+        "pack._decode = lambda pair: time.sleep(0.2) or real(pair)\n"
         "from common import cli; sys.exit(cli.run(lambda: pack.main(sys.argv[1:])))"
     )
     words = [sys.executable, "-c", code, "--data_path", folder / "rain", "--gt_path", folder / "norain", "--out", out]
@@ -281,10 +281,10 @@ def test_an_interrupted_pack_goes_on(tmp_path, how, capsys):
     part = tmp_path / "set.h5.part"
     while not part.exists() and process.poll() is None:
         time.sleep(0.05)
-    time.sleep(1)
+    time.sleep(1.5)  # of twelve seconds, so that a machine that halts for a while does no harm
     process.send_signal(how)
     err = process.communicate()[1]
-    assert part.exists() and not out.exists()
+    assert part.exists() and not out.exists(), err
     if how == signal.SIGINT:
         assert process.returncode == 130 and re.search(r"\d+ of 60 pairs are in .* the same command goes on", err)
     done = None
