@@ -214,6 +214,7 @@ def measure(cases: list[Case], device: torch.device, turns: int) -> list[dict]:
             if copies:
                 copied.append(copies())
     keep_memory()
+    ceilings = {precision: statistics.median(values) for precision, values in found.items()}
     rows = []
     for case, seconds, peak in zip(cases, times, peaks, strict=True):
         median = statistics.median(seconds)
@@ -230,9 +231,8 @@ def measure(cases: list[Case], device: torch.device, turns: int) -> list[dict]:
             "peak_bytes": max((p for p in peak if p is not None), default=None),
         }
         if case.work:
-            peaks_of = {precision: statistics.median(values) for precision, values in found.items()}
-            both = tuple(peaks_of.get(precision, math.nan) for precision in _precisions(case, device))
-            row["ceilings_flop_per_s"] = {p: peaks_of[p] for p in _precisions(case, device) if p in peaks_of}
+            both = tuple(ceilings.get(precision, math.nan) for precision in _precisions(case, device))
+            row["ceilings_flop_per_s"] = {p: ceilings[p] for p in _precisions(case, device) if p in ceilings}
             row["copy_bytes_per_s"] = statistics.median(copied)
             row["flops_per_step"] = flops(case.work) / case.steps
             row["flop_per_s"] = flops(case.work) / median
@@ -330,7 +330,8 @@ def _drain(batches: Iterator, args: argparse.Namespace) -> Callable[[], None]:
 
 def _speeds(args: argparse.Namespace) -> list[tuple[str, Speed]]:
     """The plain way, and the fast ones: fp32, and what else --precision asks for."""
-    fast = [Speed(precision, args.compile, cli.records(args)) for precision in dict.fromkeys(["fp32", *args.precision])]
+    record = cli.records(args)
+    fast = [Speed(precision, args.compile, record) for precision in dict.fromkeys(["fp32", *args.precision])]
     named = [(f"fast {speed.precision}" + (" compiled" if speed.compile else ""), speed) for speed in fast]
     return [("plain", Speed(plain=True)), *named]
 

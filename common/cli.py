@@ -304,6 +304,22 @@ def add_unused(group: argparse.ArgumentParser, **defaults: int) -> None:
         group.add_argument(f"--{name}", type=count, default=default, help="changes nothing, for old command lines")
 
 
+def add_picture(parser: Parser) -> None:
+    """--out of a command that makes a picture, see ``picture``."""
+    parser.add_path("--out", required=True, help="the picture to write (.png or .jpg)")
+
+
+def picture(args: argparse.Namespace) -> Path:
+    """The file of ``add_picture``.
+
+    Raises:
+        UserError: its name is not that of a picture.
+    """
+    if Path(args.out).suffix.lower() not in (".png", ".jpg"):
+        raise UserError(f"--out: {args.out} must end in .png or .jpg")
+    return Path(args.out)
+
+
 def add_figures(group: argparse.ArgumentParser) -> None:
     """The flags of test_disentanglement.py that choose pictures."""
     group.add_argument(

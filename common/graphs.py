@@ -49,11 +49,10 @@ class Replayed:
         function: tensors -> anything with tensors in it.
         recorder: records and replays.
         most: so many recordings at most, one for each set of sizes; each keeps its memory. Others run as they are.
-        what: begins the line that is printed where recording is not possible.
     """
 
-    def __init__(self, function: Callable, recorder: Recorder, most: int = 1, what: str = "--cuda_graphs") -> None:
-        self.function, self.most, self.what = function, most, what
+    def __init__(self, function: Callable, recorder: Recorder, most: int = 1) -> None:
+        self.function, self.most = function, most
         self._recorder: Recorder | None = recorder
         self._runs: dict[tuple, int] = {}
         self._recorded: dict[tuple, tuple[tuple[Tensor, ...], Any, Callable[[], None]]] = {}
@@ -94,7 +93,7 @@ class Replayed:
         return results
 
     def _give_up(self, reason: str) -> None:
-        print(f"{self.what}: not possible here, going on without ({reason})", flush=True)
+        print(f"--cuda_graphs: not possible here, going on without ({reason})", flush=True)
         self._recorder = None
 
 

@@ -76,8 +76,7 @@ class Speed:
         Its rate is kept in ``initial_lr`` as well: that of a recorded one is a tensor, see ``set_rate``.
         """
         parameters = list(parameters)
-        made = graphs.recorder(parameters[0].device) if self.record and not self.plain and parameters else None
-        if made:
+        if parameters and self._recorder(parameters[0].device):
             rate = torch.tensor(lr, dtype=torch.float32, device=parameters[0].device)
             optimizer = Adam(parameters, rate, fused=True, capturable=True)
         else:
@@ -88,8 +87,11 @@ class Speed:
 
     def recorded(self, step: Callable, device: torch.device) -> Callable:
         """The step as it is, or on a GPU ``Replayed``."""
-        made = graphs.recorder(device) if self.record and not self.plain else None
-        return graphs.Replayed(step, made) if made else step
+        recorder = self._recorder(device)
+        return graphs.Replayed(step, recorder) if recorder else step
+
+    def _recorder(self, device: torch.device) -> graphs.Recorder | None:
+        return graphs.recorder(device) if self.record and not self.plain else None
 
     def needs_grad(self, learns: bool) -> bool:
         """Whether a step is computed with gradients: where the network learns; plainly everywhere."""

@@ -194,7 +194,9 @@ def test_pixels_on_the_device_are_those_of_numpy(rounding):
     assert np.array_equal(module._pixels(values, rounding)[0].numpy(), expected)
     for kind in (np.uint8, np.uint16):
         pixels = np.random.RandomState(0).randint(0, np.iinfo(kind).max + 1, (1, 70, 50, 3)).astype(kind)
-        assert np.array_equal(module._floats(torch.from_numpy(pixels)).permute(0, 2, 3, 1).numpy(), to_float(pixels))
+        assert np.array_equal(
+            module.floats(torch.from_numpy(pixels).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy(), to_float(pixels)
+        )
 
 
 @pytest.fixture

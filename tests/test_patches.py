@@ -136,6 +136,23 @@ def test_by_itself_the_cache_is_left_out_where_there_is_no_room(pairs_folder, mo
         training_set(flags(*folders, cache="ram"), CPU, "")
 
 
+def test_by_itself_the_cache_is_in_ram_where_the_gpu_is_full_after_all(pairs_folder, monkeypatch, capsys):
+    folders, asked = (pairs_folder / "rain", pairs_folder / "norain"), []
+
+    def full(pairs, where, device):
+        asked.append(where)
+        if where == "gpu":
+            raise cache.NoRoom("--cache gpu: full")
+        return Decoded(pairs, where, device)
+
+    monkeypatch.setattr(cache, "choose", lambda *args: "gpu")
+    monkeypatch.setattr(cache, "Decoded", full)
+    assert not training_set(flags(*folders, cache="auto"), CPU, "")[0].decoded.on_device
+    assert asked == ["gpu", "ram"] and "again and again" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="--cache gpu: full"):
+        training_set(flags(*folders, cache="gpu"), CPU, "")
+
+
 def test_choice_of_the_cache(pairs_folder, monkeypatch, capsys):
     pairs = pairs_of(pairs_folder)
     needed = sum(6 * 24 * (20 + i) for i in range(4))

@@ -82,9 +82,14 @@ class PatchDataset(Dataset):
 
 def to_batch(pixels: Tensor) -> tuple[Tensor, Tensor]:
     """(N, 6, p, p) uint8 or uint16 on any device -> rainy and clean (N, 3, p, p), float32 in [0, 1]."""
+    return floats(pixels[:, :3]), floats(pixels[:, 3:])
+
+
+def floats(pixels: Tensor) -> Tensor:
+    """``to_float`` on any device: uint8 or uint16 of any shape -> float32 in [0, 1]."""
     top = torch.full((), torch.iinfo(pixels.dtype).max, dtype=torch.float32, device=pixels.device)
     # Divided by a tensor of the device: by a number, CUDA would multiply with the reciprocal, a rounding off.
-    return pixels[:, :3].to(torch.float32).div_(top), pixels[:, 3:].to(torch.float32).div_(top)
+    return pixels.to(torch.float32).div_(top)
 
 
 class CropSampler(Sampler):

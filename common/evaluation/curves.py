@@ -110,17 +110,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     parser.add_path("--log_dir", required=True, nargs="+", help="that of a training, or of several to compare")
     parser.add_argument("--hours", type=cli.boolean, nargs="?", const=True, default=False, help="over time, not steps")
-    parser.add_path("--out", required=True, help="the picture to write (.png or .jpg)")
+    cli.add_picture(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    if Path(args.out).suffix.lower() not in (".png", ".jpg"):
-        raise UserError(f"--out: {args.out} must end in .png or .jpg")
+    out = cli.picture(args)
     names = labels(args.log_dir) if len(args.log_dir) > 1 else [Path(args.log_dir[0]).name]
     logs = {name: read_log(Path(folder)) for name, folder in zip(names, args.log_dir, strict=True)}
-    write_image(Path(args.out), draw(logs, args.hours))
+    write_image(out, draw(logs, args.hours))
     print(f"picture: {args.out}")
     return 0
 

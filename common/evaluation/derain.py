@@ -26,6 +26,7 @@ from common.data.images import (
     write_image,
 )
 from common.data.pairs import Pair, find_pairs
+from common.data.patches import floats
 from common.errors import UserError
 from common.evaluation import metrics
 from common.graphs import kept, replay_forward
@@ -143,7 +144,12 @@ def tile_size(tile: int, height: int, width: int, halo: int, device: torch.devic
         window = math.isqrt(int(room / (_bytes_needed(1) * number)))  # as large as there is room
     else:
         room, window = MEMORY_LIMIT - _bytes_before(), AUTO_WINDOW
-    return 0 if needed <= room else max(window - 2 * halo, 128)
+    return 0 if needed <= room else _core(window, halo)
+
+
+def _core(window: int, halo: int) -> int:
+    """What a window has within its halo, but not less than is worth it."""
+    return max(window - 2 * halo, 128)
 
 
 def _tiles(height: int, width: int, core: int, halo: int) -> Iterator[tuple[tuple, tuple, tuple]]:
@@ -233,7 +239,7 @@ def derain_pixels(
         if windows.tile != -1 or not derainer.is_ours(net):
             raise
     torch.cuda.empty_cache()
-    small = windows._replace(tile=max(AUTO_WINDOW - 2 * net.halo, 128))
+    small = windows._replace(tile=_core(AUTO_WINDOW, net.halo))
     return _derain_pixels(net, pixels, device, small, rounding)
 
 
@@ -244,19 +250,13 @@ def _derain_pixels(
     batches = list(windows.of(net, *pixels.shape[:2], device))
     for tiles in tqdm(batches, unit="tile", leave=False, disable=True if len(batches) == 1 else None):
         rainy = np.stack([pixels[window] for _, window, _ in tiles])
-        found = _infer(net, _floats(torch.from_numpy(rainy).to(device)), windows)
+        found = _infer(net, floats(torch.from_numpy(rainy).to(device).permute(0, 3, 1, 2)), windows)
         if not torch.isfinite(found).all():
             raise derainer.DerainerError(f"{type(net).__name__} made values that are not finite of this image")
         found = _pixels(found, rounding).cpu().numpy()
         for (inside, _, keep), part in zip(tiles, found, strict=True):
             derained[inside] = part[keep]
     return derained
-
-
-def _floats(pixels: Tensor) -> Tensor:
-    """``to_float`` on the device: (N, H, W, 3) uint8 or uint16 -> (N, 3, H, W) float32 in [0, 1]."""
-    top = torch.full((), torch.iinfo(pixels.dtype).max, dtype=torch.float32, device=pixels.device)
-    return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(top)
 
 
 def _pixels(values: Tensor, rounding: str) -> Tensor:

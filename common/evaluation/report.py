@@ -5,13 +5,11 @@ python -m common.evaluation.report --rainy RAIN --derained OUT --clean NORAIN --
 
 import argparse
 import sys
-from pathlib import Path
 
 from common import cli
 from common.data.images import read_image, to_eight_bits, write_image
 from common.data.pairs import find_pairs
 from common.data.pictures import GAP, sheet
-from common.errors import UserError
 from common.evaluation.metrics import labels
 from common.generation.latent import generated
 from common.training.checkpoint import load_generator
@@ -26,14 +24,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_path("--clean", required=True, help="folder of clean images, paired by name")
     parser.add_path("--netED", help="weights of the generator, for a row of generated rain")
     parser.add_argument("--number", type=cli.positive_int, default=4, help="images to show, the first by name")
-    parser.add_path("--out", required=True, help="the picture to write (.png or .jpg)")
+    cli.add_picture(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    if Path(args.out).suffix.lower() not in (".png", ".jpg"):
-        raise UserError(f"--out: {args.out} must end in .png or .jpg")
+    out = cli.picture(args)
     derained = [
         {pair.name: pair.clean for pair in find_pairs(args.rainy, folder, "--rainy, --derained")[0]}
         for folder in args.derained
@@ -52,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         rain, gain = generated(netED, count, 0, side)
         label = f"generated rain, {gain:g}x brighter" if gain > 1 else "generated rain"
         rows.append((rain, [label, *[""] * (count - 1)]))
-    write_image(Path(args.out), sheet(rows))
+    write_image(out, sheet(rows))
     print(f"picture: {args.out}")
     return 0
 
