@@ -8,11 +8,14 @@ import contextlib
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
+from common import ranks
 from common.errors import UserError
 from common.speed import Speed
 
@@ -70,6 +73,12 @@ class Parser(argparse.ArgumentParser):
     def add_path(self, flag: str, default: str | None = None, **kwargs) -> None:
         """A flag that takes a file or folder."""
         self.add_argument(flag, action=_UserPath, default=default, metavar="PATH", **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Say how the command is used, and end with exit code 2; once, of several processes."""
+        if ranks.launched():
+            ranks.leave(2, f"{self.format_usage()}{self.prog}: error: {message}")
+        super().error(message)
 
     def parse_args(self, argv: list[str] | None = None) -> argparse.Namespace:
         """The flags as a namespace; ``given`` is the set of those on the command line."""
@@ -397,33 +406,53 @@ def _complain(text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def run(main: Callable[[], int | None]) -> int:
-    """Run a script's main and turn errors that the user can mend into one message and an exit code."""
+def run(main: Callable[[], int | None], torchrun: bool = False) -> int:
+    """Run a script's main and turn errors that the user can mend into one message and an exit code.
+
+    Args:
+        torchrun: whether the script shares its work out among the processes that torchrun starts; see common/ranks.py.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # file names may hold anything
-    try:
-        return main() or 0
-    except UserError as error:
-        _complain(f"error: {error}")
-        return error.exit_code
-    except KeyboardInterrupt as error:
-        _complain(f"\n{str(error) or 'stopped by Ctrl-C'}")
-        return 130
-    except BrokenPipeError:  # | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _complain(f"error: {where}{error.strerror or error}; check the path, its permissions and the disk")
+    if ranks.launched() and not torchrun:
+        if os.environ["RANK"] == "0":
+            _complain("error: this command runs in one process; start it with python, not with torchrun")
         return 2
-    except (RuntimeError, MemoryError) as error:
-        text = str(error) or "out of memory"
-        if isinstance(error, RuntimeError) and "out of memory" not in text and "can't allocate memory" not in text:
+    try:
+        with ranks.joined():
+            return main() or 0
+    except BaseException as error:
+        text, code = _explained(error)
+        if ranks.launched():
+            ranks.leave(code, text or traceback.format_exc())
+        if text is None:
             raise
+        if text:
+            _complain(text)
+        return code
+
+
+def _explained(error: BaseException) -> tuple[str | None, int]:
+    """What to say of an error, None if it is not the user's to mend, and the exit code."""
+    if isinstance(error, UserError):
+        return f"error: {error}", error.exit_code
+    if isinstance(error, SystemExit) and ranks.launched():  # --help has spoken
+        return "", error.code or 0
+    if isinstance(error, KeyboardInterrupt):
+        return f"\n{str(error) or 'stopped by Ctrl-C'}", 130
+    if isinstance(error, BrokenPipeError):  # | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return "", 1
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"error: {where}{error.strerror or error}; check the path, its permissions and the disk", 2
+    text = str(error) or "out of memory"
+    memory = "out of memory" in text or "can't allocate memory" in text
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and memory):
         advice = (
             "Use a smaller --batchSize, --patchSize or network for training, a smaller --tile for deraining, "
             "smaller photos for rain."
         )
-        _complain(f"error: out of memory ({text.splitlines()[0]}). {advice}")
-        return 1
+        return f"error: out of memory ({text.splitlines()[0]}). {advice}", 1
+    return None, 1

@@ -32,7 +32,7 @@ def parse_args(argv=None):
     parser = cli.Parser(__doc__, __file__)
     data = parser.group("data")
     data.add_path("--data_path", "./data/spa-data/", help="folder of real_world.txt, the list of the pairs, or a pack")
-    data.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step, generated ones included")
+    data.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step of each process")
     data.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px, as in G's training")
     model = parser.group("model")
     model.add_path("--netED", "./spamodels/ED_state_800.pt", help="weights of RNet and G")
@@ -80,4 +80,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(cli.run(main, torchrun=True))

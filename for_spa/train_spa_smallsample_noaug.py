@@ -33,7 +33,7 @@ def parse_args(argv=None):
     data.add_path("--data_path", "./data/spa-data/", help="folder of real_world.txt, the list of the pairs, or a pack")
     data.add_argument("--train_num", type=cli.positive_int, default=1000, help="pairs in the sample")
     data.add_argument("--seed", type=cli.seed, default=5, help="of the choice of these pairs, and of nothing else")
-    data.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step")
+    data.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step of each process")
     data.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px")
     model = parser.group("model")
     optim = parser.group("optimisation")
@@ -76,4 +76,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(cli.run(main, torchrun=True))

@@ -33,7 +33,7 @@ def parse_args(argv=None):
     data = parser.group("data")
     data.add_path("--data_path", "./data/rain100L/train/small/rain", help="folder of rainy images, or a pack")
     data.add_path("--gt_path", "./data/rain100L/train/small/norain", help="folder of their clean partners")
-    data.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step, generated ones included")
+    data.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step of each process")
     data.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px, as in G's training")
     model = parser.group("model")
     model.add_path("--netED", "./syn100lmodels/ED_state_700.pt", help="weights of RNet and G")
@@ -81,4 +81,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(cli.run(main, torchrun=True))

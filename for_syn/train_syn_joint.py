@@ -32,7 +32,7 @@ def parse_args(argv=None):
     data = parser.group("data")
     data.add_path("--data_path", "./data/rain100L/train/small/rain", help="folder of rainy images, or a pack")
     data.add_path("--gt_path", "./data/rain100L/train/small/norain", help="folder of their clean partners")
-    data.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step")
+    data.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step of each process")
     data.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px, a power of two")
     model = parser.group("model")
     model.add_argument("--nc", type=cli.number(int, 3, 3), default=3, help="image channels")
@@ -95,4 +95,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(cli.run(main, torchrun=True))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from common import ranks
 from common.data.images import ImageError
 from common.data.pairs import Pair, crop_at, planes, some_of, widened
 from common.errors import UserError
@@ -59,23 +60,25 @@ def choose(args: argparse.Namespace, pairs: Sequence[Pair], device: torch.device
     if where == "gpu" and device.type != "cuda":
         print("--cache gpu: no GPU is used, the images are kept in RAM")
         where = "ram"
-    needed, there = decoded_bytes(pairs), memory()
+    processes = ranks.local_count()  # each keeps its own
+    needed, there = decoded_bytes(pairs), memory() // processes
+    each = f" of each of {processes} processes" if processes > 1 else ""
     if where == "auto" and device.type == "cuda" and needed <= SHARE * torch.cuda.mem_get_info(device)[0]:
         return "gpu"
     if where == "auto":
         if needed > SHARE * there:
             print(
-                f"--cache: {needed / GIB:.1f} GiB of decoded images are more than a third of the memory "
+                f"--cache: {needed / GIB:.1f} GiB of decoded images are more than a third of the memory{each} "
                 f"({there / GIB:.1f} GiB), they are read again and again; a pack (python -m common.data.pack) is "
                 "faster than image files"
             )
         return "ram" if needed <= SHARE * there else "none"
     if where == "gpu":
-        there = torch.cuda.mem_get_info(device)[0]
+        there, each = torch.cuda.mem_get_info(device)[0], ""
     if needed > 0.9 * there:
         raise UserError(
-            f"--cache {args.cache}: {needed / GIB:.1f} GiB of decoded images do not fit into {there / GIB:.1f} GiB; "
-            "take --cache none, best with a pack (python -m common.data.pack)"
+            f"--cache {args.cache}: {needed / GIB:.1f} GiB of decoded images do not fit into {there / GIB:.1f} GiB"
+            f"{each}; take --cache none, best with a pack (python -m common.data.pack)"
         )
     return where
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, multiprocessing
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from common import ranks
 from common.data import cache, pack
 from common.data.images import printable
 from common.data.pairs import (
@@ -98,24 +99,24 @@ class CropSampler(Sampler):
     T1: which image a crop comes from and its place depend on (seed, epoch, sample) alone, not on workers or caches.
 
     Args:
-        length: crops per epoch.
+        length: crops per epoch, of all processes.
         seed: of the order and the places, 0 or more.
         first, last: epochs, counted from 1, both included.
-        skip: crops of the first epoch that are done already.
+        skip: crops of the first epoch that are done already, of all processes.
     """
 
     def __init__(self, length: int, seed: int, first: int, last: int, skip: int = 0) -> None:
         self.length, self.seed, self.first, self.last, self.skip = length, seed, first, last, skip
 
     def __len__(self) -> int:
-        return self.length * (self.last - self.first + 1) - self.skip
+        return (self.length * (self.last - self.first + 1) - self.skip) // ranks.count()
 
     def epochs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Numbers (L,) and places (L, 2) of the crops of each epoch that are not done yet, in their order."""
+        """Numbers (L,) and places (L, 2) of this process's crops of each epoch that are not done yet, in order."""
         for epoch in range(self.first, self.last + 1):
             rng = np.random.default_rng([self.seed, epoch])
             order, places = rng.permutation(self.length), rng.random((self.length, 2))
-            order = order[self.skip if epoch == self.first else 0 :]
+            order = order[self.skip if epoch == self.first else 0 :][ranks.own()]
             yield (epoch - 1) * self.length + order, places[order]
 
     def __iter__(self) -> Iterator[Key]:
@@ -156,7 +157,7 @@ def crop_loader(
         dataset,
         batch_size,
         sampler=sampler,
-        num_workers=min(workers, os.cpu_count() or 1),  # more would only be in each other's way; crops stay the same
+        num_workers=min(workers, (os.cpu_count() or 1) // ranks.local_count() or 1),  # more: in each other's way
         collate_fn=_as_it_is,
         worker_init_fn=functools.partial(_quiet_worker, closing),
         pin_memory=pin_memory,

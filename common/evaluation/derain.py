@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common import derainer
+from common import derainer, ranks
 from common.data.images import (
     ImageError,
     image_size,
@@ -280,18 +281,24 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
 def validate(
     net: nn.Module, pairs: list[Pair], device: torch.device, windows: Windows, stop: Callable[[], bool]
 ) -> dict[str, float] | None:
-    """Mean scores of the derained, truncated images against their ground truth; None if ``stop`` asked to stop."""
-    scores = []
+    """Mean scores of the derained, truncated images against their ground truth; None if ``stop`` asked to stop.
+
+    Several processes share the images.
+    """
+    scores: dict[int, metrics.Scores] = {}
     with _evaluating(net), unprepared(net):
-        for pair in tqdm(pairs, desc="validating", unit="image", leave=False, disable=None):
+        mine = range(len(pairs))[ranks.own()]
+        for number in tqdm(mine, desc="validating", unit="image", leave=False, disable=None):
             if stop():
-                return None
+                break
+            pair = pairs[number]
             try:
                 derained = derain_pixels(net, read_image(pair.rainy), device, windows, "truncate")
             except derainer.DerainerError as error:
                 raise derainer.DerainerError(f"{pair.rainy}: {error}") from None
-            scores.append(metrics.score(derained, read_image(pair.clean)))
-    return vars(metrics.mean(scores))
+            scores[number] = metrics.score(derained, read_image(pair.clean))
+    scores = {number: score for part in ranks.gather(scores) for number, score in part.items()}
+    return vars(metrics.mean([scores[n] for n in range(len(pairs))])) if len(scores) == len(pairs) else None
 
 
 def validator(
@@ -352,6 +359,18 @@ def _partners(folder: Path, names: list[Path], gt_path: Path, save_path: Path) -
     return {Path(pair.name): pair.clean for pair in pairs}
 
 
+@dataclass
+class _Result:
+    """What became of an image."""
+
+    deep: bool = False  # it has 16 bits a channel
+    seconds: float | None = None  # that deraining took
+    warm_up: bool = False  # these do not count
+    written: bool = False
+    scores: dict[str, metrics.Scores] | None = None
+    problem: str = ""
+
+
 def derain_folder(
     *,
     net: nn.Module,  # Derain, PReNet or another derainer, on the device
@@ -367,6 +386,8 @@ def derain_folder(
     hint: str = "",  # what belongs into data_path, for the message when it is missing
 ) -> int:
     """Derain images into a folder; print the time per image and, with a ground truth, the table of metrics.
+
+    Several processes share the images; the first one tells what all did.
 
     Returns:
         Exit code: 0, or 1 where an image or its ground truth could not be read or did not fit into memory; the
@@ -392,52 +413,64 @@ def derain_folder(
             _infer(net, torch.zeros(1, 3, 32, 32, device=device), windows)  # warm-up
     elif windows.tile > 0:
         print(f"tiles of {windows.tile} px with a halo of {windows.halo} px: approximate for this derainer")
-    table, problems, seconds, deep, written = metrics.Table(), [], [], 0, 0
-    bar = tqdm(names, unit="image", disable=None)
-    for done, name in enumerate(bar):
+    done: dict[Path, _Result] = {}
+    mine = names[ranks.own()]
+    for number, name in enumerate(tqdm(mine, unit="image", disable=None)):
+        result = done[name] = _Result()
         try:
             rainy = read_image(folder / name)
             began = time.perf_counter()
             with autocast(device, precision):
                 derained = derain_pixels(net, rainy, device, windows, rounding)
-            seconds.append(time.perf_counter() - began)
-            deep += rainy.dtype == np.uint16
+            result.seconds, result.deep = time.perf_counter() - began, rainy.dtype == np.uint16
             write_image(save / name, derained)
-            written += 1
+            result.written = True
             if name in clean:
                 truth = read_image(clean[name])
-                table.add(
-                    name.as_posix(),
-                    rainy=metrics.score(rainy, truth),
-                    derained=metrics.score(read_image(save / name), truth),
-                )
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"stopped by Ctrl-C; {done} of {len(names)} images are in {save}") from None
+                rainy_score, derained_score = (metrics.score(x, truth) for x in (rainy, read_image(save / name)))
+                result.scores = {"rainy": rainy_score, "derained": derained_score}
+        except KeyboardInterrupt as asked:
+            why, whose = str(asked) or "stopped by Ctrl-C", " this process's" if ranks.count() > 1 else ""
+            raise KeyboardInterrupt(f"{why}; {number} of{whose} {len(mine)} images are in {save}") from None
         except ImageError as error:  # the input or its ground truth; errors of writing are others and end the run
-            problems.append(str(error))
+            result.problem = str(error)
         except derainer.DerainerError as error:  # of this size, perhaps
-            problems.append(f"{folder / name}: {error}")
-            if not written and len(problems) == 1:
-                raise derainer.DerainerError(problems[0]) from None
+            result.problem = f"{folder / name}: {error}"
+            if number == 0:
+                raise derainer.DerainerError(result.problem) from None
         except (RuntimeError, MemoryError) as error:
             if "memory" not in str(error) and not isinstance(error, MemoryError):
                 raise
             size = size_text(image_size(folder / name))
             remedy = "--tile 256" if derainer.is_ours(net) else "--tile 256 --tile_halo 64 (approximate)"
-            problems.append(f"{folder / name}: {size} px do not fit into memory; try {remedy}")
-    print(f"{written} images derained into {save}")
+            result.problem = f"{folder / name}: {size} px do not fit into memory; try {remedy}"
+    timed = [result for result in done.values() if result.seconds is not None]
+    if len(timed) > 1:
+        timed[0].warm_up = True
+    done = {name: result for part in ranks.gather(done) for name, result in part.items()}
+    return _tell([(name, done[name]) for name in names], save, folder, others, device)
+
+
+def _tell(done: list[tuple[Path, _Result]], save: Path, folder: Path, others: int, device: torch.device) -> int:
+    """Print, and save as a table, what became of all images; returns the exit code."""
+    results = [result for _, result in done]
+    print(f"{sum(result.written for result in results)} images derained into {save}")
     if others:
         print(f"{others} other files in {folder} skipped")
-    if deep:
+    if deep := sum(result.deep for result in results):
         print(f"{deep} images with 16 bits a channel: the results have 8")
-    if seconds:
-        counted = seconds[1:] or seconds
-        left_out = ", the first one left out as warm-up" if len(seconds) > 1 else ""
-        print(f"average time per image: {sum(counted) / len(counted):.3f} s on {device}{left_out}")
-    if table.rows:
+    if seconds := [r.seconds for r in results if r.seconds is not None and not r.warm_up]:
+        left_out = ", the first one left out as warm-up" if any(result.warm_up for result in results) else ""
+        print(f"average time per image: {sum(seconds) / len(seconds):.3f} s on {device}{left_out}")
+    table = metrics.Table()
+    for name, result in done:
+        if result.scores:
+            table.add(name.as_posix(), **result.scores)
+    if table.rows and ranks.first():
         table.save(save / "metrics.csv")
         print(table)
         print(f"written: {save / 'metrics.csv'}")
-    if problems:
-        tell(problems, f"{len(problems)} of {len(names)} images could not be derained or measured")
+    problems = [result.problem for result in results if result.problem]
+    if problems and ranks.first():
+        tell(problems, f"{len(problems)} of {len(done)} images could not be derained or measured")
     return 1 if problems else 0

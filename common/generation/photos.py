@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from common import ranks
 from common.data.images import (
     ImageError,
     has_alpha,
@@ -183,6 +184,8 @@ def rain_on_photos(
 ) -> int:
     """Make rainy/clean pairs of photos, and print what was made; goes on where an interrupted run stopped.
 
+    Several processes share the photos; the first one tells what all did.
+
     Returns:
         Exit code: 0, or 1 where a photo could not be read or its place was taken; the others are done.
 
@@ -202,12 +205,16 @@ def rain_on_photos(
     if overwrite and shard[1] > 1:
         raise UserError("--overwrite: it starts the whole folder anew, --shard does a part; delete the folder instead")
     maker = RainMaker(netED)
+    if ranks.first():
+        manifest = Manifest(save)
+        if overwrite:
+            _start_anew(manifest, folder, photos)
+        manifest.mend()
+    ranks.gather(None)  # the others wait for that
     manifest = Manifest(save)
-    if overwrite:
-        _start_anew(manifest, folder, photos)
-    manifest.mend()
     _check_rows(manifest.rows.values(), settings, files)
-    mine = photos[shard[0] - 1 :: shard[1]]
+    part = photos[shard[0] - 1 :: shard[1]]
+    mine = part[ranks.own()]
     kinds = KINDS if save_layer else PAIR
 
     def is_done(photo: Path, file: str, digest: str) -> bool:
@@ -245,7 +252,8 @@ def rain_on_photos(
         manifest.append(Row(file, photo.as_posix(), variant, **facts, **vars(settings)))
         return wet
 
-    problems, made, wet, area, there, deep, alpha = [], 0, 0, 0, 0, 0, 0
+    problems: dict[Path, str] = {}
+    made, wet, area, there, deep, alpha = 0, 0, 0, 0, 0, 0
     try:
         for photo in tqdm(mine, unit="photo", disable=None):
             try:
@@ -269,13 +277,17 @@ def rain_on_photos(
             except (ImageError, _Taken) as error:
                 if strict:
                     raise UserError(str(error)) from None
-                problems.append(str(error))
-    except KeyboardInterrupt:
+                problems[photo] = str(error)
+    except KeyboardInterrupt as asked:
+        why, whose = str(asked) or "stopped by Ctrl-C", " this process's" if ranks.count() > 1 else ""
         again = "without --overwrite goes on" if overwrite else "goes on"
         raise KeyboardInterrupt(
-            f"stopped by Ctrl-C; {made + there} of {num * len(mine)} pairs are in {save}; the same command {again}"
+            f"{why}; {made + there} of{whose} {num * len(mine)} pairs are in {save}; the same command {again}"
         ) from None
-    if not mine:
+    *counts, found = zip(*ranks.gather((made, wet, area, there, deep, alpha, problems)), strict=True)
+    made, wet, area, there, deep, alpha = map(sum, counts)
+    problems = {photo: text for of_one in found for photo, text in of_one.items()}
+    if not part:
         print(f"--shard {shard[0]}/{shard[1]}: none of the {len(photos)} photos is in this part")
     print(f"{made} pairs made in {save}" + (f", {there} were there already" if there else ""))
     if others:
@@ -291,15 +303,16 @@ def rain_on_photos(
                 "warning: this generator makes hardly any rain; train it longer, "
                 "or look at it by test_disentanglement.py --figure generated"
             )
-    if made or there:
+    if (made or there) and ranks.first():
         with manifest.finished() as rows:
             spaces = write_list(save, rows)
             picture = contact_sheet(save, rows)
         if spaces:
             print(f"{spaces} pairs have spaces in their names and are not in {LIST}, which separates by them")
         print(f"lists of the pairs: {manifest.path}, {save / LIST}" + (f"\npicture: {picture}" if picture else ""))
-    if problems:
-        tell(problems, f"{len(problems)} of {len(mine)} photos could not be used")
+    if problems and ranks.first():
+        told = [problems[photo] for photo in part if photo in problems]
+        tell(told, f"{len(told)} of {len(part)} photos could not be used")
     return 1 if problems else 0
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from common import derainer
+from common import derainer, ranks
 from common.models import EDNet
 from common.speed import Speed
 from common.training.checkpoint import generator_of
@@ -62,15 +62,16 @@ def a_step(
         rainy, clean: (N, 3, p, p) in [0, 1].
 
     Returns:
-        The losses, detached: loss, mse; and the derained batch, detached.
+        The losses, detached, as means over the batches of all processes: loss, mse; and the derained batch, detached.
     """
     optimizer.zero_grad()
     derained = derain(rainy)
     loss = -ssim(derained, clean)
     loss.backward()
-    optimizer.step()
     derained = derained.detach()
-    return {"mse": torch.mean((derained - clean) ** 2), "loss": loss.detach()}, derained
+    losses = ranks.average(optimizer, mse=torch.mean((derained - clean) ** 2), loss=loss)
+    optimizer.step()
+    return losses, derained
 
 
 def pick_generator(run: Run, device: torch.device, hint: str) -> EDNet | None:
@@ -87,7 +88,8 @@ def pick_generator(run: Run, device: torch.device, hint: str) -> EDNet | None:
             print("--netED: no generator is needed with --fake_ratio 0")
         return None
     net = generator_of(args, device, hint, run.settled)
-    if real_samples(args.batchSize, args.fake_ratio) == args.batchSize:
+    whole = args.batchSize * ranks.count()
+    if real_samples(whole, args.fake_ratio) == whole:
         print(
             f"warning: --batchSize {args.batchSize} with --fake_ratio {args.fake_ratio:g} leaves no sample of a batch "
             "for generated rain; raise one of them"
@@ -101,6 +103,7 @@ def aug_step(
     """The step of augmented training for ``fit``, see ``train_augmented``.
 
     Args:
+        n_real: samples that keep their own rain, of the batches of all processes; they come first.
         shown: is given the batches of the newest step, for pictures.
     """
 
@@ -109,20 +112,24 @@ def aug_step(
             return derainer.apply(net, speed.order(rainy) if derainer.is_ours(net) else rainy)
 
     def work(rainy: Tensor, clean: Tensor, *z: Tensor) -> tuple[dict, dict]:
-        if netED:
-            rainy = rain_on(netED, rainy, clean, n_real, *z)
+        if own_real < len(rainy):
+            rainy = rain_on(netED, rainy, clean, own_real, *z)
         losses, derained = a_step(derain, optimizer, rainy, clean)
         return losses, {"rainy": rainy, "derained": derained, "clean": clean}
 
     device = next(net.parameters()).device
     recorded = speed.recorded(work, device)
+    own_real = len(range(n_real)[ranks.own()])
 
     def step(rainy: Tensor, clean: Tensor, index: int) -> dict[str, Tensor]:
-        z = [torch.randn(len(rainy) - n_real, netED.nz, device=rainy.device)] if netED else []
+        z = []
+        if netED:
+            whole = torch.randn(len(rainy) * ranks.count() - n_real, netED.nz, device=rainy.device)
+            z = [whole[ranks.own(n_real)]]
         losses, pictures = recorded(rainy, clean, *z)
         shown.update(pictures)
-        if n_real < len(rainy):
-            shown.update(generated_rainy=pictures["rainy"][n_real:])
+        if own_real < len(rainy):
+            shown.update(generated_rainy=pictures["rainy"][own_real:])
         return losses
 
     return step
@@ -136,13 +143,14 @@ def train_augmented(
     lr: float,
     fake_ratio: float,  # generated samples for each real one; an epoch has (1 + fake_ratio) times the steps
     device: torch.device,
-    batch_size: int,
+    batch_size: int,  # of each process
     iters_per_epoch: int,  # before that factor
     speed: Speed,  # how the derainer is called
     **settings,  # data, schedule, epochs, saving: see fit
 ) -> None:
     """Train a derainer with generated rain among the real one; see ``rain_on``, ``a_step`` and the loop ``fit``."""
-    n_real = real_samples(batch_size, fake_ratio) if netED else batch_size
+    whole = batch_size * ranks.count()
+    n_real = real_samples(whole, fake_ratio) if netED else whole
     optimizer = speed.adam((p for p in net.parameters() if p.requires_grad), lr)
     speed.prepare(net, device, say=True)
     shown: dict[str, Tensor] = {}

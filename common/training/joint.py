@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from common import ranks
+from common.ranks import average
 from common.speed import Speed
 from common.training.loop import fit
 from common.training.losses import gaussian_kl, gradient_penalty
@@ -41,16 +43,23 @@ def forward(netDerain: nn.Module, netED: nn.Module, rainy: Tensor, eps: Tensor, 
 
 
 def d_step(
-    netD: nn.Module, optD: Optimizer, rainy: Tensor, fake: Tensor, alpha: Tensor, lambda_gp: float
+    netD: nn.Module,
+    optD: Optimizer,
+    rainy: Tensor,
+    fake: Tensor,
+    alpha: Tensor,
+    lambda_gp: float,
+    **seen: Tensor,
 ) -> dict[str, Tensor]:
     """One step of the critic on loss_D = -mean D(O) + mean D(fake) + lambda_gp gp; touches D alone.
 
     Args:
         rainy, fake: (N, 3, p, p); fake is detached here.
         alpha: (N, 1, 1, 1) in [0, 1], for the gradient penalty.
+        seen: further means over this batch, to be returned with the losses.
 
     Returns:
-        The losses, detached: d_real, d_fake, gp (unweighted), loss_D.
+        The losses, detached, as means over the batches of all processes: d_real, d_fake, gp (unweighted), loss_D.
     """
     fake = fake.detach()
     optD.zero_grad()
@@ -60,8 +69,9 @@ def d_step(
     gp = gradient_penalty(netD, rainy, fake, alpha)
     loss = d_real + d_fake + lambda_gp * gp
     loss.backward()
+    losses = average(optD, **seen, loss_D=loss, d_real=d_real, d_fake=d_fake, gp=gp)
     optD.step()
-    return {"loss_D": loss.detach(), "d_real": d_real.detach(), "d_fake": d_fake.detach(), "gp": gp.detach()}
+    return losses
 
 
 def g_step(
@@ -84,7 +94,7 @@ def g_step(
         eps2: prior variance of the background.
 
     Returns:
-        The losses, detached: g_adv (unweighted), kl_z, kl_b, loss_G.
+        The losses, detached, as means over the batches of all processes: g_adv (unweighted), kl_z, kl_b, loss_G.
     """
     optDerain.zero_grad()
     optED.zero_grad()
@@ -93,14 +103,19 @@ def g_step(
     kl_b = gaussian_kl(out.mu_b, out.logvar_b, prior_mu=clean, prior_var=eps2)
     loss = w_adv * g_adv + kl_z + kl_b
     loss.backward(inputs=[*netDerain.parameters(), *netED.parameters()])  # none for the weights of D
+    losses = average(optDerain, optED, loss_G=loss, g_adv=g_adv, kl_z=kl_z, kl_b=kl_b)
     optDerain.step()
     optED.step()
-    return {"loss_G": loss.detach(), "g_adv": g_adv.detach(), "kl_z": kl_z.detach(), "kl_b": kl_b.detach()}
+    return losses
 
 
 def draw(number: int, nz: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """What chance decides in a step, in the order of the reference: eps (N, nz) and alpha (N, 1, 1, 1)."""
-    return torch.randn(number, nz, device=device), torch.rand(number, 1, 1, 1, device=device)
+    """What chance decides in a step, in the order of the reference: eps (N, nz) and alpha (N, 1, 1, 1).
+
+    Drawn for the batches of all processes, each of which takes its own.
+    """
+    whole = number * ranks.count()
+    return torch.randn(whole, nz, device=device)[ranks.own()], torch.rand(whole, 1, 1, 1, device=device)[ranks.own()]
 
 
 def joint_step(
@@ -125,13 +140,13 @@ def joint_step(
     def work(learn: bool, rainy: Tensor, clean: Tensor, eps: Tensor, alpha: Tensor) -> tuple[dict, dict]:
         with torch.set_grad_enabled(speed.needs_grad(learn)):  # a step of D needs none of BNet and EDNet: same numbers
             out = forward(netDerain, netED, rainy, eps, speed)
-        losses = d_step(netD, optimizers["D"], rainy, out.fake, alpha, lambda_gp)
+        mu_b, rain, fake = out.mu_b.detach(), out.rain.detach(), out.fake.detach()
+        losses = d_step(netD, optimizers["D"], rainy, fake, alpha, lambda_gp, mse=torch.mean((mu_b - clean) ** 2))
         if learn:
             opts = optimizers["DerainNet"], optimizers["ED"]
             losses |= g_step(netDerain, netED, netD, *opts, out, clean, w_adv, eps2)
-        mu_b, rain, fake = out.mu_b.detach(), out.rain.detach(), out.fake.detach()
         pictures = {"derained": mu_b, "clean": clean, "rainy": rainy, "generated_rainy": fake, "rain_layer": rain}
-        return {"mse": torch.mean((mu_b - clean) ** 2), **losses}, pictures
+        return losses, pictures
 
     device = next(netD.parameters()).device
     steps = {learn: speed.recorded(functools.partial(work, learn), device) for learn in (True, False)}

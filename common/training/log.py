@@ -29,15 +29,18 @@ class Log:
         epoch: finished epochs; rows of later ones, left by a run that was cut off, go.
         step: finished steps, the same for TensorBoard.
         overwrite: delete the logs of an earlier run.
+        writes: False for a process that only goes along with another one: nothing is written.
 
     Raises:
         UserError: the folder can't be written to.
     """
 
-    def __init__(self, folder: str, options: dict, epoch: int, step: int, overwrite: bool) -> None:
+    def __init__(self, folder: str, options: dict, epoch: int, step: int, overwrite: bool, writes: bool = True) -> None:
         self.folder = Path(folder)
         self.csv = self.folder / "log.csv"
-        self._warned = False
+        self._warned, self._writes, self.rows = False, writes, []
+        if not writes:
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if overwrite:
@@ -61,6 +64,8 @@ class Log:
         self.events.write_event(Event(wall_time=time.time(), step=step, **content))
 
     def _safely(self, write: Callable[[], None]) -> None:
+        if not self._writes:
+            return
         try:
             write()
         except OSError as error:
@@ -105,4 +110,4 @@ class Log:
 
     def close(self) -> None:
         """Write out what TensorBoard's file still holds back."""
-        self._safely(self.events.close)
+        self._safely(lambda: self.events.close())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from common import ranks
 from common.data.patches import CropSampler, PatchDataset, crop_loader, to_batch
 from common.derainer import DerainerError
 from common.errors import TrainingStopped, UserError
@@ -120,7 +121,7 @@ def fit(
     optimizers: dict[str, Optimizer],  # by the same prefixes; their initial_lr is that of epoch 1, see Speed.adam
     dataset: PatchDataset,  # of crops
     device: torch.device,
-    batch_size: int,
+    batch_size: int,  # of each process
     iters_per_epoch: int,  # steps of an epoch
     niter: int,  # epochs
     milestone: list[int],  # finished epochs after which every learning rate is multiplied by gamma
@@ -142,15 +143,22 @@ def fit(
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
     """
     base = {name: optimizer.param_groups[0]["initial_lr"] for name, optimizer in optimizers.items()}
-    run.restore(nets, optimizers, dataset.fingerprint() + (f", generator {_digest(frozen)}" if frozen else ""))
+    data = dataset.fingerprint() + (f", generator {_digest(frozen)}" if frozen else "")
+    ranks.require_same("--use_gpu", device.type)
+    ranks.require_same("--data_path, --netED", data)
+    run.restore(nets, optimizers, data)
+    ranks.spread(nets.values())
     if run.epoch >= niter:
         _say(f"nothing to do: {run.epoch} epochs are done and --niter is {niter}")
         return
     first = run.epoch + 1
     done_before = run.epoch * iters_per_epoch + run.step
-    log = Log(log_dir, run.options(), run.epoch, done_before, run.args.overwrite)
+    log = Log(log_dir, run.options(), run.epoch, done_before, run.args.overwrite, writes=ranks.first())
     run.begin()
-    sampler = CropSampler(batch_size * iters_per_epoch, dataset.seed, first, niter, run.step * batch_size)
+    whole = batch_size * ranks.count()
+    if ranks.count() > 1:
+        _say(f"{ranks.count()} processes: a step has {whole} crops, {batch_size} of each")
+    sampler = CropSampler(whole * iters_per_epoch, dataset.seed, first, niter, run.step * whole)
     loader, close = crop_loader(dataset, sampler, batch_size, workers, pin_memory=device.type == "cuda")
 
     def save() -> None:
@@ -163,7 +171,7 @@ def fit(
             f"stopped and saved after {run.epoch} epochs and {run.step} steps. To go on:\n  {run.command()}"
         )
 
-    batches = _batches(loader)
+    batches, agree = _batches(loader), ranks.Agreement()
     with StopRequest() as stop:
         try:
             saved_at = time.monotonic()
@@ -196,14 +204,16 @@ def fit(
                             newest = ledger.last()
                             log.scalars({f"loss/{name}": value for name, value in newest.items()}, index)
                             bar.set_postfix({name: f"{value:.3g}" for name, value in newest.items()}, refresh=False)
-                        if stop():
+                        stopping, late = agree(stop(), time.monotonic() - saved_at > 60 * save_minutes)
+                        if stopping:
                             save()
                             raise interrupted()
-                        if time.monotonic() - saved_at > 60 * save_minutes:
+                        if late:
                             save()
                             saved_at = time.monotonic()
                 seconds = time.monotonic() - began
                 ledger.require_finite(run)
+                ranks.spread(nets.values(), weights=False)
                 scores = {}
                 if validate is not None and (epoch % val_every == 0 or epoch == niter):
                     save()  # whatever happens now, the epoch's steps are done; a resume repeats the validation alone

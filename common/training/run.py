@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from common import derainer
+from common import derainer, ranks
 from common.data.images import printable
 from common.data.pairs import Pair
 from common.data.patches import PatchDataset
@@ -111,7 +111,7 @@ class Run:
         state = next((s for s in states if resume in (-1, s["epoch"])), None)
         if states:
             self._saved = states[0]["options"]
-            self._restore_options((state or states[0])["options"])
+            self._restore_options(self._shared_out(state or states[0]))
         elif resume > 0 and "derainer" in self.args:
             choice = derainer.stored(self.model_dir / f"{self.prefixes[0]}_state_{resume}.pt")
             self._restore_options(choice or {})
@@ -166,8 +166,9 @@ class Run:
                     "use the version that wrote it, or --resume N with bare weights"
                 )
             content = {"experiment": str, "epoch": int, "step": int, "best": float, "data": str}
-            content |= dict.fromkeys(("sums", "options", "nets", "optimizers", "rng"), dict)
+            content |= dict.fromkeys(("sums", "options", "nets", "optimizers", "rng"), dict) | {"processes": int}
             options = state.get("options")
+            state.setdefault("processes", 1)  # older ones had one
             choice_fits = "derainer" not in self.args or derainer.valid(options)
             if not all(isinstance(state.get(key), kind) for key, kind in content.items()) or not choice_fits:
                 print(f"resume: left out: {path} is no whole training state")
@@ -188,6 +189,30 @@ class Run:
             return "There are no bare weights either; start with --resume 0."
         shown = ", ".join(map(str, sorted(found)[-8:]))
         return f"Bare weights are there for --resume {shown}."
+
+    def _shared_out(self, state: dict) -> dict:
+        """The stored options, the batch shared out among the processes that there are now."""
+        options, before, now = state["options"], state["processes"], ranks.count()
+        whole = options["batchSize"] * before
+        if before == now:
+            return options
+        if whole % now:
+            fitting = ", ".join(str(n) for n in range(1, whole + 1) if whole % n == 0)
+            raise UserError(
+                f"--resume: a step of this run has {whole} crops, which {now} processes can't share evenly; start as "
+                f"many as divide it: {fitting}"
+            )
+        print(
+            f"resume: {before} processes before, {now} now, --batchSize {whole // now}: a step still has {whole} crops"
+        )
+        return options | {"batchSize": whole // now}
+
+    def share(self) -> None:
+        """Tell the other processes what the first one has found, its options included."""
+        found = {key: value for key, value in vars(self).items() if key not in ("args", "_prefixes")}
+        options, found = ranks.from_first((vars(self.args), found))
+        vars(self.args).update(options)
+        vars(self).update(found)
 
     def _restore_options(self, stored: dict) -> None:
         given = self.args.given
@@ -249,6 +274,9 @@ class Run:
 
     def begin(self) -> None:
         """The checks are done and the first step is next: deal with what would be mixed up with this run."""
+        ranks.advise(self.last_good)
+        if not ranks.first():
+            return
         if self.args.overwrite:
             for path in self.files():
                 path.unlink()
@@ -264,9 +292,13 @@ class Run:
     def save_state(self, nets: dict[str, nn.Module], optimizers: dict[str, Optimizer]) -> None:
         """Save everything that a bit-for-bit continuation needs; loadable with ``weights_only=True``.
 
+        The first process saves, the others have the same.
+
         Raises:
             TrainingStopped: a weight or an Adam average is not finite (the last good state stays), or the disk fails.
         """
+        if not ranks.first():
+            return
         content = {
             "vrgnet_state": VERSION,
             "experiment": self.experiment,
@@ -276,6 +308,7 @@ class Run:
             "sums": self.sums,
             "data": self._data,
             "options": self.options(),
+            "processes": ranks.count(),
             "nets": {name: net.state_dict() for name, net in nets.items()},
             "optimizers": {name: averages(optimizer) for name, optimizer in optimizers.items()},
             "rng": runtime.rng_state(),
@@ -286,11 +319,13 @@ class Run:
         self._saved = content["options"]
 
     def save_weights(self, nets: dict[str, nn.Module], suffix: str) -> None:
-        """Save bare state dicts as ``PREFIX_SUFFIX.pt``, on the CPU, so that they load anywhere.
+        """Save bare state dicts as ``PREFIX_SUFFIX.pt``, on the CPU, so that they load anywhere; once, see above.
 
         Raises:
             TrainingStopped: a weight is not finite, or the disk fails.
         """
+        if not ranks.first():
+            return
         states = {name: {k: v.cpu() for k, v in net.state_dict().items()} for name, net in nets.items()}
         require_finite(_parameters(nets), self)
         for name, state in states.items():
@@ -305,12 +340,21 @@ class Run:
 
     def command(self) -> str:
         """The command that goes on with this run."""
-        words = [sys.executable, str(self._script), "--model_dir", str(self.model_dir), "--resume", "-1"]
+        words = [str(self._script), "--model_dir", str(self.model_dir), "--resume", "-1"]
         for key in sorted(self.args.given & FREE - {"derainer", "pad_to", "pad_square"}):
             if key not in self._saved or self._saved[key] != getattr(self.args, key):  # a folder that has moved, say
                 words += [f"--{key}", str(getattr(self.args, key))]
-        line = shlex.join(words)
+        line = f"{_starter()} {shlex.join(words)}"
         return f"{line} {derainer.flags(derainer.choice_of(self.args))}" if derainer.is_own(self.args) else line
+
+
+def _starter() -> str:
+    """What runs a script in as many processes as now."""
+    if ranks.count() == 1:
+        return shlex.quote(sys.executable)
+    if ranks.count() > ranks.local_count():
+        return "torchrun, on every machine and with its flags as before,"
+    return ranks.torchrun(ranks.count())
 
 
 def averages(optimizer: Optimizer) -> dict:
@@ -384,7 +428,8 @@ def open_run(
     """Open the run of a training script: lock --model_dir, find the state of --resume, let its options win.
 
     Args:
-        args: flags of the script, changed in place on resume; a --dry_run locks and creates nothing.
+        args: flags of the script, changed in place on resume; a --dry_run locks and creates nothing. Of several
+            processes the first does all this, and its flags are everybody's.
         script: the script's ``__file__``; a state is only resumed by the script that wrote it.
         prefixes: from the flags, the names of the network files, ``DerainNet`` for ``DerainNet_state_N.pt``.
 
@@ -392,8 +437,10 @@ def open_run(
         UserError: see ``Run.resolve``; or another process trains in the same folder.
     """
     run = Run(args, script, prefixes)
-    if args.dry_run:
-        run.resolve()
+    if args.dry_run or not ranks.first():
+        if ranks.first():
+            run.resolve()
+        run.share()
         yield run
         return
     created = not run.model_dir.exists()
@@ -406,6 +453,7 @@ def open_run(
     try:
         _lock(file, run)
         run.resolve()
+        run.share()
         yield run
     finally:
         file.close()  # frees the lock; the file stays, since deleting it could free the lock of another process
@@ -430,6 +478,8 @@ def describe(
     first, last = printable(pairs[0].name), printable(pairs[-1].name)
     print(f"data: {len(pairs)} pairs, by the rule: {rule}; first {first}, last {last}")
     print(f"validation: {len(held_out)} pairs" if held_out else "validation: none")
+    if ranks.count() > 1:
+        print(f"processes: {ranks.count()}; a step has {ranks.count() * run.args.batchSize} crops")
     print("networks:")
     for name, net in nets.items():
         print(f"  {name}: {sum(p.numel() for p in net.parameters()):,} parameters" if net else f"  {name}: none")

@@ -3,12 +3,15 @@
 import contextlib
 import os
 import random
+import shlex
 import signal
+import sys
 import threading
 
 import numpy as np
 import torch
 
+from common import ranks
 from common.errors import UserError
 from common.speed import keep_memory, set_arithmetic
 
@@ -16,8 +19,10 @@ from common.speed import keep_memory, set_arithmetic
 def pick_device(use_gpu: bool, gpu_id: str) -> torch.device:
     """The device for --use_gpu and --gpu_id; says so where a GPU is asked for and none is there.
 
+    Of several processes on a machine, LOCAL_RANK decides: each takes the GPU of its number, or of its place in a list.
+
     Raises:
-        UserError: --gpu_id is no list of numbers, or names a GPU that is not there.
+        UserError: --gpu_id is no list of numbers, or names a GPU that is not there; more processes than GPUs.
     """
     try:
         ids = [int(part) for part in str(gpu_id).split(",")]
@@ -26,28 +31,40 @@ def pick_device(use_gpu: bool, gpu_id: str) -> torch.device:
     keep_memory()
     if not use_gpu:
         return torch.device("cpu")
+    if len(ids) > 1 and not ranks.launched():
+        command = shlex.join([*sys.argv, "--gpu_id", gpu_id] if "--gpu_id" not in sys.argv else sys.argv)
+        print(
+            f"--gpu_id {gpu_id}: one process uses one GPU, this one takes GPU {ids[0]}. A process for each of them:\n"
+            f"  {ranks.torchrun(len(ids))} {command}"
+        )
     if not torch.cuda.is_available():
         print("No CUDA GPU here: running on the CPU (--use_gpu false says so without this line).")
         return torch.device("cpu")
     there = torch.cuda.device_count()
+    place, processes = ranks.local_rank(), ranks.local_count()
+    if processes > 1 and len(ids) == 1:
+        ids = list(range(processes))
+    if processes > min(there, len(ids)):
+        raise UserError(
+            f"--gpu_id {gpu_id}: {processes} processes on this machine, which has {there} GPUs; let torchrun start "
+            "one a GPU (--nproc_per_node), or say --use_gpu false"
+        )
     for i in ids:
         if not 0 <= i < there:
             raise UserError(f"--gpu_id: there is no GPU {i}; this machine has {', '.join(map(str, range(there)))}")
-    if len(ids) > 1:
-        print(f"--gpu_id {gpu_id}: one process uses one GPU; this one takes GPU {ids[0]}.")
-    torch.cuda.set_device(ids[0])
+    torch.cuda.set_device(ids[place])
     set_arithmetic("fp32")  # exact, until --precision says otherwise
-    return torch.device("cuda", ids[0])
+    return torch.device("cuda", ids[place])
 
 
 def seed_everything(seed: int | None) -> int:
-    """Seed every random number generator; None draws a seed and prints it.
+    """Seed every random number generator, alike in all processes; None draws a seed and prints it.
 
     Returns:
         The seed, for the crops.
     """
     if seed is None:
-        seed = random.SystemRandom().randrange(2**31)
+        seed = ranks.from_first(random.SystemRandom().randrange(2**31))
         print(f"manualSeed: {seed} (drawn; --manualSeed {seed} repeats this run)")
     random.seed(seed)
     np.random.seed(seed)
@@ -61,7 +78,7 @@ def rng_state() -> dict:
     version, numbers, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],  # of the GPU in use
         "numpy": [torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
         "python": [version, list(numbers), gauss],
     }
@@ -70,8 +87,8 @@ def rng_state() -> dict:
 def set_rng_state(state: dict) -> None:
     """Put every generator back to a state of ``rng_state``."""
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if torch.cuda.is_available() and state["cuda"]:
+        torch.cuda.set_rng_state(state["cuda"][0])
     keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
     version, numbers, gauss = state["python"]
@@ -79,7 +96,11 @@ def set_rng_state(state: dict) -> None:
 
 
 class StopRequest:
-    """Within it, the first Ctrl-C or SIGTERM only asks to stop after the current step; a second Ctrl-C ends at once."""
+    """Within it, the first Ctrl-C or SIGTERM only asks to stop after the current step; a second Ctrl-C ends at once.
+
+    Under torchrun further ones change nothing: it sends each Ctrl-C to its processes once more. It gives them half a
+    minute.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -88,11 +109,15 @@ class StopRequest:
         return self.requested
 
     def _handle(self, number: int, frame) -> None:
+        again, alone = self.requested, not ranks.launched()
         self.requested = True
-        with contextlib.suppress(OSError):  # not print: it may be the print of a step that was interrupted
-            os.write(2, b"\nstopping after this step to save (Ctrl-C again ends at once) ...\n")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if not again and ranks.first():
+            hint = " (Ctrl-C again ends at once)" if alone else ""
+            with contextlib.suppress(OSError):  # not print: it may be the print of a step that was interrupted
+                os.write(2, f"\nstopping after this step to save{hint} ...\n".encode())
+        if alone:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def __enter__(self) -> "StopRequest":
         self.before = {}

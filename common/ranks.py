@@ -1,0 +1,354 @@
+"""Several processes that do one job together under torchrun: one a GPU, on one machine or many.
+
+Each is a rank of PyTorch's process group. Without torchrun there is one process, and what is here leaves all as it is.
+Tensors on a GPU go over NCCL, everything else over gloo. A process that ends early is noticed within half a minute,
+however it ended; the first to leave says why, the others follow it without a word.
+"""
+
+import contextlib
+import datetime
+import io
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.optim import Optimizer
+
+from common.errors import TrainingStopped, UserError
+
+T = TypeVar("T")
+# No collective ever waits in vain, since a process that is gone is noticed by its pulse. What others wait for may take
+# long: the check of a large set, the last image of a rank.
+PATIENCE = datetime.timedelta(days=7)
+START, SILENCE = 300, 20  # seconds, in which a process must have come, and may then be silent
+AGREE = 0.5  # seconds between two agreements, about
+LEFT = "left"  # in the store: "RANK EXITCODE" of the first to leave
+
+
+class ProcessLost(TrainingStopped):
+    """Another process of the job is gone."""
+
+
+class _Job:
+    """What this process knows of the job.
+
+    Attributes:
+        watch: None where there is only this process.
+        leaving: whether it is on its way out; signals then change nothing.
+        advice: what to do when a process was lost.
+    """
+
+    def __init__(self) -> None:
+        self.watch: Watch | None = None
+        self.leaving = False
+        self.advice: Callable[[], str] = lambda: "Start again."
+
+
+_job = _Job()
+
+
+def launched() -> bool:
+    """Whether torchrun started this process."""
+    return dist.is_torchelastic_launched()
+
+
+def count() -> int:
+    """Processes of the job."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0 on."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def first() -> bool:
+    """Whether this process is the one that prints, logs and saves."""
+    return rank() == 0
+
+
+def local_rank() -> int:
+    """The number of this process on its machine, from 0 on."""
+    return int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0
+
+
+def local_count() -> int:
+    """Processes of the job on this machine."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if dist.is_initialized() else 1
+
+
+def own(start: int = 0) -> slice:
+    """Which of the things that are numbered over all processes from ``start`` on are this one's: every n-th."""
+    return slice((rank() - start) % count(), None, count())
+
+
+def torchrun(processes: int) -> str:
+    """How a command begins that runs in so many processes on this machine."""
+    return f"{shlex.quote(sys.executable)} -m torch.distributed.run --standalone --nproc_per_node {processes}"
+
+
+# --- what passes between processes ---------------------------------------------------------------------------------
+
+
+def _together(collective: Callable[[], T]) -> T:
+    try:
+        return collective()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            raise
+        _job.leaving = True
+        reason = str(error).strip().splitlines()[0].rpartition("] ")[2]
+        raise ProcessLost(
+            f"another process of this job is gone ({reason}); the report of torchrun names it. {_job.advice()}"
+        ) from None
+
+
+def gather(value: T) -> list[T]:
+    """The values of all processes, in the order of their ranks, in each of them. Waits for all."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * count()
+    _together(lambda: dist.all_gather_object(values, value))
+    return values
+
+
+def from_first(value: T) -> T:
+    """The value of rank 0, on all ranks."""
+    if not dist.is_initialized():
+        return value
+    values = [value if first() else None]
+    _together(lambda: dist.broadcast_object_list(values, src=0))
+    return values[0]
+
+
+def require_same(flag: str, value: str) -> None:
+    """Refuse processes that see different things, on different machines, say.
+
+    Raises:
+        UserError: names the first rank that differs from rank 0, and both values.
+    """
+    values = gather(value)
+    for number, other in enumerate(values):
+        if other != values[0]:
+            raise UserError(f"{flag}: rank {number} has {other}, rank 0 has {values[0]}; they must be the same")
+
+
+def average(*optimizers: Optimizer, **values: Tensor) -> dict[str, Tensor]:
+    """Make the gradients of the optimizers' weights, and further values, means over all processes, in one call.
+
+    With batches of equal size, the means of a loss's gradients are the gradient of the loss of all batches as one.
+
+    Args:
+        optimizers: their gradients change in place.
+        values: of no dimension.
+
+    Returns:
+        The values, detached.
+    """
+    values = {name: value.detach() for name, value in values.items()}
+    if not dist.is_initialized():
+        return values
+    weights = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    for weight in weights:
+        if weight.grad is None:  # on another rank it may have one
+            weight.grad = torch.zeros_like(weight)
+    gradients = [weight.grad for weight in weights]
+    parts = [part.flatten() for part in (*gradients, *values.values())]
+    flat = torch.cat(parts)
+    _together(lambda: dist.all_reduce(flat))
+    means = (flat / count()).split([len(part) for part in parts])
+    for gradient, mean in zip(gradients, means[: len(gradients)], strict=True):
+        gradient.copy_(mean.view_as(gradient))
+    return dict(zip(values, (mean[0] for mean in means[len(gradients) :]), strict=True))
+
+
+def spread(nets: Iterable[nn.Module], weights: bool = True) -> None:
+    """Give all processes what the networks of rank 0 hold, in place.
+
+    Args:
+        weights: also those that learn, not just what moves with the forward (the vectors of the spectral norm, the
+            averages of a batch norm).
+    """
+    if not dist.is_initialized():
+        return
+    for net in nets:
+        learning = {name for name, p in net.named_parameters() if p.requires_grad}
+        values = {name: value for name, value in net.state_dict().items() if weights or name not in learning}
+        for name, value in from_first({name: value.cpu() for name, value in values.items()}).items():
+            values[name].copy_(value)
+
+
+class Agreement:
+    """Wishes that all processes follow at the same step; asked for about twice a second, not at every step."""
+
+    def __init__(self) -> None:
+        self._steps, self._wait, self._at = 0, 1, time.monotonic()
+
+    def __call__(self, *wishes: bool) -> list[bool]:
+        """To be called after every step by every process: for each wish, whether any process has it."""
+        if not dist.is_initialized():
+            return list(wishes)
+        self._steps += 1
+        if self._steps < self._wait:
+            return [False] * len(wishes)
+        now = time.monotonic()
+        steps = self._steps * AGREE / max(now - self._at, 1e-3)
+        found = torch.tensor([*wishes, max(1, int(steps)) if first() else 0])
+        _together(lambda: dist.all_reduce(found, dist.ReduceOp.MAX))
+        self._steps, self._wait, self._at = 0, int(found[-1]), now
+        return [bool(wish) for wish in found[:-1]]
+
+
+# --- coming and going ----------------------------------------------------------------------------------------------
+
+
+class Watch:
+    """The pulse of every process, in the store of torchrun: who stops beating is gone.
+
+    One thread beats and listens, another judges; the first may get stuck where the store's machine is gone.
+
+    Args:
+        store: of this object alone.
+        lost: called with the reason and the exit code, or with an empty reason where another process has told its own.
+        tick: seconds between beats.
+    """
+
+    def __init__(
+        self, store: dist.Store, rank: int, count: int, lost: Callable[[str, int], None], tick: float = 1.0
+    ) -> None:
+        self.store, self.rank, self.lost, self.tick = store, rank, lost, tick
+        self.beats = [0] * count
+        self.left: int | None = None  # the exit code of the first to leave
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._listen, self._judge)]
+
+    def start(self) -> None:
+        """Begin to beat."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Say and hear nothing any more."""
+        self._ended.set()
+
+    def claim(self, code: int) -> tuple[bool, int]:
+        """Leave: whether this process is the first, and the exit code of the first."""
+        with contextlib.suppress(RuntimeError):
+            until = time.monotonic() + (1.0 if self.rank else 0.0)  # rank 0 goes first, where all have the same to tell
+            while time.monotonic() < until and not self.store.check([LEFT]):
+                time.sleep(0.05)
+            found = self.store.compare_set(LEFT, "", f"{self.rank} {code}").decode()
+            number, code = map(int, found.split())
+            return number == self.rank, code
+        return True, code  # nobody can be asked
+
+    def _listen(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the store is gone, and every pulse with it
+            while not self._ended.wait(self.tick):
+                self.store.add(f"pulse/{self.rank}", 1)
+                self.beats = [self.store.add(f"pulse/{number}", 0) for number in range(len(self.beats))]
+                if self.left is None and self.store.check([LEFT]):
+                    self.left = int(self.store.get(LEFT).split()[1])
+
+    def _judge(self) -> None:
+        last, silent, told = list(self.beats), [0] * len(self.beats), 0
+        while not self._ended.wait(self.tick):  # in ticks, not in seconds: a job that is halted and goes on is well
+            beats = self.beats
+            silent = [0 if now != before else quiet + 1 for now, before, quiet in zip(beats, last, silent, strict=True)]
+            last = beats
+            told += self.left is not None
+            if told > 3:  # the main thread is stuck, or it would have followed by now
+                return self.lost("", self.left)
+            gone = [n for n, quiet in enumerate(silent) if quiet * self.tick > (SILENCE if beats[n] else START)]
+            if self.rank in gone:
+                return self.lost("torchrun, or the machine of rank 0, does not answer any more", 1)
+            if gone:
+                names = " and ".join(f"rank {number}" for number in gone)
+                return self.lost(f"no answer any more from {names} (killed, or its machine is gone)", 1)
+
+
+class _Aside(io.TextIOBase):
+    """stderr of a rank that is not the first: its number before every line, and no terminal, so no progress bars."""
+
+    def __init__(self, number: int) -> None:
+        self._head, self._new = f"[rank {number}] ", True
+
+    def write(self, text: str) -> int:
+        marked = "".join((self._head if new else "") + line for new, line in self._lines(text))
+        os.write(2, marked.encode(errors="backslashreplace"))
+        return len(text)
+
+    def _lines(self, text: str) -> Iterator[tuple[bool, str]]:
+        for line in text.splitlines(keepends=True):
+            yield self._new, line
+            self._new = line.endswith("\n")
+
+
+def advise(advice: Callable[[], str]) -> None:
+    """What a message about a lost process ends with."""
+    _job.advice = advice
+
+
+def leave(code: int, text: str) -> NoReturn:
+    """End this process early; says the text if no other process has left before, whose exit code counts otherwise."""
+    _job.leaving, tells = True, True
+    if _job.watch:
+        _job.watch.stop()
+        tells, code = _job.watch.claim(code)
+    with contextlib.suppress(OSError):
+        if tells and text:
+            print(text, file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)  # not sys.exit: what waits for lost processes would wait for ever
+
+
+def _lost(reason: str, code: int) -> None:
+    if _job.leaving:  # by itself
+        return
+    if reason:
+        leave(code, f"error: {reason}. {_job.advice()}")
+    os._exit(code)
+
+
+def _asked(number: int, frame: Any) -> None:
+    """Ctrl-C reaches every process twice, from the terminal and from torchrun; SIGTERM comes when another one died."""
+    if not _job.leaving:
+        _job.leaving = True
+        ended = "stopped by SIGTERM: another process of the job died, or somebody ended it"
+        raise KeyboardInterrupt("" if number == signal.SIGINT else ended)
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Within it the processes that torchrun started are one job; waits at the end for all of them.
+
+    Where there is an error, the caller ends the process by ``leave``.
+    """
+    if not launched():
+        yield
+        return
+    store, number, size = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=START)))
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, _asked)
+    _job.watch = Watch(store.clone(), number, size, _lost)
+    _job.watch.start()
+    if number:
+        sys.stdout, sys.stderr = open(os.devnull, "w"), _Aside(number)  # noqa: SIM115 (as long as the process)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    group = dist.PrefixStore("group", store)
+    dist.init_process_group(backend, store=group, rank=number, world_size=size, timeout=PATIENCE)
+    yield
+    gather(None)
+    _job.watch.stop()
+    dist.destroy_process_group()
