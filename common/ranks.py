@@ -8,6 +8,7 @@ however it ended; the first to leave says why, the others follow it without a wo
 import contextlib
 import datetime
 import io
+import json
 import os
 import shlex
 import signal
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -107,7 +109,7 @@ def _together(collective: Callable[[], T]) -> T:
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             raise
         _job.leaving = True
-        reason = str(error).strip().splitlines()[0].rpartition("] ")[2]
+        reason = str(error).strip().splitlines()[0].rpartition(".cc:")[2].partition("] ")[2].partition(". ")[0]
         raise ProcessLost(
             f"another process of this job is gone ({reason}); the report of torchrun names it. {_job.advice()}"
         ) from None
@@ -240,6 +242,9 @@ class Watch:
     def stop(self) -> None:
         """Say and hear nothing any more."""
         self._ended.set()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(2)  # a process that ends with one of them in the store aborts
 
     def claim(self, code: int) -> tuple[bool, int]:
         """Leave: whether this process is the first, and the exit code of the first."""
@@ -308,6 +313,9 @@ def leave(code: int, text: str) -> NoReturn:
     with contextlib.suppress(OSError):
         if tells and text:
             print(text, file=sys.stderr)
+            if code and (report := os.environ.get("TORCHELASTIC_ERROR_FILE")):  # what torchrun reports in the end
+                told = {"message": text.strip(), "extraInfo": {"timestamp": str(int(time.time()))}}
+                Path(report).write_text(json.dumps({"message": told}))
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)  # not sys.exit: what waits for lost processes would wait for ever

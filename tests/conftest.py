@@ -20,15 +20,20 @@ def photo(height, width, seed):
     return (127 + 100 * np.stack(waves, -1)).astype(np.uint8)
 
 
-@pytest.fixture
-def pairs_folder(tmp_path):
+def write_pairs(folder):
     """Four small pairs in rain/ and norain/."""
     for i in range(4):
         clean = photo(24, 20 + i, i)
         rainy = clean.astype(int) + 90 * (np.random.RandomState(50 + i).rand(24, 20 + i, 1) > 0.9)
-        write_image(tmp_path / "data" / "norain" / f"{i + 8}.png", clean)
-        write_image(tmp_path / "data" / "rain" / f"{i + 8}.png", rainy.clip(0, 255).astype(np.uint8))
-    return tmp_path / "data"
+        write_image(folder / "norain" / f"{i + 8}.png", clean)
+        write_image(folder / "rain" / f"{i + 8}.png", rainy.clip(0, 255).astype(np.uint8))
+    return folder
+
+
+@pytest.fixture
+def pairs_folder(tmp_path):
+    """See write_pairs."""
+    return write_pairs(tmp_path / "data")
 
 
 def folders(data, model):

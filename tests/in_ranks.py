@@ -1,0 +1,116 @@
+"""What the processes of a job do for tests/test_ranks.py, which starts this file by torchrun.
+
+python -m tests.in_ranks FOLDER  writes FOLDER/RANK.pt, then runs the scripts in FOLDER/jobs.json
+"""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import distributed as dist
+from torch import nn
+
+from common import cli, ranks
+from common.models import Derain, Discriminator, EDNet, PReNet
+from common.speed import Speed
+from common.training.augment import aug_step, real_samples
+from common.training.joint import joint_optimizers, joint_step
+from tests.golden import fill
+from tests.test_joint import batch
+
+WIDE = (Derain, 6), (EDNet, 3, 128, 32), (Discriminator, 64, 64)  # those of the reference
+NARROW = (Derain, 2), (EDNet, 3, 16, 8, 16), (Discriminator, 16, 16)
+
+
+def joint(kinds, dtype, per_step, steps, w_adv, p):
+    """Joint training on ``per_step`` crops a step, of which each process has its share: networks and losses."""
+    stds = 0.02, 0.02, None
+    nets = [fill(kind(*sizes), 21 + i, stds[i]).to(dtype) for i, (kind, *sizes) in enumerate(kinds)]
+    step = joint_step(*nets, joint_optimizers(*nets, 2e-4, 1e-4, 4e-4), w_adv, 10, 5, 1e-6, Speed(), {})
+    torch.manual_seed(7)
+    rows = []
+    for index in range(steps):
+        rainy, clean = (x.to(dtype)[ranks.own(), :, :p, :p] for x in batch(index, per_step))
+        rows.append({name: value.item() for name, value in step(rainy, clean, index).items()})
+    return [net.state_dict() for net in nets], rows
+
+
+def augmented(per_step, steps, ratio):
+    """Augmented training in float64, the same."""
+    net, netED = fill(PReNet(2), 31, 0.02).double(), fill(EDNet(3, 16, 8, 16), 32).double()
+    n_real = real_samples(per_step, ratio)
+    step = aug_step(net, netED, Speed().adam(net.parameters(), 1e-3), n_real, Speed(), {})
+    torch.manual_seed(9)
+    rows = []
+    for index in range(steps):
+        rainy, clean = (x.double()[ranks.own(), :, :16, :16] for x in batch(100 + index, per_step))
+        rows.append({name: value.item() for name, value in step(rainy, clean, index).items()})
+    return [net.state_dict()], rows
+
+
+def compared():
+    """What one process and several must agree on; draws in float64."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = {"joint": joint(NARROW, torch.float64, 8, 6, 0.01, 16)}
+        return found | {f"augmented {ratio}": augmented(8, 3, ratio) for ratio in (0.5, 7.0, 0.05)}
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def golden():
+    """The seven steps of golden/joint_syn.json; and the bytes of every call between the processes."""
+    sent, all_reduce = [], dist.all_reduce
+
+    def counted(tensor, *args):
+        sent.append(tensor.numel() * tensor.element_size())
+        return all_reduce(tensor, *args)
+
+    dist.all_reduce = counted
+    try:
+        _, rows = joint(WIDE, torch.float32, 4, 7, 1, 64)
+    finally:
+        dist.all_reduce = all_reduce
+    return rows, sent
+
+
+def spread():
+    """A network that differs between the ranks: what it holds after ``spread`` of all, and of all but weights."""
+    found = []
+    for weights in (True, False):
+        net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
+        for value in net.state_dict().values():
+            value.fill_(ranks.rank() + 1)
+        ranks.spread([net], weights)
+        found.append({name: value.flatten()[0].item() for name, value in net.state_dict().items()})
+    return found
+
+
+def average():
+    """A gradient that only rank 0 has; and values."""
+    weights = [nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(1))]
+    if ranks.first():
+        weights[0].grad = torch.full((2, 3), 3.0)
+    weights[1].grad = torch.full((1,), 1.0 + ranks.rank())
+    means = ranks.average(torch.optim.Adam(weights), mse=torch.tensor(float(ranks.rank())))
+    return [weight.grad for weight in weights], means
+
+
+def main():
+    folder = Path(sys.argv[1])
+    found = {"compared": compared(), "golden": golden(), "spread": spread(), "average": average()}
+    agree, seen = ranks.Agreement(), []
+    for index in range(3):
+        seen.append(agree(index == 1 and not ranks.first(), ranks.first()))
+        agree._wait = 1  # ask at every step
+    found |= {"agreed": seen, "gathered": ranks.gather(ranks.rank() * 10), "first": ranks.from_first(ranks.rank() + 5)}
+    torch.save(found, folder / f"{ranks.rank()}.pt")
+    for module, argv in json.loads((folder / "jobs.json").read_text()):
+        print(f"== {module}", flush=True)
+        importlib.import_module(module).main(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, torchrun=True))
