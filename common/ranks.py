@@ -10,6 +10,7 @@ import datetime
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -109,7 +110,7 @@ def _together(collective: Callable[[], T]) -> T:
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             raise
         _job.leaving = True
-        reason = str(error).strip().splitlines()[0].rpartition(".cc:")[2].partition("] ")[2].partition(". ")[0]
+        reason = re.sub(r"^\[[^]]*\] ", "", str(error).strip()).partition("\n")[0].partition(". ")[0]
         raise ProcessLost(
             f"another process of this job is gone ({reason}); the report of torchrun names it. {_job.advice()}"
         ) from None
@@ -330,7 +331,7 @@ def _lost(reason: str, code: int) -> None:
 
 
 def _asked(number: int, frame: Any) -> None:
-    """Ctrl-C reaches every process twice, from the terminal and from torchrun; SIGTERM comes when another one died."""
+    """Ctrl-C and SIGTERM, which torchrun passes on; SIGTERM also comes from torchrun itself, when another one died."""
     if not _job.leaving:
         _job.leaving = True
         ended = "stopped by SIGTERM: another process of the job died, or somebody ended it"

@@ -23,6 +23,7 @@ from tests.conftest import photo
 from tests.golden import fill, golden_json, needs_golden, uniform
 from tests.test_joint import NAMES, batch
 from tests.test_patches import crops, pairs_of
+from tests.test_ranks import rows, torchrun, training
 from tests.test_training import arguments, load, resume
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
@@ -261,3 +262,17 @@ def test_the_script_that_derains(tmp_path):
     for i in range(6):
         a, b = (read_image(tmp_path / name / f"{i}.png").astype(int) for name in ("cpu", "gpu"))
         assert np.abs(a - b).max() <= 1 and (a != b).mean() < 1e-3
+
+
+def test_processes_over_nccl_with_recorded_steps(pairs_folder, tmp_path):
+    """As many as there are GPUs, up to two; one alone goes the same way through NCCL."""
+    processes = min(2, torch.cuda.device_count())
+    flags = ["--use_gpu", "true", "--niter", 3, "--n_dis", 2, "--log_every", 1]
+    alone = training(pairs_folder, tmp_path / "alone", 4, *flags, "--cuda_graphs", "off")
+    train_syn_joint.main(alone)
+    together = training(pairs_folder, tmp_path / "together", 4 // processes, *flags, "--cuda_graphs", "on")
+    process = torchrun("for_syn/train_syn_joint.py", *together, processes=processes)
+    text = process.communicate(timeout=300)[0]
+    assert process.returncode == 0 and "not possible here" not in text, text
+    for row, other in zip(rows(tmp_path / "alone_l"), rows(tmp_path / "together_l"), strict=True):
+        assert other == pytest.approx(row, rel=1e-3)

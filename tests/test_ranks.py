@@ -297,7 +297,7 @@ def test_ctrl_c_saves_once_and_says_how_to_go_on(tmp_path):
     process = long_training(tmp_path)
     wait_for_state(tmp_path, process)
     before = load(tmp_path / "m" / "train_state_last.pt")
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: torchrun and both processes
+    os.kill(process.pid, signal.SIGINT)  # as a terminal does: its processes have sessions of their own
     text = process.communicate(timeout=60)[0]
     assert text.count("stopping after this step to save") == 1 and text.count("stopped and saved after") == 1
     after = load(tmp_path / "m" / "train_state_last.pt")
@@ -314,6 +314,33 @@ def test_a_mistake_is_told_once(tmp_path):
     assert len(re.findall("^error: 1 of 4 pairs can't be used", text, re.M)) == 1 and "[rank 1]" not in text
     assert "8.png" in text.rsplit("Root Cause")[-1]  # in torchrun's report as well
     assert not (tmp_path / "m").exists()
+
+
+def test_ranks_that_see_different_things_are_refused(monkeypatch):
+    monkeypatch.setattr(ranks, "gather", lambda value: ["4 pairs", "4 pairs", value])
+    ranks.require_same("--data_path", "4 pairs")
+    with pytest.raises(cli.UserError, match="--data_path: rank 2 has 5 pairs, rank 0 has 4 pairs"):
+        ranks.require_same("--data_path", "5 pairs")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "[/a/b/gloo/pair.cc:547] Read error [127.0.0.1]:5: reset by peer. This is",
+            "Read error [127.0.0.1]:5: reset by peer",
+        ),
+        ("NCCL error in: x.cpp:1, remote process exited\nmore", "NCCL error in: x.cpp:1, remote process exited"),
+    ],
+)
+def test_a_lost_process_is_named_in_a_line(monkeypatch, text, reason):
+    def broken():
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(ranks, "_job", ranks._Job())
+    with pytest.raises(ranks.ProcessLost, match=re.escape(f"is gone ({reason}); the report")) as lost:
+        ranks._together(broken)
+    assert lost.value.exit_code == 1 and ranks._job.leaving
 
 
 def test_commands_of_one_process_refuse(monkeypatch, capsys):

@@ -3,6 +3,7 @@
 Pillow decodes, because it notices truncated files; OpenCV decodes the 16-bit ones, which Pillow would cut to 8 bits.
 """
 
+import hashlib
 import os
 import re
 import stat
@@ -17,6 +18,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from common import ranks
 from common.errors import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
@@ -85,7 +87,8 @@ def inputs(data_path: Path, save_path: Path, hint: str) -> tuple[Path, list[Path
         Their folder, their paths in it in natural order, the number of other files.
 
     Raises:
-        UserError: there are none, or --save_path is their folder or lies in it.
+        UserError: there are none, or --save_path is their folder or lies in it; or processes that share the images see
+            different ones.
     """
     if save_path.exists() and not save_path.is_dir():
         raise UserError(f"--save_path: {save_path} is a file; name a folder")
@@ -105,6 +108,8 @@ def inputs(data_path: Path, save_path: Path, hint: str) -> tuple[Path, list[Path
     names, others = list_images(data_path)
     if not names:
         raise UserError(f"--data_path: no image (PNG, JPEG, BMP, WebP, TIFF) in {data_path}. {hint}".rstrip())
+    digest = hashlib.sha256("\n".join(map(str, names)).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    ranks.require_same("--data_path", f"{len(names)} images, {digest}")
     return data_path, names, others
 
 

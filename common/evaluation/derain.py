@@ -26,7 +26,7 @@ from common.data.images import (
     tell,
     write_image,
 )
-from common.data.pairs import Pair, find_pairs
+from common.data.pairs import Pair, find_pairs, fingerprint
 from common.data.patches import floats
 from common.errors import UserError
 from common.evaluation import metrics
@@ -309,6 +309,7 @@ def validator(
     Raises:
         DerainerError: it can't take one of the sizes.
     """
+    ranks.require_same("--val_data_path", f"{len(pairs)} pairs, {fingerprint(pairs)}")
     if not pairs:
         return None
     windows = windows or Windows()

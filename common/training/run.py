@@ -170,7 +170,8 @@ class Run:
             options = state.get("options")
             state.setdefault("processes", 1)  # older ones had one
             choice_fits = "derainer" not in self.args or derainer.valid(options)
-            if not all(isinstance(state.get(key), kind) for key, kind in content.items()) or not choice_fits:
+            fits = all(isinstance(state.get(key), kind) for key, kind in content.items()) and choice_fits
+            if not fits or state["processes"] < 1 or not isinstance(options.get("batchSize"), int):
                 print(f"resume: left out: {path} is no whole training state")
                 self._aside.append(path)
                 continue
@@ -193,9 +194,9 @@ class Run:
     def _shared_out(self, state: dict) -> dict:
         """The stored options, the batch shared out among the processes that there are now."""
         options, before, now = state["options"], state["processes"], ranks.count()
-        whole = options["batchSize"] * before
         if before == now:
             return options
+        whole = options["batchSize"] * before
         if whole % now:
             fitting = ", ".join(str(n) for n in range(1, whole + 1) if whole % n == 0)
             raise UserError(
@@ -265,7 +266,7 @@ class Run:
                     raise UserError(f"{where}: {name} trains other parameters than this run did; undo that") from None
             runtime.set_rng_state(self._state["rng"])
             self._state = None  # its memory is needed
-        for name, path in self._bare.items():
+        for name, path in self._bare.items() if ranks.first() else ():  # the others are given them by ``fit``
             checkpoint.load_weights(nets[name], path, self._kind(name), "--resume")
 
     def _kind(self, prefix: str) -> str:

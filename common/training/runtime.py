@@ -98,8 +98,8 @@ def set_rng_state(state: dict) -> None:
 class StopRequest:
     """Within it, the first Ctrl-C or SIGTERM only asks to stop after the current step; a second Ctrl-C ends at once.
 
-    Under torchrun further ones change nothing: it sends each Ctrl-C to its processes once more. It gives them half a
-    minute.
+    Under torchrun a second one changes nothing: there it may follow by itself, from torchrun, which leaves its processes
+    half a minute.
     """
 
     def __init__(self) -> None:
