@@ -98,8 +98,7 @@ def set_rng_state(state: dict) -> None:
 class StopRequest:
     """Within it, the first Ctrl-C or SIGTERM only asks to stop after the current step; a second Ctrl-C ends at once.
 
-    Under torchrun a second one changes nothing: there it may follow by itself, from torchrun, which leaves its processes
-    half a minute.
+    Under torchrun a second one changes nothing: there it may follow by itself. torchrun leaves half a minute.
     """
 
     def __init__(self) -> None:
