@@ -51,7 +51,7 @@ demo: $(VENV)/run-ready
 	  --table $(DEMO)/metrics.csv
 
 test: $(VENV)/test-ready
-	@echo "== the tests: about seven minutes on two cores"
+	@echo "== the tests: about eight minutes on two cores"
 	@$(BIN)/python -m pytest -q
 
 # On a machine with a CUDA GPU: what only it can show, and how fast it is (the figures also go to $(DEMO)_gpu/).

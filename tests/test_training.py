@@ -188,11 +188,11 @@ def test_a_signal_saves_and_says_how_to_go_on(pairs_folder, whole, tmp_path, how
 def test_a_worker_that_dies(pairs_folder, tmp_path, monkeypatch):
     real = joint.d_step
 
-    def d_step(*args):
+    def d_step(*args, **seen):
         for child in multiprocessing.active_children():
             child.kill()
         time.sleep(0.2)
-        return real(*args)
+        return real(*args, **seen)
 
     monkeypatch.setattr(joint, "d_step", d_step)
     with pytest.raises(TrainingStopped, match=r"a worker that reads the images died .*No state was saved before"):
@@ -358,9 +358,9 @@ def test_losses_that_are_not_finite_stop_the_run(pairs_folder, tmp_path, monkeyp
     model = tmp_path / "model"
     real, calls = joint.d_step, []
 
-    def d_step(*args):
+    def d_step(*args, **seen):
         calls.append(1)
-        return real(*args) | ({"gp": torch.tensor(float("nan"))} if len(calls) == 9 else {})
+        return real(*args, **seen) | ({"gp": torch.tensor(float("nan"))} if len(calls) == 9 else {})
 
     monkeypatch.setattr(joint, "d_step", d_step)
     with pytest.raises(TrainingStopped) as error:
@@ -418,9 +418,9 @@ def test_all_data_problems_come_in_one_message_before_training(pairs_folder, tmp
 def test_a_file_that_vanishes_during_training(pairs_folder, tmp_path, monkeypatch):
     real = joint.d_step
 
-    def d_step(*args):
+    def d_step(*args, **seen):
         (pairs_folder / "rain" / "9.png").unlink(missing_ok=True)
-        return real(*args)
+        return real(*args, **seen)
 
     monkeypatch.setattr(joint, "d_step", d_step)
     with pytest.raises(TrainingStopped, match=r"^\S*9.png: no such file. The last good state is"):
