@@ -425,7 +425,7 @@ def run(main: Callable[[], int | None], torchrun: bool = False) -> int:
     except BaseException as error:
         text, code = _explained(error)
         if ranks.launched():
-            ranks.leave(code, text or traceback.format_exc())
+            ranks.leave(code, traceback.format_exc() if text is None else text)
         if text is None:
             raise
         if text:
