@@ -571,7 +571,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("--data_path, --gt_path: give both or none")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: there is no GPU here; take cpu")
-    device = pick_device(args.device == "cuda", args.gpu_id)
+    device = pick_device(args.device == "cuda", args.gpu_id, several=False)
     if "tf32" in args.precision and device.type == "cpu":
         raise UserError("--precision tf32: only GPUs have it")
     for precision in args.precision:

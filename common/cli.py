@@ -234,7 +234,7 @@ def add_speed(group: argparse.ArgumentParser, several: bool = False) -> None:
 def add_device(group: argparse.ArgumentParser) -> None:
     """--use_gpu and --gpu_id."""
     group.add_argument("--use_gpu", type=boolean, default=True, help="use a CUDA GPU; without one the CPU is used")
-    group.add_argument("--gpu_id", default="0", help="which GPU")
+    group.add_argument("--gpu_id", default="0", help="which GPU; under torchrun a list, or 0 for the first ones")
 
 
 def add_deraining(group: argparse.ArgumentParser) -> None:

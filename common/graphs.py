@@ -49,10 +49,14 @@ class Replayed:
         function: tensors -> anything with tensors in it.
         recorder: records and replays.
         most: so many recordings at most, one for each set of sizes; each keeps its memory. Others run as they are.
+        agree: from the reason why this process can't record, empty if it can, to that of all which do the same: what
+            they send each other is recorded in all of them, or in none.
     """
 
-    def __init__(self, function: Callable, recorder: Recorder, most: int = 1) -> None:
-        self.function, self.most = function, most
+    def __init__(
+        self, function: Callable, recorder: Recorder, most: int = 1, agree: Callable[[str], str] = str
+    ) -> None:
+        self.function, self.most, self.agree = function, most, agree
         self._recorder: Recorder | None = recorder
         self._runs: dict[tuple, int] = {}
         self._recorded: dict[tuple, tuple[tuple[Tensor, ...], Any, Callable[[], None]]] = {}
@@ -73,7 +77,7 @@ class Replayed:
             return self._recorder.run(lambda: self.function(*inputs))
         if runs == WARM_UP:
             results, reason = self._recorder.rehearse(lambda: self.function(*inputs))
-            if reason:
+            if reason := self.agree(reason):
                 self._give_up(reason)
             return results
         own = tuple(x.clone() for x in inputs)
@@ -85,7 +89,9 @@ class Replayed:
             reason = str(error)
         finally:
             torch.clear_autocast_cache()  # and those in the recording belong to it alone
-        if reason:  # not above: there the error still holds on to all that the broken recording had made
+        if reason := self.agree(
+            reason
+        ):  # not above: there the error still holds on to all that the broken recording had made
             self._give_up(reason)
             return self.function(*inputs)
         self._recorded[key] = own, results, replay

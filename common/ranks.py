@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -28,11 +29,12 @@ from torch.optim import Optimizer
 from common.errors import TrainingStopped, UserError
 
 T = TypeVar("T")
-# No collective ever waits in vain, since a process that is gone is noticed by its pulse. What others wait for may take
-# long: the check of a large set, the last image of a rank.
+# What others wait for may take long: the check of a large set, the last image of a rank. A process that is gone is
+# noticed by its pulse instead.
 PATIENCE = datetime.timedelta(days=7)
-START, SILENCE = 300, 20  # seconds, in which a process must have come, and may then be silent
-AGREE = 0.5  # seconds between two agreements, about
+START, SILENCE = 120, 20  # seconds in which a process must have come, and for which it may then be silent
+ASK = 5  # seconds in which the store must say who left first
+FOLLOW = 15  # seconds in which a process must have followed one that left; it may be saving
 LEFT = "left"  # in the store: "RANK EXITCODE" of the first to leave
 
 
@@ -60,17 +62,21 @@ _job = _Job()
 
 def launched() -> bool:
     """Whether torchrun started this process."""
-    return dist.is_torchelastic_launched()
+    return dist.is_available() and dist.is_torchelastic_launched()
+
+
+def _grouped() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def count() -> int:
     """Processes of the job."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if _grouped() else 1
 
 
 def rank() -> int:
     """The number of this process, from 0 on."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if _grouped() else 0
 
 
 def first() -> bool:
@@ -80,12 +86,12 @@ def first() -> bool:
 
 def local_rank() -> int:
     """The number of this process on its machine, from 0 on."""
-    return int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0
+    return int(os.environ["LOCAL_RANK"]) if _grouped() else 0
 
 
 def local_count() -> int:
     """Processes of the job on this machine."""
-    return int(os.environ["LOCAL_WORLD_SIZE"]) if dist.is_initialized() else 1
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if _grouped() else 1
 
 
 def own(start: int = 0) -> slice:
@@ -95,7 +101,8 @@ def own(start: int = 0) -> slice:
 
 def torchrun(processes: int) -> str:
     """How a command begins that runs in so many processes on this machine."""
-    return f"{shlex.quote(sys.executable)} -m torch.distributed.run --standalone --nproc_per_node {processes}"
+    start = f"{shlex.quote(sys.executable)} -m torch.distributed.run --standalone --nproc_per_node {processes}"
+    return f"{start} --"  # or torchrun would take --num for a flag of its own
 
 
 # --- what passes between processes ---------------------------------------------------------------------------------
@@ -107,18 +114,24 @@ def _together(collective: Callable[[], T]) -> T:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        recording = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        if recording or "DataLoader worker" in str(error):  # that one is raised wherever this process happens to be
             raise
         _job.leaving = True
-        reason = re.sub(r"^\[[^]]*\] ", "", str(error).strip()).partition("\n")[0].partition(". ")[0]
         raise ProcessLost(
-            f"another process of this job is gone ({reason}); the report of torchrun names it. {_job.advice()}"
+            f"another process of this job is gone, or can't be reached ({_line(error)}); the report of torchrun names "
+            f"it. {_job.advice()}"
         ) from None
+
+
+def _line(error: Exception) -> str:
+    """What an error of PyTorch's groups says in short."""
+    return re.sub(r"^\[[^]]*\] ", "", str(error).strip()).partition("\n")[0].partition(". ")[0]
 
 
 def gather(value: T) -> list[T]:
     """The values of all processes, in the order of their ranks, in each of them. Waits for all."""
-    if not dist.is_initialized():
+    if not _grouped():
         return [value]
     values: list[Any] = [None] * count()
     _together(lambda: dist.all_gather_object(values, value))
@@ -127,7 +140,7 @@ def gather(value: T) -> list[T]:
 
 def from_first(value: T) -> T:
     """The value of rank 0, on all ranks."""
-    if not dist.is_initialized():
+    if not _grouped():
         return value
     values = [value if first() else None]
     _together(lambda: dist.broadcast_object_list(values, src=0))
@@ -146,6 +159,42 @@ def require_same(flag: str, value: str) -> None:
             raise UserError(f"{flag}: rank {number} has {other}, rank 0 has {values[0]}; they must be the same")
 
 
+def require_shared(flag: str, folder: Path) -> None:
+    """Refuse a folder for results, made if missing, that is not the same one for all processes.
+
+    Raises:
+        UserError: names the first rank that does not see what rank 0 writes.
+    """
+    if count() == 1:
+        return
+    mark = folder / from_first(f".shared-{uuid.uuid4().hex}")
+    if first():
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    gather(None)
+    seen = gather(mark.exists())
+    if first():
+        mark.unlink()
+    if not all(seen):
+        raise UserError(
+            f"{flag}: rank {seen.index(False)} does not see the {folder} of rank 0; name one that all machines share"
+        )
+
+
+def any_reason(reason: str) -> str:
+    """The first reason that a process has; empty if none has any."""
+    return next(filter(None, gather(reason)), "")
+
+
+def any_wish(*wishes: bool) -> list[bool]:
+    """For each wish, whether any process has it."""
+    if not _grouped():
+        return list(wishes)
+    found = torch.tensor(wishes, dtype=torch.int32)
+    _together(lambda: dist.all_reduce(found, dist.ReduceOp.MAX))
+    return [bool(wish) for wish in found]
+
+
 def average(*optimizers: Optimizer, **values: Tensor) -> dict[str, Tensor]:
     """Make the gradients of the optimizers' weights, and further values, means over all processes, in one call.
 
@@ -159,20 +208,26 @@ def average(*optimizers: Optimizer, **values: Tensor) -> dict[str, Tensor]:
         The values, detached.
     """
     values = {name: value.detach() for name, value in values.items()}
-    if not dist.is_initialized():
+    if not _grouped():
         return values
     weights = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-    for weight in weights:
-        if weight.grad is None:  # on another rank it may have one
-            weight.grad = torch.zeros_like(weight)
+    without = [i for i, weight in enumerate(weights) if weight.grad is None]  # another process may have a gradient
+    for i in without:
+        weights[i].grad = torch.zeros_like(weights[i])
+    with_one = torch.ones(len(weights), device=weights[0].device)
+    if without:
+        with_one[without] = 0
     gradients = [weight.grad for weight in weights]
-    parts = [part.flatten() for part in (*gradients, *values.values())]
+    parts = [part.flatten() for part in (*gradients, with_one, *values.values())]
     flat = torch.cat(parts)
     _together(lambda: dist.all_reduce(flat))
     means = (flat / count()).split([len(part) for part in parts])
     for gradient, mean in zip(gradients, means[: len(gradients)], strict=True):
         gradient.copy_(mean.view_as(gradient))
-    return dict(zip(values, (mean[0] for mean in means[len(gradients) :]), strict=True))
+    for i in without:
+        if means[len(gradients)][i] == 0:  # nobody has one: Adam leaves the weight alone
+            weights[i].grad = None
+    return dict(zip(values, (mean[0] for mean in means[len(gradients) + 1 :]), strict=True))
 
 
 def spread(nets: Iterable[nn.Module], weights: bool = True) -> None:
@@ -182,7 +237,7 @@ def spread(nets: Iterable[nn.Module], weights: bool = True) -> None:
         weights: also those that learn, not just what moves with the forward (the vectors of the spectral norm, the
             averages of a batch norm).
     """
-    if not dist.is_initialized():
+    if not _grouped():
         return
     for net in nets:
         learning = {name for name, p in net.named_parameters() if p.requires_grad}
@@ -191,34 +246,13 @@ def spread(nets: Iterable[nn.Module], weights: bool = True) -> None:
             values[name].copy_(value)
 
 
-class Agreement:
-    """Wishes that all processes follow at the same step; asked for about twice a second, not at every step."""
-
-    def __init__(self) -> None:
-        self._steps, self._wait, self._at = 0, 1, time.monotonic()
-
-    def __call__(self, *wishes: bool) -> list[bool]:
-        """To be called after every step by every process: for each wish, whether any process has it."""
-        if not dist.is_initialized():
-            return list(wishes)
-        self._steps += 1
-        if self._steps < self._wait:
-            return [False] * len(wishes)
-        now = time.monotonic()
-        steps = self._steps * AGREE / max(now - self._at, 1e-3)
-        found = torch.tensor([*wishes, max(1, int(steps)) if first() else 0])
-        _together(lambda: dist.all_reduce(found, dist.ReduceOp.MAX))
-        self._steps, self._wait, self._at = 0, int(found[-1]), now
-        return [bool(wish) for wish in found[:-1]]
-
-
 # --- coming and going ----------------------------------------------------------------------------------------------
 
 
 class Watch:
-    """The pulse of every process, in the store of torchrun: who stops beating is gone.
+    """The pulse of every process, in the store of torchrun: who stops beating is gone. Each looks after the next one.
 
-    One thread beats and listens, another judges; the first may get stuck where the store's machine is gone.
+    One thread beats and listens, another judges; the first gets stuck where the store's machine is gone.
 
     Args:
         store: of this object alone.
@@ -227,10 +261,11 @@ class Watch:
     """
 
     def __init__(
-        self, store: dist.Store, rank: int, count: int, lost: Callable[[str, int], None], tick: float = 1.0
+        self, store: "dist.Store", rank: int, count: int, lost: Callable[[str, int], None], tick: float = 1.0
     ) -> None:
         self.store, self.rank, self.lost, self.tick = store, rank, lost, tick
-        self.beats = [0] * count
+        self.after = (rank + 1) % count
+        self.beats = {rank: 0, self.after: 0}
         self.left: int | None = None  # the exit code of the first to leave
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._listen, self._judge)]
@@ -249,6 +284,13 @@ class Watch:
 
     def claim(self, code: int) -> tuple[bool, int]:
         """Leave: whether this process is the first, and the exit code of the first."""
+        found: list[tuple[bool, int]] = []
+        asking = threading.Thread(target=lambda: found.append(self._ask(code)), daemon=True)
+        asking.start()
+        asking.join(ASK)
+        return found[0] if found else (True, code)  # nobody can be asked
+
+    def _ask(self, code: int) -> tuple[bool, int]:
         with contextlib.suppress(RuntimeError):
             until = time.monotonic() + (1.0 if self.rank else 0.0)  # rank 0 goes first, where all have the same to tell
             while time.monotonic() < until and not self.store.check([LEFT]):
@@ -256,31 +298,32 @@ class Watch:
             found = self.store.compare_set(LEFT, "", f"{self.rank} {code}").decode()
             number, code = map(int, found.split())
             return number == self.rank, code
-        return True, code  # nobody can be asked
+        return True, code
 
     def _listen(self) -> None:
         with contextlib.suppress(RuntimeError):  # the store is gone, and every pulse with it
-            while not self._ended.wait(self.tick):
+            while True:
                 self.store.add(f"pulse/{self.rank}", 1)
-                self.beats = [self.store.add(f"pulse/{number}", 0) for number in range(len(self.beats))]
+                self.beats = {number: self.store.add(f"pulse/{number}", 0) for number in self.beats}
                 if self.left is None and self.store.check([LEFT]):
                     self.left = int(self.store.get(LEFT).split()[1])
+                if self._ended.wait(self.tick):
+                    break
 
     def _judge(self) -> None:
-        last, silent, told = list(self.beats), [0] * len(self.beats), 0
+        last, silent, told = self.beats, dict.fromkeys(self.beats, 0), 0
         while not self._ended.wait(self.tick):  # in ticks, not in seconds: a job that is halted and goes on is well
             beats = self.beats
-            silent = [0 if now != before else quiet + 1 for now, before, quiet in zip(beats, last, silent, strict=True)]
+            silent = {number: 0 if beats[number] != last[number] else silent[number] + 1 for number in beats}
             last = beats
             told += self.left is not None
-            if told > 3:  # the main thread is stuck, or it would have followed by now
+            if told * self.tick > FOLLOW:  # the main thread is stuck
                 return self.lost("", self.left)
-            gone = [n for n, quiet in enumerate(silent) if quiet * self.tick > (SILENCE if beats[n] else START)]
-            if self.rank in gone:
+            gone = [n for n, ticks in silent.items() if ticks * self.tick > (SILENCE if beats[n] else START)]
+            if gone and silent[self.rank] * self.tick > SILENCE / 2:  # not even its own pulse arrives
                 return self.lost("torchrun, or the machine of rank 0, does not answer any more", 1)
             if gone:
-                names = " and ".join(f"rank {number}" for number in gone)
-                return self.lost(f"no answer any more from {names} (killed, or its machine is gone)", 1)
+                return self.lost(f"no answer any more from rank {gone[0]} (killed, or its machine is gone)", 1)
 
 
 class _Aside(io.TextIOBase):
@@ -313,7 +356,7 @@ def leave(code: int, text: str) -> NoReturn:
         tells, code = _job.watch.claim(code)
     with contextlib.suppress(OSError):
         if tells and text:
-            print(text, file=sys.stderr)
+            print(text if first() else text.lstrip(), file=sys.stderr)
             if code and (report := os.environ.get("TORCHELASTIC_ERROR_FILE")):  # what torchrun reports in the end
                 told = {"message": text.strip(), "extraInfo": {"timestamp": str(int(time.time()))}}
                 Path(report).write_text(json.dumps({"message": told}))
@@ -347,7 +390,10 @@ def joined() -> Iterator[None]:
     if not launched():
         yield
         return
-    store, number, size = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=START)))
+    try:
+        store, number, size = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=START)))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"torchrun: the processes can't find each other ({_line(error)})") from None
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, _asked)
     _job.watch = Watch(store.clone(), number, size, _lost)
@@ -356,7 +402,7 @@ def joined() -> Iterator[None]:
         sys.stdout, sys.stderr = open(os.devnull, "w"), _Aside(number)  # noqa: SIM115 (as long as the process)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     group = dist.PrefixStore("group", store)
-    dist.init_process_group(backend, store=group, rank=number, world_size=size, timeout=PATIENCE)
+    _together(lambda: dist.init_process_group(backend, store=group, rank=number, world_size=size, timeout=PATIENCE))
     yield
     gather(None)
     _job.watch.stop()

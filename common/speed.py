@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from common import graphs
+from common import graphs, ranks
 from common.errors import UserError
 from common.models.prenet import Body
 
@@ -88,7 +88,7 @@ class Speed:
     def recorded(self, step: Callable, device: torch.device) -> Callable:
         """The step as it is, or on a GPU ``Replayed``."""
         recorder = self._recorder(device)
-        return graphs.Replayed(step, recorder) if recorder else step
+        return graphs.Replayed(step, recorder, agree=ranks.any_reason) if recorder else step
 
     def _recorder(self, device: torch.device) -> graphs.Recorder | None:
         return graphs.recorder(device) if self.record and not self.plain else None

@@ -46,7 +46,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    device = pick_device(args.use_gpu, args.gpu_id)
+    device = pick_device(args.use_gpu, args.gpu_id, several=False)
     netED = generator_of(args, device, GENERATOR)
     return run_interpolation(
         netED=netED,

@@ -38,7 +38,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     cli.check_figures(args)
-    netED = generator_of(args, pick_device(args.use_gpu, args.gpu_id), GENERATOR)
+    netED = generator_of(args, pick_device(args.use_gpu, args.gpu_id, several=False), GENERATOR)
     seeds = SEEDS if args.manualSeed is None else (args.manualSeed,)
     if args.figure == "generated":
         return run_generated(netED, args.save_fake, seeds[0])

@@ -1,22 +1,30 @@
 """What the processes of a job do for tests/test_ranks.py, which starts this file by torchrun.
 
-python -m tests.in_ranks FOLDER  writes FOLDER/RANK.pt, then runs the scripts in FOLDER/jobs.json
+python -m tests.in_ranks FOLDER           writes FOLDER/RANK.pt, then runs the scripts in FOLDER/jobs.json
+python -m tests.in_ranks TROUBLE FLAGS    trains with trouble: "slow save" or "no image"
 """
 
+import contextlib
 import importlib
 import json
 import sys
+import time
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import distributed as dist
 from torch import nn
 
 from common import cli, ranks
+from common.data.images import ImageError
+from common.data.patches import PatchDataset
 from common.models import Derain, Discriminator, EDNet, PReNet
 from common.speed import Speed
+from common.training import checkpoint
 from common.training.augment import aug_step, real_samples
 from common.training.joint import joint_optimizers, joint_step
+from for_syn import train_syn_joint
 from tests.golden import fill
 from tests.test_joint import batch
 
@@ -50,30 +58,33 @@ def augmented(per_step, steps, ratio):
     return [net.state_dict()], rows
 
 
-def compared():
-    """What one process and several must agree on; draws in float64."""
+@contextlib.contextmanager
+def in_double():
+    """Draws in float64."""
     torch.set_default_dtype(torch.float64)
     try:
-        found = {"joint": joint(NARROW, torch.float64, 8, 6, 0.01, 16)}
-        return found | {f"augmented {ratio}": augmented(8, 3, ratio) for ratio in (0.5, 7.0, 0.05)}
+        yield
     finally:
         torch.set_default_dtype(torch.float32)
 
 
-def golden():
-    """The seven steps of golden/joint_syn.json; and the bytes of every call between the processes."""
+def compared():
+    """What one process and several must agree on."""
+    with in_double():
+        found = {"joint": joint(NARROW, torch.float64, 8, 6, 0.01, 16)}
+        return found | {f"augmented {ratio}": augmented(8, 3, ratio) for ratio in (0.5, 7.0, 0.15, 0.05)}
+
+
+def counted(work):
+    """What work returns, and the values of every call between the processes meanwhile."""
     sent, all_reduce = [], dist.all_reduce
 
-    def counted(tensor, *args):
-        sent.append(tensor.numel() * tensor.element_size())
+    def counting(tensor, *args):
+        sent.append(tensor.numel())
         return all_reduce(tensor, *args)
 
-    dist.all_reduce = counted
-    try:
-        _, rows = joint(WIDE, torch.float32, 4, 7, 1, 64)
-    finally:
-        dist.all_reduce = all_reduce
-    return rows, sent
+    with mock.patch.object(dist, "all_reduce", counting):
+        return work(), sent
 
 
 def spread():
@@ -89,8 +100,8 @@ def spread():
 
 
 def average():
-    """A gradient that only rank 0 has; and values."""
-    weights = [nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(1))]
+    """A gradient that only rank 0 has, one that both have, and one that nobody has; and values."""
+    weights = [nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(2))]
     if ranks.first():
         weights[0].grad = torch.full((2, 3), 3.0)
     weights[1].grad = torch.full((1,), 1.0 + ranks.rank())
@@ -98,14 +109,33 @@ def average():
     return [weight.grad for weight in weights], means
 
 
+def slow_save(value, path, keep=None, real=checkpoint.save):
+    time.sleep(3)
+    real(value, path, keep)
+
+
+def no_image(self, keys, real=PatchDataset.__getitems__, calls=[]):  # noqa: B006 (counts)
+    calls.append(keys)
+    if not ranks.first() and len(calls) == 5:
+        raise ImageError("gone.png: no such file")
+    return real(self, keys)
+
+
+TROUBLE = {"slow save": (checkpoint, "save", slow_save), "no image": (PatchDataset, "__getitems__", no_image)}
+
+
 def main():
+    if sys.argv[1] in TROUBLE:
+        with mock.patch.object(*TROUBLE[sys.argv[1]]):
+            return train_syn_joint.main(sys.argv[2:])
     folder = Path(sys.argv[1])
-    found = {"compared": compared(), "golden": golden(), "spread": spread(), "average": average()}
-    agree, seen = ranks.Agreement(), []
-    for index in range(3):
-        seen.append(agree(index == 1 and not ranks.first(), ranks.first()))
-        agree._wait = 1  # ask at every step
-    found |= {"agreed": seen, "gathered": ranks.gather(ranks.rank() * 10), "first": ranks.from_first(ranks.rank() + 5)}
+    found = {"compared": compared(), "spread": spread(), "average": average()}
+    (_, rows), sent = counted(lambda: joint(WIDE, torch.float32, 4, 7, 1, 64))  # golden/joint_syn.json
+    found |= {"golden": rows, "sent": sent}
+    with in_double():
+        found["sent A+"] = counted(lambda: augmented(8, 1, 0.5))[1]
+    found |= {"wished": ranks.any_wish(ranks.first(), not ranks.first(), False), "gathered": ranks.gather(ranks.rank())}
+    found |= {"reason": ranks.any_reason("" if ranks.first() else "rain"), "first": ranks.from_first(ranks.rank() + 5)}
     torch.save(found, folder / f"{ranks.rank()}.pt")
     for module, argv in json.loads((folder / "jobs.json").read_text()):
         print(f"== {module}", flush=True)

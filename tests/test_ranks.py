@@ -5,20 +5,23 @@ import importlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from torch import distributed as dist
+from torch.distributed.run import parse_args
 
 from common import cli, ranks
 from common.data.patches import CropSampler
-from common.models import EDNet
+from common.models import EDNet, PReNet
 from common.training import runtime
 from for_syn import train_syn_joint
 from tests import in_ranks
@@ -79,6 +82,17 @@ def job(tmp_path_factory):
         flags = ["--data_path", data / "norain", "--netED", ed, "--num", 2, "--use_gpu", "false", "--save_layer"]
         return [*map(str, flags), "--save_path", str(place / "rained")]
 
+    (folder / "own.py").write_text(
+        "import torch\nclass Even(torch.nn.Conv2d):\n    def __init__(self):\n        super().__init__(3, 3, 1)\n"
+        "    def forward(self, x):\n        assert x.shape[3] % 2 == 0\n        return super().forward(x)\n"
+    )
+    torch.manual_seed(0)
+    torch.save(torch.nn.Conv2d(3, 3, 1).state_dict(), folder / "own.pt")
+
+    def derain_some(place):  # of the four images, 9.png and 11.png have odd widths
+        flags = ["--data_path", data / "rain", "--model_dir", folder / "own.pt", "--save_path", place / "some"]
+        return [*map(str, flags), "--derainer", f"{folder / 'own.py'}:Even", "--use_gpu", "false"]
+
     val = validation(data)
     joint, augmented = "for_syn.train_syn_joint", "for_syn.train_syn_aug"
     single = [
@@ -89,7 +103,8 @@ def job(tmp_path_factory):
     for module, argv in single:
         importlib.import_module(module).main(argv)
     shutil.copy(one / "whole" / "DerainNet_state_3.pt", bnet)
-    for module, argv in (("for_syn.test_syn_joint", derain(one)), ("for_syn.generate_rain", rain(one))):
+    alone = [("for_syn.test_syn_joint", derain(one)), ("for_syn.generate_rain", rain(one))]
+    for module, argv in [*alone, ("for_syn.test_syn_aug", derain_some(one))]:
         importlib.import_module(module).main(argv)
     shutil.copytree(one / "begun", two / "gone_on")  # one process begins, two go on
     shutil.copytree(one / "begun_l", two / "gone_on_l")
@@ -100,6 +115,7 @@ def job(tmp_path_factory):
         (augmented, aug(two, 2)),
         ("for_syn.test_syn_joint", derain(two)),
         ("for_syn.generate_rain", rain(two)),
+        ("for_syn.test_syn_aug", derain_some(two)),
     ]
     (folder / "jobs.json").write_text(json.dumps(jobs))
     process = torchrun("-m", "tests.in_ranks", folder)
@@ -149,7 +165,7 @@ def test_the_draws_of_a_rank_are_its_own(monkeypatch):
 def test_seven_reference_steps_by_two_processes(job):
     golden = golden_json("joint_syn.json")["rows_float32"]
     names = NAMES | {"kl_z": "kl_z", "kl_b": "kl_b", "mse": "mse", "g_adv": "g_loss", "loss_G": "errED"}
-    rows, _ = load(job / "0.pt")["golden"]
+    rows = load(job / "0.pt")["golden"]
     for row, expected in zip(rows, golden, strict=True):
         for name, value in row.items():
             reference, absolute = expected[names[name]], {"gp": 1e-4, "loss_D": 2e-3}.get(name, 1e-6)
@@ -157,11 +173,16 @@ def test_seven_reference_steps_by_two_processes(job):
 
 
 def test_communication_of_a_step(job):
-    """One call in steps of D, two where all learn: the weights that learn, and the losses, in float32."""
-    sizes = [sum(p.numel() for p in kind(*how).parameters() if p.requires_grad) for kind, *how in in_ranks.WIDE]
-    of_d, of_g = 4 * (sizes[2] + 5), 4 * (sizes[0] + sizes[1] + 4)
+    """One call in steps of D, two where all learn: the weights that learn, a one for each tensor, and the losses."""
+    derain, ed, d = ([p.numel() for p in kind(*how).parameters() if p.requires_grad] for kind, *how in in_ranks.WIDE)
+    of_d, of_g = sum(d) + len(d) + 5, sum(derain + ed) + len(derain + ed) + 4
+    prenet = [p.numel() for p in PReNet(6).parameters()]
     for rank in (0, 1):
-        assert load(job / f"{rank}.pt")["golden"][1] == [of_d, of_g, of_d, of_d, of_d, of_d, of_d, of_g, of_d]
+        found = load(job / f"{rank}.pt")
+        assert found["sent"] == [of_d, of_g, of_d, of_d, of_d, of_d, of_d, of_g, of_d]
+        assert found["sent A+"] == [sum(prenet) + len(prenet) + 2]
+    megabytes = [round(4e-6 * number, 1) for number in (of_d, of_g, *found["sent A+"])]
+    assert megabytes == [12.7, 23.8, 0.7]  # as the README says
 
 
 def test_what_passes_between_processes(job):
@@ -169,9 +190,10 @@ def test_what_passes_between_processes(job):
     for found in (first, second):
         assert set(found["spread"][0].values()) == {1}
         gradients, means = found["average"]
-        assert gradients[0].tolist() == [[1.5] * 3] * 2 and gradients[1].item() == 1.5 and means["mse"].item() == 0.5
-        assert found["agreed"] == [[False, True], [True, True], [False, True]]
-        assert found["gathered"] == [0, 10] and found["first"] == 5
+        assert gradients[0].tolist() == [[1.5] * 3] * 2 and gradients[1].item() == 1.5 and gradients[2] is None
+        assert means["mse"].item() == 0.5
+        assert found["wished"] == [True, True, False] and found["reason"] == "rain"
+        assert found["gathered"] == [0, 1] and found["first"] == 5
     own = {name: value for name, value in second["spread"][1].items() if name.endswith(("weight", "bias"))}
     assert set(own.values()) == {2} and {v for k, v in second["spread"][1].items() if k not in own} == {1}
 
@@ -226,17 +248,17 @@ def files(folder):
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-@pytest.mark.parametrize(("work", "least"), [("derained", 5), ("rained", 27)])
-def test_same_files_as_one_process(job, work, least):
+@pytest.mark.parametrize(("work", "number"), [("derained", 5), ("rained", 27), ("some", 2)])
+def test_same_files_as_one_process(job, work, number):
     one, two = files(job / "one" / work), files(job / "two" / work)
-    assert one.keys() == two.keys() and len(one) >= least
+    assert one.keys() == two.keys() and len(one) == number
     assert [name for name in one if one[name] != two[name]] == []
 
 
 def test_what_is_said_of_shared_work(job):
     printed = (job / "printed.txt").read_text()
     assert printed.count("4 images derained") == 1 and printed.count("8 pairs made") == 1
-    assert "[rank 1]" not in printed
+    assert "[rank 1]" not in printed and printed.count("2 of 4 images could not be derained") == 1
 
 
 # --- how a job ends ------------------------------------------------------------------------------------------------
@@ -279,7 +301,7 @@ def test_killed_rank_ends_the_job_and_its_state_goes_on(tmp_path, capsys):
     text = process.communicate(timeout=60)[0]
     assert time.monotonic() - began < 60 and process.returncode == 1
     told = re.findall(r"^error: (.*)$", text, re.M)
-    assert len(told) == 1 and told[0].startswith("another process of this job is gone (")
+    assert len(told) == 1 and told[0].startswith("another process of this job is gone, or can't be reached (")
     assert f"The last good state is {tmp_path / 'm' / 'train_state_last.pt'}" in told[0]
     assert "torch.distributed.run --standalone --nproc_per_node 2" in told[0] and "--resume -1" in told[0]
     assert "Signal 9 (SIGKILL)" in text  # torchrun's report
@@ -295,15 +317,28 @@ def test_killed_rank_ends_the_job_and_its_state_goes_on(tmp_path, capsys):
 
 
 def test_ctrl_c_saves_once_and_says_how_to_go_on(tmp_path):
-    process = long_training(tmp_path)
-    wait_for_state(tmp_path, process)
-    before = load(tmp_path / "m" / "train_state_last.pt")
+    data, model = write_pairs(tmp_path / "data"), tmp_path / "m"
+    process = torchrun("-m", "tests.in_ranks", "slow save", *training(data, model, 2, "--iters_per_epoch", 10**5))
+    while not (tmp_path / "m_l" / "options.json").exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.1)
+    time.sleep(2)
     os.kill(process.pid, signal.SIGINT)  # as a terminal does: its processes have sessions of their own
     text = process.communicate(timeout=60)[0]
     assert text.count("stopping after this step to save") == 1 and text.count("stopped and saved after") == 1
-    after = load(tmp_path / "m" / "train_state_last.pt")
-    assert (after["epoch"], after["step"]) >= (before["epoch"], before["step"]) and after["processes"] == 2
+    state = load(model / "train_state_last.pt")  # no other was saved
+    assert f"stopped and saved after 0 epochs and {state['step']} steps" in text
+    assert state["processes"] == 2
     assert "[rank 1]" not in text and "gone" not in text
+
+
+def test_an_image_that_one_rank_can_not_read_loses_nothing(tmp_path):
+    flags = training(write_pairs(tmp_path / "data"), tmp_path / "m", 2, "--cache", "none")
+    text = torchrun("-m", "tests.in_ranks", "no image", *flags).communicate(timeout=60)[0]
+    told = re.findall("^(.*)error: gone.png: no such file. The last good state is", text, re.M)
+    assert told[0] == "" and "[rank 1]" not in text
+    state = load(tmp_path / "m" / "train_state_last.pt")
+    assert (state["epoch"], state["step"]) == (0, 4)
 
 
 def test_a_mistake_is_told_once(tmp_path):
@@ -339,9 +374,20 @@ def test_a_lost_process_is_named_in_a_line(monkeypatch, text, reason):
         raise RuntimeError(text)
 
     monkeypatch.setattr(ranks, "_job", ranks._Job())
-    with pytest.raises(ranks.ProcessLost, match=re.escape(f"is gone ({reason}); the report")) as lost:
+    with pytest.raises(
+        ranks.ProcessLost, match=re.escape(f"is gone, or can't be reached ({reason}); the report")
+    ) as lost:
         ranks._together(broken)
     assert lost.value.exit_code == 1 and ranks._job.leaving
+
+
+def test_torchrun_takes_no_flag_of_a_script_for_its_own():
+    start = shlex.split(ranks.torchrun(2))[3:]
+    for name in ("generate_rain", "train_syn_joint", "train_syn_aug", "test_syn_joint", "test_syn_aug"):
+        flags = vars(importlib.import_module(f"for_syn.{name}").parse_args(["--data_path", "x"]))
+        own = [f"--{flag}" for flag in flags if flag != "given"]
+        assert len(own) > 10
+        assert parse_args([*start, "script.py", *own]).training_script_args == own
 
 
 def test_commands_of_one_process_refuse(monkeypatch, capsys):
@@ -382,7 +428,7 @@ def test_watch_hears_who_is_silent(monkeypatch):
     time.sleep(1)
     assert not any(lost)
     watches[1].stop()  # it beats no more
-    wait(lambda: lost[0] and lost[2])
+    wait(lambda: lost[0])  # whose next one it is
     watches[0].stop()
     watches[2].stop()
     assert lost[0] == [("no answer any more from rank 1 (killed, or its machine is gone)", 1)] and not lost[1]
@@ -424,7 +470,28 @@ def test_watch_notices_that_the_store_is_gone(monkeypatch):
     assert "torchrun, or the machine of rank 0" in lost[0][0]
 
 
-def test_the_first_to_leave_tells_and_its_exit_code_counts():
+class Stuck:
+    """A store whose machine is gone: every call waits for ever."""
+
+    def __getattr__(self, name):
+        return lambda *_: threading.Event().wait(30)
+
+
+def test_watch_of_a_store_that_hangs_leaves_all_the_same(monkeypatch):
+    monkeypatch.setattr(ranks, "SILENCE", 0.3)
+    monkeypatch.setattr(ranks, "START", 0.3)
+    monkeypatch.setattr(ranks, "ASK", 0.3)
+    lost = Lost()
+    watch = ranks.Watch(Stuck(), 1, 2, lost, 0.01)
+    watch.start()
+    wait(lambda: lost)
+    assert "torchrun, or the machine of rank 0" in lost[0][0]
+    began = time.monotonic()
+    assert watch.claim(1) == (True, 1) and time.monotonic() - began < 5
+
+
+def test_the_first_to_leave_tells_and_its_exit_code_counts(monkeypatch):
+    monkeypatch.setattr(ranks, "FOLLOW", 0.3)
     (first, second, third), lost = watched(3)
     assert second.claim(2) == (True, 2)
     assert first.claim(1) == (False, 2)
@@ -442,12 +509,15 @@ def test_several_gpus_in_one_process_are_explained(monkeypatch, capsys):
     assert runtime.pick_device(True, "0,1").type in ("cpu", "cuda")
     printed = capsys.readouterr().out
     assert "--gpu_id 0,1: one process uses one GPU, this one takes GPU 0" in printed
-    assert "-m torch.distributed.run --standalone --nproc_per_node 2 train.py --gpu_id 0,1" in printed
+    assert "-m torch.distributed.run --standalone --nproc_per_node 2 -- train.py --gpu_id 0,1" in printed
+    runtime.pick_device(True, "0,1", several=False)
+    printed = capsys.readouterr().out
+    assert "takes GPU 0" in printed and "torch" not in printed
 
 
 @pytest.mark.parametrize(
     ("gpu_id", "place", "processes", "taken"),
-    [("0", 0, 1, 0), ("2", 0, 1, 2), ("0", 1, 2, 1), ("3", 2, 4, 2), ("2,3", 1, 2, 3), ("0,1,2", 1, 2, 1)],
+    [("0", 0, 1, 0), ("2", 0, 1, 2), ("0", 1, 2, 1), ("2,3", 1, 2, 3), ("0,1,2", 1, 2, 1)],
 )
 def test_local_rank_decides_the_gpu(monkeypatch, gpu_id, place, processes, taken):
     for name, value in {"is_available": True, "device_count": 4, "set_device": None}.items():
@@ -460,7 +530,7 @@ def test_local_rank_decides_the_gpu(monkeypatch, gpu_id, place, processes, taken
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
-@pytest.mark.parametrize(("gpu_id", "processes"), [("0", 5), ("0,1", 3)])
+@pytest.mark.parametrize(("gpu_id", "processes"), [("0", 5), ("0,1", 3), ("3", 2)])
 def test_more_processes_than_gpus(monkeypatch, gpu_id, processes):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)

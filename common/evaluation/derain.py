@@ -407,6 +407,7 @@ def derain_folder(
             raise UserError(
                 f"--save_path: {save / name} is an input file and would be overwritten; choose another folder"
             )
+    ranks.require_shared("--save_path", save)
     _bytes_before()  # remembered from here on
     prepare(net.eval(), device, precision, compiled, recorded)
     if derainer.is_ours(net):
@@ -437,7 +438,7 @@ def derain_folder(
             result.problem = str(error)
         except derainer.DerainerError as error:  # of this size, perhaps
             result.problem = f"{folder / name}: {error}"
-            if number == 0:
+            if number == 0 and ranks.first():
                 raise derainer.DerainerError(result.problem) from None
         except (RuntimeError, MemoryError) as error:
             if "memory" not in str(error) and not isinstance(error, MemoryError):

@@ -204,6 +204,7 @@ def rain_on_photos(
     }
     if overwrite and shard[1] > 1:
         raise UserError("--overwrite: it starts the whole folder anew, --shard does a part; delete the folder instead")
+    ranks.require_shared("--save_path", save)
     maker = RainMaker(netED)
     if ranks.first():
         manifest = Manifest(save)

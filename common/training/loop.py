@@ -171,7 +171,7 @@ def fit(
             f"stopped and saved after {run.epoch} epochs and {run.step} steps. To go on:\n  {run.command()}"
         )
 
-    batches, agree = _batches(loader), ranks.Agreement()
+    batches = _batches(loader)
     with StopRequest() as stop:
         try:
             saved_at = time.monotonic()
@@ -185,11 +185,22 @@ def fit(
                 ) as bar:
                     while run.step < iters_per_epoch:
                         index = (epoch - 1) * iters_per_epoch + run.step
+                        problem = ""
                         try:
-                            rainy, clean = to_batch(next(batches).to(device, non_blocking=True))
+                            pixels = next(batches)
                         except DataLost as error:
+                            problem = str(error)
+                        late = time.monotonic() - saved_at > 60 * save_minutes
+                        stopping, late, lost = ranks.any_wish(stop(), late, bool(problem))
+                        if stopping or late or lost:
                             save()
-                            raise DataLost(f"{error}. {run.last_good()}") from None
+                            saved_at = time.monotonic()
+                        if lost:
+                            raise DataLost(f"{ranks.any_reason(problem)}. {run.last_good()}")
+                        if stopping:
+                            ranks.gather(None)  # until the first process has saved
+                            raise interrupted()
+                        rainy, clean = to_batch(pixels.to(device, non_blocking=True))
                         try:
                             losses = step(rainy, clean, index)
                         except DerainerError as error:
@@ -204,13 +215,6 @@ def fit(
                             newest = ledger.last()
                             log.scalars({f"loss/{name}": value for name, value in newest.items()}, index)
                             bar.set_postfix({name: f"{value:.3g}" for name, value in newest.items()}, refresh=False)
-                        stopping, late = agree(stop(), time.monotonic() - saved_at > 60 * save_minutes)
-                        if stopping:
-                            save()
-                            raise interrupted()
-                        if late:
-                            save()
-                            saved_at = time.monotonic()
                 seconds = time.monotonic() - began
                 ledger.require_finite(run)
                 ranks.spread(nets.values(), weights=False)

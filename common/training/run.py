@@ -203,10 +203,14 @@ class Run:
                 f"--resume: a step of this run has {whole} crops, which {now} processes can't share evenly; start as "
                 f"many as divide it: {fitting}"
             )
-        print(
-            f"resume: {before} processes before, {now} now, --batchSize {whole // now}: a step still has {whole} crops"
-        )
-        return options | {"batchSize": whole // now}
+        each = whole // now
+        if "batchSize" in self.args.given and self.args.batchSize != each:
+            raise UserError(
+                f"--resume: --batchSize is {self.args.batchSize}, but a step of this run has {whole} crops, {each} for "
+                f"each of {now} processes; leave it out"
+            )
+        print(f"resume: {before} processes before, {now} now, --batchSize {each}: a step still has {whole} crops")
+        return options | {"batchSize": each}
 
     def share(self) -> None:
         """Tell the other processes what the first one has found, its options included."""
@@ -299,6 +303,7 @@ class Run:
             TrainingStopped: a weight or an Adam average is not finite (the last good state stays), or the disk fails.
         """
         if not ranks.first():
+            self._saved = self.options()
             return
         content = {
             "vrgnet_state": VERSION,
@@ -335,7 +340,7 @@ class Run:
     def last_good(self) -> str:
         """The newest whole state and how to go on from it, for messages."""
         last = self.model_dir / STATES[0]
-        if not last.exists():
+        if not (last.exists() if ranks.first() else self._saved):  # others need not see the folder
             return "No state was saved before."
         return f"The last good state is {last}; go on with it: {self.command()}"
 

@@ -16,10 +16,13 @@ from common.errors import UserError
 from common.speed import keep_memory, set_arithmetic
 
 
-def pick_device(use_gpu: bool, gpu_id: str) -> torch.device:
+def pick_device(use_gpu: bool, gpu_id: str, several: bool = True) -> torch.device:
     """The device for --use_gpu and --gpu_id; says so where a GPU is asked for and none is there.
 
     Of several processes on a machine, LOCAL_RANK decides: each takes the GPU of its number, or of its place in a list.
+
+    Args:
+        several: whether the command can run in several processes.
 
     Raises:
         UserError: --gpu_id is no list of numbers, or names a GPU that is not there; more processes than GPUs.
@@ -32,22 +35,20 @@ def pick_device(use_gpu: bool, gpu_id: str) -> torch.device:
     if not use_gpu:
         return torch.device("cpu")
     if len(ids) > 1 and not ranks.launched():
-        command = shlex.join([*sys.argv, "--gpu_id", gpu_id] if "--gpu_id" not in sys.argv else sys.argv)
-        print(
-            f"--gpu_id {gpu_id}: one process uses one GPU, this one takes GPU {ids[0]}. A process for each of them:\n"
-            f"  {ranks.torchrun(len(ids))} {command}"
-        )
+        print(f"--gpu_id {gpu_id}: one process uses one GPU, this one takes GPU {ids[0]}.")
+        if several:
+            print(f"A process for each of them:\n  {ranks.torchrun(len(ids))} {shlex.join(sys.argv)}")
     if not torch.cuda.is_available():
         print("No CUDA GPU here: running on the CPU (--use_gpu false says so without this line).")
         return torch.device("cpu")
     there = torch.cuda.device_count()
     place, processes = ranks.local_rank(), ranks.local_count()
-    if processes > 1 and len(ids) == 1:
+    if processes > 1 and ids == [0]:  # the default
         ids = list(range(processes))
     if processes > min(there, len(ids)):
         raise UserError(
-            f"--gpu_id {gpu_id}: {processes} processes on this machine, which has {there} GPUs; let torchrun start "
-            "one a GPU (--nproc_per_node), or say --use_gpu false"
+            f"--gpu_id {gpu_id}: {processes} processes on this machine, which has {there} GPUs; start a process for "
+            "each GPU that is named (torchrun's --nproc_per_node), or say --use_gpu false"
         )
     for i in ids:
         if not 0 <= i < there:
@@ -87,8 +88,10 @@ def rng_state() -> dict:
 def set_rng_state(state: dict) -> None:
     """Put every generator back to a state of ``rng_state``."""
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and state["cuda"]:
-        torch.cuda.set_rng_state(state["cuda"][0])
+    if torch.cuda.is_available() and (states := state["cuda"]):
+        torch.cuda.set_rng_state(
+            states[min(torch.cuda.current_device(), len(states) - 1)]
+        )  # older ones are of all GPUs
     keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
     version, numbers, gauss = state["python"]
