@@ -88,10 +88,8 @@ def rng_state() -> dict:
 def set_rng_state(state: dict) -> None:
     """Put every generator back to a state of ``rng_state``."""
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and (states := state["cuda"]):
-        torch.cuda.set_rng_state(
-            states[min(torch.cuda.current_device(), len(states) - 1)]
-        )  # older ones are of all GPUs
+    if torch.cuda.is_available() and (states := state["cuda"]):  # one, or in older files that of every GPU
+        torch.cuda.set_rng_state(states[min(torch.cuda.current_device(), len(states) - 1)])
     keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
     version, numbers, gauss = state["python"]
