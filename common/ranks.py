@@ -66,7 +66,7 @@ def launched() -> bool:
 
 
 def _grouped() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return _job.watch is not None and dist.is_initialized()  # a group of somebody else's program is not ours
 
 
 def count() -> int:

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -471,10 +470,14 @@ def test_watch_notices_that_the_store_is_gone(monkeypatch):
 
 
 class Stuck:
-    """A store whose machine is gone: every call waits for ever."""
+    """A store whose machine is gone: every call waits for longer than anybody."""
 
     def __getattr__(self, name):
-        return lambda *_: threading.Event().wait(30)
+        def call(*_):
+            time.sleep(30)
+            raise RuntimeError("gone")
+
+        return call
 
 
 def test_watch_of_a_store_that_hangs_leaves_all_the_same(monkeypatch):
