@@ -1,7 +1,7 @@
 """What the processes of a job do for tests/test_ranks.py, which starts this file by torchrun.
 
-python -m tests.in_ranks FOLDER           writes FOLDER/RANK.pt, then runs the scripts in FOLDER/jobs.json
-python -m tests.in_ranks TROUBLE FLAGS    trains with trouble: "slow save" or "no image"
+tests/in_ranks.py FOLDER           writes FOLDER/RANK.pt, then runs the scripts in FOLDER/jobs.json
+tests/in_ranks.py TROUBLE FLAGS    trains with trouble: "slow save" or "no image"
 """
 
 import contextlib
@@ -15,6 +15,8 @@ from unittest import mock
 import torch
 from torch import distributed as dist
 from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli, ranks
 from common.data.images import ImageError

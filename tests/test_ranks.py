@@ -1,5 +1,6 @@
 """Two processes under torchrun do what one does: the same numbers, the same files, and nothing hangs."""
 
+import atexit
 import csv
 import importlib
 import json
@@ -30,14 +31,14 @@ from tests.test_joint import NAMES, NOT_REPRODUCIBLE
 from tests.test_training import NETWORKS
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+IN_RANKS = "tests/in_ranks.py"
 HABITS = ["--iters_per_epoch", "6", "--save_every", "2", "--workers", "0", "--use_gpu", "false", "--n_dis", "2"]
 
 
 def torchrun(*command, processes=2):
-    """Started in a process group of its own."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return subprocess.Popen(
-        [*start, *map(str, command)],
+    """A job, which ends with the tests at the latest."""
+    process = subprocess.Popen(
+        [*shlex.split(ranks.torchrun(processes)), *map(str, command)],
         cwd=ROOT,
         env=ONE_THREAD,
         stdout=subprocess.PIPE,
@@ -46,6 +47,8 @@ def torchrun(*command, processes=2):
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # whoever started the tests
     )
+    atexit.register(process.kill)
+    return process
 
 
 def training(data, model, crops, *more):
@@ -117,7 +120,7 @@ def job(tmp_path_factory):
         ("for_syn.test_syn_aug", derain_some(two)),
     ]
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    process = torchrun("-m", "tests.in_ranks", folder)
+    process = torchrun(IN_RANKS, folder)
     text = process.communicate(timeout=300)[0]
     assert process.returncode == 0, text
     (folder / "printed.txt").write_text(text)
@@ -269,13 +272,13 @@ def long_training(folder, *more):
     return torchrun("for_syn/train_syn_joint.py", *flags)
 
 
-def wait_for_state(folder, process):
+def wait_for(file, process):
     for _ in range(1200):
-        if (folder / "m" / "train_state_prev.pt").exists():
+        if file.exists():
             return
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.05)
-    raise AssertionError("no state was saved")
+    raise AssertionError(f"{file} did not come")
 
 
 def process_of(rank, parent):
@@ -294,10 +297,10 @@ def process_of(rank, parent):
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="the processes are found in Linux's /proc")
 def test_killed_rank_ends_the_job_and_its_state_goes_on(tmp_path, capsys):
     process = long_training(tmp_path)
-    wait_for_state(tmp_path, process)
+    wait_for(tmp_path / "m" / "train_state_prev.pt", process)
     began = time.monotonic()
     os.kill(process_of(1, process), signal.SIGKILL)
-    text = process.communicate(timeout=60)[0]
+    text = process.communicate(timeout=120)[0]
     assert time.monotonic() - began < 60 and process.returncode == 1
     told = re.findall(r"^error: (.*)$", text, re.M)
     assert len(told) == 1 and told[0].startswith("another process of this job is gone, or can't be reached (")
@@ -317,13 +320,11 @@ def test_killed_rank_ends_the_job_and_its_state_goes_on(tmp_path, capsys):
 
 def test_ctrl_c_saves_once_and_says_how_to_go_on(tmp_path):
     data, model = write_pairs(tmp_path / "data"), tmp_path / "m"
-    process = torchrun("-m", "tests.in_ranks", "slow save", *training(data, model, 2, "--iters_per_epoch", 10**5))
-    while not (tmp_path / "m_l" / "options.json").exists():
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.1)
+    process = torchrun(IN_RANKS, "slow save", *training(data, model, 2, "--iters_per_epoch", 10**5))
+    wait_for(tmp_path / "m_l" / "options.json", process)
     time.sleep(2)
     os.kill(process.pid, signal.SIGINT)  # as a terminal does: its processes have sessions of their own
-    text = process.communicate(timeout=60)[0]
+    text = process.communicate(timeout=120)[0]
     assert text.count("stopping after this step to save") == 1 and text.count("stopped and saved after") == 1
     state = load(model / "train_state_last.pt")  # no other was saved
     assert f"stopped and saved after 0 epochs and {state['step']} steps" in text
@@ -333,7 +334,7 @@ def test_ctrl_c_saves_once_and_says_how_to_go_on(tmp_path):
 
 def test_an_image_that_one_rank_can_not_read_loses_nothing(tmp_path):
     flags = training(write_pairs(tmp_path / "data"), tmp_path / "m", 2, "--cache", "none")
-    text = torchrun("-m", "tests.in_ranks", "no image", *flags).communicate(timeout=60)[0]
+    text = torchrun(IN_RANKS, "no image", *flags).communicate(timeout=120)[0]
     told = re.findall("^(.*)error: gone.png: no such file. The last good state is", text, re.M)
     assert told[0] == "" and "[rank 1]" not in text
     state = load(tmp_path / "m" / "train_state_last.pt")
@@ -344,7 +345,7 @@ def test_a_mistake_is_told_once(tmp_path):
     data = write_pairs(tmp_path / "data")
     (data / "rain" / "8.png").write_bytes(b"no image")
     process = torchrun("for_syn/train_syn_joint.py", *training(data, tmp_path / "m", 2))
-    text = process.communicate(timeout=60)[0]
+    text = process.communicate(timeout=120)[0]
     assert process.returncode == 1 and "exitcode  : 2" in text
     assert len(re.findall("^error: 1 of 4 pairs can't be used", text, re.M)) == 1 and "[rank 1]" not in text
     assert "8.png" in text.rsplit("Root Cause")[-1]  # in torchrun's report as well
