@@ -89,9 +89,8 @@ class Replayed:
             reason = str(error)
         finally:
             torch.clear_autocast_cache()  # and those in the recording belong to it alone
-        if reason := self.agree(
-            reason
-        ):  # not above: there the error still holds on to all that the broken recording had made
+        # Not above: there the error still holds on to all that the broken recording had made.
+        if reason := self.agree(reason):
             self._give_up(reason)
             return self.function(*inputs)
         self._recorded[key] = own, results, replay

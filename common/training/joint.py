@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from common import ranks
-from common.ranks import average
 from common.speed import Speed
 from common.training.loop import fit
 from common.training.losses import gaussian_kl, gradient_penalty
@@ -69,7 +68,7 @@ def d_step(
     gp = gradient_penalty(netD, rainy, fake, alpha)
     loss = d_real + d_fake + lambda_gp * gp
     loss.backward()
-    losses = average(optD, **seen, loss_D=loss, d_real=d_real, d_fake=d_fake, gp=gp)
+    losses = ranks.average(optD, **seen, loss_D=loss, d_real=d_real, d_fake=d_fake, gp=gp)
     optD.step()
     return losses
 
@@ -103,7 +102,7 @@ def g_step(
     kl_b = gaussian_kl(out.mu_b, out.logvar_b, prior_mu=clean, prior_var=eps2)
     loss = w_adv * g_adv + kl_z + kl_b
     loss.backward(inputs=[*netDerain.parameters(), *netED.parameters()])  # none for the weights of D
-    losses = average(optDerain, optED, loss_G=loss, g_adv=g_adv, kl_z=kl_z, kl_b=kl_b)
+    losses = ranks.average(optDerain, optED, loss_G=loss, g_adv=g_adv, kl_z=kl_z, kl_b=kl_b)
     optDerain.step()
     optED.step()
     return losses
