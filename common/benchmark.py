@@ -472,11 +472,8 @@ def generate(args: argparse.Namespace, device: torch.device, stack: contextlib.E
     def turn() -> Tensor:
         return maker.layer(args.height, args.width, 0.5, np.random.RandomState(0))
 
-    work, plain, fast = (
-        count_work(turn),
-        functools.partial(set_arithmetic, None),
-        functools.partial(set_arithmetic, "fp32"),
-    )
+    work = count_work(turn)
+    plain, fast = (functools.partial(set_arithmetic, precision) for precision in (None, "fp32"))
     return [Case("plain", turn, 1, 1, Speed(plain=True), plain, work), Case("fast", turn, 1, 1, Speed(), fast, work)]
 
 

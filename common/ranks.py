@@ -159,6 +159,12 @@ def require_same(flag: str, value: str) -> None:
             raise UserError(f"{flag}: rank {number} has {other}, rank 0 has {values[0]}; they must be the same")
 
 
+def stopped(asked: KeyboardInterrupt, done: int, number: int, rest: str) -> KeyboardInterrupt:
+    """What to raise where work on files was stopped: why, and how many of them are done, of this process's share."""
+    whose = "" if count() == 1 else " this process's"
+    return KeyboardInterrupt(f"{str(asked) or 'stopped by Ctrl-C'}; {done} of{whose} {number} {rest}")
+
+
 def require_shared(flag: str, folder: Path) -> None:
     """Refuse a folder for results, made if missing, that is not the same one for all processes.
 

@@ -1,3 +1,5 @@
+import subprocess
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from common.data.images import write_image
 from common.generation import rain
 from common.models import EDNet
 from common.speed import keep_memory
-from tests.golden import fill
+from tests.golden import ROOT, fill
 
 torch.set_num_threads(2)
 keep_memory()  # as the scripts do, or tests that use much of it take twice as long
@@ -34,6 +36,20 @@ def write_pairs(folder):
 def pairs_folder(tmp_path):
     """See write_pairs."""
     return write_pairs(tmp_path / "data")
+
+
+def begin(*command, env, **more):
+    """A command in the project's folder, in a process group of its own; all that it prints in one stream."""
+    return subprocess.Popen(
+        list(map(str, command)),
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        **more,
+    )
 
 
 def folders(data, model):

@@ -2,7 +2,6 @@
 
 import importlib
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -17,8 +16,8 @@ from common.training import augment, joint
 from common.training.checkpoint import load_generator
 from for_spa import test_spa_aug, train_spa_aug, train_spa_smallsample_aug, train_spa_smallsample_noaug
 from for_syn import test_syn_aug, train_syn_aug
-from tests.conftest import folders
-from tests.golden import DATA, ROOT, fill, golden_json, needs_data, needs_golden
+from tests.conftest import begin, folders
+from tests.golden import DATA, fill, golden_json, needs_data, needs_golden
 from tests.test_derain import table
 from tests.test_training import NETWORKS, THREADS, load, same, wait_for
 
@@ -276,14 +275,8 @@ def test_adversarial_weight_of_each_family(spa, tmp_path, monkeypatch, family, w
 def test_resume_equals_uninterrupted(pairs_folder, generator, tmp_path):  # T5
     train(pairs_folder, tmp_path / "whole", "--netED", generator, "--niter", 3)
     model = tmp_path / "killed"
-    command = [sys.executable, "for_syn/train_syn_aug.py", *arguments(pairs_folder, model, "--netED", generator)]
-    process = subprocess.Popen(
-        [*command, "--niter", "10000", "--save_minutes", "1e-9"],
-        cwd=ROOT,
-        env=THREADS,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    flags = arguments(pairs_folder, model, "--netED", generator, "--niter", "10000", "--save_minutes", "1e-9")
+    process = begin(sys.executable, "for_syn/train_syn_aug.py", *flags, env=THREADS)
     wait_for(model, (1, 1), process)
     process.kill()
     process.wait()

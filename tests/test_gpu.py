@@ -274,5 +274,5 @@ def test_processes_over_nccl_with_recorded_steps(pairs_folder, tmp_path):
     process = torchrun("for_syn/train_syn_joint.py", *together, processes=processes)
     text = process.communicate(timeout=300)[0]
     assert process.returncode == 0 and "not possible here" not in text, text
-    for row, other in zip(rows(tmp_path / "alone_l"), rows(tmp_path / "together_l"), strict=True):
+    for row, other in zip(rows(tmp_path / "alone_logs"), rows(tmp_path / "together_logs"), strict=True):
         assert other == pytest.approx(row, rel=1e-3)

@@ -2,6 +2,7 @@
 
 import atexit
 import csv
+import functools
 import importlib
 import json
 import os
@@ -9,7 +10,6 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,35 +25,25 @@ from common.models import EDNet, PReNet
 from common.training import runtime
 from for_syn import train_syn_joint
 from tests import in_ranks
-from tests.conftest import write_pairs
-from tests.golden import ROOT, fill, golden_json, needs_golden
+from tests.conftest import begin, write_pairs
+from tests.golden import fill, golden_json, needs_golden
 from tests.test_joint import NAMES, NOT_REPRODUCIBLE
-from tests.test_training import NETWORKS
+from tests.test_training import arguments, load, resume
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 IN_RANKS = "tests/in_ranks.py"
-HABITS = ["--iters_per_epoch", "6", "--save_every", "2", "--workers", "0", "--use_gpu", "false", "--n_dis", "2"]
 
 
 def torchrun(*command, processes=2):
     """A job, which ends with the tests at the latest."""
-    process = subprocess.Popen(
-        [*shlex.split(ranks.torchrun(processes)), *map(str, command)],
-        cwd=ROOT,
-        env=ONE_THREAD,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # whoever started the tests
-    )
+    listening = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # whoever started the tests
+    process = begin(*shlex.split(ranks.torchrun(processes)), *command, env=ONE_THREAD, preexec_fn=listening)
     atexit.register(process.kill)
     return process
 
 
 def training(data, model, crops, *more):
-    flags = ["--data_path", data / "rain", "--gt_path", data / "norain", *NETWORKS[:-1], crops, *HABITS]
-    return list(map(str, [*flags, "--model_dir", model, "--log_dir", f"{model}_l", "--manualSeed", 5, *more]))
+    return arguments(data, model, "--batchSize", crops, *more)
 
 
 def validation(data):
@@ -109,8 +99,8 @@ def job(tmp_path_factory):
     for module, argv in [*alone, ("for_syn.test_syn_aug", derain_some(one))]:
         importlib.import_module(module).main(argv)
     shutil.copytree(one / "begun", two / "gone_on")  # one process begins, two go on
-    shutil.copytree(one / "begun_l", two / "gone_on_l")
-    logs = ["--log_dir", str(two / "gone_on_l")]
+    shutil.copytree(one / "begun_logs", two / "gone_on_logs")
+    logs = ["--log_dir", str(two / "gone_on_logs")]
     jobs = [
         (joint, training(data, two / "begun", 2, "--niter", 2, *val)),
         (joint, ["--model_dir", str(two / "gone_on"), *logs, "--resume", "-1", "--niter", "3"]),
@@ -131,10 +121,6 @@ def furthest(one, other, but=()):
     """The largest difference between the tensors of two state dicts, some of them left out."""
     assert one.keys() == other.keys()
     return max((one[k].double() - other[k].double()).abs().max().item() for k in one if not k.endswith(but))
-
-
-def load(path):
-    return torch.load(path, weights_only=True)
 
 
 def test_two_processes_of_four_crops_are_one_of_eight(job):
@@ -211,14 +197,15 @@ def assert_same_training(one, two, niter, prefixes=("DerainNet", "ED", "D")):
         assert furthest(*states, but=NOT_REPRODUCIBLE) < 2e-5  # float32; the steps add up to 2e-4 at least
     a, b = load(one / "train_state_last.pt"), load(two / "train_state_last.pt")
     assert torch.equal(a["rng"]["torch"], b["rng"]["torch"]) and a["epoch"] == b["epoch"] == niter
-    for row, other in zip(rows(one.with_name(f"{one.name}_l")), rows(two.with_name(f"{two.name}_l")), strict=True):
+    logs = (rows(folder.with_name(f"{folder.name}_logs")) for folder in (one, two))
+    for row, other in zip(*logs, strict=True):
         assert other == pytest.approx(row, rel=1e-4)
 
 
 def test_training_of_two_equals_one(job):
     assert_same_training(job / "one" / "begun", job / "two" / "begun", 2)
     assert_same_training(job / "one" / "aug", job / "two" / "aug", 2, ["Aug_DerainNet"])
-    assert len(list((job / "two" / "begun_l").glob("events*"))) == 1
+    assert len(list((job / "two" / "begun_logs").glob("events*"))) == 1
     printed = (job / "printed.txt").read_text()
     assert printed.count("2 processes: a step has 4 crops, 2 of each") == 3 and printed.count("epoch 1/2") == 2
 
@@ -231,17 +218,16 @@ def test_two_go_on_where_one_stopped(job):
 
 def test_one_goes_on_where_two_stopped(job, tmp_path, capsys):
     shutil.copytree(job / "two" / "begun", tmp_path / "m")
-    shutil.copytree(job / "two" / "begun_l", tmp_path / "m_l")
-    flags = ["--model_dir", tmp_path / "m", "--log_dir", tmp_path / "m_l", "--resume", -1, "--niter", 3]
-    train_syn_joint.main(list(map(str, flags)))
+    shutil.copytree(job / "two" / "begun_logs", tmp_path / "m_logs")
+    resume(tmp_path / "m", "--log_dir", tmp_path / "m_logs", "--resume", -1, "--niter", 3)
     assert "resume: 2 processes before, 1 now, --batchSize 4: a step still has 4 crops" in capsys.readouterr().out
     assert_same_training(job / "one" / "whole", tmp_path / "m", 3)
 
 
 def test_resume_refuses_a_number_of_processes_that_can_not_share(job, monkeypatch, capsys):
     monkeypatch.setattr(ranks, "count", lambda: 3)
-    flags = ["--model_dir", job / "one" / "begun", "--log_dir", job / "one" / "begun_l", "--resume", -1, "--dry_run"]
-    assert cli.run(lambda: train_syn_joint.main(list(map(str, flags)))) == 2
+    begun = job / "one" / "begun"
+    assert cli.run(lambda: resume(begun, "--log_dir", f"{begun}_logs", "--resume", -1, "--dry_run")) == 2
     error = capsys.readouterr().err
     assert "4 crops, which 3 processes can't share evenly; start as many as divide it: 1, 2, 4" in error
 
@@ -272,7 +258,7 @@ def long_training(folder, *more):
     return torchrun("for_syn/train_syn_joint.py", *flags)
 
 
-def wait_for(file, process):
+def wait_for_file(file, process):
     for _ in range(1200):
         if file.exists():
             return
@@ -297,7 +283,7 @@ def process_of(rank, parent):
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="the processes are found in Linux's /proc")
 def test_killed_rank_ends_the_job_and_its_state_goes_on(tmp_path, capsys):
     process = long_training(tmp_path)
-    wait_for(tmp_path / "m" / "train_state_prev.pt", process)
+    wait_for_file(tmp_path / "m" / "train_state_prev.pt", process)
     began = time.monotonic()
     os.kill(process_of(1, process), signal.SIGKILL)
     text = process.communicate(timeout=120)[0]
@@ -310,8 +296,7 @@ def test_killed_rank_ends_the_job_and_its_state_goes_on(tmp_path, capsys):
     state = load(tmp_path / "m" / "train_state_last.pt")
     whole = training(tmp_path / "data", tmp_path / "whole", 4, "--niter", state["epoch"] + 1)
     train_syn_joint.main(whole)
-    flags = ["--model_dir", tmp_path / "m", "--resume", -1, "--niter", state["epoch"] + 1]
-    train_syn_joint.main(list(map(str, flags)))
+    resume(tmp_path / "m", "--resume", -1, "--niter", state["epoch"] + 1)
     for name in ("DerainNet", "ED", "D"):
         weights = f"{name}_state_{state['epoch'] + 1}.pt"
         one, two = load(tmp_path / "whole" / weights), load(tmp_path / "m" / weights)
@@ -321,7 +306,7 @@ def test_killed_rank_ends_the_job_and_its_state_goes_on(tmp_path, capsys):
 def test_ctrl_c_saves_once_and_says_how_to_go_on(tmp_path):
     data, model = write_pairs(tmp_path / "data"), tmp_path / "m"
     process = torchrun(IN_RANKS, "slow save", *training(data, model, 2, "--iters_per_epoch", 10**5))
-    wait_for(tmp_path / "m_l" / "options.json", process)
+    wait_for_file(tmp_path / "m_logs" / "options.json", process)
     time.sleep(2)
     os.kill(process.pid, signal.SIGINT)  # as a terminal does: its processes have sessions of their own
     text = process.communicate(timeout=120)[0]

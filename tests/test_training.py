@@ -19,8 +19,7 @@ from common.training import joint
 from common.training.loop import Ledger, learning_rate
 from common.training.run import Run
 from for_syn import train_syn_joint
-from tests.conftest import photo
-from tests.golden import ROOT
+from tests.conftest import begin, photo
 
 # A tiny network on tiny crops: ten steps a second, all the machinery.
 NETWORKS = ["--stage", "1", "--patchSize", "16", "--nz", "4", "--nef", "2", "--ndf", "4", "--batchSize", "2"]
@@ -120,16 +119,7 @@ def test_resume_equals_uninterrupted(pairs_folder, whole, tmp_path):  # T5
 
 
 def start(data, model, *more):
-    command = [sys.executable, "for_syn/train_syn_joint.py", *arguments(data, model, *more)]
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=THREADS,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    return begin(sys.executable, "for_syn/train_syn_joint.py", *arguments(data, model, *more), env=THREADS)
 
 
 def wait_for(model, position, process):

@@ -325,5 +325,7 @@ def printable(name: str) -> str:
 
 
 def tell(problems: list[str], headline: str) -> None:
-    """Name on stderr, one a line, the images that work went on without."""
+    """Name on stderr, one a line, the images that work went on without; once, of several processes."""
+    if not ranks.first():
+        return
     print(f"{headline}:" + "".join(f"\n  {printable(problem)}" for problem in problems), file=sys.stderr)

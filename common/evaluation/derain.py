@@ -432,8 +432,7 @@ def derain_folder(
                 rainy_score, derained_score = (metrics.score(x, truth) for x in (rainy, read_image(save / name)))
                 result.scores = {"rainy": rainy_score, "derained": derained_score}
         except KeyboardInterrupt as asked:
-            why, whose = str(asked) or "stopped by Ctrl-C", " this process's" if ranks.count() > 1 else ""
-            raise KeyboardInterrupt(f"{why}; {number} of{whose} {len(mine)} images are in {save}") from None
+            raise ranks.stopped(asked, number, len(mine), f"images are in {save}") from None
         except ImageError as error:  # the input or its ground truth; errors of writing are others and end the run
             result.problem = str(error)
         except derainer.DerainerError as error:  # of this size, perhaps
@@ -450,10 +449,10 @@ def derain_folder(
     if len(timed) > 1:
         timed[0].warm_up = True
     done = {name: result for part in ranks.gather(done) for name, result in part.items()}
-    return _tell([(name, done[name]) for name in names], save, folder, others, device)
+    return _report([(name, done[name]) for name in names], save, folder, others, device)
 
 
-def _tell(done: list[tuple[Path, _Result]], save: Path, folder: Path, others: int, device: torch.device) -> int:
+def _report(done: list[tuple[Path, _Result]], save: Path, folder: Path, others: int, device: torch.device) -> int:
     """Print, and save as a table, what became of all images; returns the exit code."""
     results = [result for _, result in done]
     print(f"{sum(result.written for result in results)} images derained into {save}")
@@ -473,6 +472,6 @@ def _tell(done: list[tuple[Path, _Result]], save: Path, folder: Path, others: in
         print(table)
         print(f"written: {save / 'metrics.csv'}")
     problems = [result.problem for result in results if result.problem]
-    if problems and ranks.first():
+    if problems:
         tell(problems, f"{len(problems)} of {len(done)} images could not be derained or measured")
     return 1 if problems else 0

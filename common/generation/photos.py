@@ -280,11 +280,9 @@ def rain_on_photos(
                     raise UserError(str(error)) from None
                 problems[photo] = str(error)
     except KeyboardInterrupt as asked:
-        why, whose = str(asked) or "stopped by Ctrl-C", " this process's" if ranks.count() > 1 else ""
         again = "without --overwrite goes on" if overwrite else "goes on"
-        raise KeyboardInterrupt(
-            f"{why}; {made + there} of{whose} {num * len(mine)} pairs are in {save}; the same command {again}"
-        ) from None
+        rest = f"pairs are in {save}; the same command {again}"
+        raise ranks.stopped(asked, made + there, num * len(mine), rest) from None
     *counts, found = zip(*ranks.gather((made, wet, area, there, deep, alpha, problems)), strict=True)
     made, wet, area, there, deep, alpha = map(sum, counts)
     problems = {photo: text for of_one in found for photo, text in of_one.items()}
@@ -311,7 +309,7 @@ def rain_on_photos(
         if spaces:
             print(f"{spaces} pairs have spaces in their names and are not in {LIST}, which separates by them")
         print(f"lists of the pairs: {manifest.path}, {save / LIST}" + (f"\npicture: {picture}" if picture else ""))
-    if problems and ranks.first():
+    if problems:
         told = [problems[photo] for photo in part if photo in problems]
         tell(told, f"{len(told)} of {len(part)} photos could not be used")
     return 1 if problems else 0

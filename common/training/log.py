@@ -15,13 +15,16 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from torchvision.utils import make_grid
 
+from common import ranks
 from common.errors import UserError
 
 GRID = 8  # images in a grid
 
 
 class Log:
-    """Logs of one run in one folder. Once training goes on, a log that can't be written is a warning, not an end.
+    """Logs of one run in one folder, written by the first process alone.
+
+    Once training goes on, a log that can't be written is a warning, not an end.
 
     Args:
         folder: created if missing; holds TensorBoard's event files, log.csv and options.json.
@@ -29,17 +32,16 @@ class Log:
         epoch: finished epochs; rows of later ones, left by a run that was cut off, go.
         step: finished steps, the same for TensorBoard.
         overwrite: delete the logs of an earlier run.
-        writes: False for a process that only goes along with another one: nothing is written.
 
     Raises:
         UserError: the folder can't be written to.
     """
 
-    def __init__(self, folder: str, options: dict, epoch: int, step: int, overwrite: bool, writes: bool = True) -> None:
+    def __init__(self, folder: str, options: dict, epoch: int, step: int, overwrite: bool) -> None:
         self.folder = Path(folder)
         self.csv = self.folder / "log.csv"
-        self._warned, self._writes, self.rows = False, writes, []
-        if not writes:
+        self._warned, self.rows = False, []
+        if not ranks.first():
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +66,7 @@ class Log:
         self.events.write_event(Event(wall_time=time.time(), step=step, **content))
 
     def _safely(self, write: Callable[[], None]) -> None:
-        if not self._writes:
+        if not ranks.first():
             return
         try:
             write()

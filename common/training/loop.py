@@ -153,7 +153,7 @@ def fit(
         return
     first = run.epoch + 1
     done_before = run.epoch * iters_per_epoch + run.step
-    log = Log(log_dir, run.options(), run.epoch, done_before, run.args.overwrite, writes=ranks.first())
+    log = Log(log_dir, run.options(), run.epoch, done_before, run.args.overwrite)
     run.begin()
     whole = batch_size * ranks.count()
     if ranks.count() > 1:

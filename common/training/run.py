@@ -84,11 +84,19 @@ class Run:
         return sorted(p for p in self.model_dir.glob("*") if own.fullmatch(p.name))
 
     def resolve(self) -> None:
-        """Find what --resume asks for and let the stored options win.
+        """Find what --resume asks for and let the stored options win. The first process does, and tells the others.
 
         Raises:
             UserError: the folder holds a run already, there is nothing to go on from, or a flag contradicts the run.
         """
+        if ranks.first():
+            self._find()
+        found = {key: value for key, value in vars(self).items() if key not in ("args", "_prefixes")}
+        options, found = ranks.from_first((vars(self.args), found))
+        vars(self.args).update(options)
+        vars(self).update(found)
+
+    def _find(self) -> None:
         resume = self.args.resume
         self._check_folders()
         if resume == 0:
@@ -211,13 +219,6 @@ class Run:
             )
         print(f"resume: {before} processes before, {now} now, --batchSize {each}: a step still has {whole} crops")
         return options | {"batchSize": each}
-
-    def share(self) -> None:
-        """Tell the other processes what the first one has found, its options included."""
-        found = {key: value for key, value in vars(self).items() if key not in ("args", "_prefixes")}
-        options, found = ranks.from_first((vars(self.args), found))
-        vars(self.args).update(options)
-        vars(self).update(found)
 
     def _restore_options(self, stored: dict) -> None:
         given = self.args.given
@@ -444,9 +445,7 @@ def open_run(
     """
     run = Run(args, script, prefixes)
     if args.dry_run or not ranks.first():
-        if ranks.first():
-            run.resolve()
-        run.share()
+        run.resolve()
         yield run
         return
     created = not run.model_dir.exists()
@@ -459,7 +458,6 @@ def open_run(
     try:
         _lock(file, run)
         run.resolve()
-        run.share()
         yield run
     finally:
         file.close()  # frees the lock; the file stays, since deleting it could free the lock of another process
