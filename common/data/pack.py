@@ -547,30 +547,49 @@ def main(argv: list[str] | None = None) -> int:
     if not args.data_path or not args.out:
         raise UserError("--data_path, --out: give both (with --gt_path for two folders), or --verify PACK")
     out = Path(args.out)
-    if out.suffix.lower() not in (".h5", ".hdf5"):
-        raise UserError(f"--out: {out.name} should end with .h5, by which the training scripts know a pack")
-    if out.is_dir():
-        raise UserError(f"--out: {out} is a folder; name a file in it")
+    require_free(out, args.overwrite)
     if is_pack(args.data_path):
         raise UserError(f"--data_path: {args.data_path} is a pack already")
     if args.gt_path:
         pairs, rule = find_pairs(Path(args.data_path), Path(args.gt_path), "--data_path, --gt_path")
     else:
         pairs, rule = PairList(Path(args.data_path), "For pairs in two folders give --gt_path, too."), LIST
-    part = out.with_name(out.name + ".part")
-    if part.is_dir():
-        raise UserError(f"--out: {part} is a folder, and in the way; take another --out")
+    print(f"pairs by the rule: {rule}")
+    return make(pairs, out, args.workers, args.skip_bad, args.overwrite)
+
+
+def require_free(out: Path, overwrite: bool) -> None:
+    """Whether --out can become a pack.
+
+    Raises:
+        UserError: it has another ending, is a folder, or is there already (with ``overwrite``: and is no pack).
+    """
+    if out.suffix.lower() not in (".h5", ".hdf5"):
+        raise UserError(f"--out: {out.name} should end with .h5, by which the training scripts know a pack")
+    for path in (out, out.with_name(out.name + ".part")):
+        if path.is_dir():
+            raise UserError(f"--out: {path} is a folder, and in the way; name a file, NAME.h5")
     if out.exists():
-        if not args.overwrite:
+        if not overwrite:
             raise UserError(f"--out: {out} is there already; --overwrite replaces it")
         _require_ours(out)
-    print(f"pairs by the rule: {rule}")
-    problems = write(pairs, out, args.workers, args.skip_bad, args.overwrite)
+
+
+def make(pairs: Sequence[Pair], out: Path, workers: int, skip_bad: bool = False, overwrite: bool = False) -> int:
+    """``write``, and say what came of it.
+
+    Returns:
+        Exit code: 0, or 1 where pairs could not be read and are not skipped.
+
+    Raises:
+        UserError: see ``write``.
+    """
+    problems = write(pairs, out, workers, skip_bad, overwrite)
     for problem in problems:
         print(printable(problem), file=sys.stderr)
-    if problems and not args.skip_bad:
+    if problems and not skip_bad:
         print(
-            f"{len(problems)} of {len(pairs)} pairs can't be read; the others are in {part}. Mend them and run the "
+            f"{len(problems)} of {len(pairs)} pairs can't be read; the others are in {out}.part. Mend them and run the "
             "same command again, or leave them out with --skip_bad.",
             file=sys.stderr,
         )

@@ -1,0 +1,300 @@
+"""Training pairs out of photos and rain streaks of your own: rainy = clip(clean + gain * streaks).
+
+    python -m common.data.compose --clean PHOTOS --streaks STREAKS --out PAIRS --num 200 --seed 0
+    python -m common.data.compose --clean PHOTOS --streaks STREAKS --out pairs.h5 --num 200 --seed 0
+
+STREAKS is a folder of pictures of rain on black. A streak layer is cropped to the photo at random (and enlarged first
+where it is too small), mirrored every second time, and made brighter or darker by --gain. --out is a folder, which gets
+rain/ and norain/ (PNG) and compose.json (what each pair is made of), or a pack (.h5). An interrupted command goes on
+where it was.
+
+--hold_out 20 leaves 20 photos and 20 streak layers out, evenly by name; the same command with --part held_out makes
+pairs of these alone, to test on.
+"""
+
+import argparse
+import functools
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from common import cli
+from common.data import pack
+from common.data.images import (
+    ImageError,
+    image_size,
+    list_images,
+    printable,
+    read_image,
+    size_text,
+    to_eight_bits,
+    write_bytes,
+    write_image,
+)
+from common.data.pairs import Pair, fail
+from common.errors import UserError
+
+NAME = "compose.json"
+FOLDERS = ("rain", "norain")
+KEPT = 16  # decoded streak layers in memory; one has half a megabyte
+STEM = 100  # bytes of a photo's name in that of its pairs
+PHOTO, STREAKS = 0, 1  # first number of a seed: the order of the photos, what falls on them
+
+
+def held_out(number: int, count: int) -> np.ndarray:
+    """Places of ``number`` files, spread evenly over ``count`` files in natural order: (number,) whole numbers."""
+    return (np.arange(number) * count // max(number, 1)).astype(int)
+
+
+def part_of(files: Sequence[Path], hold_out: int, part: str) -> list[Path]:
+    """What of a folder is used: 'train' is what ``held_out`` leaves, 'held_out' the rest.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    kept_out = set(held_out(min(hold_out, len(files)), len(files)).tolist())
+    chosen = [path for i, path in enumerate(files) if (i in kept_out) == (part == "held_out")]
+    if not chosen:
+        raise ValueError(f"--hold_out {hold_out} of {len(files)} files leaves none for --part {part}")
+    return chosen
+
+
+def fitted(streaks: np.ndarray, height: int, width: int, rng: np.random.RandomState) -> np.ndarray:
+    """A crop of a streak layer, mirrored every second time; enlarged before where it is smaller than the picture.
+
+    Args:
+        streaks: (H, W, 3) uint8, rain on black.
+        height, width: of the picture, in px.
+
+    Returns:
+        (height, width, 3) uint8.
+    """
+    scale = max(height / streaks.shape[0], width / streaks.shape[1])
+    if scale > 1:
+        least = zip(streaks.shape[:2], (height, width), strict=True)
+        size = [max(int(np.ceil(side * scale - 1e-6)), enough) for side, enough in least]
+        streaks = cv2.resize(streaks, size[::-1], interpolation=cv2.INTER_CUBIC)
+    top = rng.randint(streaks.shape[0] - height + 1)
+    left = rng.randint(streaks.shape[1] - width + 1)
+    crop = streaks[top : top + height, left : left + width]
+    return crop[:, ::-1] if rng.randint(2) else crop
+
+
+def composed(clean: np.ndarray, layers: Sequence[np.ndarray], gains: Sequence[float]) -> np.ndarray:
+    """O = clip(B + sum of gain * R), rounded: (H, W, 3) uint8 and streak layers of that kind -> (H, W, 3) uint8."""
+    rain = sum(gain * layer.astype(np.float32) for gain, layer in zip(gains, layers, strict=True))
+    return np.rint(np.clip(clean + rain, 0, 255)).astype(np.uint8)
+
+
+def _short(stem: str) -> str:
+    """The beginning of a name, so that with what is added it is not too long for a file system."""
+    return os.fsencode(stem)[:STEM].decode(errors="ignore")
+
+
+@functools.lru_cache(KEPT)
+def _streaks(path: Path) -> np.ndarray:
+    return to_eight_bits(read_image(path))
+
+
+class ComposedPair(Pair):
+    """A pair that is composed when it is read; which photo, streaks and gains depend on the seed and its number alone.
+
+    Args:
+        number: of the pair, from 0 on.
+        photos, streaks: all files to choose from.
+        layers: streak layers on one photo.
+        gain: lowest and highest factor of a layer.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        photos: Sequence[Path],
+        streaks: Sequence[Path],
+        seed: int,
+        layers: int,
+        gain: tuple[float, float],
+        label: str = "",
+    ) -> None:
+        turn, place = divmod(number, len(photos))
+        photo = photos[np.random.RandomState([PHOTO, seed, turn]).permutation(len(photos))[place]]
+        rng = np.random.RandomState([STREAKS, seed, number])
+        chosen = [streaks[i] for i in rng.choice(len(streaks), layers, replace=layers > len(streaks))]
+        super().__init__(f"{label}{number + 1:05d}_{_short(photo.stem)}.png", chosen[0], photo)
+        object.__setattr__(self, "layers", chosen)
+        object.__setattr__(self, "gains", [round(float(rng.uniform(*gain)), 4) for _ in chosen])
+        object.__setattr__(self, "_seed", [STREAKS, seed, number, 1])
+
+    def format(self) -> tuple[int, int, type]:
+        """Height, width and pixel type: those of the photo, in 8 bits."""
+        return *image_size(self.clean), np.uint8
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rainy and clean, each (H, W, 3) uint8.
+
+        Raises:
+            ImageError: the photo or a streak layer can't be read.
+        """
+        clean, rng = to_eight_bits(read_image(self.clean)), np.random.RandomState(self._seed)
+        layers = [fitted(_streaks(path), *clean.shape[:2], rng) for path in self.layers]
+        return composed(clean, layers, self.gains), clean
+
+
+def _images(flag: str, folder: Path, hold_out: int, part: str, remedy: str) -> list[Path]:
+    """The images of a folder that take part, as whole paths; every header is read."""
+    if not folder.is_dir():
+        raise UserError(f"{flag}: there is no folder {folder}. {remedy}")
+    names, _ = list_images(folder)
+    if not names:
+        raise UserError(f"{flag}: no image (PNG, JPEG, BMP, WebP, TIFF) in {folder}. {remedy}")
+    try:
+        paths = [folder / name for name in part_of(names, hold_out, part)]
+    except ValueError as error:
+        raise UserError(f"{flag}: {error}; give a smaller --hold_out") from None
+    problems = []
+    for path in paths:
+        try:
+            image_size(path)
+        except ImageError as error:
+            problems.append(str(error))
+    fail(problems, f"{flag}: {len(problems)} of {len(paths)} files can't be used:", "Mend or remove them.")
+    return paths
+
+
+def _write_folder(pairs: Sequence[ComposedPair], out: Path, settings: dict, overwrite: bool) -> int:
+    """rain/, norain/ and the list of what each pair is made of; returns how many pairs were there already.
+
+    Raises:
+        UserError: other pairs are there, or a file can't be read or written.
+    """
+    _require_free(out, settings, overwrite)
+    table = [
+        {"file": pair.name, "photo": str(pair.clean), "streaks": [str(p) for p in pair.layers], "gains": pair.gains}
+        for pair in pairs
+    ]
+    # First what is being made, so that nobody takes half of a set for another one.
+    write_bytes(out / NAME, json.dumps({"settings": settings, "pairs": table}, indent=1).encode("utf-8", "replace"))
+    there = done = 0
+    try:
+        for pair in tqdm(pairs, desc="composing", unit="pair", disable=None):
+            files = [out / folder / pair.name for folder in FOLDERS]
+            if all(file.exists() for file in files):  # files appear whole
+                there, done = there + 1, done + 1
+                continue
+            for file, pixels in zip(files, pair.read(), strict=True):
+                write_image(file, pixels)
+            done += 1
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped by Ctrl-C; {done} of {len(pairs)} pairs are in {out}, the same command goes on"
+        ) from None
+    return there
+
+
+def _require_free(out: Path, settings: dict, overwrite: bool) -> None:
+    """Let a folder hold pairs of one command; --overwrite deletes those that its list names, and nothing else."""
+    listed = out / NAME
+    if listed.is_file():
+        try:
+            before = json.loads(listed.read_bytes())
+            names = [Path(entry["file"]).name for entry in before["pairs"] if entry["file"].endswith(".png")]
+            differ = [key for key in settings if before["settings"].get(key) != settings[key]]
+            fewer = before["settings"]["num"] < settings["num"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(f"--out: {listed} is no list of composed pairs; choose another folder") from None
+        if not overwrite and (not differ or (differ == ["num"] and fewer)):
+            return  # the first pairs of many are those of few
+        if not overwrite:
+            raise UserError(
+                f"--out: {out} holds pairs of other settings ({', '.join(differ)}); choose another folder, or delete "
+                "them by --overwrite"
+            )
+        for name in names:
+            for folder in FOLDERS:
+                (out / folder / name).unlink(missing_ok=True)
+    taken = [out / folder for folder in FOLDERS if (out / folder).is_dir() and any((out / folder).iterdir())]
+    if taken:
+        raise UserError(f"--out: {taken[0]} is not empty, and not all in it is of this command; choose another folder")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.Parser(__doc__)
+    parser.add_path("--clean", required=True, help="folder of clean photos")
+    parser.add_path("--streaks", required=True, help="folder of rain streaks on black")
+    parser.add_path("--out", required=True, help="folder for the pairs, or a pack, NAME.h5")
+    parser.add_argument("--num", type=cli.positive_int, required=True, help="pairs to make")
+    parser.add_argument("--seed", type=cli.seed, default=0, help="another one gives other pairs")
+    parser.add_argument("--layers", type=cli.number(int, 1, 16), default=1, help="streak layers on one photo")
+    parser.add_argument(
+        "--gain",
+        type=cli.number(float, 0, 10),
+        nargs=2,
+        default=[0.8, 1.2],
+        metavar=("LOW", "HIGH"),
+        help="range of the factor of a layer",
+    )
+    parser.add_argument(
+        "--hold_out", type=cli.count, default=0, help="photos, and as many streak layers, that --part train leaves out"
+    )
+    parser.add_argument(
+        "--part", choices=("train", "held_out"), default="train", help="which part of photos and streaks to use"
+    )
+    parser.add_argument("--workers", type=cli.positive_int, default=2, help="threads that compose, for a pack")
+    parser.add_argument(
+        "--overwrite",
+        type=cli.boolean,
+        nargs="?",
+        const=True,
+        default=False,
+        help="replace pairs that were made before",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    if args.gain[0] > args.gain[1]:
+        raise UserError(f"--gain: the lower bound {args.gain[0]:g} is above the upper one {args.gain[1]:g}")
+    if args.part == "held_out" and not args.hold_out:
+        raise UserError("--part held_out: say how many are held out, as for --part train: --hold_out N")
+    out, sources = Path(args.out), {"--clean": Path(args.clean), "--streaks": Path(args.streaks)}
+    for flag, folder in sources.items():
+        if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"--out: {out} lies in the input folder {flag} {folder}; choose another")
+    photos = _images("--clean", sources["--clean"], args.hold_out, args.part, "Name a folder of photos without rain.")
+    remedy = "Name a folder of pictures of rain streaks on black."
+    streaks = _images("--streaks", sources["--streaks"], args.hold_out, args.part, remedy)
+    settings = {
+        "clean": [str(path) for path in photos],
+        "streaks": [str(path) for path in streaks],
+        **{key: getattr(args, key) for key in ("num", "seed", "layers", "gain")},
+    }
+    print(f"{len(photos)} photos, {len(streaks)} streak layers")
+
+    def pair(number: int, label: str = "") -> ComposedPair:
+        return ComposedPair(number, photos, streaks, args.seed, args.layers, tuple(args.gain), label)
+
+    if out.suffix.lower() in (".h5", ".hdf5"):
+        digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]  # a pack is known by the names in it
+        pack.require_free(out, args.overwrite)
+        return pack.make([pair(k, f"{digest}_") for k in range(args.num)], out, args.workers, overwrite=args.overwrite)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out: {out} is a file; name a folder, or a pack, NAME.h5")
+    pairs = [pair(k) for k in range(args.num)]
+    there = _write_folder(pairs, out, settings, args.overwrite)
+    sizes = {pair.format()[:2] for pair in pairs[: len(photos)]}
+    made = f"{len(pairs) - there} pairs made in {out}" + (f", {there} were there already" if there else "")
+    print(f"{made}; sizes {', '.join(sorted(map(size_text, sizes))[:4])}{', ...' if len(sizes) > 4 else ''}")
+    print(f"train with --data_path {printable(str(out / 'rain'))} --gt_path {printable(str(out / 'norain'))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,180 @@
+"""Pairs out of photos and streaks: exact sums, repeatable choices, a set that goes on, mistakes that are told."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common import cli
+from common.data import compose
+from common.data.images import read_image, write_image
+from common.data.pack import Pack
+from tests.conftest import photo
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """Six photos of two sizes, five streak layers, one of them smaller than the photos."""
+    for i in range(6):
+        write_image(tmp_path / "clean" / f"{i}.png", photo(24, 30 + i % 2, i))
+    for i in range(5):
+        rng = np.random.RandomState(i)
+        drops = (rng.rand(20 if i == 4 else 40, 50, 1) > 0.8) * rng.randint(20, 120, (1, 1, 3))
+        write_image(tmp_path / "streaks" / f"{i}.png", drops.astype(np.uint8))
+    return tmp_path
+
+
+def run(folder, *flags, out="set", num=7):
+    words = ["--clean", folder / "clean", "--streaks", folder / "streaks", "--out", folder / out, "--num", num, *flags]
+    return cli.run(lambda: compose.main(list(map(str, words))))
+
+
+def read_set(folder):
+    """name -> (rainy, clean)"""
+    names = sorted(p.name for p in (folder / "rain").iterdir())
+    return {name: [read_image(folder / kind / name) for kind in compose.FOLDERS] for name in names}
+
+
+def test_rain_is_added_times_its_gain_and_clipped():
+    clean = np.array([[[10, 100, 250]]], np.uint8)
+    layers = [np.full((1, 1, 3), 20, np.uint8), np.full((1, 1, 3), 4, np.uint8)]
+    assert compose.composed(clean, layers, [1.3, 0.5]).tolist() == [[[38, 128, 255]]]
+    assert (compose.composed(clean, layers[:1], [0.0]) == clean).all()
+
+
+@pytest.mark.parametrize("size", [(9, 7), (20, 50), (33, 20), (64, 90), (1, 1), (50, 20)])
+def test_a_layer_is_cropped_and_enlarged_where_it_is_too_small(size):
+    streaks = np.random.RandomState(0).randint(0, 255, (20, 50, 3)).astype(np.uint8)
+    found = compose.fitted(streaks, *size, np.random.RandomState(3))
+    assert found.shape == (*size, 3) and found.dtype == np.uint8
+    if size == (20, 50):
+        assert (found == streaks).all() or (found == streaks[:, ::-1]).all()
+
+
+def test_crops_reach_all_corners_and_both_mirrors():
+    streaks = np.arange(9, dtype=np.uint8).reshape(3, 3, 1).repeat(3, 2)
+    found = {tuple(compose.fitted(streaks, 2, 2, np.random.RandomState(k))[..., 0].ravel()) for k in range(200)}
+    plain = {(a, a + 1, a + 3, a + 4) for a in (0, 1, 3, 4)}
+    assert found == plain | {(b, a, d, c) for a, b, c, d in plain}
+
+
+def test_every_pair_is_what_its_list_says(sources):
+    assert run(sources, "--layers", 2, "--gain", 0.5, 1.5) == 0
+    table = json.loads((sources / "set" / compose.NAME).read_bytes())["pairs"]
+    pairs = read_set(sources / "set")
+    assert [entry["file"] for entry in table] == list(pairs) and len(pairs) == 7
+    for entry in table:
+        rainy, clean = pairs[entry["file"]]
+        assert (clean == read_image(entry["photo"])).all()
+        layers = [read_image(path) for path in entry["streaks"]]
+        assert len(set(entry["streaks"])) == 2 and all(0.5 <= gain <= 1.5 for gain in entry["gains"])
+        most = sum(gain * layer.max() for gain, layer in zip(entry["gains"], layers, strict=True))
+        added = rainy.astype(int) - clean
+        assert added.min() >= 0 and 0 < added.max() <= most + 1
+    photos = [entry["photo"] for entry in table]
+    assert len(set(photos[:6])) == 6  # all photos in turn, before one comes again
+
+
+def test_the_same_seed_makes_the_same_pairs_and_fewer_are_the_first_of_many(sources):
+    assert run(sources, "--seed", 5) == run(sources, "--seed", 5, out="again") == 0
+    assert run(sources, "--seed", 6, out="other") == run(sources, "--seed", 5, out="few", num=3) == 0
+    first, again, other, few = (read_set(sources / name) for name in ("set", "again", "other", "few"))
+    assert str(first) == str(again) != str(other)
+    assert str(few) == str(dict(list(first.items())[:3]))
+
+
+def test_an_interrupted_set_goes_on_and_may_grow(sources, monkeypatch, capsys):
+    whole = {}
+    assert run(sources, out="whole") == 0
+    whole = read_set(sources / "whole")
+    real, calls = compose.write_image, []
+
+    def interrupted(path, pixels):
+        calls.append(path)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        real(path, pixels)
+
+    monkeypatch.setattr(compose, "write_image", interrupted)
+    assert run(sources) == 130 and "2 of 7 pairs are in" in capsys.readouterr().err
+    monkeypatch.setattr(compose, "write_image", real)
+    assert run(sources, num=7) == 0 and "2 were there already" in capsys.readouterr().out
+    assert str(read_set(sources / "set")) == str(whole)
+    assert run(sources, num=9) == 0 and "2 pairs made" in capsys.readouterr().out
+    assert str(dict(list(read_set(sources / "set").items())[:7])) == str(whole)
+    assert run(sources, num=7) == 2  # two of nine would be left over
+
+
+def test_a_pack_holds_the_same_pairs(sources):
+    assert run(sources) == run(sources, out="set.h5") == 0
+    pack = Pack(sources / "set.h5")
+    expected = read_set(sources / "set")
+    assert [pack.name(i).split("_", 1)[1] for i in range(7)] == list(expected)
+    for i, pair in enumerate(expected.values()):
+        for found, wanted in zip(pack[i].read(), pair, strict=True):
+            assert (found == wanted).all()
+    assert run(sources, "--seed", 1, out="set.h5") == 2
+    assert run(sources, "--seed", 1, "--overwrite", out="set.h5") == 0
+
+
+def test_what_is_held_out_is_never_trained_on(sources):
+    assert run(sources, "--hold_out", 2) == run(sources, "--hold_out", 2, "--part", "held_out", out="held") == 0
+    used = []
+    for name in ("set", "held"):
+        settings = json.loads((sources / name / compose.NAME).read_bytes())["settings"]
+        used.append((set(settings["clean"]), set(settings["streaks"])))
+    (photos, streaks), (other_photos, other_streaks) = used
+    assert len(other_photos) == len(other_streaks) == 2 and len(photos) == 4 and len(streaks) == 3
+    assert not photos & other_photos and not streaks & other_streaks
+    assert compose.held_out(20, 120).tolist() == list(range(0, 120, 6))
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--gain", 2, 1], "--gain: the lower bound 2 is above"),
+        (["--hold_out", 6], "--clean: --hold_out 6 of 6 files leaves none for --part train"),
+        (["--part", "held_out"], "say how many are held out"),
+        (["--clean", "nowhere"], "--clean: there is no folder"),
+        (["--streaks", "empty"], "--streaks: no image"),
+    ],
+)
+def test_mistakes(sources, tmp_path_factory, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    Path("empty").mkdir()
+    assert run(sources, *flags) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_files_that_are_no_pictures_are_all_named_before_the_first_pair(sources, capsys):
+    for name in ("broken.png", "empty.jpg"):
+        (sources / "clean" / name).write_bytes(b"x" * (name == "broken.png"))
+    assert run(sources) == 2
+    error = capsys.readouterr().err
+    assert "broken.png" in error and "empty.jpg" in error and not (sources / "set").exists()
+
+
+def test_nothing_foreign_is_ever_deleted(sources, capsys):
+    (sources / "set" / "rain").mkdir(parents=True)
+    (sources / "set" / "rain" / "mine.png").write_bytes(b"x")
+    assert run(sources) == 2 and "is not empty" in capsys.readouterr().err
+    assert run(sources, "--overwrite") == 2
+    assert (sources / "set" / "rain" / "mine.png").read_bytes() == b"x"
+    (sources / "clean" / "mine.png").write_bytes((sources / "clean" / "0.png").read_bytes())
+    assert run(sources, out="clean/in") == 2 and "lies in the input folder" in capsys.readouterr().err
+    listed = {"settings": {"num": 1}, "pairs": [{"file": "../../clean/mine.png"}, {"file": ".."}]}
+    (sources / "other").mkdir()
+    (sources / "other" / compose.NAME).write_text(json.dumps(listed))
+    assert run(sources, "--overwrite", out="other") == 0
+    assert (sources / "clean" / "mine.png").exists()
+    (sources / "third").mkdir()
+    (sources / "third" / compose.NAME).write_text("[]")
+    assert run(sources, "--overwrite", out="third") == 2 and "no list of composed pairs" in capsys.readouterr().err
+
+
+def test_long_and_odd_names(sources):
+    write_image(sources / "clean" / ("ü" * 110 + ".png"), photo(24, 30, 9))
+    write_image(sources / "clean" / "a <b>&\n.png", photo(24, 30, 10))
+    assert run(sources, num=8) == 0
+    assert len(read_set(sources / "set")) == 8
