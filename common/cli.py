@@ -131,6 +131,7 @@ count = number(int, 0)
 positive = number(float, 0, above=True)
 nonnegative = number(float, 0)
 seed = number(int, 0, 2**32 - 1)
+decay = number(float, 0, 0.99999)  # of a moving average
 
 
 def patch_size(text: str) -> int:

@@ -17,7 +17,7 @@ from common.data.pairs import validation_pairs
 from common.data.patches import training_set
 from common.evaluation.derain import validator
 from common.models import Derain, Discriminator, EDNet
-from common.training.joint import train_joint
+from common.training.joint import joint_networks, train_joint
 from common.training.run import describe, open_run
 from common.training.runtime import pick_device, seed_everything
 
@@ -42,6 +42,8 @@ def parse_args(argv=None):
     model.add_argument("--ndf", type=cli.positive_int, help="width of D; left alone: 64 up to patch 64, 64*64/p beyond")
     optim = parser.group("optimisation")
     optim.add_argument("--niter", type=cli.positive_int, default=700, help="epochs")
+    # T13: 1 on the synthetic sets, 0.01 on SPA-Data
+    optim.add_argument("--w_adv", type=cli.positive, default=1.0, help="weight of the adversarial term in loss_G")
     optim.add_argument("--lambda_gp", type=cli.nonnegative, default=10, help="weight of the gradient penalty")
     optim.add_argument(
         "--milestone",
@@ -55,13 +57,14 @@ def parse_args(argv=None):
     optim.add_argument("--lrED", type=cli.positive, default=1e-4, help="learning rate of RNet and G")
     optim.add_argument("--n_dis", type=cli.positive_int, default=5, help="steps of D for one of the others")
     optim.add_argument("--eps2", type=cli.positive, default=1e-6, help="prior variance of the background")
+    optim.add_argument("--ema", type=cli.decay, default=0, help="also save a moving average of ED, 0.999 say; 0: none")
     cli.add_training(parser, log_dir="./syn100llogs/", model_dir="./syn100lmodels/")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    with open_run(args, __file__, lambda args: ("DerainNet", "ED", "D")) as run:
+    with open_run(args, __file__, joint_networks) as run:
         device = pick_device(args.use_gpu, args.gpu_id)
         args.manualSeed = seed_everything(args.manualSeed)
         args.ndf = args.ndf or min(64, 64 * 64 // args.patchSize)
@@ -81,10 +84,11 @@ def main(argv=None):
             lrDerain=args.lrDerain,
             lrED=args.lrED,
             lrD=args.lrD,
-            w_adv=1.0,  # T13: weight of the adversarial term, 1 on the synthetic sets and 0.01 on SPA-Data
+            w_adv=args.w_adv,
             lambda_gp=args.lambda_gp,
             n_dis=args.n_dis,
             eps2=args.eps2,
+            ema=args.ema,
             milestone=args.milestone,
             gamma=0.5,
             dataset=dataset,

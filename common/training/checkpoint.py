@@ -106,7 +106,9 @@ def load_newest(path: Path, flag: str, hint: str = "") -> tuple[Path, object]:
     path = Path(path)
     if not path.is_dir():
         return path, load(path, flag, hint)
-    others = re.compile(r"(train|left)_state|(ED|D|DerainNet)_(state_\d+|best)\.pt")  # other networks, joint training
+    others = re.compile(
+        r"(train|left)_state|(ED|ED_ema|D|DerainNet)_(state_\d+|best)\.pt"
+    )  # other networks, joint training
 
     def epoch(file: Path) -> int:
         number = re.search(r"_state_(\d+)\.pt$", file.name)

@@ -1,5 +1,6 @@
 """Joint training of BNet, RNet, G and D: the two steps of the paper and their loop (SPEC section 3)."""
 
+import argparse
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,9 +11,15 @@ from torch.optim import Optimizer
 
 from common import ranks
 from common.speed import Speed
+from common.training.averaging import Average
 from common.training.loop import fit
 from common.training.losses import gaussian_kl, gradient_penalty
 from common.training.run import Run
+
+
+def joint_networks(args: argparse.Namespace) -> tuple[str, ...]:
+    """Prefixes of the files that joint training writes with these flags."""
+    return ("DerainNet", "ED", "D", *(["ED_ema"] if args.ema else []))
 
 
 class Forward(NamedTuple):
@@ -128,12 +135,14 @@ def joint_step(
     eps2: float,
     speed: Speed,
     shown: dict[str, Tensor],
+    average: Average | None = None,
 ) -> Callable[[Tensor, Tensor, int], dict[str, Tensor]]:
     """The step of joint training for ``fit``: D in every one, BNet and EDNet in every n_dis-th; see ``train_joint``.
 
     Args:
         optimizers: DerainNet, ED and D.
         shown: is given the batches of the newest step, for pictures.
+        average: of EDNet's weights, updated with them.
     """
 
     def work(learn: bool, rainy: Tensor, clean: Tensor, eps: Tensor, alpha: Tensor) -> tuple[dict, dict]:
@@ -144,6 +153,8 @@ def joint_step(
         if learn:
             opts = optimizers["DerainNet"], optimizers["ED"]
             losses |= g_step(netDerain, netED, netD, *opts, out, clean, w_adv, eps2)
+            if average is not None:
+                average.update()
         pictures = {"derained": mu_b, "clean": clean, "rainy": rainy, "generated_rainy": fake, "rain_layer": rain}
         return losses, pictures
 
@@ -189,6 +200,7 @@ def train_joint(
     lambda_gp: float,  # weight of the gradient penalty
     n_dis: int,  # BNet and EDNet learn in every n_dis-th step, counted from 0 over the whole training
     eps2: float,  # prior variance of the background
+    ema: float,  # decay of a moving average of EDNet's weights, which is saved beside them; 0: none
     speed: Speed,  # how BNet is called
     **settings,  # data, schedule, epochs, saving: see fit
 ) -> None:
@@ -196,11 +208,13 @@ def train_joint(
     optimizers = joint_optimizers(netDerain, netED, netD, lrDerain, lrED, lrD, speed)
     speed.prepare(netDerain, settings["device"], say=True)
     shown: dict[str, Tensor] = {}
-    step = joint_step(netDerain, netED, netD, optimizers, w_adv, lambda_gp, n_dis, eps2, speed, shown)
+    average = Average(netED, ema) if ema else None
+    step = joint_step(netDerain, netED, netD, optimizers, w_adv, lambda_gp, n_dis, eps2, speed, shown, average)
+    nets = {"DerainNet": netDerain, "ED": netED, "D": netD}
     fit(
         run=run,
         step=step,
-        nets={"DerainNet": netDerain, "ED": netED, "D": netD},
+        nets=nets | ({"ED_ema": average.net} if average else {}),
         optimizers=optimizers,
         pictures=lambda: shown,
         **settings,

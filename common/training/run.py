@@ -79,7 +79,7 @@ class Run:
     def files(self) -> list[Path]:
         """What a run of these networks has left in model_dir, with whatever --fake_ratio in the names."""
         prefixes = "|".join(re.sub(r"\d+", r"\\d+", re.escape(prefix)) for prefix in self.prefixes)
-        state, weights = r"(train|left)_state_(last|prev)\.pt", rf"({prefixes})_(state_\d+|best)\.pt"
+        state, weights = r"(train|left)_state_(last|prev)\.pt", rf"({prefixes})(_ema)?_(state_\d+|best)\.pt"
         own = re.compile(rf"({state}|{weights})(\.tmp)?|({prefixes})\.json")
         return sorted(p for p in self.model_dir.glob("*") if own.fullmatch(p.name))
 
@@ -264,7 +264,11 @@ class Run:
                 )
             where = f"--resume: {self.model_dir}"
             for name, net in nets.items():
+                if name not in self._state["nets"]:
+                    raise UserError(f"{where}: this run keeps no {name}; leave --ema out, or start a new run with it")
                 checkpoint.put_weights(net, self._state["nets"][name], self._kind(name), where)
+                if name not in optimizers:  # an average of another one's weights
+                    continue
                 try:
                     put_averages(optimizers[name], self._state["optimizers"][name])
                 except ValueError:  # a layer was frozen or freed in between
@@ -275,7 +279,7 @@ class Run:
             checkpoint.load_weights(nets[name], path, self._kind(name), "--resume")
 
     def _kind(self, prefix: str) -> str:
-        joint = {"DerainNet": "joint", "ED": "ED", "D": "D"}
+        joint = {"DerainNet": "joint", "ED": "ED", "ED_ema": "ED", "D": "D"}
         return joint.get(prefix) or checkpoint.kind_of_derainer(self.args)
 
     def begin(self) -> None:
