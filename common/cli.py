@@ -210,6 +210,17 @@ def add_derainer(group: argparse.ArgumentParser, sizes: argparse.ArgumentParser)
     )
 
 
+def add_arithmetic(group: argparse.ArgumentParser) -> None:
+    """--precision where no derainer is trained, and --cuda_graphs."""
+    group.add_argument(
+        "--precision",
+        choices=("fp32", "tf32"),
+        default="fp32",
+        help="fp32: exact; tf32 (GPUs): factors of all convolutions and products rounded to 10 bits",
+    )
+    add_recording(group)
+
+
 def add_speed(group: argparse.ArgumentParser, several: bool = False) -> None:
     """--precision, of which ``several`` may be allowed, --compile and --cuda_graphs."""
     group.add_argument(
@@ -223,6 +234,11 @@ def add_speed(group: argparse.ArgumentParser, several: bool = False) -> None:
     group.add_argument(
         "--compile", type=boolean, nargs="?", const=True, default=False, help="torch.compile the derainer"
     )
+    add_recording(group)
+
+
+def add_recording(group: argparse.ArgumentParser) -> None:
+    """--cuda_graphs."""
     group.add_argument(
         "--cuda_graphs",
         choices=("auto", "on", "off"),
@@ -264,12 +280,18 @@ def add_tile_halo(group: argparse.ArgumentParser) -> None:
     )
 
 
-def add_training(parser: Parser, log_dir: str, model_dir: str) -> Parser:
-    """The flags that every training script shares: how long, how safe, where. Returns the group of validation."""
+def add_run(
+    parser: Parser, log_dir: str, model_dir: str, iters_per_epoch: int = 3000, derainer: bool = False
+) -> Parser:
+    """The flags of every training run: how long, how safe, where. Returns their group.
+
+    Args:
+        derainer: whether one is trained, whose speed can be chosen.
+    """
     run = parser.group("run")
     run.add_argument("--resume", type=number(int, -1), default=0, help="go on after epoch N; -1: from the newest state")
     run.add_argument("--overwrite", type=boolean, nargs="?", const=True, default=False, help="delete an earlier run")
-    run.add_argument("--iters_per_epoch", type=positive_int, default=3000, help="steps of an epoch")
+    run.add_argument("--iters_per_epoch", type=positive_int, default=iters_per_epoch, help="steps of an epoch")
     run.add_argument("--save_every", type=positive_int, default=50, help="epochs between weight files; the last always")
     run.add_argument("--save_minutes", type=positive, default=10, help="between full states within an epoch")
     run.add_argument("--log_every", type=positive_int, default=10, help="steps between entries of the logs")
@@ -289,8 +311,17 @@ def add_training(parser: Parser, log_dir: str, model_dir: str) -> Parser:
         help="where decoded images are kept; auto: on the GPU, or else in RAM, where they fit in a third of it; none: "
         "read again and again",
     )
-    add_speed(run)
+    if derainer:
+        add_speed(run)
+    else:
+        add_arithmetic(run)
     add_device(run)
+    return run
+
+
+def add_training(parser: Parser, log_dir: str, model_dir: str) -> Parser:
+    """The flags that every training script of a derainer shares. Returns the group of validation."""
+    add_run(parser, log_dir, model_dir, derainer=True)
     val = parser.group("validation")
     val.add_path("--val_data_path", help="folder of rainy images; the best derainer on them is kept as ..._best.pt")
     val.add_path("--val_gt_path", help="folder of their clean partners")
@@ -397,8 +428,9 @@ def records(args: argparse.Namespace) -> bool:
 
 def loop_settings(args: argparse.Namespace) -> dict:
     """The flags that go to the training loop as they are, see ``fit``."""
-    names = ["niter", "iters_per_epoch", "workers", "log_dir", "save_every", "save_minutes", "log_every", "val_every"]
-    speed = Speed(args.precision, args.compile, record=records(args))
+    names = ["niter", "iters_per_epoch", "workers", "log_dir", "save_every", "save_minutes", "log_every"]
+    names += ["val_every"] if "val_every" in args else []
+    speed = Speed(args.precision, getattr(args, "compile", False), record=records(args))
     return {name: getattr(args, name) for name in names} | {"batch_size": args.batchSize, "speed": speed}
 
 

@@ -70,17 +70,17 @@ class Speed:
         if self.compile:
             compile_net(net, device)
 
-    def adam(self, parameters: Iterable[nn.Parameter], lr: float) -> Adam:
-        """Adam with PyTorch's betas and eps; one that can be recorded where that is done.
+    def adam(self, parameters: Iterable[nn.Parameter], lr: float, beta1: float = 0.9) -> Adam:
+        """Adam with PyTorch's second beta and eps; one that can be recorded where that is done.
 
         Its rate is kept in ``initial_lr`` as well: that of a recorded one is a tensor, see ``set_rate``.
         """
-        parameters = list(parameters)
+        parameters, betas = list(parameters), (beta1, 0.999)
         if parameters and self._recorder(parameters[0].device):
             rate = torch.tensor(lr, dtype=torch.float32, device=parameters[0].device)
-            optimizer = Adam(parameters, rate, fused=True, capturable=True)
+            optimizer = Adam(parameters, rate, betas, fused=True, capturable=True)
         else:
-            optimizer = Adam(parameters, lr)
+            optimizer = Adam(parameters, lr, betas)
         for group in optimizer.param_groups:
             group["initial_lr"] = lr
         return optimizer

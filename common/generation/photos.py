@@ -29,22 +29,13 @@ from common.data.pictures import sheet, thumbnail
 from common.errors import UserError
 from common.generation.manifest import NAME as MANIFEST
 from common.generation.manifest import PAIR, Manifest, Row, Settings
-from common.generation.rain import RAINY, VERSION, RainMaker, grey_of
+from common.generation.rain import RAINY, VERSION, RainMaker, fingerprint, grey_of
 from common.models import EDNet
 
 KINDS = (*PAIR, "layer")
 SHEET = "contact_sheet.jpg"
 LONGEST = 255  # bytes of a file name, on all common file systems
 SHOWN, THUMBNAIL = 12, 320  # pairs on the contact sheet, px of their longer side
-
-
-def fingerprint(netED: EDNet) -> str:
-    """SHA-256 of the generator's weights, whatever file they came in."""
-    digest = hashlib.sha256()
-    for key, value in sorted(netED.state_dict().items()):
-        if key.startswith("decoder."):
-            digest.update(key.encode() + value.float().cpu().numpy().astype("<f4").tobytes())
-    return digest.hexdigest()
 
 
 def draws(seed: int, photo: str, variant: int) -> np.random.RandomState:

@@ -7,7 +7,8 @@ Random shifts and wavering borders see to it that nothing repeats with the pitch
 and softer; one factor and one threshold, measured once for a generator, undo that.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
@@ -23,6 +24,7 @@ LEVELLING = 2**18  # px of a picture's patches that tell its statistics, place b
 SAMPLES = 2**22  # px of patches that tell the mean and the density of all rain
 TRIAL = 1024  # px: side of the layer that factor and threshold are measured on
 VERSION = 1  # goes up when the same codes give another layer
+Steer = Callable[[Tensor], Tensor]
 GAIN = 3  # a place of the patch is made so many times stronger at most
 
 
@@ -88,16 +90,18 @@ class RainMaker:
         """The blend after factor and threshold, which is lower for a lighter rain."""
         return (self.factor * band - self.threshold * share).clamp(min=0)
 
-    def layer(self, height: int, width: int, coherence: float, rng: np.random.RandomState) -> Tensor:
+    def layer(
+        self, height: int, width: int, coherence: float, rng: np.random.RandomState, steer: Steer | None = None
+    ) -> Tensor:
         """The rain layer of a picture, (nc, height, width) >= 0; see ``tiles``."""
         whole = torch.empty(self.netED.nc, height, width, device=self.device)
-        for rows, columns, tile in self.tiles(height, width, coherence, rng):
+        for rows, columns, tile in self.tiles(height, width, coherence, rng, steer):
             whole[:, rows, columns] = tile
         return whole
 
     @torch.no_grad()
     def tiles(
-        self, height: int, width: int, coherence: float, rng: np.random.RandomState
+        self, height: int, width: int, coherence: float, rng: np.random.RandomState, steer: Steer | None = None
     ) -> Iterator[tuple[slice, slice, Tensor]]:
         """The rain layer of a picture, band by band across its longer side, so that memory stays small.
 
@@ -106,22 +110,30 @@ class RainMaker:
             coherence: correlation of any two codes of the picture, 0 (unrelated) to 1 (equal). They are
                 z = sqrt(coherence) * shared + sqrt(1 - coherence) * own, each N(0, I): one rain, with fresh detail.
             rng: RandomState, whose stream NumPy keeps the same for good.
+            steer: moves codes (N, nz) after they are drawn, see ``controls.steering``.
 
         Yields:
             Rows and columns of the picture, and the rain there, (nc, rows, columns) >= 0.
         """
         if max(height, width) <= self.netED.patch_size:
-            patch = sampled(self.netED, draw_codes(1, rng.standard_normal(self.netED.nz), coherence, rng))[0]
+            codes = draw_codes(1, rng.standard_normal(self.netED.nz), coherence, rng)
+            patch = sampled(self.netED, steer(codes) if steer else codes)[0]
             yield slice(0, height), slice(0, width), patch[:, :height, :width]
         elif height >= width:
-            for rows, band, share in self._bands(height, width, coherence, rng):
+            for rows, band, share in self._bands(height, width, coherence, rng, steer):
                 yield rows, slice(0, width), self._finished(band, share)
         else:
-            for columns, band, share in self._bands(width, height, coherence, rng, turned=True):
+            for columns, band, share in self._bands(width, height, coherence, rng, steer, turned=True):
                 yield slice(0, height), columns, self._finished(band, share).mT
 
     def _bands(
-        self, length: int, breadth: int, coherence: float, rng: np.random.RandomState, turned: bool = False
+        self,
+        length: int,
+        breadth: int,
+        coherence: float,
+        rng: np.random.RandomState,
+        steer: Steer | None = None,
+        turned: bool = False,
     ) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """A blend of length x breadth px in bands, and how its mean compares to that of all rain.
 
@@ -129,13 +141,18 @@ class RainMaker:
             turned: for rain that falls along the breadth.
         """
         shared = rng.standard_normal(self.netED.nz)
+
+        def drawn(number: int) -> Tensor:
+            codes = draw_codes(number, shared, coherence, rng)
+            return sampled(self.netED, steer(codes) if steer else codes)
+
         samples = max(16, LEVELLING // self.netED.patch_size**2)
-        mean, place, gain = levels(sampled(self.netED, draw_codes(samples, shared, coherence, rng)))
+        mean, place, gain = levels(drawn(samples))
         share = mean / self.mean.clamp(min=1e-12)
         number = -(-breadth // self.pitch) + 1
         tail, start = None, 0  # what of the band before is still to be blended
         while start < length:
-            patches = sampled(self.netED, draw_codes(number, shared, coherence, rng))
+            patches = drawn(number)
             windows = self._windows((patches - place) * gain, rng)
             left = rng.randint(self.pitch)  # the windows of one band do not stand above those of the next
             band = self._blended(windows.mT if turned else windows, rng)[:, :, left : left + breadth]
@@ -168,6 +185,15 @@ class RainMaker:
         across = torch.arange(self.overlap) + 0.5 - torch.from_numpy(middle)[..., None]  # (number, length, overlap)
         angle = ((across / self.ramp + 0.5).clamp(0, 1) * torch.pi / 2).to(a)[:, None]
         return a * angle.cos() + b * angle.sin() if a.ndim == 4 else a * angle[0].cos() + b * angle[0].sin()
+
+
+def fingerprint(netED: EDNet) -> str:
+    """SHA-256 of the generator's weights, whatever file they came in."""
+    digest = hashlib.sha256()
+    for key, value in sorted(netED.state_dict().items()):
+        if key.startswith("decoder."):
+            digest.update(key.encode() + value.float().cpu().numpy().astype("<f4").tobytes())
+    return digest.hexdigest()
 
 
 @torch.no_grad()
