@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import torch
 
-from common import ranks
+from common import ranks, weights
 from common.errors import UserError
 from common.speed import Speed
 
@@ -32,6 +32,18 @@ class _UserPath(argparse.Action):
         if not all(paths):
             parser.error(f"{option_string}: the path is empty")
         paths = [os.path.abspath(os.path.expanduser(path)) for path in paths]
+        setattr(namespace, self.dest, paths if isinstance(value, list) else paths[0])
+
+
+class _GeneratorPath(_UserPath):
+    """A path that the user gives, or the word 'default' for the generator that comes with the project."""
+
+    WORD = "default"
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        super().__call__(parser, namespace, value, option_string)
+        words, paths = (v if isinstance(v, list) else [v] for v in (value, getattr(namespace, self.dest)))
+        paths = [str(weights.GENERATOR) if w == self.WORD else p for w, p in zip(words, paths, strict=True)]
         setattr(namespace, self.dest, paths if isinstance(value, list) else paths[0])
 
 
@@ -68,7 +80,13 @@ class Parser(argparse.ArgumentParser):
         """A titled section of --help."""
         group = self.add_argument_group(title)
         group.add_path = lambda flag, default=None, **kwargs: Parser.add_path(group, flag, default, **kwargs)
+        group.add_netED = lambda default=None, **kwargs: Parser.add_netED(group, default, **kwargs)
         return group
+
+    def add_netED(self, default: str | None = None, **kwargs) -> None:
+        """--netED, which takes a file or 'default'."""
+        help = "weights of RNet and G; 'default': the generator that comes with the project"
+        self.add_argument("--netED", action=_GeneratorPath, default=default, metavar="PATH", help=help, **kwargs)
 
     def add_path(self, flag: str, default: str | None = None, **kwargs) -> None:
         """A flag that takes a file or folder."""
@@ -89,7 +107,9 @@ class Parser(argparse.ArgumentParser):
         for action in actions:
             if action.dest not in given:
                 value = action.default
-                if isinstance(action, _UserPath) and value is not None:
+                if isinstance(action, _GeneratorPath) and value == action.WORD:
+                    value = str(weights.GENERATOR)
+                elif isinstance(action, _UserPath) and value is not None:
                     value = os.path.join(self.folder, os.path.normpath(value))
                 setattr(args, action.dest, value)
         args.given = given
@@ -331,7 +351,7 @@ def add_training(parser: Parser, log_dir: str, model_dir: str) -> Parser:
 
 def add_generator(group: argparse.ArgumentParser, netED: str, patch: bool = False) -> None:
     """--netED and its sizes, which are read from the file where they are left alone."""
-    group.add_path("--netED", netED, help="weights of RNet and G")
+    group.add_netED(netED)
     group.add_argument("--nc", type=number(int, 3, 3), default=3, help="image channels")
     group.add_argument("--nz", type=positive_int, default=128, help="length of the rain code")
     group.add_argument("--nef", type=positive_int, default=32, help="width of RNet and G")
@@ -398,6 +418,11 @@ def add_rain(parser: Parser) -> Parser:
         "--coherence", type=number(float, 0, 1), default=0.5, help="how alike the rain is all over a photo, 0 to 1"
     )
     rain.add_argument("--grey", type=boolean, nargs="?", const=True, default=False, help="rain without colours")
+    knobs = parser.group("knobs, each for itself; left alone, the rain has what chance gives it")
+    knobs.add_argument("--angle", type=number(float, -90, 90), help="degrees from vertical, lower end to the right")
+    knobs.add_argument("--density", type=number(float, 0, 1), help="share of rainy pixels")
+    knobs.add_argument("--thickness", type=number(float, 0), help="median width of the streaks in px")
+    knobs.add_argument("--brightness", type=number(float, 0, 1), help="mean of the rain over rainy pixels")
     run = parser.group("run")
     run.add_argument(
         "--save_layer", type=boolean, nargs="?", const=True, default=False, help="also save the rain alone, in layer/"
@@ -416,6 +441,12 @@ def add_rain(parser: Parser) -> Parser:
     run.add_argument("--shard", type=shard, default=(1, 1), metavar="K/N", help="only the K-th of N parts")
     add_device(run)
     return run
+
+
+def knobs(args: argparse.Namespace) -> dict[str, float]:
+    """The knobs of ``add_rain`` that were set."""
+    values = {name: getattr(args, name) for name in ("angle", "density", "thickness", "brightness")}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def records(args: argparse.Namespace) -> bool:

@@ -4,7 +4,7 @@ Writes rain/NAME.png and norain/NAME.png (NAME_v01.png ... with --num above 1) a
 real_world.txt (SPA-Data's kind of list), manifest.csv and contact_sheet.jpg. The same seed gives the same rain; an
 interrupted run goes on by the same command.
 
-    python generate_rain.py --data_path photos --netED ED_state_800.pt --save_path pairs
+    python generate_rain.py --data_path photos --save_path pairs --angle 15
 
 Next: train_spa_joint.py or train_spa_aug.py --data_path pairs.
 """
@@ -15,12 +15,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli
+from common.generation.controls import path_of
 from common.generation.photos import rain_on_photos
 from common.training.checkpoint import generator_of
 from common.training.runtime import pick_device
 
 PHOTOS = "Name a folder of clean photos, or one photo."
-GENERATOR = "Train one with train_spa_joint.py, or put the ED_state_800.pt there that the paper's authors released."
+GENERATOR = "Leave --netED out for the generator that comes with the project, or train one: train_spa_joint.py."
 
 
 def parse_args(argv=None):
@@ -28,7 +29,7 @@ def parse_args(argv=None):
     data = parser.group("data")
     data.add_path("--data_path", required=True, help="folder of clean photos, or one photo")
     data.add_path("--save_path", "./generated_results/spa-data/", help="where the pairs go")
-    data.add_path("--netED", "./spamodels/ED_state_800.pt", help="weights of RNet and G, of any size")
+    data.add_netED("default")
     cli.add_rain(parser)
     return parser.parse_args(argv)
 
@@ -44,6 +45,8 @@ def main(argv=None):
         intensity=args.intensity,
         coherence=args.coherence,
         grey=args.grey,
+        knobs=cli.knobs(args),
+        controls=path_of(args.netED),
         save_layer=args.save_layer,
         shard=args.shard,
         overwrite=args.overwrite,

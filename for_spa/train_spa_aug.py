@@ -25,7 +25,10 @@ DATA = (
     "Put SPA-Data (Wang et al., CVPR 2019) there, or name its folder with --data_path: its real_world.txt lists the "
     "pairs, 'rainy_path clean_path' a line, relative to that folder. For pairs in two folders use for_syn's scripts."
 )
-GENERATOR = "Train one with train_spa_joint.py, or put the ED_state_800.pt there that the paper's authors released."
+GENERATOR = (
+    "Train one with train_spa_joint.py, put the ED_state_800.pt there that the paper's authors released, or take the "
+    "generator that comes with the project: --netED default."
+)
 
 
 def parse_args(argv=None):
@@ -35,7 +38,7 @@ def parse_args(argv=None):
     data.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step of each process")
     data.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px, as in G's training")
     model = parser.group("model")
-    model.add_path("--netED", "./spamodels/ED_state_800.pt", help="weights of RNet and G")
+    model.add_netED("./spamodels/ED_state_800.pt")
     model.add_argument("--nc", type=cli.number(int, 3, 3), default=3, help="image channels")
     model.add_argument("--nz", type=cli.positive_int, default=128, help="length of the rain code")
     model.add_argument("--nef", type=cli.positive_int, default=32, help="width of RNet and G")

@@ -20,7 +20,10 @@ from common.generation.latent import SEEDS, run_disentanglement, run_diversity, 
 from common.training.checkpoint import generator_of
 from common.training.runtime import pick_device
 
-GENERATOR = "Train one with train_syn_joint.py, or put the ED_state_700.pt there that the paper's authors released."
+GENERATOR = (
+    "Train one with train_syn_joint.py, put the ED_state_700.pt there that the paper's authors released, or take the "
+    "generator that comes with the project: --netED default."
+)
 
 
 def parse_args(argv=None):

@@ -19,7 +19,10 @@ from common.training.checkpoint import generator_of
 from common.training.runtime import pick_device, seed_everything
 
 DATA = "Put two rainy images of Rain100L there (Yang et al., CVPR 2017) and their clean partners into --gt_path."
-GENERATOR = "Train one with train_syn_joint.py, or put the ED_state_700.pt there that the paper's authors released."
+GENERATOR = (
+    "Train one with train_syn_joint.py, put the ED_state_700.pt there that the paper's authors released, or take the "
+    "generator that comes with the project: --netED default."
+)
 
 
 def parse_args(argv=None):

@@ -25,7 +25,10 @@ DATA = (
     "Put the training pairs of Rain100L (Yang et al., CVPR 2017) there: rainy images into .../small/rain, clean ones "
     "into .../small/norain. Or name your own folders with --data_path and --gt_path."
 )
-GENERATOR = "Train one with train_syn_joint.py, or put the ED_state_700.pt there that the paper's authors released."
+GENERATOR = (
+    "Train one with train_syn_joint.py, put the ED_state_700.pt there that the paper's authors released, or take the "
+    "generator that comes with the project: --netED default."
+)
 
 
 def parse_args(argv=None):
@@ -36,7 +39,7 @@ def parse_args(argv=None):
     data.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step of each process")
     data.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px, as in G's training")
     model = parser.group("model")
-    model.add_path("--netED", "./syn100lmodels/ED_state_700.pt", help="weights of RNet and G")
+    model.add_netED("./syn100lmodels/ED_state_700.pt")
     model.add_argument("--nc", type=cli.number(int, 3, 3), default=3, help="image channels")
     model.add_argument("--nz", type=cli.positive_int, default=128, help="length of the rain code")
     model.add_argument("--nef", type=cli.positive_int, default=32, help="width of RNet and G")

@@ -1,3 +1,4 @@
+import os
 import subprocess
 
 import numpy as np
@@ -10,7 +11,7 @@ from common.models import EDNet
 from common.speed import keep_memory
 from tests.golden import ROOT, fill
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 keep_memory()  # as the scripts do, or tests that use much of it take twice as long
 
 

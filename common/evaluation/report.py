@@ -22,7 +22,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--derained", required=True, nargs="+", help="folder of derained images, or several, paired by name"
     )
     parser.add_path("--clean", required=True, help="folder of clean images, paired by name")
-    parser.add_path("--netED", help="weights of the generator, for a row of generated rain")
+    parser.add_netED()
     parser.add_argument("--number", type=cli.positive_int, default=4, help="images to show, the first by name")
     cli.add_picture(parser)
     return parser.parse_args(argv)

@@ -14,13 +14,12 @@ measures' own correlation as cross-talk). Which score makes which value is then 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import norm, rankdata, spearmanr
 from torch import Tensor
 from tqdm import tqdm
 
@@ -30,7 +29,7 @@ from common.data.pictures import row, sheet, write_gif
 from common.errors import UserError
 from common.generation.latent import base_code
 from common.generation.measures import Measures, measure
-from common.generation.rain import RainMaker, fingerprint, sampled
+from common.generation.rain import RainMaker, Steer, fingerprint, sampled
 from common.models import EDNet
 from common.training.checkpoint import load_generator
 from common.training.runtime import pick_device
@@ -43,7 +42,7 @@ SIDE = 192  # px: of the pictures that tell the curve
 COHERENCE = 0.5  # of these pictures
 RIDGE = 1e-2  # of the regression, as a share of the number of samples
 ENOUGH = 64  # patches with rain, below which nothing can be learned
-ROUNDS = 4  # of correcting scores by what they give
+ROUNDS = 3  # of correcting scores by what they give
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def _rising(curve: np.ndarray) -> np.ndarray:
     return sign * (np.maximum.accumulate(up) + np.minimum.accumulate(up[::-1])[::-1]) / 2
 
 
-def steering(scores: np.ndarray, knobs: Sequence[int], places: Sequence[float]) -> Callable[[Tensor], Tensor]:
+def steering(scores: np.ndarray, knobs: Sequence[int], places: Sequence[float]) -> Steer:
     """What moves codes (N, nz) so that the scores of some knobs take given places and those of the others stay.
 
     Args:
@@ -128,6 +127,8 @@ def regress(codes: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, float]:
     Raises:
         UserError: it is the same in all rain, or there is hardly any rain.
     """
+    from scipy.stats import norm, rankdata  # takes a second to import, and only learning needs it
+
     there = np.isfinite(values)
     if there.sum() < ENOUGH or np.ptp(values[there]) == 0:
         raise UserError("")
@@ -170,9 +171,7 @@ def learn(netED: EDNet, number: int, seed: int) -> tuple[np.ndarray, list[float]
     return np.array(scores), explained
 
 
-def picture_layers(
-    maker: RainMaker, steer: Callable[[Tensor], Tensor] | None, number: int, seed: int, side: int = SIDE
-) -> list[np.ndarray]:
+def picture_layers(maker: RainMaker, steer: Steer | None, number: int, seed: int, side: int = SIDE) -> list[np.ndarray]:
     """Rain layers of whole pictures, (nc, side, side) each; the same random numbers for the same seed."""
     side = max(side, 2 * maker.netED.patch_size)
     rngs = (np.random.RandomState([seed, k]) for k in range(number))
@@ -214,6 +213,8 @@ def curves_of(found: np.ndarray) -> np.ndarray:
 
 def rank_correlations(found: np.ndarray) -> np.ndarray:
     """Spearman's rank correlation of each knob's place with each measure, over all pictures: (4, 4); see response."""
+    from scipy.stats import spearmanr
+
     table = np.zeros((len(KNOBS), len(KNOBS)))
     places = np.repeat(PLACES, found.shape[2])
     for k in range(len(KNOBS)):
@@ -242,29 +243,39 @@ def cross_talk(found: np.ndarray, spread: np.ndarray) -> np.ndarray:
 
 def solved(
     maker: RainMaker, controls: Controls, wanted: dict[str, float], seed: int = 0, pictures: int = 6
-) -> tuple[Callable[[Tensor], Tensor], dict[str, float]]:
-    """What steers codes to given values, and the values that pictures then have; see ``clamped`` before.
+) -> tuple[dict[str, float], dict[str, float]]:
+    """What the curves of the knobs have to be asked for, so that pictures have given values; see ``clamped`` before.
 
-    The curves say where to begin; what pictures measure there corrects the places, a few times.
+    The curves hold for one knob at a time. What pictures measure corrects them, a few times.
 
     Args:
         wanted: knob -> value, one or more.
+
+    Returns:
+        What to ask for, see ``steered_to``; and the values that pictures then have, in the median.
     """
     knobs = [KNOBS.index(name) for name in wanted]
-    targets = np.array(list(wanted.values()))
+    targets = np.array(list(wanted.values()), float)
     scale = np.array([max(np.ptp(controls.curves[k]), 1e-9) for k in knobs])
-    asked, error, best, reached = targets, np.inf, None, targets
+    asked, error, best, reached = targets, np.inf, targets, targets
     for _ in range(ROUNDS):
-        places = [controls.place(k, value) for k, value in zip(knobs, asked, strict=True)]
-        layers = picture_layers(maker, steering(controls.scores, knobs, places), pictures, seed)
-        got = medians(np.array([measure(layer) for layer in layers])[:, knobs])
-        now = np.abs((got - targets) / scale).max()
-        if best is None or now < error:
-            best, error, reached = places, now, got
+        steer = steered_to(controls, dict(zip(wanted, asked, strict=True)))
+        values = np.array([measure(layer) for layer in picture_layers(maker, steer, pictures, seed)])
+        got = medians(values[:, knobs])
         if not np.isfinite(got).all():
             break
+        if (now := np.abs((got - targets) / scale).max()) < error:
+            best, error, reached = asked, now, got
         asked = asked + targets - got  # what was missing, on top
-    return steering(controls.scores, knobs, best), dict(zip(wanted, map(float, reached), strict=True))
+    found = (dict(zip(wanted, map(float, values), strict=True)) for values in (best, reached))
+    return tuple(found)
+
+
+def steered_to(controls: Controls, asked: dict[str, float]) -> Steer:
+    """What moves codes to where the curves of the knobs have these values."""
+    knobs = [KNOBS.index(name) for name in asked]
+    places = [controls.place(k, value) for k, value in zip(knobs, asked.values(), strict=True)]
+    return steering(controls.scores, knobs, np.round(places, 3))  # rounded: the same on machines that sum differently
 
 
 def clamped(controls: Controls, wanted: dict[str, float]) -> tuple[dict[str, float], list[str]]:
@@ -340,7 +351,7 @@ def tolerances(maker: RainMaker, controls: Controls, seed: int, tries: int, prog
     for k, name in enumerate(KNOBS):
         low, high = controls.reach(k)
         for t, value in enumerate(np.linspace(low, high, tries + 2)[1:-1]):
-            steer, _ = solved(maker, controls, {name: float(value)}, seed)
+            steer = steered_to(controls, solved(maker, controls, {name: float(value)}, seed)[0])
             layers = picture_layers(maker, steer, pictures, seed + 1 + t)
             found[k, t] = [abs(measure(layer)[k] - value) for layer in layers]
             if progress is not None:
@@ -351,7 +362,7 @@ def tolerances(maker: RainMaker, controls: Controls, seed: int, tries: int, prog
 def sweeps(maker: RainMaker, controls: Controls, knob: int, steps: int, seed: int) -> list[tuple[float, np.ndarray]]:
     """Rain layers of one picture while a knob goes from its lowest to its highest value: (value, (nc, H, W)) each."""
     values = np.linspace(*controls.reach(knob), steps)
-    steers = [steering(controls.scores, [knob], [controls.place(knob, value)]) for value in values]
+    steers = [steered_to(controls, {KNOBS[knob]: value}) for value in values]
     return [(value, picture_layers(maker, steer, 1, seed)[0]) for value, steer in zip(values, steers, strict=True)]
 
 
@@ -395,7 +406,7 @@ def report(controls: Controls, found: np.ndarray, spread: np.ndarray, name: str)
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
-    parser.add_path("--netED", required=True, help="weights of RNet and G")
+    parser.add_netED(required=True)
     parser.add_path("--out", help="folder of the report; left alone: NAME_controls beside the checkpoint")
     parser.add_argument("--samples", type=cli.number(int, 2 * ENOUGH), default=8192, help="codes to learn from")
     parser.add_argument(
@@ -412,11 +423,11 @@ def main(argv: list[str] | None = None) -> int:
     netED = load_generator(path, "--netED").eval().requires_grad_(False)
     netED = netED.to(pick_device(args.use_gpu, args.gpu_id))
     out = Path(args.out) if args.out else path.with_name(f"{path.stem}_controls")
-    controls, found, spread = learn_controls(netED, args.samples, args.pictures, args.seed)
+    maker = RainMaker(netED)
+    controls, found, spread = learn_controls(maker, args.samples, args.pictures, args.seed)
     save(controls, path_of(path))
     text = report(controls, found, spread, path.name)
     write_bytes(out / "report.md", text.encode(errors="replace"))
-    maker = RainMaker(netED)
     rows = []
     for k, knob in enumerate(KNOBS):
         frames = sweeps(maker, controls, k, 7, args.seed + 7)
@@ -433,7 +444,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def learn_controls(
-    netED: EDNet, samples: int, pictures: int, seed: int, tries: int = 5
+    maker: RainMaker, samples: int, pictures: int, seed: int, tries: int = 5
 ) -> tuple[Controls, np.ndarray, np.ndarray]:
     """Learn the knobs of a generator and measure what they do.
 
@@ -448,14 +459,13 @@ def learn_controls(
     Raises:
         UserError: see ``learn``.
     """
-    scores, explained = learn(netED, samples, seed)
-    maker = RainMaker(netED)
+    scores, explained = learn(maker.netED, samples, seed)
     with tqdm(
         total=len(KNOBS) * (len(PLACES) + tries), desc="turning knobs", unit="place", leave=False, disable=None
     ) as bar:
         found = response(maker, scores, pictures, seed, bar)
         plain = np.array([measure(layer) for layer in picture_layers(maker, None, 4 * pictures, seed + 1)])
-        controls = Controls(scores, explained, curves_of(found), [(0.0, 0.0)] * len(KNOBS), fingerprint(netED))
+        controls = Controls(scores, explained, curves_of(found), [(0.0, 0.0)] * len(KNOBS), fingerprint(maker.netED))
         errors = tolerances(maker, controls, seed, tries, bar).reshape(len(KNOBS), -1)
     errors = [row[np.isfinite(row)] for row in errors]
     tolerance = [(float(np.median(row)), float(np.quantile(row, 0.9))) if len(row) else (0.0, 0.0) for row in errors]

@@ -36,7 +36,7 @@ def halved(netED: EDNet) -> dict[str, torch.Tensor]:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
-    parser.add_path("--netED", required=True, help="weights of RNet and G")
+    parser.add_netED(required=True)
     parser.add_path("--out", required=True, help="the file to write, NAME.pt")
     parser.add_argument(
         "--overwrite", type=cli.boolean, nargs="?", const=True, default=False, help="replace a file of this name"

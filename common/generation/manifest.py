@@ -33,6 +33,7 @@ class Settings:
     grey: bool  # the maximum over the channels in all of them
     checkpoint: str  # SHA-256 of the generator's weights
     version: int  # of how a layer is made, see rain.py
+    knobs: str = ""  # 'angle=15 density=0.2', in this order; '' where all are left alone
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Row:
     version: int
     layer: bool  # saved too
     photo_sha256: str  # of the photo's file
+    knobs: str = ""  # last, since older manifests lack it
 
     @property
     def settings(self) -> Settings:
@@ -82,7 +84,7 @@ class Manifest:
             head = None
             with contextlib.suppress(csv.Error):
                 head = next(reader, names)  # an empty file is as good as none
-            if head != names:
+            if head not in (names, names[:-1]):
                 raise UserError(
                     f"{self.path}: is no list of generated pairs (its first line is not {','.join(names)}); "
                     "choose another --save_path, or move it away"
@@ -90,7 +92,7 @@ class Manifest:
             with contextlib.suppress(csv.Error):  # what a crash left may look like one endless field
                 for line in itertools.islice(reader, number):
                     with contextlib.suppress(ValueError, KeyError):  # cut short: the pair is made again
-                        row = Row(*(kind(text) for kind, text in zip(kinds, line, strict=True)))
+                        row = Row(*(kind(text) for kind, text in zip(kinds[: len(head)], line, strict=True)))
                         if len(row.photo_sha256) == 64:
                             rows[row.file] = row  # the last one counts
         return rows

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from common.data.images import (
 from common.data.pairs import LIST
 from common.data.pictures import sheet, thumbnail
 from common.errors import UserError
+from common.generation.controls import clamped, solved, steered_to
+from common.generation.controls import load as load_controls
 from common.generation.manifest import NAME as MANIFEST
 from common.generation.manifest import PAIR, Manifest, Row, Settings
 from common.generation.rain import RAINY, VERSION, RainMaker, fingerprint, grey_of
@@ -167,6 +170,8 @@ def rain_on_photos(
     intensity: float,  # factor of the rain
     coherence: float,  # correlation of neighbouring codes, see draw_codes
     grey: bool,  # the maximum over the channels in all of them
+    knobs: dict[str, float],  # angle, density, thickness, brightness: those that are set
+    controls: Path,  # what was learned of the knobs; only read where one is set
     save_layer: bool,
     shard: tuple[int, int],  # (K, N): the K-th of N parts, counted from 1
     overwrite: bool,  # first delete all pairs that the manifest of save_path lists
@@ -188,7 +193,13 @@ def rain_on_photos(
     folder, photos, others = inputs(Path(data_path), save, hint)
     _check_folders(folder, photos, save)
     names = output_names(photos)
-    settings = Settings(seed, num, float(intensity), float(coherence), grey, fingerprint(netED), VERSION)
+    learned = load_controls(controls, netED) if knobs else None
+    if learned:
+        knobs, warnings = clamped(learned, knobs)
+        for warning in warnings if ranks.first() else ():
+            print(f"warning: --{warning}", file=sys.stderr)
+    made_with = " ".join(f"{name}={value:.4g}" for name, value in knobs.items())
+    settings = Settings(seed, num, float(intensity), float(coherence), grey, fingerprint(netED), VERSION, made_with)
     files = {  # photo -> one file a variant
         photo: [f"{names[photo].as_posix()}{f'_v{v:02d}' if num > 1 else ''}.png" for v in range(1, num + 1)]
         for photo in photos
@@ -196,7 +207,12 @@ def rain_on_photos(
     if overwrite and shard[1] > 1:
         raise UserError("--overwrite: it starts the whole folder anew, --shard does a part; delete the folder instead")
     ranks.require_shared("--save_path", save)
-    maker = RainMaker(netED)
+    maker, steer = RainMaker(netED), None
+    if learned:
+        asked, reached = solved(maker, learned, knobs)
+        steer = steered_to(learned, asked)
+        found = ", ".join(f"{name} {reached[name]:.3g} (asked for: {value:.3g})" for name, value in knobs.items())
+        print(f"knobs: pictures of this generator then have {found}, in the median")
     if ranks.first():
         manifest = Manifest(save)
         if overwrite:
@@ -224,7 +240,7 @@ def rain_on_photos(
         """Writes one pair; returns its number of rainy pixels."""
         pictures = {"norain": clean, "layer": np.empty_like(clean), "rain": np.empty_like(clean)}
         wet, (height, width) = 0, clean.shape[:2]
-        for rows, columns, tile in maker.tiles(height, width, coherence, draws(seed, photo.as_posix(), variant)):
+        for rows, columns, tile in maker.tiles(height, width, coherence, draws(seed, photo.as_posix(), variant), steer):
             rain = intensity * (grey_of(tile) if grey else tile).permute(1, 2, 0).cpu().numpy()
             wet += np.count_nonzero(rain.max(2) > RAINY)
             rain = to_uint8(rain, "nearest")

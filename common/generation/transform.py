@@ -1,5 +1,6 @@
 """Generated rain as a torchvision transform, for training pipelines of other projects."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import is_pure_tensor
 
-from common.generation.rain import RainMaker, grey_of
+from common.generation.controls import clamped, path_of, solved, steered_to
+from common.generation.controls import load as load_controls
+from common.generation.rain import RainMaker, Steer, grey_of
 from common.training.checkpoint import load_generator
+from common.weights import GENERATOR
 
 
 class RainAugment(v2.Transform):
@@ -25,11 +29,15 @@ class RainAugment(v2.Transform):
     same rain where they have the same size; of plain tensors only the first is an image, as everywhere in torchvision.
 
     Args:
-        checkpoint: weights of RNet and G (ED_state_N.pt), of any size.
+        checkpoint: weights of RNet and G (ED_state_N.pt), of any size; 'default': those that come with the project.
         p: probability of rain for an image.
         intensity: factor of the rain, a number or the range (low, high) to draw it from; 0 to 2.
         coherence: how alike the rain is all over an image, 0 to 1.
         grey: rain without colours.
+        angle, density, thickness, brightness: of the rain (see ``measures.Measures``), a number or the range (low,
+            high) to draw it from; None leaves it to chance. They need NAME.controls.json beside the checkpoint, made by
+            ``python -m common.generation.controls``, whose report says how near the rain comes. Beyond the reach of the
+            generator they warn and clamp.
         seed: None draws from torch's generator, which DataLoader seeds anew for every worker and epoch. A number gives
             a stream of its own: the same in every run of one process; in workers it also depends on the DataLoader's
             seed, so that neither workers nor epochs repeat each other (torch.manual_seed makes that the same again).
@@ -44,31 +52,56 @@ class RainAugment(v2.Transform):
 
     def __init__(
         self,
-        checkpoint: str | Path,
+        checkpoint: str | Path = "default",
         p: float = 0.5,
         intensity: float | Sequence[float] = (0.5, 1.5),
         coherence: float = 0.5,
         grey: bool = False,
         seed: int | None = None,
+        angle: float | Sequence[float] | None = None,
+        density: float | Sequence[float] | None = None,
+        thickness: float | Sequence[float] | None = None,
+        brightness: float | Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        try:
-            low, high = map(float, np.broadcast_to(np.asarray(intensity, float), 2))
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"intensity must be a number from 0 to 2, or (low, high) of such, got {intensity}"
-            ) from None
+        low, high = _range("intensity", intensity, 0, 2)
         if not 0 <= p <= 1:
             raise ValueError(f"p must be a probability from 0 to 1, got {p}")
-        if not 0 <= low <= high <= 2:
-            raise ValueError(f"intensity must be a number from 0 to 2, or (low, high) of such, got {intensity}")
         if not 0 <= coherence <= 1:
             raise ValueError(f"coherence must be a number from 0 to 1, got {coherence}")
         if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**32):
             raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, or None, got {seed}")
         self.p, self.intensity, self.coherence, self.grey, self.seed = p, (low, high), coherence, grey, seed
-        self._maker = RainMaker(load_generator(Path(checkpoint).expanduser(), "checkpoint").requires_grad_(False))
+        path = GENERATOR if checkpoint == "default" else Path(checkpoint).expanduser()
+        self._maker = RainMaker(load_generator(path, "checkpoint").requires_grad_(False))
+        given = {"angle": angle, "density": density, "thickness": thickness, "brightness": brightness}
+        ends = {"angle": (-90, 90), "density": (0, 1), "thickness": (0, np.inf), "brightness": (0, 1)}
+        knobs = {name: _range(name, value, *ends[name]) for name, value in given.items() if value is not None}
+        self._learn(knobs, path_of(path))
         self._calls = 0
+
+    def _learn(self, knobs: dict[str, tuple[float, float]], path: Path) -> None:
+        """Set up the knobs: ranges within reach, and by how much their curves are off when all are set together."""
+        self._controls, self.knobs, self._correction = None, {}, {}
+        if not knobs:
+            return
+        self._controls = load_controls(path, self._maker.netED, "checkpoint")
+        bounds = []
+        for side in (0, 1):
+            values, warnings_ = clamped(self._controls, {name: ends[side] for name, ends in knobs.items()})
+            bounds.append(values)
+            for text in warnings_:
+                warnings.warn(f"RainAugment: {text}", stacklevel=4)
+        self.knobs = {name: (bounds[0][name], bounds[1][name]) for name in knobs}
+        middle = {name: sum(ends) / 2 for name, ends in self.knobs.items()}
+        asked, _ = solved(self._maker, self._controls, middle)
+        self._correction = {name: asked[name] - middle[name] for name in middle}
+
+    def _steer(self, rng: np.random.RandomState) -> Steer | None:
+        if self._controls is None:
+            return None
+        asked = {name: rng.uniform(*ends) + self._correction[name] for name, ends in self.knobs.items()}
+        return steered_to(self._controls, asked)
 
     def check_inputs(self, flat_inputs: list[Any]) -> None:
         pictures = [value for value in flat_inputs if isinstance(value, PIL.Image.Image)]
@@ -98,12 +131,24 @@ class RainAugment(v2.Transform):
     def _rained_on(self, clean: Tensor, rng: np.random.RandomState) -> Tensor:
         channels, height, width = clean.shape
         intensity = rng.uniform(*self.intensity)
-        layer = intensity * self._maker.layer(height, width, self.coherence, rng)
+        layer = intensity * self._maker.layer(height, width, self.coherence, rng, self._steer(rng))
         layer = grey_of(layer) if self.grey or channels == 1 else layer
         if clean.dtype == torch.uint8:
             return (clean + 255 * layer[:channels]).round().clamp(0, 255).to(clean.dtype)
         wide = torch.promote_types(clean.dtype, torch.float32)
         return (clean.to(wide) + layer[:channels]).clamp(0, 1).to(clean.dtype)
+
+
+def _range(name: str, value: float | Sequence[float], low: float, high: float) -> tuple[float, float]:
+    """A number or a pair of numbers as a pair, from low to high."""
+    text = f"{name} must be a number from {low} to {high}, or (low, high) of such, got {value}"
+    try:
+        first, last = map(float, np.broadcast_to(np.asarray(value, float), 2))
+    except (TypeError, ValueError):
+        raise ValueError(text) from None
+    if not low <= first <= last <= high:
+        raise ValueError(text)
+    return first, last
 
 
 def _check(image: Tensor) -> None:
