@@ -70,7 +70,7 @@ def test_knobs_leave_the_other_measures_alone(learned):
     [
         {"angle": 15},
         {"angle": -20},
-        {"density": 0.2},
+        {"density": 0.15},
         {"thickness": 3},
         {"brightness": 0.25},
         {"angle": 10, "density": 0.15},

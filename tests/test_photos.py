@@ -87,7 +87,7 @@ def test_pairs(mine, tmp_path, generator, script, capsys):
     assert rows[2] | {"checkpoint": ""} == {
         "file": "trip/b.png", "photo": "trip/b.webp", "variant": "1", "width": "50", "height": "40", "seed": "0",
         "num": "1", "intensity": "1.0", "coherence": "0.5", "grey": "False", "checkpoint": "",
-        "version": str(rain.VERSION), "layer": "True",
+        "version": str(rain.VERSION), "layer": "True", "knobs": "",
         "photo_sha256": hashlib.sha256((mine / "trip/b.webp").read_bytes()).hexdigest(),
     }  # fmt: skip
     assert len(rows[0]["checkpoint"]) == 64

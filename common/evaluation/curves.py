@@ -29,6 +29,8 @@ TITLES = {
     "kl_z": "KL of the rain code",
     "kl_b": "KL of the background",
     "loss": "loss: -SSIM",
+    "same": "sameness of generated rains",
+    "code": "loss of the rain code",
     "val_psnr_y": "validation: PSNR on Y, dB",
     "val_ssim_y": "validation: SSIM on Y",
 }
