@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test gpu lint clean
+.PHONY: demo test generator claims gpu lint clean
 
 # Small settings, so that it ends within minutes on a CPU; the scripts' own defaults are the paper's.
 CPU := --use_gpu false
@@ -35,9 +35,13 @@ demo: $(VENV)/run-ready
 	  --save_inputfake $(DEMO)/latent/input_fake --save_rainfake $(DEMO)/latent/rain_fake
 	rm -f $(DEMO)/latent/seed10/*.gif
 	$(BIN)/python for_syn/test_disentanglement.py $(ED) --manualSeed 10 --gif --save_fake $(DEMO)/latent $(CPU)
-	@echo "== 6/7 its rain on two photos that it never saw"
+	@echo "== 6/7 its rain on two photos that it never saw; and that of the generator that comes with the project"
 	$(BIN)/python for_syn/generate_rain.py --data_path $(DEMO)/data/test/norain $(ED) --save_path $(DEMO)/generated \
 	  --overwrite $(CPU)
+	$(BIN)/python for_syn/generate_rain.py --data_path $(DEMO)/data/test/norain --save_path $(DEMO)/default_generated \
+	  --num 2 --overwrite $(CPU)
+	$(BIN)/python for_syn/generate_rain.py --data_path $(DEMO)/data/test/norain --save_path $(DEMO)/default_angle \
+	  --angle 12 --overwrite $(CPU)
 	@echo "== 7/7 all pictures on one page"
 	$(BIN)/python -m common.evaluation.gallery --out $(DEMO)_results --title "VRGNet: a run of five minutes" \
 	  --show $(DEMO)/comparison.png "Removing rain: rainy, derained by BNet of joint training, derained by a derainer of \
@@ -47,12 +51,33 @@ demo: $(VENV)/run-ready
 	  $(DEMO)/latent/seed10/sheet.png "Each row sweeps one dimension of a rain code from -3 to 3; the numbers are the \
 	  dimension and how much it changes the rain, in grey levels a step." \
 	  $$(ls $(DEMO)/latent/seed10/dim*.gif | head -n 1) "One of the three dimensions that change the rain most." \
-	  $(DEMO)/generated/contact_sheet.jpg "Rain of the generator on photos that it never saw: exact pairs for training." \
+	  $(DEMO)/generated/contact_sheet.jpg "Rain of this generator on photos that it never saw: exact pairs for training." \
+	  $(DEMO)/default_generated/contact_sheet.jpg "Rain of the generator that comes with the project (--netED default), \
+	  two for each photo." \
+	  $(DEMO)/default_angle/contact_sheet.jpg "The same generator with one of its knobs: --angle 12." \
 	  --table $(DEMO)/metrics.csv
 
 test: $(VENV)/test-ready
 	@echo "== the tests: about eight minutes on two cores"
 	@$(BIN)/python -m pytest -q
+
+# The generator that comes with the project, made again, into $(MADE): on two cores about two hours. STREAKS: rain on black.
+CLEAN ?= photos
+STREAKS ?= streaks
+MADE := made_generator
+PAIRS := --clean $(CLEAN) --streaks $(STREAKS) --seed 1 --hold_out 20
+generator: $(VENV)/run-ready
+	$(BIN)/python -m common.data.compose $(PAIRS) --num 400 --out $(MADE)/train.h5 --overwrite
+	$(BIN)/python for_syn/train_syn_generator.py --data_path $(MADE)/train.h5 --manualSeed 1 --overwrite \
+	  --model_dir $(MADE)/models --log_dir $(MADE)/logs
+	$(BIN)/python -m common.generation.export --netED $(MADE)/models/ED_ema_state_60.pt --out $(MADE)/ED.pt --overwrite
+	$(BIN)/python -m common.evaluation.distance --real $(STREAKS) --hold_out 20 --netED $(MADE)/ED.pt --csv $(MADE)/distance.csv
+	$(BIN)/python -m common.generation.controls --netED $(MADE)/ED.pt
+
+# The paper's claim in small: with and without generated pairs. DATA: see python -m common.evaluation.claims --help.
+DATA ?= data
+claims: $(VENV)/run-ready
+	$(BIN)/python -m common.evaluation.claims --data $(DATA) --out $(DEMO)_claims
 
 # On a machine with a CUDA GPU: what only it can show, and how fast it is (the figures also go to $(DEMO)_gpu/).
 gpu: $(VENV)/test-ready

@@ -123,6 +123,14 @@ def test_the_command_compares_generators_folders_floor_and_procedural_rain(real,
     assert (real / "again.csv").read_text().splitlines()[2] in (real / "d.csv").read_text()  # repeatable
 
 
+def test_only_what_was_held_out_is_compared(real, capsys):
+    assert run(real, "--hold_out", 2) == 0 and "real rain: 2 layers" in capsys.readouterr().out
+    for k in (0, 3):  # those that compose.py --hold_out 2 leaves out of six
+        (real / "real" / f"{k}.png").unlink()
+        write_image(real / "real" / f"{k}.png", np.zeros((48, 60, 3), np.uint8))
+    assert run(real, "--hold_out", 2) == 2 and "are black" in capsys.readouterr().err
+
+
 def test_larger_patches_of_a_generator_are_cropped(real, quick, capsys):
     torch.save(fill(EDNet(nz=5, nef=4, patch_size=32), 1).state_dict(), real / "ED32.pt")
     assert run(real, "--netED", real / "ED32.pt") == 0

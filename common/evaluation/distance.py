@@ -1,7 +1,7 @@
 """How far generated rain is from real rain: a distance between sets of rain layers, without any trained judge.
 
     python -m common.evaluation.distance --real STREAKS --netED ED_state_N.pt
-    python -m common.evaluation.distance --real STREAKS --rain LAYERS [OTHERS ...]
+    python -m common.evaluation.distance --real STREAKS --hold_out 20 --rain LAYERS [OTHERS ...]
 
 STREAKS and LAYERS are folders of pictures of rain on black (generate_rain.py --save_layer writes such ones to layer/).
 Beside the distances of what is asked for stand two to read them by: that between two halves of the real layers, below
@@ -26,6 +26,7 @@ import torch
 from tqdm import tqdm
 
 from common import cli
+from common.data.compose import part_of
 from common.data.demo import rain_layer
 from common.data.images import list_images, read_image, size_text, to_float, write_bytes
 from common.errors import UserError
@@ -140,8 +141,8 @@ def of_pictures(netED: EDNet, number: int, seed: int) -> list[np.ndarray]:
     return [layer.clamp(0, 1).mean(0).cpu().numpy() for layer in layers]
 
 
-def read_layers(folder: Path, flag: str, p: int) -> list[np.ndarray]:
-    """All pictures of a folder as grey layers.
+def read_layers(folder: Path, flag: str, p: int, hold_out: int = 0) -> list[np.ndarray]:
+    """All pictures of a folder as grey layers, or those alone that ``compose.held_out`` keeps out of training.
 
     Raises:
         UserError: the folder is missing or empty, or a picture can't be read or is smaller than a patch.
@@ -149,7 +150,8 @@ def read_layers(folder: Path, flag: str, p: int) -> list[np.ndarray]:
     if not folder.is_dir():
         raise UserError(f"{flag}: there is no folder {folder}; name one of pictures of rain on black")
     layers = []
-    for name in list_images(folder)[0]:
+    names = list_images(folder)[0]
+    for name in part_of(names, hold_out, "held_out") if hold_out and names else names:
         pixels = read_image(folder / name)
         if min(pixels.shape[:2]) < p:
             raise UserError(f"{flag}: {folder / name} is {size_text(pixels.shape)}, smaller than the {p} px compared")
@@ -176,6 +178,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_path("--real", required=True, help="folder of real rain on black, which the generator never saw")
     parser.add_netED(nargs="+")
     parser.add_path("--rain", nargs="+", help="folders of other rain on black")
+    parser.add_argument(
+        "--hold_out",
+        type=cli.count,
+        default=0,
+        help="of --real, only the so many that compose.py --hold_out leaves out",
+    )
     parser.add_argument("--patch", type=cli.patch_size, default=64, help="side of what is compared, in px")
     parser.add_argument("--number", type=cli.number(int, 2), default=1024, help="crops of each set")
     parser.add_argument(
@@ -198,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
     if gain[0] > gain[1]:
         raise UserError(f"--gain: the lower bound {gain[0]:g} is above the upper one {gain[1]:g}")
     device = pick_device(args.use_gpu, args.gpu_id)
-    real = read_layers(Path(args.real), "--real", p)
+    real = read_layers(Path(args.real), "--real", p, args.hold_out)
     if len(real) < 2:
         raise UserError(f"--real: {args.real} holds one picture; two halves of several are compared")
     target = crops(real, number, p, gain, np.random.RandomState(args.seed))
