@@ -10,6 +10,7 @@ from common.models import Discriminator, EDNet
 from common.training import generator
 from common.training.checkpoint import load_generator
 from for_syn import train_syn_generator
+from tests.conftest import folders
 from tests.test_training import load, same
 
 TINY = ["--patchSize", "16", "--nz", "4", "--nef", "2", "--ndf", "4", "--batchSize", "2", "--iters_per_epoch", "6"]
@@ -17,17 +18,7 @@ HABITS = ["--save_every", "2", "--workers", "0", "--use_gpu", "false", "--ema", 
 
 
 def train(data, model, *more):
-    paths = [
-        "--data_path",
-        data / "rain",
-        "--gt_path",
-        data / "norain",
-        "--model_dir",
-        model,
-        "--log_dir",
-        f"{model}_l",
-    ]
-    return train_syn_generator.main(list(map(str, [*paths, *TINY, *HABITS, *more])))
+    return train_syn_generator.main([*folders(data, model), *TINY, *HABITS, *map(str, more)])
 
 
 def test_rains_that_are_all_alike_are_told_from_rains_that_differ():

@@ -224,6 +224,24 @@ def _require_free(out: Path, settings: dict, overwrite: bool) -> None:
         raise UserError(f"--out: {taken[0]} is not empty, and not all in it is of this command; choose another folder")
 
 
+def add_gain(parser: cli.Parser, help: str) -> None:
+    """--gain LOW HIGH, see ``gain_of``."""
+    kind, names = cli.number(float, 0, 10), ("LOW", "HIGH")
+    parser.add_argument("--gain", type=kind, nargs=2, default=[0.8, 1.2], metavar=names, help=help)
+
+
+def gain_of(args: argparse.Namespace) -> tuple[float, float]:
+    """Lowest and highest factor of a streak layer.
+
+    Raises:
+        UserError: they are in the wrong order.
+    """
+    low, high = args.gain
+    if low > high:
+        raise UserError(f"--gain: the lower bound {low:g} is above the upper one {high:g}")
+    return low, high
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     parser.add_path("--clean", required=True, help="folder of clean photos")
@@ -232,14 +250,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num", type=cli.positive_int, required=True, help="pairs to make")
     parser.add_argument("--seed", type=cli.seed, default=0, help="another one gives other pairs")
     parser.add_argument("--layers", type=cli.number(int, 1, 16), default=1, help="streak layers on one photo")
-    parser.add_argument(
-        "--gain",
-        type=cli.number(float, 0, 10),
-        nargs=2,
-        default=[0.8, 1.2],
-        metavar=("LOW", "HIGH"),
-        help="range of the factor of a layer",
-    )
+    add_gain(parser, "range of the factor of a layer")
     parser.add_argument(
         "--hold_out", type=cli.count, default=0, help="photos, and as many streak layers, that --part train leaves out"
     )
@@ -260,8 +271,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    if args.gain[0] > args.gain[1]:
-        raise UserError(f"--gain: the lower bound {args.gain[0]:g} is above the upper one {args.gain[1]:g}")
+    gain = gain_of(args)
     if args.part == "held_out" and not args.hold_out:
         raise UserError("--part held_out: say how many are held out, as for --part train: --hold_out N")
     out, sources = Path(args.out), {"--clean": Path(args.clean), "--streaks": Path(args.streaks)}
@@ -279,7 +289,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{len(photos)} photos, {len(streaks)} streak layers")
 
     def pair(number: int, label: str = "") -> ComposedPair:
-        return ComposedPair(number, photos, streaks, args.seed, args.layers, tuple(args.gain), label)
+        return ComposedPair(number, photos, streaks, args.seed, args.layers, gain, label)
 
     if out.suffix.lower() in (".h5", ".hdf5"):
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]  # a pack is known by the names in it

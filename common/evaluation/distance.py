@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 from common import cli
-from common.data.compose import part_of
+from common.data.compose import add_gain, gain_of, part_of
 from common.data.demo import rain_layer
 from common.data.images import list_images, read_image, size_text, to_float, write_bytes
 from common.errors import UserError
@@ -186,14 +186,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--patch", type=cli.patch_size, default=64, help="side of what is compared, in px")
     parser.add_argument("--number", type=cli.number(int, 2), default=1024, help="crops of each set")
-    parser.add_argument(
-        "--gain",
-        type=cli.number(float, 0, 10),
-        nargs=2,
-        default=[0.8, 1.2],
-        metavar=("LOW", "HIGH"),
-        help="range of the factor of real layers, as of the training pairs (compose.py)",
-    )
+    add_gain(parser, "range of the factor of real layers, as of the training pairs (compose.py)")
     parser.add_argument("--seed", type=cli.seed, default=0, help="of codes and crops")
     parser.add_path("--csv", help="also write the table to this file")
     cli.add_device(parser)
@@ -202,9 +195,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    p, number, gain = args.patch, args.number, tuple(args.gain)
-    if gain[0] > gain[1]:
-        raise UserError(f"--gain: the lower bound {gain[0]:g} is above the upper one {gain[1]:g}")
+    p, number, gain = args.patch, args.number, gain_of(args)
     device = pick_device(args.use_gpu, args.gpu_id)
     real = read_layers(Path(args.real), "--real", p, args.hold_out)
     if len(real) < 2:
