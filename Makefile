@@ -73,6 +73,10 @@ generator: $(VENV)/run-ready
 	$(BIN)/python -m common.generation.export --netED $(MADE)/models/ED_ema_state_60.pt --out $(MADE)/ED.pt --overwrite
 	$(BIN)/python -m common.evaluation.distance --real $(STREAKS) --hold_out 20 --netED $(MADE)/ED.pt --csv $(MADE)/distance.csv
 	$(BIN)/python -m common.generation.controls --netED $(MADE)/ED.pt
+	$(BIN)/python for_syn/test_disentanglement.py --netED $(MADE)/ED.pt --figure generated --save_fake $(MADE)
+	$(BIN)/python -m common.data.demo --out $(MADE)/photos
+	$(BIN)/python for_syn/generate_rain.py --netED $(MADE)/ED.pt --data_path $(MADE)/photos/test/norain --num 2 \
+	  --save_path $(MADE)/generated --overwrite
 
 # The paper's claim in small: with and without generated pairs. DATA: see python -m common.evaluation.claims --help.
 DATA ?= data

@@ -151,7 +151,7 @@ count = number(int, 0)
 positive = number(float, 0, above=True)
 nonnegative = number(float, 0)
 seed = number(int, 0, 2**32 - 1)
-decay = number(float, 0, 0.99999)  # of a moving average
+below_one = number(float, 0, 0.99999)
 
 
 def patch_size(text: str) -> int:

@@ -56,7 +56,7 @@ def parse_args(argv=None):
     optim.add_argument("--lrED", type=cli.positive, default=1e-4, help="learning rate of RNet and G")
     optim.add_argument("--n_dis", type=cli.positive_int, default=5, help="steps of D for one of the others")
     optim.add_argument("--eps2", type=cli.positive, default=1e-6, help="prior variance of the background")
-    optim.add_argument("--ema", type=cli.decay, default=0, help="also save a moving average of ED, 0.999 say; 0: none")
+    optim.add_argument("--ema", type=cli.below_one, default=0, help="also save a moving average of ED, with this decay")
     cli.add_training(parser, log_dir="./spalogs/", model_dir="./spamodels/")
     return parser.parse_args(argv)
 

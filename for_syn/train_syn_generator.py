@@ -28,6 +28,7 @@ DATA = (
 
 
 def networks(args):
+    """Prefixes of the files that this training writes."""
     return ("ED", "D", "ED_ema") if args.ema else ("ED", "D")
 
 
@@ -51,9 +52,9 @@ def parse_args(argv=None):
     optim.add_argument("--milestone", type=cli.positive_int, nargs="+", default=[40, 50], help="epochs: rates x 0.5")
     optim.add_argument("--lrD", type=cli.positive, default=4e-4, help="learning rate of D")
     optim.add_argument("--lrED", type=cli.positive, default=2e-4, help="learning rate of RNet and G")
-    optim.add_argument("--beta1", type=cli.decay, default=0.5, help="of Adam, for both")
+    optim.add_argument("--beta1", type=cli.below_one, default=0.5, help="of Adam, for both")
     optim.add_argument("--n_dis", type=cli.positive_int, default=2, help="steps of D for one of RNet and G")
-    optim.add_argument("--ema", type=cli.decay, default=0.998, help="decay of the moving average of ED; 0: none")
+    optim.add_argument("--ema", type=cli.below_one, default=0.998, help="decay of the moving average of ED; 0: none")
     cli.add_run(parser, log_dir="./generator_syn100llogs/", model_dir="./generator_syn100lmodels/", iters_per_epoch=500)
     return parser.parse_args(argv)
 

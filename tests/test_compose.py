@@ -162,7 +162,7 @@ def test_nothing_foreign_is_ever_deleted(sources, capsys):
     assert run(sources, "--overwrite") == 2
     assert (sources / "set" / "rain" / "mine.png").read_bytes() == b"x"
     (sources / "clean" / "mine.png").write_bytes((sources / "clean" / "0.png").read_bytes())
-    assert run(sources, out="clean/in") == 2 and "lies in the input folder" in capsys.readouterr().err
+    assert run(sources, out="clean/in") == 2 and "is in the input folder" in capsys.readouterr().err
     listed = {"settings": {"num": 1}, "pairs": [{"file": "../../clean/mine.png"}, {"file": ".."}]}
     (sources / "other").mkdir()
     (sources / "other" / compose.NAME).write_text(json.dumps(listed))
@@ -178,3 +178,29 @@ def test_long_and_odd_names(sources):
     write_image(sources / "clean" / "a <b>&\n.png", photo(24, 30, 10))
     assert run(sources, num=8) == 0
     assert len(read_set(sources / "set")) == 8
+
+
+def test_inputs_are_never_among_what_is_replaced(sources, capsys):
+    assert run(sources) == 0
+    before = read_set(sources / "set")
+    words = ["--clean", sources / "set" / "norain", "--overwrite"]
+    assert run(sources, *words) == 2 and "written over --clean" in capsys.readouterr().err
+    assert str(read_set(sources / "set")) == str(before)
+    (sources / "linked").mkdir()
+    (sources / "linked" / "norain").symlink_to(sources / "clean")
+    assert run(sources, out="linked") == 2 and "is in the input folder --clean" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content", ['{"settings": [], "pairs": []}', '{"settings": {}, "pairs": [{"file": 5}]}', "[" * 100000, "\udcff"]
+)
+def test_damaged_lists_are_told(sources, content, capsys):
+    (sources / "set").mkdir()
+    (sources / "set" / compose.NAME).write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert run(sources) == 2 and compose.NAME in capsys.readouterr().err
+
+
+def test_what_a_kill_left_behind_is_not_in_the_way(sources):
+    (sources / "set" / "rain").mkdir(parents=True)
+    (sources / "set" / "rain" / ".writing-abc").write_bytes(b"x")
+    assert run(sources) == 0 and run(sources, "--overwrite", "--seed", 4) == 0

@@ -50,6 +50,15 @@ def test_gradients_of_sameness():
     assert torch.autograd.gradcheck(lambda x: generator.sameness(x, real), rain.requires_grad_())
 
 
+def test_a_batch_without_rain_asks_for_nothing():
+    rain = torch.rand(3, 3, 4, 4).requires_grad_()
+    for made in (rain, 0 * rain):
+        same_ = generator.sameness(made, torch.zeros(3, 3, 4, 4))
+        same_.backward()
+        assert same_ == 0 and torch.isfinite(rain.grad).all()
+        rain.grad = None
+
+
 def test_the_loss_of_the_code():
     z = torch.randn(5000, 2, generator=torch.Generator().manual_seed(0))
     nothing = generator.code_loss(z, torch.zeros_like(z), torch.zeros_like(z))

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from common import cli
 from common.data import pack
 from common.data.images import (
+    UNFINISHED,
     ImageError,
     image_size,
     list_images,
@@ -43,7 +44,7 @@ from common.errors import UserError
 
 NAME = "compose.json"
 FOLDERS = ("rain", "norain")
-KEPT = 16  # decoded streak layers in memory; one has half a megabyte
+KEPT = 8  # decoded streak layers in memory
 STEM = 100  # bytes of a photo's name in that of its pairs
 PHOTO, STREAKS = 0, 1  # first number of a seed: the order of the photos, what falls on them
 
@@ -103,6 +104,12 @@ def _streaks(path: Path) -> np.ndarray:
     return to_eight_bits(read_image(path))
 
 
+@functools.lru_cache(1)
+def _order(seed: int, turn: int, number: int) -> np.ndarray:
+    """In which order a turn goes through all photos."""
+    return np.random.RandomState([PHOTO, seed, turn]).permutation(number)
+
+
 class ComposedPair(Pair):
     """A pair that is composed when it is read; which photo, streaks and gains depend on the seed and its number alone.
 
@@ -124,7 +131,7 @@ class ComposedPair(Pair):
         label: str = "",
     ) -> None:
         turn, place = divmod(number, len(photos))
-        photo = photos[np.random.RandomState([PHOTO, seed, turn]).permutation(len(photos))[place]]
+        photo = photos[_order(seed, turn, len(photos))[place]]
         rng = np.random.RandomState([STREAKS, seed, number])
         chosen = [streaks[i] for i in rng.choice(len(streaks), layers, replace=layers > len(streaks))]
         super().__init__(f"{label}{number + 1:05d}_{_short(photo.stem)}.png", chosen[0], photo)
@@ -204,10 +211,11 @@ def _require_free(out: Path, settings: dict, overwrite: bool) -> None:
     if listed.is_file():
         try:
             before = json.loads(listed.read_bytes())
-            names = [Path(entry["file"]).name for entry in before["pairs"] if entry["file"].endswith(".png")]
+            names = [Path(entry["file"]).name for entry in before["pairs"]]
+            names = [name for name in names if name.endswith(".png") and "\0" not in name]
             differ = [key for key in settings if before["settings"].get(key) != settings[key]]
             fewer = before["settings"]["num"] < settings["num"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UserError(f"--out: {listed} is no list of composed pairs; choose another folder") from None
         if not overwrite and (not differ or (differ == ["num"] and fewer)):
             return  # the first pairs of many are those of few
@@ -219,9 +227,11 @@ def _require_free(out: Path, settings: dict, overwrite: bool) -> None:
         for name in names:
             for folder in FOLDERS:
                 (out / folder / name).unlink(missing_ok=True)
-    taken = [out / folder for folder in FOLDERS if (out / folder).is_dir() and any((out / folder).iterdir())]
-    if taken:
-        raise UserError(f"--out: {taken[0]} is not empty, and not all in it is of this command; choose another folder")
+    for folder in (out / folder for folder in FOLDERS):
+        if folder.is_dir() and not all(path.name.startswith(UNFINISHED) for path in folder.iterdir()):
+            raise UserError(
+                f"--out: {folder} is not empty, and not all in it is of this command; choose another folder"
+            )
 
 
 def add_gain(parser: cli.Parser, help: str) -> None:
@@ -247,7 +257,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_path("--clean", required=True, help="folder of clean photos")
     parser.add_path("--streaks", required=True, help="folder of rain streaks on black")
     parser.add_path("--out", required=True, help="folder for the pairs, or a pack, NAME.h5")
-    parser.add_argument("--num", type=cli.positive_int, required=True, help="pairs to make")
+    parser.add_argument("--num", type=cli.number(int, 1, 1_000_000), required=True, help="pairs to make")
     parser.add_argument("--seed", type=cli.seed, default=0, help="another one gives other pairs")
     parser.add_argument("--layers", type=cli.number(int, 1, 16), default=1, help="streak layers on one photo")
     add_gain(parser, "range of the factor of a layer")
@@ -276,8 +286,11 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("--part held_out: say how many are held out, as for --part train: --hold_out N")
     out, sources = Path(args.out), {"--clean": Path(args.clean), "--streaks": Path(args.streaks)}
     for flag, folder in sources.items():
-        if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"--out: {out} lies in the input folder {flag} {folder}; choose another")
+        for place in (out, *(out / kind for kind in FOLDERS)):
+            if folder.is_dir() and place.resolve().is_relative_to(folder.resolve()):
+                raise UserError(f"--out: {place} is in the input folder {flag} {folder}; choose another")
+            if place != out and folder.resolve().is_relative_to(place.resolve()):
+                raise UserError(f"--out: pairs would be written over {flag} {folder}; choose another folder")
     photos = _images("--clean", sources["--clean"], args.hold_out, args.part, "Name a folder of photos without rain.")
     remedy = "Name a folder of pictures of rain streaks on black."
     streaks = _images("--streaks", sources["--streaks"], args.hold_out, args.part, remedy)
@@ -294,7 +307,9 @@ def main(argv: list[str] | None = None) -> int:
     if out.suffix.lower() in (".h5", ".hdf5"):
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]  # a pack is known by the names in it
         pack.require_free(out, args.overwrite)
-        return pack.make([pair(k, f"{digest}_") for k in range(args.num)], out, args.workers, overwrite=args.overwrite)
+        pairs = [pair(k, f"{digest}_") for k in range(args.num)]
+        remedy = "Mend these files and run the same command again."
+        return pack.make(pairs, out, args.workers, overwrite=args.overwrite, remedy=remedy)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is a file; name a folder, or a pack, NAME.h5")
     pairs = [pair(k) for k in range(args.num)]

@@ -22,6 +22,7 @@ from common import ranks
 from common.errors import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+UNFINISHED = ".writing-"  # how the names of files begin that are not whole yet
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 _ORIENTATION = 274  # EXIF tag
 _TURN = {  # EXIF orientation -> the upright array
@@ -297,7 +298,7 @@ def _write(path: Path, put: Callable[[BinaryIO], object]) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             put(file)
         os.chmod(temporary, 0o666 & ~umask())

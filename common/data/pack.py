@@ -575,8 +575,18 @@ def require_free(out: Path, overwrite: bool) -> None:
         _require_ours(out)
 
 
-def make(pairs: Sequence[Pair], out: Path, workers: int, skip_bad: bool = False, overwrite: bool = False) -> int:
+def make(
+    pairs: Sequence[Pair],
+    out: Path,
+    workers: int,
+    skip_bad: bool = False,
+    overwrite: bool = False,
+    remedy: str = "Mend them and run the same command again, or leave them out with --skip_bad.",
+) -> int:
     """``write``, and say what came of it.
+
+    Args:
+        remedy: what to do about pairs that can't be read.
 
     Returns:
         Exit code: 0, or 1 where pairs could not be read and are not skipped.
@@ -589,8 +599,7 @@ def make(pairs: Sequence[Pair], out: Path, workers: int, skip_bad: bool = False,
         print(printable(problem), file=sys.stderr)
     if problems and not skip_bad:
         print(
-            f"{len(problems)} of {len(pairs)} pairs can't be read; the others are in {out}.part. Mend them and run the "
-            "same command again, or leave them out with --skip_bad.",
+            f"{len(problems)} of {len(pairs)} pairs can't be read; the others are in {out}.part. {remedy}",
             file=sys.stderr,
         )
         return 1

@@ -23,20 +23,20 @@ from common.training.run import Run
 
 def shapes_of(rain: Tensor, level: Tensor) -> Tensor:
     """Rain layers (N, 3, p, p) divided by their mean plus ``level``, so that neither bright nor faint ones dominate."""
-    return rain / (rain.mean((1, 2, 3), keepdim=True) + level)
+    return rain / (rain.mean((1, 2, 3), keepdim=True) + level).clamp(min=1e-6)  # a batch may hold no rain at all
 
 
 def sameness(rain: Tensor, real: Tensor) -> Tensor:
     """How much less the generated rains of a batch differ from each other than the real ones: 0 (not less) to 1 (not).
 
     Args:
-        rain, real: (N, 3, p, p) >= 0, N at least 2; neighbours in the batch are compared.
+        rain, real: (N, 3, p, p) >= 0, N at least 2; neighbours in the batch are compared. 0 where ``real`` has no rain.
     """
     level = real.mean().detach() / 2
     found, wanted = (
         (shape - shape.roll(1, 0)).abs().mean() for shape in (shapes_of(rain, level), shapes_of(real, level).detach())
     )
-    return torch.relu(1 - found / wanted.clamp(min=1e-12))
+    return torch.where(wanted > 0, torch.relu(1 - found / wanted.clamp(min=1e-6)), torch.zeros_like(found))
 
 
 def code_loss(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:

@@ -78,8 +78,9 @@ class Run:
 
     def files(self) -> list[Path]:
         """What a run of these networks has left in model_dir, with whatever --fake_ratio in the names."""
-        prefixes = "|".join(re.sub(r"\d+", r"\\d+", re.escape(prefix)) for prefix in self.prefixes)
-        state, weights = r"(train|left)_state_(last|prev)\.pt", rf"({prefixes})(_ema)?_(state_\d+|best)\.pt"
+        names = [*self.prefixes, *(["ED_ema"] if "ED" in self.prefixes else [])]  # of whichever --ema
+        prefixes = "|".join(re.sub(r"\d+", r"\\d+", re.escape(name)) for name in names)
+        state, weights = r"(train|left)_state_(last|prev)\.pt", rf"({prefixes})_(state_\d+|best)\.pt"
         own = re.compile(rf"({state}|{weights})(\.tmp)?|({prefixes})\.json")
         return sorted(p for p in self.model_dir.glob("*") if own.fullmatch(p.name))
 
