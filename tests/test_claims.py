@@ -26,12 +26,12 @@ def data(tmp_path):
         for k, name in enumerate(names):
             clean = photo(24, 30, k)
             drops = 90 * (np.random.RandomState(k).rand(24, 30, 1) > 0.9)
-            write_image(tmp_path / folder / "norain" / name, clean)
-            write_image(tmp_path / folder / "rain" / name, (clean + drops).clip(0, 255).astype(np.uint8))
+            write_image(tmp_path / "sets" / folder / "norain" / name, clean)
+            write_image(tmp_path / "sets" / folder / "rain" / name, (clean + drops).clip(0, 255).astype(np.uint8))
     for k in range(6):
-        write_image(tmp_path / "clean" / f"{k}.png", photo(24, 30, k))
+        write_image(tmp_path / "sets" / "clean" / f"{k}.png", photo(24, 30, k))
         drops = 90 * (np.random.RandomState(k).rand(30, 40, 1) > 0.9)
-        write_image(tmp_path / "streaks" / f"{k}.png", drops.repeat(3, 2).astype(np.uint8))
+        write_image(tmp_path / "sets" / "streaks" / f"{k}.png", drops.repeat(3, 2).astype(np.uint8))
     return tmp_path
 
 
@@ -51,7 +51,7 @@ def calls(monkeypatch):
 
 
 def run(data, *more):
-    words = ["--data", data, "--out", data / "out", "--steps", 30, "--generator_steps", 20, "--batchSize", 4]
+    words = ["--data", data / "sets", "--out", data / "out", "--steps", 30, "--generator_steps", 20, "--batchSize", 4]
     words += ["--patchSize", 16, "--recurrent_iter", 1, "--use_gpu", "false", "--seeds", 1, *more]
     return cli.run(lambda: claims.main(list(map(str, words))))
 
@@ -76,7 +76,24 @@ def test_cells_come_out_and_are_kept(data, calls, capsys):
     before = len(calls)
     assert run(data, "--cells", "heavy4", "light5") == 0 and len(calls) == before
     assert run(data, "--cells", "heavy4", "--seeds", "1", "2") == 0 and len(calls) == before + 5
+    rows = list(csv.DictReader((data / "out" / "results.csv").open()))
+    assert {(row["cell"], row["seed"]) for row in rows} == {("heavy4", "1"), ("heavy4", "2"), ("light5", "1")}
     assert run(data, "--cells", "heavy4", "--steps", "60") == 2
+    (data / "other").mkdir()
+    assert run(data, "--cells", "heavy4", "--data", data / "other") == 2
+
+
+def test_the_same_cell_asked_for_twice_is_one(data, calls):
+    assert run(data, "--cells", "heavy4", "heavy4", "--seeds", 1, 1, "--jobs", 2) == 0
+    assert len(calls) == 5
+
+
+def test_foreign_files_and_the_data_itself_are_left_alone(data, calls, capsys):
+    (data / "out" / "heavy4" / "data").mkdir(parents=True)
+    (data / "out" / "heavy4" / "data" / "thesis.txt").write_text("x")
+    run(data, "--cells", "heavy4")
+    assert (data / "out" / "heavy4" / "data" / "thesis.txt").read_text() == "x"
+    assert run(data, "--out", data / "sets" / "clean") == 2 and "lie in each other" in capsys.readouterr().err
 
 
 def test_generator_and_derainers_see_the_few_pairs_alone_and_as_many_steps(data, calls):
@@ -114,7 +131,7 @@ def test_a_script_that_fails_does_not_stop_the_others(data, calls, monkeypatch, 
 
 
 def test_missing_data_is_named(data, calls, capsys):
-    (data / "rain100H_train18" / "rain" / claims.HEAVY_TRAIN[2]).unlink()
+    (data / "sets" / "rain100H_train18" / "rain" / claims.HEAVY_TRAIN[2]).unlink()
     assert run(data, "--cells", "heavy4") == 2
     assert claims.HEAVY_TRAIN[2] in capsys.readouterr().err and not calls
 

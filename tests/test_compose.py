@@ -184,7 +184,14 @@ def test_inputs_are_never_among_what_is_replaced(sources, capsys):
     assert run(sources) == 0
     before = read_set(sources / "set")
     words = ["--clean", sources / "set" / "norain", "--overwrite"]
-    assert run(sources, *words) == 2 and "written over --clean" in capsys.readouterr().err
+    assert run(sources, *words) == 2 and "is in the input folder --clean" in capsys.readouterr().err
+    assert run(sources, "--clean", sources / "set" / "norain" / "deeper") == 2  # below what would be written
+    (sources / "set" / "norain" / "deeper").mkdir()
+    write_image(sources / "set" / "norain" / "deeper" / "a.png", photo(9, 9, 0))
+    assert run(sources, "--clean", sources / "set" / "norain" / "deeper") == 2
+    assert "written over --clean" in capsys.readouterr().err
+    (sources / "set" / "norain" / "deeper" / "a.png").unlink()
+    (sources / "set" / "norain" / "deeper").rmdir()
     assert str(read_set(sources / "set")) == str(before)
     (sources / "linked").mkdir()
     (sources / "linked" / "norain").symlink_to(sources / "clean")

@@ -127,7 +127,7 @@ def test_curves_are_made_monotone_and_gaps_filled():
     assert curves[0].tolist() == list(range(len(c.PLACES)))
     rising = c._rising(curves[1])
     assert (np.diff(rising) >= 0).all() and rising[0] == 0 and rising[-1] == 10
-    falling = c.Controls(np.eye(4, 5), [1] * 4, curves[:, ::-1].copy(), [(0, 0)] * 4, "")
+    falling = c.Controls(np.eye(4, 5), [1] * 4, curves[:, ::-1].copy(), [1] * 4, [(0, 0)] * 4, "")
     assert falling.place(0, 10) == c.PLACES[0] and falling.place(0, 0) == c.PLACES[-1] and falling.place(0, 5) == 0
 
 
@@ -138,6 +138,24 @@ def test_beyond_the_reach_is_clamped_with_a_warning(learned):
     assert values == {"angle": high, "density": 0.15} and len(warnings) == 1
     assert "angle 80 is beyond what this generator can do" in warnings[0]
     assert c.clamped(controls, {"angle": low - 1})[0]["angle"] == low
+
+
+def test_the_reach_is_what_the_monotone_curve_can_give():
+    curves = np.tile(np.array([0, 1, 2, 3, 4, 5, 4, 3, 2, 1, 0.5]), (4, 1))
+    hump = c.Controls(np.eye(4, 5), [1] * 4, curves, [0.1] * 4, [(0, 0)] * 4, "")
+    high = hump.reach(0)[1]
+    assert high < 3 and c.PLACES[0] <= hump.place(0, high) <= c.PLACES[-1]
+    values, warnings = c.clamped(hump, {"angle": 5.0})
+    assert values["angle"] == high and len(warnings) == 2 and "hardly learned" in warnings[0]
+
+
+def test_rain_that_vanishes_is_not_called_unchanged():
+    found = np.ones((4, len(c.PLACES), 3, 4)) * np.arange(len(c.PLACES))[None, :, None, None]
+    found[1, -1, :, 2] = np.nan
+    talk = c.cross_talk(found, np.ones(4))
+    assert np.isnan(talk[1, 2]) and talk[0, 0] == 10
+    known = c.Controls(np.eye(4, 5), [1] * 4, np.ones((4, len(c.PLACES))), [1] * 4, [(0, 0)] * 4, "")
+    assert "no rain" in c.report(known, found, np.ones(4), "ED.pt")
 
 
 def test_files_of_controls(learned, tmp_path):
@@ -159,11 +177,14 @@ def test_files_of_controls(learned, tmp_path):
         {"knobs": ["angle"]},
         {"vrgnet_controls": 99},
         {"scores": [["a"] * 8] * 4},
+        {"scores": [[1e300] * 8] * 4},
+        {"explained": [1]},
+        {"ranks": None},
     ):
         path.write_text(json.dumps(content | change))
         with pytest.raises(UserError, match="learn it by"):
             c.load(path, net)
-    for text in ("", "[]", "{", "3"):
+    for text in ("", "[]", "{", "3", "[" * 100000):
         path.write_text(text)
         with pytest.raises(UserError, match="learn it by"):
             c.load(path, net)
@@ -181,6 +202,15 @@ def test_the_command_writes_controls_report_picture_and_gifs(learned, tmp_path, 
     assert text in printed and all(f"| {knob} |" in text for knob in c.KNOBS)
     assert read_image(tmp_path / "ED_controls" / "controls.png").std() > 10
     assert all((tmp_path / "ED_controls" / f"{knob}.gif").stat().st_size > 5000 for knob in c.KNOBS)
+
+
+def test_a_report_of_somebody_else_is_kept(learned, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(c, "load_generator", lambda path, flag: learned[0])
+    monkeypatch.setattr(c, "RainMaker", lambda netED: learned[-1])
+    (tmp_path / "report.md").write_text("my thesis")
+    words = ["--netED", str(tmp_path / "ED.pt"), "--out", str(tmp_path), "--use_gpu", "false"]
+    assert cli.run(lambda: c.main(words)) == 2
+    assert "holds something else" in capsys.readouterr().err and (tmp_path / "report.md").read_text() == "my thesis"
 
 
 def test_a_generator_without_rain_is_refused(tmp_path, capsys):
@@ -236,6 +266,12 @@ def test_pairs_of_other_knobs_are_not_mixed(set_up):
         rained(folder, net, {"angle": 17.0})
     with pytest.raises(UserError, match="knobs"):
         rained(folder, net, {})
+    path = folder / "ED.controls.json"  # learned anew: other rain for the same wish
+    content = json.loads(path.read_text())
+    content["curves"][0][0] -= 1
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="knobs"):
+        rained(folder, net, {"angle": 18.0})
     assert "angle=18" in (folder / "pairs" / "manifest.csv").read_text()
 
 
@@ -253,6 +289,8 @@ def test_knobs_beyond_reach_warn_and_clamp_and_unknown_ones_say_what_to_do(set_u
     folder, net = set_up
     assert rained(folder, net, {"angle": 85.0}) == 0
     assert "warning: --angle 85 is beyond what this generator can do" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--intensity: it scales"):
+        rained(folder, net, {"density": 0.1}, "scaled", intensity=0.5)
     (folder / "ED.controls.json").unlink()
     with pytest.raises(UserError, match="learn it by: python -m common.generation.controls"):
         rained(folder, net, {"angle": 5.0}, "other")

@@ -138,12 +138,23 @@ def test_larger_patches_of_a_generator_are_cropped(real, quick, capsys):
     assert "smaller than the 64 px" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what", ["black", "one", "missing", "empty", "small"])
+def test_folders_of_one_name_are_two_rows(real, capsys):
+    for kind in ("a", "b"):
+        write_image(real / kind / "layer" / "0.png", to_uint8(rain_layer((48, 60), 9).repeat(3, 2), "nearest"))
+    assert run(real, "--rain", real / "a" / "layer", real / "b" / "layer") == 0
+    printed = capsys.readouterr().out
+    assert "a/layer" in printed and "b/layer" in printed
+
+
+@pytest.mark.parametrize("what", ["black", "one", "missing", "empty", "small", "flat", "half"])
 def test_mistakes(real, capsys, what):
     folder = real / "real"
     if what == "black":
         for path in folder.iterdir():
             write_image(path, np.zeros((48, 60, 3), np.uint8))
+    elif what in ("flat", "half"):  # all of one grey, or all but one black
+        for path in sorted(folder.iterdir())[what == "half" :]:
+            write_image(path, np.full((48, 60, 3), 90 * (what == "flat"), np.uint8))
     elif what == "small":
         write_image(folder / "0.png", np.zeros((15, 60, 3), np.uint8))
     elif what == "one":

@@ -14,10 +14,13 @@ DATA holds rain100H_train18/ and rain100L_more/ (rain/, norain/) and clean/, str
 import argparse
 import csv
 import io
+import json
 import math
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -42,6 +45,7 @@ HEAVY_TRAIN = tuple(f"norain-{k}.png" for k in (2, 4, 5, 7, 8, 11, 13, 14, 16, 1
 EPOCHS = 10  # of a training: so many points has its curve
 FAKE_RATIO = 0.5
 WAYS = ("without", "with")
+DONE = "rows.json"
 
 
 class Cell(NamedTuple):
@@ -70,25 +74,33 @@ class Plan(NamedTuple):
 # --- the pieces of a cell ------------------------------------------------------------------------------------------
 
 
-def make_data(plan: Plan, name: str) -> Path:
-    """Copy or compose the pairs of a cell: train/ and test/ with rain/ and norain/ each. Returns their folder."""
+def make_data(plan: Plan, name: str) -> None:
+    """Copy or compose the pairs of a cell: data/train/ and data/test/ with rain/ and norain/ each.
+
+    Raises:
+        UserError: a file of --data is missing, or can't be read.
+    """
     cell, folder = CELLS[name], plan.out / name / "data"
-    if (folder / "done").exists():
-        return folder
-    shutil.rmtree(folder, ignore_errors=True)
-    if cell.rain == "heavy":
-        source = plan.data / "rain100H_train18"
-        _copy(source, folder / "train", HEAVY_TRAIN[: cell.pairs])
-        _copy(source, folder / "test", HEAVY_TEST)
-    else:
-        words = ["--clean", plan.data / "clean", "--streaks", plan.data / "streaks", "--out", folder / "train"]
-        compose.main([*map(str, words), "--num", str(cell.pairs), "--seed", "0"])
-        source = plan.data / "rain100L_more"
-        _copy(source, folder / "test", [path.name for path in sorted((source / "rain").glob("*.png"))])
-    for part in ("train", "test"):
-        find_pairs(folder / part / "rain", folder / part / "norain", "--data, --data")
-    write_bytes(folder / "done", b"")
-    return folder
+    if folder.is_dir():  # made aside and renamed, so it is whole
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".data-", dir=folder.parent) as aside:
+        part = Path(aside, "data")
+        if cell.rain == "heavy":
+            source = plan.data / "rain100H_train18"
+            _copy(source, part / "train", HEAVY_TRAIN[: cell.pairs])
+            _copy(source, part / "test", HEAVY_TEST)
+        else:
+            source = plan.data / "rain100L_more"
+            _copy(source, part / "test", [path.name for path in sorted((source / "rain").glob("*.png"))])
+            for kind in ("clean", "streaks"):
+                if not (plan.data / kind).is_dir():
+                    raise UserError(f"--data: there is no {plan.data / kind}, of which light rain is composed")
+            words = ["--clean", plan.data / "clean", "--streaks", plan.data / "streaks", "--out", part / "train"]
+            compose.main([*map(str, words), "--num", str(cell.pairs), "--seed", "0"])
+        for split in ("train", "test"):
+            find_pairs(part / split / "rain", part / split / "norain", "--data, --data")
+        part.rename(folder)
 
 
 def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
@@ -130,9 +142,11 @@ def train(script: str, model: Path, last: str, flags: list, running: "Running") 
     return float(read_log(logs)["seconds"].sum()) / 60
 
 
-def run_cell(plan: Plan, name: str, seed: int, running: "Running") -> list[dict]:
-    """One cell with one seed: a row of results for each way."""
+def run_cell(plan: Plan, name: str, seed: int, running: "Running") -> None:
+    """One cell with one seed: a row of results for each way, in its folder."""
     data, folder = plan.out / name / "data", plan.out / name / f"seed{seed}"
+    if (folder / DONE).exists():
+        return
     pairs = ["--data_path", data / "train" / "rain", "--gt_path", data / "train" / "norain"]
     test = ["--val_data_path", data / "test" / "rain", "--val_gt_path", data / "test" / "norain"]
     common = [*plan.crops, *plan.device, "--manualSeed", seed, "--workers", 0]
@@ -159,7 +173,14 @@ def run_cell(plan: Plan, name: str, seed: int, running: "Running") -> list[dict]
             {"cell": name, "seed": seed, "way": way, "psnr_y": psnr, "ssim_y": ssim, "steps": EPOCHS * without}
             | {"generator_minutes": minutes["generator"] * (way == "with"), "minutes": minutes[way]}
         )
-    return rows
+    write_bytes(folder / DONE, json.dumps(rows).encode())
+
+
+def finished(out: Path) -> list[dict]:
+    """The rows of all cells and seeds that are done, whatever was asked for this time."""
+    rows = [row for path in out.glob(f"*/seed*/{DONE}") for row in json.loads(path.read_bytes())]
+    names = list(CELLS)
+    return sorted(rows, key=lambda row: (names.index(row["cell"]), row["seed"], row["way"] == "with"))
 
 
 def _means(folder: Path, clean: Path) -> tuple[float, float]:
@@ -187,8 +208,14 @@ class Running:
                 if self.stopped:
                     raise TrainingStopped("stopped")
                 command = [sys.executable, *map(str, words)]
+                # In a session of its own: at Ctrl-C it is told once, by stop(), and saves its state.
                 process = subprocess.Popen(
-                    command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+                    command,
+                    cwd=ROOT,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
                 )
                 self._there.add(process)
             code = process.wait()
@@ -202,9 +229,10 @@ class Running:
         """End all scripts; trainings save their state."""
         with self._lock:
             self.stopped = True
-            for process in self._there:
+            there = list(self._there)
+            for process in there:
                 process.terminate()
-        for process in list(self._there):
+        for process in there:
             process.wait()
 
 
@@ -269,8 +297,6 @@ def figure(plan: Plan, rows: list[dict], rainy: dict[str, tuple[float, float]]) 
 
 def write_results(plan: Plan, rows: list[dict]) -> None:
     """results.csv, results.md and claims.png, of what is done."""
-    names = list(CELLS)
-    rows = sorted(rows, key=lambda row: (names.index(row["cell"]), row["seed"], row["way"] == "with"))
     rainy = {
         name: _means(plan.out / name / "data" / "test" / "rain", plan.out / name / "data" / "test" / "norain")
         for name in {row["cell"] for row in rows}
@@ -320,30 +346,44 @@ def main(argv: list[str] | None = None) -> int:
         derainer=("--recurrent_iter", str(args.recurrent_iter)),
         device=("--use_gpu", str(args.use_gpu).lower(), "--gpu_id", args.gpu_id),
     )
-    _same_plan(plan)
-    for name in args.cells:
+    cells, seeds = list(dict.fromkeys(args.cells)), list(dict.fromkeys(args.seeds))
+    _check_folders(plan)
+    for name in cells:
         make_data(plan, name)
-    jobs = [(name, seed) for seed in args.seeds for name in args.cells]
-    running, rows, problems, began = Running(), [], [], time.monotonic()
+    _same_plan(plan)
+    jobs = [(name, seed) for seed in seeds for name in cells]
+    running, problems, began = Running(), [], time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as with Ctrl-C
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = {pool.submit(run_cell, plan, *job, running): job for job in jobs}
         try:
             for future in tqdm(as_completed(futures), total=len(jobs), desc="cells", unit="cell", disable=None):
                 try:
-                    rows += future.result()
-                except TrainingStopped as error:
+                    future.result()
+                except (UserError, OSError) as error:
                     problems.append(f"{futures[future][0]}, seed {futures[future][1]}: {error}")
                     print(problems[-1], file=sys.stderr)
-        except KeyboardInterrupt:
-            for future in futures:
-                future.cancel()
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
             running.stop()
-            raise KeyboardInterrupt(f"stopped; what is done is in {plan.out}, the same command goes on") from None
+            if isinstance(error, KeyboardInterrupt):
+                text = f"stopped; what is done is in {plan.out}, the same command goes on"
+                raise KeyboardInterrupt(text) from None
+            raise
+    rows = finished(plan.out)
     if rows:
         write_results(plan, rows)
     minutes = (time.monotonic() - began) / 60
-    print(f"{len(rows) // len(WAYS)} of {len(jobs)} cells and seeds done, {minutes:.1f} minutes now")
+    print(f"{len(jobs) - len(problems)} of {len(jobs)} cells and seeds done, {minutes:.1f} minutes now")
     return 1 if problems else 0
+
+
+def _check_folders(plan: Plan) -> None:
+    data, out = plan.data.resolve(), plan.out.resolve()
+    if not data.is_dir():
+        raise UserError(f"--data: there is no folder {plan.data}")
+    if out.is_relative_to(data) or data.is_relative_to(out):
+        raise UserError(f"--out: {plan.out} and --data {plan.data} lie in each other; choose another folder")
 
 
 def _same_plan(plan: Plan) -> None:
@@ -352,8 +392,8 @@ def _same_plan(plan: Plan) -> None:
     Raises:
         UserError: the folder holds results of other settings.
     """
-    path, text = plan.out / "plan.txt", f"{plan._replace(data=Path(), out=Path(), device=())}\n"
-    if path.exists() and path.read_text() != text:
+    path, text = plan.out / "plan.txt", f"{plan._replace(data=plan.data.resolve(), out=Path(), device=())}\n"
+    if path.exists() and path.read_text(errors="replace") != text:
         raise UserError(f"--out: {plan.out} holds results of other settings ({path}); choose another folder")
     write_bytes(path, text.encode())
 

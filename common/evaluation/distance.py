@@ -4,8 +4,9 @@
     python -m common.evaluation.distance --real STREAKS --hold_out 20 --rain LAYERS [OTHERS ...]
 
 STREAKS and LAYERS are folders of pictures of rain on black (generate_rain.py --save_layer writes such ones to layer/).
-Beside the distances of what is asked for stand two to read them by: that between two halves of the real layers, below
-which nothing can be expected, and that of plain procedural rain, which a generator should beat.
+Beside the distances of what is asked for stand two to read them by: that between two halves of the real layers (rain as
+varied as all of them may come nearer than one half to the other, the more so the fewer they are), and that of
+procedural rain, which a generator should beat.
 
 Sliced Wasserstein distance (Karras et al., ICLR 2018): each layer is split by a Laplacian pyramid; 7x7 patches of a
 level are vectors; two sets of vectors are projected on random lines, and the distance on a line is the mean difference
@@ -16,6 +17,7 @@ alike, and brightness counts.
 import argparse
 import csv
 import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,8 +30,9 @@ from tqdm import tqdm
 from common import cli
 from common.data.compose import add_gain, gain_of, part_of
 from common.data.demo import rain_layer
-from common.data.images import list_images, read_image, size_text, to_float, write_bytes
+from common.data.images import list_images, printable, read_image, size_text, to_float, write_bytes
 from common.errors import UserError
+from common.evaluation.metrics import labels
 from common.generation.latent import base_code
 from common.generation.rain import RAINY, RainMaker, sampled
 from common.models import EDNet
@@ -87,7 +90,7 @@ def sliced_wasserstein(a: np.ndarray, b: np.ndarray, seed: int = 0) -> list[floa
         lines /= np.linalg.norm(lines, axis=0)
         ours, theirs = (np.sort(patches(level, rng) @ lines, axis=0) for level in (level_a, level_b))
         unit = level_a.std()
-        if unit == 0:
+        if unit < 1e-4:  # rounding alone
             raise ValueError("the real layers do not vary")
         distances.append(float(100 * np.abs(ours - theirs).mean() / unit))
     return distances
@@ -173,6 +176,13 @@ def floor(layers: Sequence[np.ndarray], number: int, p: int, gain: tuple[float, 
     return np.mean(found, 0)
 
 
+def _names(paths: list[str] | None) -> list[str]:
+    """What the rows are called: the last part of each path, or as much as makes them distinct."""
+    return [
+        printable(name) for name in (labels(paths) if paths and len(paths) > 1 else map(os.path.basename, paths or ()))
+    ]
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     parser.add_path("--real", required=True, help="folder of real rain on black, which the generator never saw")
@@ -201,12 +211,11 @@ def main(argv: list[str] | None = None) -> int:
     if len(real) < 2:
         raise UserError(f"--real: {args.real} holds one picture; two halves of several are compared")
     target = crops(real, number, p, gain, np.random.RandomState(args.seed))
-    if not target.any():
-        raise UserError(f"--real: the pictures of {args.real} are black")
+    if target.std() < 1e-4:
+        raise UserError(f"--real: the pictures of {args.real} (times --gain) are black or all the same")
     sets: dict[str, np.ndarray] = {}
-    for path in args.netED or ():
+    for name, path in zip(_names(args.netED), args.netED or (), strict=True):
         netED = load_generator(path, "--netED").eval().requires_grad_(False).to(device)
-        name = Path(path).name
         if netED.patch_size < p:
             raise UserError(f"--patch {p}: {path} makes patches of {netED.patch_size} px; give --patch that or less")
         rng = np.random.RandomState(args.seed)
@@ -214,13 +223,18 @@ def main(argv: list[str] | None = None) -> int:
         sets[f"{name}, patches of G"] = layers if layers.shape[1] == p else crops(list(layers), number, p, (1, 1), rng)
         whole = of_pictures(netED, max(2, number // 16), args.seed)
         sets[f"{name}, whole pictures"] = crops(whole, number, p, (1, 1), rng)
-    for folder in args.rain or ():
+    for name, folder in zip(_names(args.rain), args.rain or (), strict=True):
         layers = read_layers(Path(folder), "--rain", p)
-        sets[str(Path(folder).name)] = crops(layers, number, p, (1, 1), np.random.RandomState(args.seed))
+        sets[name] = crops(layers, number, p, (1, 1), np.random.RandomState(args.seed))
     rng = np.random.RandomState(args.seed)
     sets["procedural rain, plain"] = procedural(number, p, PLAIN, rng)
     sets["procedural rain, varied"] = procedural(number, p, VARIED, rng)
-    rows = [["two halves of the real rain", *floor(real, number, p, gain)]]
+    try:
+        rows = [["two halves of the real rain", *floor(real, number, p, gain)]]
+    except ValueError:
+        raise UserError(
+            f"--real: half of the pictures of {args.real} are black or all the same; remove those"
+        ) from None
     bar = tqdm(sets.items(), desc="comparing", unit="set", leave=False, disable=None)
     rows += [[name, *sliced_wasserstein(target, layers, args.seed)] for name, layers in bar]
     sides = [f"{p >> level}_px" for level in range(len(rows[0]) - 1)]

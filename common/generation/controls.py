@@ -12,10 +12,12 @@ measures' own correlation as cross-talk). Which score makes which value is then 
 """
 
 import argparse
+import hashlib
 import json
+import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +39,14 @@ from common.training.runtime import pick_device
 KNOBS = Measures._fields  # angle, density, thickness, brightness
 UNITS = {"angle": "degrees", "density": "share of the pixels", "thickness": "px", "brightness": "0 to 1"}
 VERSION = 1
+REPORT, TITLE = "report.md", "# What the knobs of"
+SUFFIX = ".controls.json"
 PLACES = tuple(round(-2.5 + 0.5 * k, 1) for k in range(11))  # of a score on the measured curve
 SIDE = 192  # px: of the pictures that tell the curve
 COHERENCE = 0.5  # of these pictures
 RIDGE = 1e-2  # of the regression, as a share of the number of samples
 ENOUGH = 64  # patches with rain, below which nothing can be learned
+WORTH = 0.5  # rank correlation below which a knob is said to do little
 ROUNDS = 3  # of correcting scores by what they give
 
 
@@ -53,26 +58,33 @@ class Controls:
         scores: (4, nz) unit rows b_k.
         explained: share of each measure's variance (of its ranks) that its score explains, 0 to 1.
         curves: (4, 11), median value of each measure with its score at PLACES, on whole pictures.
+        ranks: of each knob, Spearman's rank correlation of its place with its measure, on whole pictures.
         tolerance: of each knob: half of the values that are set lie nearer than this to what was asked for (median
-            error), and nine of ten nearer than the second number.
+            error), and nine of ten nearer than the second number; nan where there was no rain to measure.
         fingerprint: of the generator, see ``rain.fingerprint``.
     """
 
     scores: np.ndarray
     explained: list[float]
     curves: np.ndarray
+    ranks: list[float]
     tolerance: list[tuple[float, float]]
     fingerprint: str
 
     def reach(self, knob: int) -> tuple[float, float]:
         """Lowest and highest value that a knob can be set to."""
-        return float(self.curves[knob].min()), float(self.curves[knob].max())
+        curve = _rising(self.curves[knob])
+        return float(curve.min()), float(curve.max())
 
     def place(self, knob: int, value: float) -> float:
         """The score at which the curve of a knob has a value; clamped to the ends of the curve."""
         curve = _rising(self.curves[knob])
         values, places = (curve, PLACES) if curve[-1] >= curve[0] else (curve[::-1], PLACES[::-1])
         return float(np.interp(value, values, places))
+
+    def digest(self) -> str:
+        """A few digits that change with what was learned."""
+        return hashlib.sha256(np.round(np.concatenate([self.scores.ravel(), self.curves.ravel()]), 4)).hexdigest()[:8]
 
 
 def _rising(curve: np.ndarray) -> np.ndarray:
@@ -125,13 +137,13 @@ def regress(codes: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, float]:
         A unit vector (nz,), and the share of the variance that it explains in codes it was not fitted to.
 
     Raises:
-        UserError: it is the same in all rain, or there is hardly any rain.
+        ValueError: it is the same in all rain, or there is hardly any rain.
     """
     from scipy.stats import norm, rankdata  # takes a second to import, and only learning needs it
 
     there = np.isfinite(values)
     if there.sum() < ENOUGH or np.ptp(values[there]) == 0:
-        raise UserError("")
+        raise ValueError("nothing to learn from")
     x, y = codes[there], norm.ppf((rankdata(values[there]) - 0.5) / there.sum())
 
     def fit(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -161,7 +173,7 @@ def learn(netED: EDNet, number: int, seed: int) -> tuple[np.ndarray, list[float]
     for k, knob in enumerate(KNOBS):
         try:
             direction, share = regress(codes.double().numpy(), values[:, k])
-        except UserError:
+        except ValueError:
             raise UserError(
                 f"--netED: {knob} can't be learned: the {number} rains of this generator hold none, or all the same; "
                 "train it longer, or look at it by test_disentanglement.py --figure generated"
@@ -174,7 +186,7 @@ def learn(netED: EDNet, number: int, seed: int) -> tuple[np.ndarray, list[float]
 def picture_layers(maker: RainMaker, steer: Steer | None, number: int, seed: int, side: int = SIDE) -> list[np.ndarray]:
     """Rain layers of whole pictures, (nc, side, side) each; the same random numbers for the same seed."""
     side = max(side, 2 * maker.netED.patch_size)
-    rngs = (np.random.RandomState([seed, k]) for k in range(number))
+    rngs = (np.random.RandomState([seed % 2**32, k]) for k in range(number))
     return [maker.layer(side, side, COHERENCE, rng, steer).cpu().numpy() for rng in rngs]
 
 
@@ -227,15 +239,16 @@ def rank_correlations(found: np.ndarray) -> np.ndarray:
 
 
 def cross_talk(found: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """How far each measure moves while a knob goes through all its places, in deviations of that measure: (4, 4).
+    """How far each measure moves from the first to the last place of a knob, in deviations of that measure: (4, 4).
 
     Args:
         spread: (4,), standard deviation of each measure over pictures whose knobs are left alone.
+
+    Returns:
+        nan where one of the ends has no rain to measure.
     """
-    with np.errstate(all="ignore"):
-        means = np.nanmean(found, axis=2)  # (knob, place, measure)
-    moved = np.nan_to_num(means[:, -1] - means[:, 0])
-    return moved / np.maximum(spread, 1e-12)
+    first, last = (np.stack([medians(found[k, place]) for k in range(len(KNOBS))]) for place in (0, -1))
+    return (last - first) / np.maximum(spread, 1e-12)
 
 
 # --- setting -------------------------------------------------------------------------------------------------------
@@ -252,12 +265,13 @@ def solved(
         wanted: knob -> value, one or more.
 
     Returns:
-        What to ask for, see ``steered_to``; and the values that pictures then have, in the median.
+        What to ask for, see ``steered_to``; and the values that pictures then have, in the median: nan where they have
+        no rain.
     """
     knobs = [KNOBS.index(name) for name in wanted]
     targets = np.array(list(wanted.values()), float)
     scale = np.array([max(np.ptp(controls.curves[k]), 1e-9) for k in knobs])
-    asked, error, best, reached = targets, np.inf, targets, targets
+    asked, error, best, reached = targets, np.inf, targets, np.full(len(knobs), np.nan)
     for _ in range(ROUNDS):
         steer = steered_to(controls, dict(zip(wanted, asked, strict=True)))
         values = np.array([measure(layer) for layer in picture_layers(maker, steer, pictures, seed)])
@@ -279,11 +293,13 @@ def steered_to(controls: Controls, asked: dict[str, float]) -> Steer:
 
 
 def clamped(controls: Controls, wanted: dict[str, float]) -> tuple[dict[str, float], list[str]]:
-    """Values within reach of the knobs, and a warning for each that was not."""
+    """Values within reach of the knobs, and a warning for each that was not, or whose knob does little."""
     found, warnings = {}, []
     for name, value in wanted.items():
         low, high = controls.reach(KNOBS.index(name))
         found[name] = min(max(value, low), high)
+        if (rank := controls.ranks[KNOBS.index(name)]) < WORTH:
+            warnings.append(f"{name}: this generator has hardly learned it (rank correlation {rank:.2f})")
         if not low <= value <= high:
             reach = f"{low:.3g} to {high:.3g}; taking {found[name]:.3g}"
             warnings.append(f"{name} {value:g} is beyond what this generator can do, {reach}")
@@ -295,7 +311,7 @@ def clamped(controls: Controls, wanted: dict[str, float]) -> tuple[dict[str, flo
 
 def path_of(checkpoint: Path) -> Path:
     """Where the controls of a checkpoint are: NAME.controls.json beside it."""
-    return Path(checkpoint).with_suffix(".controls.json")
+    return Path(checkpoint).with_suffix(SUFFIX)
 
 
 def save(controls: Controls, path: Path) -> None:
@@ -315,7 +331,8 @@ def load(path: Path, netED: EDNet, flag: str = "--netED") -> Controls:
     Raises:
         UserError: it is missing, damaged, or of another generator.
     """
-    learn_it = f"learn it by: python -m common.generation.controls --netED {path.with_name(path.name[:-14] + '.pt')}"
+    checkpoint = shlex.quote(str(path).removesuffix(SUFFIX) + ".pt")
+    learn_it = f"learn it by: python -m common.generation.controls --netED {checkpoint}"
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -330,15 +347,17 @@ def load(path: Path, netED: EDNet, flag: str = "--netED") -> Controls:
         scores, curves = (np.array(content[key], np.float64) for key in ("scores", "curves"))
         tolerance = [tuple(map(float, pair)) for pair in content["tolerance"]]
         whole = scores.shape == (len(KNOBS), netED.nz) and curves.shape == (len(KNOBS), len(PLACES))
-        whole = whole and np.isfinite(scores).all() and np.isfinite(curves).all() and scores.any(1).all()
+        whole = whole and np.allclose(np.linalg.norm(scores, axis=1), 1, atol=1e-3) and np.isfinite(curves).all()
+        explained, ranks = (list(map(float, content[key])) for key in ("explained", "ranks"))
+        whole = whole and len(explained) == len(ranks) == len(KNOBS)
         if not whole or [len(pair) for pair in tolerance] != [2] * len(KNOBS):
             raise ValueError
-        explained, mark = list(map(float, content["explained"])), str(content["fingerprint"])
+        mark = str(content["fingerprint"])
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{path}: is not what this program reads as controls of such a generator; {learn_it}") from None
     if mark != fingerprint(netED):
         raise UserError(f"{path}: is of another generator; {learn_it}")
-    return Controls(scores, explained, curves, tolerance, mark)
+    return Controls(scores, explained, curves, ranks, tolerance, mark)
 
 
 # --- the command ---------------------------------------------------------------------------------------------------
@@ -373,7 +392,7 @@ def _picture(layer: np.ndarray, gain: float) -> np.ndarray:
 def report(controls: Controls, found: np.ndarray, spread: np.ndarray, name: str) -> str:
     """The report as Markdown: reach, rank correlation, tolerance and cross-talk of each knob."""
     ranks, talk = rank_correlations(found), cross_talk(found, spread)
-    lines = [f"# What the knobs of {name} do", ""]
+    lines = [f"{TITLE} {name} do", ""]
     lines += [f"Measured on whole pictures of {found.shape[2]} codes, with one knob at a time.", ""]
     lines += ["| knob | from | to | unit | rank correlation | median error | 9 of 10 within | explained in z |"]
     lines += ["|---|---|---|---|---|---|---|---|"]
@@ -399,7 +418,8 @@ def report(controls: Controls, found: np.ndarray, spread: np.ndarray, name: str)
     lines += ["measure over rain whose knobs are left alone (in brackets: rank correlation).", ""]
     lines += [f"| knob | {' | '.join(KNOBS)} |", "|---" * (len(KNOBS) + 1) + "|"]
     for k, knob in enumerate(KNOBS):
-        cells = [f"{talk[k, m]:+.2f} ({ranks[k, m]:+.2f})" for m in range(len(KNOBS))]
+        moved = ("no rain" if np.isnan(talk[k, m]) else f"{talk[k, m]:+.2f}" for m in range(len(KNOBS)))
+        cells = [f"{text} ({ranks[k, m]:+.2f})" for m, text in enumerate(moved)]
         lines.append(f"| {knob} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -424,10 +444,13 @@ def main(argv: list[str] | None = None) -> int:
     netED = netED.to(pick_device(args.use_gpu, args.gpu_id))
     out = Path(args.out) if args.out else path.with_name(f"{path.stem}_controls")
     maker = RainMaker(netED)
+    foreign = (out / REPORT).is_file() and not (out / REPORT).read_bytes().startswith(TITLE.encode())
+    if foreign or out.is_file():
+        raise UserError(f"--out: {out} holds something else; choose another folder")
     controls, found, spread = learn_controls(maker, args.samples, args.pictures, args.seed)
     save(controls, path_of(path))
     text = report(controls, found, spread, path.name)
-    write_bytes(out / "report.md", text.encode(errors="replace"))
+    write_bytes(out / REPORT, text.encode(errors="replace"))
     rows = []
     for k, knob in enumerate(KNOBS):
         frames = sweeps(maker, controls, k, 7, args.seed + 7)
@@ -438,7 +461,7 @@ def main(argv: list[str] | None = None) -> int:
         write_gif(out / f"{knob}.gif", frames + frames[-2:0:-1], 250)
     write_image(out / "controls.png", sheet(rows))
     print(text)
-    print(f"controls: {path_of(path)}\nreport: {out / 'report.md'}, a GIF of each knob beside it")
+    print(f"controls: {path_of(path)}\nreport: {out / REPORT}, a GIF of each knob beside it")
     print(f"picture: {out / 'controls.png'}")
     return 0
 
@@ -465,15 +488,16 @@ def learn_controls(
     ) as bar:
         found = response(maker, scores, pictures, seed, bar)
         plain = np.array([measure(layer) for layer in picture_layers(maker, None, 4 * pictures, seed + 1)])
-        controls = Controls(scores, explained, curves_of(found), [(0.0, 0.0)] * len(KNOBS), fingerprint(maker.netED))
+        ranks = np.diag(rank_correlations(found)).tolist()
+        controls = Controls(
+            scores, explained, curves_of(found), ranks, [(0.0, 0.0)] * len(KNOBS), fingerprint(maker.netED)
+        )
         errors = tolerances(maker, controls, seed, tries, bar).reshape(len(KNOBS), -1)
     errors = [row[np.isfinite(row)] for row in errors]
-    tolerance = [(float(np.median(row)), float(np.quantile(row, 0.9))) if len(row) else (0.0, 0.0) for row in errors]
-    return (
-        Controls(scores, explained, controls.curves, tolerance, controls.fingerprint),
-        found,
-        np.nanstd(plain, axis=0),
-    )
+    tolerance = [
+        (float(np.median(row)), float(np.quantile(row, 0.9))) if len(row) else (np.nan, np.nan) for row in errors
+    ]
+    return replace(controls, tolerance=tolerance), found, np.nanstd(plain, axis=0)
 
 
 if __name__ == "__main__":

@@ -109,14 +109,18 @@ def _check_folders(folder: Path, photos: list[Path], save: Path) -> None:
         )
 
 
+def _told(settings: Settings | Row, name: str) -> str:
+    value = str(getattr(settings, name))
+    return value[:12] if name == "checkpoint" else value or "none"
+
+
 def _check_rows(rows: Iterable[Row], settings: Settings, files: dict[Path, list[str]]) -> None:
     """One folder holds pairs of one setting, and of a photo those of one name."""
     ours = {photo.as_posix(): set(some) for photo, some in files.items()}
     for row in rows:
         if row.settings != settings:
             differ = [name for name in vars(settings) if getattr(row, name) != getattr(settings, name)]
-            before = ", ".join(f"{name} {str(getattr(row, name))[:12]}" for name in differ)
-            now = ", ".join(f"{name} {str(getattr(settings, name))[:12]}" for name in differ)
+            before, now = (", ".join(f"{name} {_told(of, name)}" for name in differ) for of in (row, settings))
             raise UserError(
                 f"--save_path: it holds rain/{printable(row.file)}, made with {before}, now {now}; "
                 "choose another folder, or delete all pairs of this one by --overwrite"
@@ -198,7 +202,10 @@ def rain_on_photos(
         knobs, warnings = clamped(learned, knobs)
         for warning in warnings if ranks.first() else ():
             print(f"warning: --{warning}", file=sys.stderr)
+    if {"density", "brightness"} & set(knobs) and intensity != 1:
+        raise UserError("--intensity: it scales what --density and --brightness set; leave the one or the others out")
     made_with = " ".join(f"{name}={value:.4g}" for name, value in knobs.items())
+    made_with += f" learned={learned.digest()}" if learned else ""
     settings = Settings(seed, num, float(intensity), float(coherence), grey, fingerprint(netED), VERSION, made_with)
     files = {  # photo -> one file a variant
         photo: [f"{names[photo].as_posix()}{f'_v{v:02d}' if num > 1 else ''}.png" for v in range(1, num + 1)]
@@ -209,7 +216,7 @@ def rain_on_photos(
     ranks.require_shared("--save_path", save)
     maker, steer = RainMaker(netED), None
     if learned:
-        asked, reached = solved(maker, learned, knobs)
+        asked, reached = ranks.from_first(solved(maker, learned, knobs) if ranks.first() else None)
         steer = steered_to(learned, asked)
         found = ", ".join(f"{name} {reached[name]:.3g} (asked for: {value:.3g})" for name, value in knobs.items())
         print(f"knobs: pictures of this generator then have {found}, in the median")

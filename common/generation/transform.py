@@ -31,7 +31,8 @@ class RainAugment(v2.Transform):
     Args:
         checkpoint: weights of RNet and G (ED_state_N.pt), of any size; 'default': those that come with the project.
         p: probability of rain for an image.
-        intensity: factor of the rain, a number or the range (low, high) to draw it from; 0 to 2.
+        intensity: factor of the rain, a number or the range (low, high) to draw it from; 0 to 2. None is (0.5, 1.5), or
+            1 where density or brightness are set: it would scale these.
         coherence: how alike the rain is all over an image, 0 to 1.
         grey: rain without colours.
         angle, density, thickness, brightness: of the rain (see ``measures.Measures``), a number or the range (low,
@@ -54,7 +55,7 @@ class RainAugment(v2.Transform):
         self,
         checkpoint: str | Path = "default",
         p: float = 0.5,
-        intensity: float | Sequence[float] = (0.5, 1.5),
+        intensity: float | Sequence[float] | None = None,
         coherence: float = 0.5,
         grey: bool = False,
         seed: int | None = None,
@@ -64,6 +65,8 @@ class RainAugment(v2.Transform):
         brightness: float | Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        if intensity is None:
+            intensity = (0.5, 1.5) if density is None and brightness is None else 1
         low, high = _range("intensity", intensity, 0, 2)
         if not 0 <= p <= 1:
             raise ValueError(f"p must be a probability from 0 to 1, got {p}")
@@ -75,7 +78,7 @@ class RainAugment(v2.Transform):
         path = GENERATOR if checkpoint == "default" else Path(checkpoint).expanduser()
         self._maker = RainMaker(load_generator(path, "checkpoint").requires_grad_(False))
         given = {"angle": angle, "density": density, "thickness": thickness, "brightness": brightness}
-        ends = {"angle": (-90, 90), "density": (0, 1), "thickness": (0, np.inf), "brightness": (0, 1)}
+        ends = {"angle": (-90, 90), "density": (0, 1), "thickness": (0, 1e3), "brightness": (0, 1)}
         knobs = {name: _range(name, value, *ends[name]) for name, value in given.items() if value is not None}
         self._learn(knobs, path_of(path))
         self._calls = 0
@@ -90,8 +93,8 @@ class RainAugment(v2.Transform):
         for side in (0, 1):
             values, warnings_ = clamped(self._controls, {name: ends[side] for name, ends in knobs.items()})
             bounds.append(values)
-            for text in warnings_:
-                warnings.warn(f"RainAugment: {text}", stacklevel=4)
+            for text in warnings_ if side == 0 or bounds[0] != values else ():
+                warnings.warn(f"RainAugment: {text}", stacklevel=3)
         self.knobs = {name: (bounds[0][name], bounds[1][name]) for name in knobs}
         middle = {name: sum(ends) / 2 for name, ends in self.knobs.items()}
         asked, _ = solved(self._maker, self._controls, middle)
