@@ -61,16 +61,19 @@ test: $(VENV)/test-ready
 	@echo "== the tests: about eight minutes on two cores"
 	@$(BIN)/python -m pytest -q
 
-# The generator that comes with the project, made again, into $(MADE): on two cores about two hours. STREAKS: rain on black.
+# The generator that comes with the project, made again, into $(MADE): hours on two cores. STREAKS: pictures of rain on
+# black. After an interruption the same command goes on.
 CLEAN ?= photos
 STREAKS ?= streaks
 MADE := made_generator
-PAIRS := --clean $(CLEAN) --streaks $(STREAKS) --seed 1 --hold_out 20
+EPOCHS := 60
 generator: $(VENV)/run-ready
-	$(BIN)/python -m common.data.compose $(PAIRS) --num 400 --out $(MADE)/train.h5 --overwrite
-	$(BIN)/python for_syn/train_syn_generator.py --data_path $(MADE)/train.h5 --manualSeed 1 --overwrite \
-	  --model_dir $(MADE)/models --log_dir $(MADE)/logs
-	$(BIN)/python -m common.generation.export --netED $(MADE)/models/ED_ema_state_60.pt --out $(MADE)/ED.pt --overwrite
+	test -e $(MADE)/train.h5 || $(BIN)/python -m common.data.compose --clean $(CLEAN) --streaks $(STREAKS) --seed 1 \
+	  --hold_out 20 --num 400 --out $(MADE)/train.h5
+	$(BIN)/python for_syn/train_syn_generator.py --model_dir $(MADE)/models --log_dir $(MADE)/logs \
+	  $$(test -e $(MADE)/models/train_state_last.pt && echo --resume -1 || \
+	  echo --data_path $(MADE)/train.h5 --niter $(EPOCHS) --manualSeed 1)
+	$(BIN)/python -m common.generation.export --netED $(MADE)/models/ED_ema_state_$(EPOCHS).pt --out $(MADE)/ED.pt --overwrite
 	$(BIN)/python -m common.evaluation.distance --real $(STREAKS) --hold_out 20 --netED $(MADE)/ED.pt --csv $(MADE)/distance.csv
 	$(BIN)/python -m common.generation.controls --netED $(MADE)/ED.pt
 	$(BIN)/python for_syn/test_disentanglement.py --netED $(MADE)/ED.pt --figure generated --save_fake $(MADE)

@@ -165,5 +165,5 @@ def test_mistakes(real, capsys, what):
             path.unlink()
         if what == "missing":
             folder.rmdir()
-    assert run(real) == 2
+    assert run(real, *(["--gain", 1, 1] if what == "flat" else [])) == 2
     assert "--real" in capsys.readouterr().err

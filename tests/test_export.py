@@ -72,6 +72,8 @@ def test_half_precision_loads_wherever_a_generator_does(full, tmp_path, pairs_fo
         (["--netED", "full.pt", "--out", "x.pth"], "should end with .pt"),
         (["--netED", "full.pt", "--out", "full.pt"], "is there already"),
         (["--netED", "full.pt", "--out", "full.pt", "--overwrite"], "unless it is --netED itself"),
+        (["--netED", "full.pt", "--out", "picture.pt", "--overwrite"], "--out: "),
+        (["--netED", "full.pt", "--out", "folder.pt", "--overwrite"], "is a folder"),
         (["--netED", "huge.pt", "--out", "x.pt"], "too large for half precision"),
     ],
 )
@@ -80,5 +82,8 @@ def test_mistakes(full, monkeypatch, capsys, words, message):
     state = torch.load(full, weights_only=True)
     before = full.read_bytes()
     torch.save(state | {"decoder.main.0.bias": np.float32(1e6) + state["decoder.main.0.bias"]}, "huge.pt")
+    (full.parent / "picture.pt").write_bytes(b"GIF89a")
+    (full.parent / "folder.pt").mkdir()
     assert run(*words) == 2
     assert message in capsys.readouterr().err and full.read_bytes() == before
+    assert (full.parent / "picture.pt").read_bytes() == b"GIF89a"

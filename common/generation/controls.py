@@ -337,7 +337,7 @@ def load(path: Path, netED: EDNet, flag: str = "--netED") -> Controls:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{flag}: the knobs of this generator are not known, there is no {path}; {learn_it}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: can't be read ({getattr(error, 'strerror', None) or 'no JSON'}); {learn_it}"
         ) from None

@@ -49,9 +49,11 @@ def main(argv: list[str] | None = None) -> int:
     out = Path(args.out)
     if out.suffix != ".pt":
         raise UserError(f"--out: {out.name} should end with .pt, as all checkpoints do")
-    if out.exists() and (not args.overwrite or out.samefile(args.netED)):
-        raise UserError(f"--out: {out} is there already; --overwrite replaces it, unless it is --netED itself")
     netED = load_generator(args.netED, "--netED").eval()
+    if out.exists():
+        if not args.overwrite or out.samefile(args.netED):
+            raise UserError(f"--out: {out} is there already; --overwrite replaces it, unless it is --netED itself")
+        load_generator(out, "--out")  # what is replaced is one, too
     state = halved(netED)
     codes = base_code(netED.nz, 0, CODES)
     rain = sampled(netED, codes)
