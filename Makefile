@@ -58,7 +58,7 @@ demo: $(VENV)/run-ready
 	  --table $(DEMO)/metrics.csv
 
 test: $(VENV)/test-ready
-	@echo "== the tests: about eight minutes on two cores"
+	@echo "== the tests: about ten minutes on two cores"
 	@$(BIN)/python -m pytest -q
 
 # The generator that comes with the project, made again, into $(MADE): hours on two cores. STREAKS: pictures of rain on

@@ -214,12 +214,6 @@ def rain_on_photos(
     if overwrite and shard[1] > 1:
         raise UserError("--overwrite: it starts the whole folder anew, --shard does a part; delete the folder instead")
     ranks.require_shared("--save_path", save)
-    maker, steer = RainMaker(netED), None
-    if learned:
-        asked, reached = ranks.from_first(solved(maker, learned, knobs) if ranks.first() else None)
-        steer = steered_to(learned, asked)
-        found = ", ".join(f"{name} {reached[name]:.3g} (asked for: {value:.3g})" for name, value in knobs.items())
-        print(f"knobs: pictures of this generator then have {found}, in the median")
     if ranks.first():
         manifest = Manifest(save)
         if overwrite:
@@ -228,6 +222,12 @@ def rain_on_photos(
     ranks.gather(None)  # the others wait for that
     manifest = Manifest(save)
     _check_rows(manifest.rows.values(), settings, files)
+    maker, steer = RainMaker(netED), None
+    if learned:
+        asked, reached = ranks.from_first(solved(maker, learned, knobs) if ranks.first() else None)
+        steer = steered_to(learned, asked)
+        found = ", ".join(f"{name} {reached[name]:.3g} (asked for: {value:.3g})" for name, value in knobs.items())
+        print(f"knobs: pictures of this generator then have {found}, in the median")
     part = photos[shard[0] - 1 :: shard[1]]
     mine = part[ranks.own()]
     kinds = KINDS if save_layer else PAIR
