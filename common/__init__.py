@@ -17,6 +17,7 @@ D        ``netD``              critic that tells real rainy images from generate
 \\-       derainer              any network from a rainy image to a clean one
 \\-       patch, crop           the square that the networks train on; the act of cutting it from an image
 \\-       core, halo            the part of a tile that is kept; the margin around it that is thrown away
+\\-       knob                  angle, density, thickness or brightness of rain, see generation/measures.py
 \\-       rank, process         one of those that torchrun starts for a job; rank 0 is the one that saves
 ======== ===================== ==========================================================================
 """
