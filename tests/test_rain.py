@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from common.errors import UserError
-from common.generation.rain import RAINY, RainMaker, central_half, draw_codes, grey_of, sampled, wavering
+from common.generation.rain import (
+    RAINY,
+    RainMaker,
+    central_half,
+    draw_codes,
+    grey_of,
+    leaning,
+    room,
+    sampled,
+    wavering,
+)
 from common.models import EDNet
 from common.training.checkpoint import load_generator
 from tests.golden import fill
@@ -161,3 +171,22 @@ def test_a_generator_that_overflows_is_refused():
 def test_grey_is_the_strongest_channel():
     layer = torch.rand(3, 4, 5)
     assert torch.equal(grey_of(layer), torch.stack([layer.amax(0)] * 3))
+
+
+@pytest.mark.parametrize("lean", [1.0, -1.0, 0.25, -0.6])
+def test_a_sheared_layer_is_its_rows_moved(small, lean):
+    height, width = 50, 33
+    wide = torch.arange(float(width + room(lean, height))).expand(3, height, -1)  # each pixel says its column
+    moved = leaning(wide, 0, height, width, lean)
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    start = lean * (height - 1 - y) if lean > 0 else -lean * y
+    assert moved.shape == (3, height, width) and torch.allclose(moved[0], x + start, atol=1e-4)
+    parts = torch.cat([leaning(wide[:, a : a + 10], a, height, width, lean) for a in range(0, height, 10)], 1)
+    assert torch.equal(parts, moved)  # band by band as at once
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 70), (70, 3), (16, 16), (90, 200)])
+def test_sheared_layers_of_any_size(small, size):
+    layer = small.layer(*size, 0.5, rng(1), lean=0.4)
+    assert layer.shape == (3, *size) and layer.min() >= 0 and torch.isfinite(layer).all()
+    assert torch.equal(layer, small.layer(*size, 0.5, rng(1), lean=0.4))

@@ -67,12 +67,17 @@ def test_rain_without_naming_a_generator(tmp_path, quick):
 def test_its_knobs_are_learned_and_turn_its_rain(default, quick):
     learned = controls.load(controls.path_of(weights.GENERATOR), default)
     maker = RainMaker(default)
-    low, high = learned.reach(controls.KNOBS.index("angle"))
-    medians = []
-    for value in (0.7 * low, 0.7 * high):
-        steer = controls.steered_to(learned, {"angle": value})
-        medians.append(np.median([measure(x).angle for x in controls.picture_layers(maker, steer, 6, 5)]))
-    assert medians[1] - medians[0] > 0.5 * 0.7 * (high - low)
+    for wanted in (-20.0, 0.0, 20.0):
+        asked, _ = controls.solved(maker, learned, {"angle": wanted})
+        layers = controls.picture_layers(maker, controls.steered_to(learned, asked), 8, 5, asked["lean"])
+        assert np.median([measure(layer).angle for layer in layers]) == pytest.approx(wanted, abs=3)
+    for name in ("density", "brightness"):
+        k, medians = controls.KNOBS.index(name), []
+        low, high = learned.reach(k)
+        for value in (low, high):
+            layers = controls.picture_layers(maker, controls.steered_to(learned, {name: value}), 8, 5)
+            medians.append(np.median([measure(layer)[k] for layer in layers]))
+        assert medians[1] - medians[0] > 0.5 * (high - low), name
 
 
 def test_its_card_says_what_was_measured():

@@ -8,7 +8,8 @@ do, and a report (report.md, controls.png, a GIF of each knob) to ED_state_N_con
 How it works. Codes are drawn, their rain is measured, and linear regression of a measure on the code gives a score
 s_k = b_k . z, N(0, 1) over all rain, along which that measure changes most. A knob moves the code so that its own score
 takes a value and the other three keep theirs (along the dual of the b_k; plainly orthogonal directions would leave the
-measures' own correlation as cross-talk). Which score makes which value is then measured on whole pictures.
+measures' own correlation as cross-talk). Which score makes which value is then measured on whole pictures. An angle
+beyond what codes give is made by shearing the layer, which leaves density and brightness alone.
 """
 
 import argparse
@@ -47,6 +48,7 @@ COHERENCE = 0.5  # of these pictures
 RIDGE = 1e-2  # of the regression, as a share of the number of samples
 ENOUGH = 64  # patches with rain, below which nothing can be learned
 WORTH = 0.5  # rank correlation below which a knob is said to do little
+LEAN, LEANEST = 25.0, 60.0  # degrees: by how much a layer is sheared beyond its codes, and the angle at most
 ROUNDS = 3  # of correcting scores by what they give
 
 
@@ -71,10 +73,17 @@ class Controls:
     tolerance: list[tuple[float, float]]
     fingerprint: str
 
-    def reach(self, knob: int) -> tuple[float, float]:
-        """Lowest and highest value that a knob can be set to."""
+    def of_codes(self, knob: int) -> tuple[float, float]:
+        """Lowest and highest value of a knob's curve."""
         curve = _rising(self.curves[knob])
         return float(curve.min()), float(curve.max())
+
+    def reach(self, knob: int) -> tuple[float, float]:
+        """Lowest and highest value that a knob can be set to; angles are sheared where codes give less."""
+        low, high = self.of_codes(knob)
+        if KNOBS[knob] == "angle":
+            low, high = max(low - LEAN, -LEANEST), min(high + LEAN, LEANEST)
+        return low, high
 
     def place(self, knob: int, value: float) -> float:
         """The score at which the curve of a knob has a value; clamped to the ends of the curve."""
@@ -183,11 +192,13 @@ def learn(netED: EDNet, number: int, seed: int) -> tuple[np.ndarray, list[float]
     return np.array(scores), explained
 
 
-def picture_layers(maker: RainMaker, steer: Steer | None, number: int, seed: int, side: int = SIDE) -> list[np.ndarray]:
+def picture_layers(
+    maker: RainMaker, steer: Steer | None, number: int, seed: int, lean: float = 0.0, side: int = SIDE
+) -> list[np.ndarray]:
     """Rain layers of whole pictures, (nc, side, side) each; the same random numbers for the same seed."""
     side = max(side, 2 * maker.netED.patch_size)
     rngs = (np.random.RandomState([seed % 2**32, k]) for k in range(number))
-    return [maker.layer(side, side, COHERENCE, rng, steer).cpu().numpy() for rng in rngs]
+    return [maker.layer(side, side, COHERENCE, rng, steer, lean).cpu().numpy() for rng in rngs]
 
 
 def response(
@@ -271,24 +282,42 @@ def solved(
     knobs = [KNOBS.index(name) for name in wanted]
     targets = np.array(list(wanted.values()), float)
     scale = np.array([max(np.ptp(controls.curves[k]), 1e-9) for k in knobs])
-    asked, error, best, reached = targets, np.inf, targets, np.full(len(knobs), np.nan)
+    asked, error = begun(controls, wanted), np.inf
+    best, reached = asked, np.full(len(knobs), np.nan)
     for _ in range(ROUNDS):
-        steer = steered_to(controls, dict(zip(wanted, asked, strict=True)))
-        values = np.array([measure(layer) for layer in picture_layers(maker, steer, pictures, seed)])
-        got = medians(values[:, knobs])
+        layers = picture_layers(maker, steered_to(controls, asked), pictures, seed, asked.get("lean", 0.0))
+        got = medians(np.array([measure(layer) for layer in layers])[:, knobs])
         if not np.isfinite(got).all():
             break
         if (now := np.abs((got - targets) / scale).max()) < error:
             best, error, reached = asked, now, got
-        asked = asked + targets - got  # what was missing, on top
-    found = (dict(zip(wanted, map(float, values), strict=True)) for values in (best, reached))
-    return tuple(found)
+        asked = dict(asked)
+        for name, target, value in zip(wanted, targets, got, strict=True):  # what was missing, on top
+            if name == "angle":
+                asked["lean"] = round(asked["lean"] + _tangent(target) - _tangent(value), 4)
+            else:
+                asked[name] += target - value
+    return best, dict(zip(wanted, map(float, reached), strict=True))
+
+
+def _tangent(degrees: float) -> float:
+    return float(np.tan(np.radians(degrees)))
+
+
+def begun(controls: Controls, wanted: dict[str, float]) -> dict[str, float]:
+    """What the curves alone say of how to get these values: each knob's, and for an angle the rest as 'lean'."""
+    asked = dict(wanted)
+    if "angle" in wanted:
+        asked["angle"] = float(np.clip(wanted["angle"], *controls.of_codes(KNOBS.index("angle"))))
+        asked["lean"] = round(_tangent(wanted["angle"]) - _tangent(asked["angle"]), 4)
+    return asked
 
 
 def steered_to(controls: Controls, asked: dict[str, float]) -> Steer:
-    """What moves codes to where the curves of the knobs have these values."""
-    knobs = [KNOBS.index(name) for name in asked]
-    places = [controls.place(k, value) for k, value in zip(knobs, asked.values(), strict=True)]
+    """What moves codes to where the curves of the knobs have these values; 'lean' is for the layer alone."""
+    names = [name for name in asked if name != "lean"]
+    knobs = [KNOBS.index(name) for name in names]
+    places = [controls.place(k, asked[name]) for k, name in zip(knobs, names, strict=True)]
     return steering(controls.scores, knobs, np.round(places, 3))  # rounded: the same on machines that sum differently
 
 
@@ -370,19 +399,24 @@ def tolerances(maker: RainMaker, controls: Controls, seed: int, tries: int, prog
     for k, name in enumerate(KNOBS):
         low, high = controls.reach(k)
         for t, value in enumerate(np.linspace(low, high, tries + 2)[1:-1]):
-            steer = steered_to(controls, solved(maker, controls, {name: float(value)}, seed)[0])
-            layers = picture_layers(maker, steer, pictures, seed + 1 + t)
+            asked, _ = solved(maker, controls, {name: float(value)}, seed)
+            layers = picture_layers(maker, steered_to(controls, asked), pictures, seed + 1 + t, asked.get("lean", 0.0))
             found[k, t] = [abs(measure(layer)[k] - value) for layer in layers]
             if progress is not None:
                 progress.update()
     return found
 
 
-def sweeps(maker: RainMaker, controls: Controls, knob: int, steps: int, seed: int) -> list[tuple[float, np.ndarray]]:
-    """Rain layers of one picture while a knob goes from its lowest to its highest value: (value, (nc, H, W)) each."""
-    values = np.linspace(*controls.reach(knob), steps)
-    steers = [steered_to(controls, {KNOBS[knob]: value}) for value in values]
-    return [(value, picture_layers(maker, steer, 1, seed)[0]) for value, steer in zip(values, steers, strict=True)]
+def turned(
+    maker: RainMaker, controls: Controls, knob: int, steps: int, seed: int, pictures: int = 1
+) -> list[tuple[float, list[np.ndarray]]]:
+    """Rain of pictures while a knob goes from its lowest to its highest value: (value, layers (nc, H, W)) each."""
+    frames = []
+    for value in np.linspace(*controls.reach(knob), steps):
+        asked = begun(controls, {KNOBS[knob]: float(value)})
+        layers = picture_layers(maker, steered_to(controls, asked), pictures, seed, asked.get("lean", 0.0))
+        frames.append((float(value), layers))
+    return frames
 
 
 def _picture(layer: np.ndarray, gain: float) -> np.ndarray:
@@ -453,7 +487,7 @@ def main(argv: list[str] | None = None) -> int:
     write_bytes(out / REPORT, text.encode(errors="replace"))
     rows = []
     for k, knob in enumerate(KNOBS):
-        frames = sweeps(maker, controls, k, 7, args.seed + 7)
+        frames = [(value, layer) for value, (layer,) in turned(maker, controls, k, 7, args.seed + 7)]
         gain = float(np.clip(0.9 / max(max(np.quantile(layer, 0.999) for _, layer in frames), 1e-6), 1, 10))
         shown = [(f"{knob} {value:.3g}", _picture(layer, gain)) for value, layer in frames]
         rows.append(([picture for _, picture in shown], [label for label, _ in shown]))
@@ -488,10 +522,15 @@ def learn_controls(
     ) as bar:
         found = response(maker, scores, pictures, seed, bar)
         plain = np.array([measure(layer) for layer in picture_layers(maker, None, 4 * pictures, seed + 1)])
-        ranks = np.diag(rank_correlations(found)).tolist()
+        ranks = [1.0] * len(KNOBS)
         controls = Controls(
             scores, explained, curves_of(found), ranks, [(0.0, 0.0)] * len(KNOBS), fingerprint(maker.netED)
         )
+        angle = KNOBS.index("angle")
+        found = found.copy()
+        for p, (_, layers) in enumerate(turned(maker, controls, angle, len(PLACES), seed, pictures)):
+            found[angle, p] = [measure(layer) for layer in layers]  # with what is sheared
+        controls = replace(controls, ranks=np.diag(rank_correlations(found)).tolist())
         errors = tolerances(maker, controls, seed, tries, bar).reshape(len(KNOBS), -1)
     errors = [row[np.isfinite(row)] for row in errors]
     tolerance = [

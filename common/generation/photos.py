@@ -222,10 +222,10 @@ def rain_on_photos(
     ranks.gather(None)  # the others wait for that
     manifest = Manifest(save)
     _check_rows(manifest.rows.values(), settings, files)
-    maker, steer = RainMaker(netED), None
+    maker, steer, lean = RainMaker(netED), None, 0.0
     if learned:
         asked, reached = ranks.from_first(solved(maker, learned, knobs) if ranks.first() else None)
-        steer = steered_to(learned, asked)
+        steer, lean = steered_to(learned, asked), asked.get("lean", 0.0)
         found = ", ".join(f"{name} {reached[name]:.3g} (asked for: {value:.3g})" for name, value in knobs.items())
         print(f"knobs: pictures of this generator then have {found}, in the median")
     part = photos[shard[0] - 1 :: shard[1]]
@@ -247,7 +247,9 @@ def rain_on_photos(
         """Writes one pair; returns its number of rainy pixels."""
         pictures = {"norain": clean, "layer": np.empty_like(clean), "rain": np.empty_like(clean)}
         wet, (height, width) = 0, clean.shape[:2]
-        for rows, columns, tile in maker.tiles(height, width, coherence, draws(seed, photo.as_posix(), variant), steer):
+        for rows, columns, tile in maker.tiles(
+            height, width, coherence, draws(seed, photo.as_posix(), variant), steer, lean
+        ):
             rain = intensity * (grey_of(tile) if grey else tile).permute(1, 2, 0).cpu().numpy()
             wet += np.count_nonzero(rain.max(2) > RAINY)
             rain = to_uint8(rain, "nearest")

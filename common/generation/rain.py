@@ -91,17 +91,29 @@ class RainMaker:
         return (self.factor * band - self.threshold * share).clamp(min=0)
 
     def layer(
-        self, height: int, width: int, coherence: float, rng: np.random.RandomState, steer: Steer | None = None
+        self,
+        height: int,
+        width: int,
+        coherence: float,
+        rng: np.random.RandomState,
+        steer: Steer | None = None,
+        lean: float = 0.0,
     ) -> Tensor:
         """The rain layer of a picture, (nc, height, width) >= 0; see ``tiles``."""
         whole = torch.empty(self.netED.nc, height, width, device=self.device)
-        for rows, columns, tile in self.tiles(height, width, coherence, rng, steer):
+        for rows, columns, tile in self.tiles(height, width, coherence, rng, steer, lean):
             whole[:, rows, columns] = tile
         return whole
 
     @torch.no_grad()
     def tiles(
-        self, height: int, width: int, coherence: float, rng: np.random.RandomState, steer: Steer | None = None
+        self,
+        height: int,
+        width: int,
+        coherence: float,
+        rng: np.random.RandomState,
+        steer: Steer | None = None,
+        lean: float = 0.0,
     ) -> Iterator[tuple[slice, slice, Tensor]]:
         """The rain layer of a picture, band by band across its longer side, so that memory stays small.
 
@@ -111,11 +123,16 @@ class RainMaker:
                 z = sqrt(coherence) * shared + sqrt(1 - coherence) * own, each N(0, I): one rain, with fresh detail.
             rng: RandomState, whose stream NumPy keeps the same for good.
             steer: moves codes (N, nz) after they are drawn, see ``controls.steering``.
+            lean: px to the right for each px down by which the layer is sheared. Unless it is 0, a picture that fits
+                into a patch is blended as well.
 
         Yields:
             Rows and columns of the picture, and the rain there, (nc, rows, columns) >= 0.
         """
-        if max(height, width) <= self.netED.patch_size:
+        if lean:  # in bands of rows, each of which is moved as a whole
+            for rows, band, share in self._bands(height, width + room(lean, height), coherence, rng, steer):
+                yield rows, slice(0, width), leaning(self._finished(band, share), rows.start, height, width, lean)
+        elif max(height, width) <= self.netED.patch_size:
             codes = draw_codes(1, rng.standard_normal(self.netED.nz), coherence, rng)
             patch = sampled(self.netED, steer(codes) if steer else codes)[0]
             yield slice(0, height), slice(0, width), patch[:, :height, :width]
@@ -194,6 +211,29 @@ def fingerprint(netED: EDNet) -> str:
         if key.startswith("decoder."):
             digest.update(key.encode() + value.float().cpu().numpy().astype("<f4").tobytes())
     return digest.hexdigest()
+
+
+def room(lean: float, height: int) -> int:
+    """How many columns more than a picture has a layer needs that is sheared by ``leaning``."""
+    return int(np.ceil(abs(lean) * (height - 1))) + 1
+
+
+def leaning(band: Tensor, first: int, height: int, width: int, lean: float) -> Tensor:
+    """Rows of a layer, each moved to the right by ``lean`` px more than the one above it, between pixels linearly.
+
+    Args:
+        band: (nc, rows, width + room(lean, height)).
+        first: number of its first row in the picture, of ``height`` rows.
+
+    Returns:
+        (nc, rows, width).
+    """
+    y = torch.arange(first, first + band.shape[1], dtype=torch.float64)
+    start = lean * (height - 1 - y) if lean > 0 else -lean * y  # where each row begins
+    at = start.floor().long()[:, None] + torch.arange(width)
+    part = (start - start.floor()).to(band)[:, None]
+    left, right = (band.gather(2, index.to(band.device).expand(len(band), -1, -1)) for index in (at, at + 1))
+    return left + (right - left) * part
 
 
 @torch.no_grad()

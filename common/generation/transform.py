@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import is_pure_tensor
 
-from common.generation.controls import clamped, path_of, solved, steered_to
+from common.generation.controls import begun, clamped, path_of, solved, steered_to
 from common.generation.controls import load as load_controls
 from common.generation.rain import RainMaker, Steer, grey_of
 from common.training.checkpoint import load_generator
@@ -98,13 +98,16 @@ class RainAugment(v2.Transform):
         self.knobs = {name: (bounds[0][name], bounds[1][name]) for name in knobs}
         middle = {name: sum(ends) / 2 for name, ends in self.knobs.items()}
         asked, _ = solved(self._maker, self._controls, middle)
-        self._correction = {name: asked[name] - middle[name] for name in middle}
+        first = begun(self._controls, middle)
+        self._correction = {name: value - first[name] for name, value in asked.items()}
 
-    def _steer(self, rng: np.random.RandomState) -> Steer | None:
+    def _turned(self, rng: np.random.RandomState) -> tuple[Steer | None, float]:
+        """What steers the codes of one image, and by how much its layer is sheared."""
         if self._controls is None:
-            return None
-        asked = {name: rng.uniform(*ends) + self._correction[name] for name, ends in self.knobs.items()}
-        return steered_to(self._controls, asked)
+            return None, 0.0
+        asked = begun(self._controls, {name: rng.uniform(*ends) for name, ends in self.knobs.items()})
+        asked = {name: value + self._correction[name] for name, value in asked.items()}
+        return steered_to(self._controls, asked), asked.get("lean", 0.0)
 
     def check_inputs(self, flat_inputs: list[Any]) -> None:
         pictures = [value for value in flat_inputs if isinstance(value, PIL.Image.Image)]
@@ -134,7 +137,7 @@ class RainAugment(v2.Transform):
     def _rained_on(self, clean: Tensor, rng: np.random.RandomState) -> Tensor:
         channels, height, width = clean.shape
         intensity = rng.uniform(*self.intensity)
-        layer = intensity * self._maker.layer(height, width, self.coherence, rng, self._steer(rng))
+        layer = intensity * self._maker.layer(height, width, self.coherence, rng, *self._turned(rng))
         layer = grey_of(layer) if self.grey or channels == 1 else layer
         if clean.dtype == torch.uint8:
             return (clean + 255 * layer[:channels]).round().clamp(0, 255).to(clean.dtype)
