@@ -40,8 +40,8 @@ demo: $(VENV)/run-ready
 	  --overwrite $(CPU)
 	$(BIN)/python for_syn/generate_rain.py --data_path $(DEMO)/data/test/norain --save_path $(DEMO)/default_generated \
 	  --num 2 --overwrite $(CPU)
-	$(BIN)/python for_syn/generate_rain.py --data_path $(DEMO)/data/test/norain --save_path $(DEMO)/default_light \
-	  --density 0.11 --overwrite $(CPU)
+	$(BIN)/python for_syn/generate_rain.py --data_path $(DEMO)/data/test/norain --save_path $(DEMO)/default_angle \
+	  --angle 15 --overwrite $(CPU)
 	@echo "== 7/7 all pictures on one page"
 	$(BIN)/python -m common.evaluation.gallery --out $(DEMO)_results --title "VRGNet: a run of five minutes" \
 	  --show $(DEMO)/comparison.png "Removing rain: rainy, derained by BNet of joint training, derained by a derainer of \
@@ -54,7 +54,7 @@ demo: $(VENV)/run-ready
 	  $(DEMO)/generated/contact_sheet.jpg "Rain of this generator on photos that it never saw: exact pairs for training." \
 	  $(DEMO)/default_generated/contact_sheet.jpg "Rain of the generator that comes with the project (--netED default), \
 	  two for each photo." \
-	  $(DEMO)/default_light/contact_sheet.jpg "The same generator with one of its knobs: --density 0.11." \
+	  $(DEMO)/default_angle/contact_sheet.jpg "The same generator with one of its knobs: --angle 15." \
 	  --table $(DEMO)/metrics.csv
 
 test: $(VENV)/test-ready

@@ -4,7 +4,7 @@ Writes rain/NAME.png and norain/NAME.png (NAME_v01.png ... with --num above 1) a
 real_world.txt (SPA-Data's kind of list), manifest.csv and contact_sheet.jpg. The same seed gives the same rain; an
 interrupted run goes on by the same command.
 
-    python generate_rain.py --data_path photos --save_path pairs --density 0.15
+    python generate_rain.py --data_path photos --save_path pairs --angle 15
 
 Next: train_syn_joint.py or train_syn_aug.py --data_path pairs/rain --gt_path pairs/norain.
 """
