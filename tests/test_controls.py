@@ -1,5 +1,6 @@
 """The knobs: learned directions against known ones, values that come out as asked, files, refusals."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -149,6 +150,20 @@ def test_the_reach_is_what_the_monotone_curve_can_give():
     assert hump.reach(0)[1] == high + c.LEAN  # angles are sheared beyond
     values, warnings = c.clamped(hump, {"density": 5.0})
     assert values["density"] == high and len(warnings) == 2 and "hardly learned" in warnings[0]
+
+
+def test_an_angle_that_codes_hardly_give_is_sheared_alone(learned):
+    _, controls, _, _, maker = learned
+    curves = controls.curves.copy()
+    curves[0] = 0.0
+    flat = dataclasses.replace(controls, curves=curves)
+    assert flat.reach(0) == (-c.LEAN, c.LEAN)
+    codes = torch.randn(5, 8)
+    asked, reached = c.solved(maker, flat, {"angle": 20.0})
+    assert torch.equal(c.steered_to(flat, asked)(codes), codes) and reached["angle"] == pytest.approx(20, abs=1)
+    both = c.begun(flat, {"angle": 20.0, "density": 0.1})
+    moved = c.steered_to(flat, both)(codes)
+    torch.testing.assert_close(moved, c.steered_to(controls, {"density": 0.1})(codes))
 
 
 def test_rain_that_vanishes_is_not_called_unchanged():

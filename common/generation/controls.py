@@ -59,7 +59,8 @@ class Controls:
     Attributes:
         scores: (4, nz) unit rows b_k.
         explained: share of each measure's variance (of its ranks) that its score explains, 0 to 1.
-        curves: (4, 11), median value of each measure with its score at PLACES, on whole pictures.
+        curves: (4, 11), median value of each measure with its score at PLACES, on whole pictures; flat for an angle
+            that is made by shearing alone.
         ranks: of each knob, Spearman's rank correlation of its place with its measure, on whole pictures.
         tolerance: of each knob: half of the values that are set lie nearer than this to what was asked for (median
             error), and nine of ten nearer than the second number; nan where there was no rain to measure.
@@ -281,7 +282,7 @@ def solved(
     """
     knobs = [KNOBS.index(name) for name in wanted]
     targets = np.array(list(wanted.values()), float)
-    scale = np.array([max(np.ptp(controls.curves[k]), 1e-9) for k in knobs])
+    scale = np.array([max(np.ptp(controls.reach(k)), 1e-9) for k in knobs])
     asked, error = begun(controls, wanted), np.inf
     best, reached = asked, np.full(len(knobs), np.nan)
     for _ in range(ROUNDS):
@@ -315,7 +316,7 @@ def begun(controls: Controls, wanted: dict[str, float]) -> dict[str, float]:
 
 def steered_to(controls: Controls, asked: dict[str, float]) -> Steer:
     """What moves codes to where the curves of the knobs have these values; 'lean' is for the layer alone."""
-    names = [name for name in asked if name != "lean"]
+    names = [name for name in asked if name != "lean" and np.ptp(controls.curves[KNOBS.index(name)]) > 0]
     knobs = [KNOBS.index(name) for name in names]
     places = [controls.place(k, asked[name]) for k, name in zip(knobs, names, strict=True)]
     return steering(controls.scores, knobs, np.round(places, 3))  # rounded: the same on machines that sum differently
@@ -527,6 +528,8 @@ def learn_controls(
             scores, explained, curves_of(found), ranks, [(0.0, 0.0)] * len(KNOBS), fingerprint(maker.netED)
         )
         angle = KNOBS.index("angle")
+        if rank_correlations(found)[angle, angle] < WORTH:  # codes would change everything else for next to nothing
+            controls.curves[angle] = np.median(controls.curves[angle])
         found = found.copy()
         for p, (_, layers) in enumerate(turned(maker, controls, angle, len(PLACES), seed, pictures)):
             found[angle, p] = [measure(layer) for layer in layers]  # with what is sheared
