@@ -64,7 +64,7 @@ def test_rain_without_naming_a_generator(tmp_path, quick):
     assert (RainAugment(p=1, seed=0)(image) > image).any()
 
 
-def test_its_knobs_are_learned_and_turn_its_rain(default, quick):
+def test_its_knobs_are_learned_and_turn_its_rain(default):
     learned = controls.load(controls.path_of(weights.GENERATOR), default)
     maker = RainMaker(default)
     for wanted in (-20.0, 0.0, 20.0):
