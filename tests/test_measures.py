@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from common.data.demo import rain_layer
-from common.generation.measures import circular_mean, direction, measure, widths
+from common.generation.measures import direction, measure, widths
 
 FINE = 8  # drawn so many times larger, then averaged
 
@@ -27,6 +27,12 @@ def drawn(angle, width, number=30, length=40, side=256, peak=0.5, seed=0):
             ]
             cv2.fillPoly(large, [np.round((np.array(corners) + 0.5) * FINE - 0.5).astype(np.int32)], 255)
     return cv2.resize(large, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32) * np.float32(peak / 255)
+
+
+def circular_mean(angles: np.ndarray) -> float:
+    """Mean of angles of lines in degrees, of which -90 and 90 are the same; nan ones are left out."""
+    twice = np.radians(2 * angles[np.isfinite(angles)])
+    return float(np.degrees(np.arctan2(np.sin(twice).mean(), np.cos(twice).mean()) / 2))
 
 
 @pytest.mark.parametrize("angle", [-80, -45, -20, -7.5, 0, 3, 12, 30, 45, 60, 89])

@@ -111,9 +111,3 @@ def measure(layer: np.ndarray) -> Measures:
     found = widths(grey, angle) if np.isfinite(angle) else np.empty(0)
     thickness = float(np.median(found)) if len(found) else float("nan")
     return Measures(angle, float(rainy.mean()), thickness, float(layer.mean(0)[rainy].mean()))
-
-
-def circular_mean(angles: np.ndarray) -> float:
-    """Mean of angles of lines in degrees, of which -90 and 90 are the same; nan ones are left out."""
-    twice = np.radians(2 * angles[np.isfinite(angles)])
-    return float(np.degrees(np.arctan2(np.sin(twice).mean(), np.cos(twice).mean()) / 2))
