@@ -126,16 +126,6 @@ def steering(scores: np.ndarray, knobs: Sequence[int], places: Sequence[float]) 
 # --- learning ------------------------------------------------------------------------------------------------------
 
 
-def measured(layers: Tensor, progress: tqdm | None = None) -> np.ndarray:
-    """The four measures of rain layers (N, nc, H, W): (N, 4), nan where there is no rain to measure."""
-    found = []
-    for layer in layers.cpu().numpy():
-        found.append(measure(layer))
-        if progress is not None:
-            progress.update()
-    return np.array(found, float)
-
-
 def regress(codes: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, float]:
     """The direction along which a measure changes most, by linear regression of its normal scores on the codes.
 
@@ -159,15 +149,10 @@ def regress(codes: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, float]:
     def fit(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return np.linalg.solve(x.T @ x + RIDGE * len(x) * np.eye(x.shape[1]), x.T @ y)
 
-    half = len(x) // 2
-    right = [np.corrcoef(x[b] @ fit(x[a], y[a]), y[b])[0, 1] for a, b in _halves(half)]
+    first, second = slice(0, len(x) // 2), slice(len(x) // 2, None)
+    right = [np.corrcoef(x[b] @ fit(x[a], y[a]), y[b])[0, 1] for a, b in ((first, second), (second, first))]
     whole = fit(x, y)
     return whole / np.linalg.norm(whole), float(np.mean(np.clip(np.nan_to_num(right), 0, 1) ** 2))
-
-
-def _halves(half: int) -> tuple[tuple[slice, slice], ...]:
-    first, second = slice(0, half), slice(half, None)
-    return (first, second), (second, first)
 
 
 def learn(netED: EDNet, number: int, seed: int) -> tuple[np.ndarray, list[float]]:
@@ -177,8 +162,9 @@ def learn(netED: EDNet, number: int, seed: int) -> tuple[np.ndarray, list[float]
         UserError: this generator makes hardly any rain, or a measure is the same in all of it.
     """
     codes = base_code(netED.nz, seed, number)
-    with tqdm(total=number, desc="measuring rain", unit="patch", leave=False, disable=None) as bar:
-        values = measured(sampled(netED, codes), bar)
+    layers = sampled(netED, codes).cpu().numpy()
+    bar = tqdm(layers, desc="measuring rain", unit="patch", leave=False, disable=None)
+    values = np.array([measure(layer) for layer in bar], float)
     scores, explained = [], []
     for k, knob in enumerate(KNOBS):
         try:
@@ -286,7 +272,7 @@ def solved(
     asked, error = begun(controls, wanted), np.inf
     best, reached = asked, np.full(len(knobs), np.nan)
     for _ in range(ROUNDS):
-        layers = picture_layers(maker, steered_to(controls, asked), pictures, seed, asked.get("lean", 0.0))
+        layers = asked_layers(maker, controls, asked, pictures, seed)
         got = medians(np.array([measure(layer) for layer in layers])[:, knobs])
         if not np.isfinite(got).all():
             break
@@ -320,6 +306,13 @@ def steered_to(controls: Controls, asked: dict[str, float]) -> Steer:
     knobs = [KNOBS.index(name) for name in names]
     places = [controls.place(k, asked[name]) for k, name in zip(knobs, names, strict=True)]
     return steering(controls.scores, knobs, np.round(places, 3))  # rounded: the same on machines that sum differently
+
+
+def asked_layers(
+    maker: RainMaker, controls: Controls, asked: dict[str, float], pictures: int, seed: int
+) -> list[np.ndarray]:
+    """``picture_layers`` of what the curves are asked for, sheared where that says so."""
+    return picture_layers(maker, steered_to(controls, asked), pictures, seed, asked.get("lean", 0.0))
 
 
 def clamped(controls: Controls, wanted: dict[str, float]) -> tuple[dict[str, float], list[str]]:
@@ -401,7 +394,7 @@ def tolerances(maker: RainMaker, controls: Controls, seed: int, tries: int, prog
         low, high = controls.reach(k)
         for t, value in enumerate(np.linspace(low, high, tries + 2)[1:-1]):
             asked, _ = solved(maker, controls, {name: float(value)}, seed)
-            layers = picture_layers(maker, steered_to(controls, asked), pictures, seed + 1 + t, asked.get("lean", 0.0))
+            layers = asked_layers(maker, controls, asked, pictures, seed + 1 + t)
             found[k, t] = [abs(measure(layer)[k] - value) for layer in layers]
             if progress is not None:
                 progress.update()
@@ -415,7 +408,7 @@ def turned(
     frames = []
     for value in np.linspace(*controls.reach(knob), steps):
         asked = begun(controls, {KNOBS[knob]: float(value)})
-        layers = picture_layers(maker, steered_to(controls, asked), pictures, seed, asked.get("lean", 0.0))
+        layers = asked_layers(maker, controls, asked, pictures, seed)
         frames.append((float(value), layers))
     return frames
 
