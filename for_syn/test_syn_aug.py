@@ -54,6 +54,7 @@ def main(argv=None):
         precision=args.precision,
         compiled=args.compile,
         recorded=cli.records(args),
+        weights=args.model_dir,
         hint=DATA,
     )
 

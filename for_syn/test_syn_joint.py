@@ -52,6 +52,7 @@ def main(argv=None):
         precision=args.precision,
         compiled=args.compile,
         recorded=cli.records(args),
+        weights=args.netDerain,
         hint=DATA,
     )
 

@@ -242,9 +242,11 @@ def test_real_photos_of_all_kinds(tmp_path, run, capsys, script):
     assert run("--data_path", photos, script=script) == 0
     printed = capsys.readouterr().out
     assert "6 images derained" in printed and "2 other files" in printed and "1 images with 16 bits" in printed
-    sizes = {
-        p.relative_to(tmp_path / "out").as_posix(): read_image(p).shape[:2] for p in (tmp_path / "out").rglob("*.*")
-    }
+    out = tmp_path / "out"
+    page = (out / "report.html").read_text()
+    assert "Rain removed from 6 images" in page and page.count("<figure ") == 6 and "<table" not in page
+    (out / "report.html").unlink()
+    sizes = {p.relative_to(out).as_posix(): read_image(p).shape[:2] for p in out.rglob("*.*")}
     assert sizes == {
         "a.png": (20, 30),
         "sub/deep/b.jpg": (31, 17),
@@ -253,7 +255,7 @@ def test_real_photos_of_all_kinds(tmp_path, run, capsys, script):
         "deep.tif": (10, 12),
         "turned.jpg": (40, 14),
     }
-    assert read_image(tmp_path / "out" / "deep.tif").dtype == np.uint8
+    assert read_image(out / "deep.tif").dtype == np.uint8
 
 
 def test_one_image_and_its_ground_truth(tmp_path, run, pairs_folder):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common import derainer, ranks
+from common.data import page
 from common.data.images import (
     ImageError,
     image_size,
@@ -384,9 +385,12 @@ def derain_folder(
     precision: str = "fp32",  # or tf32, bf16
     compiled: bool = False,  # by torch.compile
     recorded: bool = True,  # on a GPU, for the sizes that come again; see common/graphs.py
+    weights: str = "",  # file of the derainer's weights, for the page
     hint: str = "",  # what belongs into data_path, for the message when it is missing
 ) -> int:
     """Derain images into a folder; print the time per image and, with a ground truth, the table of metrics.
+
+    report.html there shows both, with a before/after slider for each image.
 
     Several processes share the images; the first one tells what all did.
 
@@ -449,7 +453,29 @@ def derain_folder(
     if len(timed) > 1:
         timed[0].warm_up = True
     done = {name: result for part in ranks.gather(done) for name, result in part.items()}
-    return _report([(name, done[name]) for name in names], save, folder, others, device)
+    everything = [(name, done[name]) for name in names]
+    code = _report(everything, save, folder, others, device)
+    if ranks.first() and any(result.written for _, result in everything):
+        _page(everything, save, folder, clean, Path(weights).name)
+    return code
+
+
+def _page(done: list[tuple[Path, _Result]], save: Path, folder: Path, clean: dict[Path, Path], weights: str) -> None:
+    """The images that were written as report.html."""
+    pictures, table = {}, metrics.Table()
+    for name, result in done:
+        if result.written:
+            files = {"rainy": folder / name, "derained": save / name}
+            pictures[name.as_posix()] = files | ({"clean": clean[name]} if name in clean else {})
+        if result.scores:
+            table.add(name.as_posix(), **result.scores)
+    left_out = len(done) - len(pictures)
+    lead = [f"Derained with {weights}." if weights else "", f"{left_out} could not be derained." if left_out else ""]
+    if table.rows:
+        lead.append("PSNR and SSIM on the Y channel, as the paper computes them, and PSNR on RGB.")
+    title = f"Rain removed from {len(pictures)} image{'s' * (len(pictures) > 1)}"
+    table.page(save / page.NAME, title, pictures, [line for line in lead if line], ("rainy", "derained"))
+    print(f"page: {save / page.NAME}")
 
 
 def _report(done: list[tuple[Path, _Result]], save: Path, folder: Path, others: int, device: torch.device) -> int:

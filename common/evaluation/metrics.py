@@ -18,11 +18,14 @@ import numpy as np
 from tqdm import tqdm
 
 from common import cli
+from common.data import page
 from common.data.images import ImageError, image_size, list_images, printable, read_image, size_text, tell, to_float
 from common.data.pairs import Pair, fail, find_pairs
 from common.errors import UserError
 
 SSIM_WINDOW = 11
+NAMES = {"psnr_y": "PSNR-Y", "ssim_y": "SSIM-Y", "psnr_rgb": "PSNR-RGB"}
+GAIN = "gain in PSNR-Y"
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,34 @@ class Table:
         except OSError as error:
             raise UserError(f"{path}: can't be written ({error.strerror}); check the folder and the disk") from None
 
+    def page(
+        self, path: Path, title: str, pictures: dict[str, dict[str, Path]], lead: list[str], sides: tuple[str, str]
+    ) -> None:
+        """Write the scores as a page with sliders, see common/data/page.py.
+
+        Args:
+            pictures: for every image, with a row of the table or not, its versions: label -> file.
+            lead: paragraphs below the title.
+            sides: labels of the versions that are compared at first.
+
+        Raises:
+            UserError: the page can't be written.
+        """
+        methods = list(self.means())
+        columns = [f"{method} {name}" if len(methods) > 1 else name for method in methods for name in NAMES.values()]
+
+        def values(scores: dict[str, Scores]) -> dict[str, float]:
+            found = [getattr(s, field) for s in scores.values() for field in NAMES]
+            row = dict(zip(columns, found or [math.nan] * len(columns), strict=True))
+            if len(methods) == 2:
+                row[GAIN] = row[columns[3]] - row[columns[0]]
+            return row
+
+        items = [page.Item(name, files, values(self.rows.get(name, {}))) for name, files in pictures.items()]
+        means = values(self.means())
+        order = page.Order(columns[-len(NAMES)] if len(methods) < 3 else columns[0]) if columns else None
+        page.write(path, title, [*lead, *self.notes()], items, sides, means if columns else None, order)
+
 
 def _number(value: float, digits: int) -> str:
     return "n/a" if math.isnan(value) else f"{value:.{digits}f}"
@@ -200,6 +231,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_path("--pred", required=True, nargs="+", help="folder of derained images, of any method; or several")
     parser.add_path("--gt", required=True, help="folder of clean images (names: see the README's data layout)")
     parser.add_path("--csv", help="also write the table to this file")
+    parser.add_path("--report", help="also write a page with the table and before/after sliders to this file (.html)")
     return parser.parse_args(argv)
 
 
@@ -225,6 +257,8 @@ def _rows(found: dict[str, list[Pair]]) -> dict[str, dict[object, Pair]]:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    if args.report and Path(args.report).suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--report: {args.report} must end in .html")
     columns = labels(args.pred)
     found: dict[str, list[Pair]] = {}
     for label, folder in zip(columns, args.pred, strict=True):
@@ -255,6 +289,15 @@ def main(argv: list[str] | None = None) -> int:
     print(table)
     if args.csv:
         print(f"written: {args.csv}")
+    if args.report:
+        pictures = {
+            method[key].name: {label: of[key].rainy for label, of in methods.items()} | {"clean": method[key].clean}
+            for method in (methods[columns[0]],)
+            for key in common
+        }
+        title = f"{', '.join(columns)} beside the ground truth: {len(common)} image{'s' * (len(common) > 1)}"
+        table.page(Path(args.report), title, pictures, [], (columns[0], [*columns, "clean"][1]))
+        print(f"page: {args.report}")
     if problems:
         tell(problems, f"{len(problems)} of {len(common)} images could not be measured")
     return 1 if problems else 0

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 import os
 import sys
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common import ranks
+from common.data import page
 from common.data.images import (
     ImageError,
     has_alpha,
@@ -86,6 +88,36 @@ def contact_sheet(folder: Path, rows: list[Row]) -> Path | None:
     return folder / SHEET
 
 
+def report(folder: Path, rows: list[Row]) -> Path:
+    """A page with a before/after slider of some pairs, first variants first, and how much rain they have.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    items = []
+    for row in sorted(rows, key=lambda row: row.variant)[: page.SHOWN]:
+        files = {"clean": folder / "norain" / row.file, "rainy": folder / "rain" / row.file}
+        with contextlib.suppress(ImageError):  # somebody moved it
+            clean, rainy = map(read_image, files.values())
+            rain = cv2.subtract(rainy, clean).max(2) / 255
+            wet = rain[rain > RAINY]
+            values = {"rainy pixels": wet.size / rain.size, "brightness": float(wet.mean()) if wet.size else math.nan}
+            items.append(page.Item(row.file, files, values))
+    some = f"{len(items)} of {len(rows)} pairs are shown, all are in {MANIFEST}." if len(items) < len(rows) else ""
+    lead = [
+        some,
+        "Rainy pixels: their share. Brightness: mean of the rain, from 0 to 1, where there is some.",
+        f"Settings: {', '.join(f'{name} {_told(rows[0], name)}' for name in vars(rows[0].settings))}." if rows else "",
+    ]
+    order = page.Order("rainy pixels", "least rain", "most rain")
+    path, title = folder / page.NAME, f"Rain on photos: {len(rows)} pair{'s' * (len(rows) > 1)}"
+    page.write(path, title, [line for line in lead if line], items, ("clean", "rainy"), order=order)
+    return path
+
+
 def write_list(folder: Path, rows: list[Row]) -> int:
     """The pairs as the scripts of for_spa read them; returns how many have names that such a list can't hold."""
     listed = [row for row in rows if row.file.split() == [row.file]]
@@ -102,7 +134,7 @@ def _check_folders(folder: Path, photos: list[Path], save: Path) -> None:
         among = len(photos) > 1 and target.is_relative_to(folder.resolve())
         if among or any(place.is_relative_to(target) for place in places):
             raise UserError(f"--save_path: {save / kind} would be mixed with the photos of {folder}; choose another")
-    foreign = [name for name in (LIST, SHEET) if (save / name).exists() and not (save / MANIFEST).exists()]
+    foreign = [name for name in (LIST, SHEET, page.NAME) if (save / name).exists() and not (save / MANIFEST).exists()]
     if foreign:
         raise UserError(
             f"--save_path: {save / foreign[0]} is there, but no {MANIFEST}: not ours; choose another folder"
@@ -143,7 +175,7 @@ def _start_anew(manifest: Manifest, folder: Path, photos: list[Path]) -> None:
             if not (row.file.startswith(stem) and path.suffix == ".png" and inside and path.resolve() not in kept):
                 raise UserError(f"{manifest.path}: {printable(row.file)} is no pair of {printable(row.photo)}; mend it")
             path.unlink(missing_ok=True)
-    for name in (LIST, SHEET, MANIFEST):  # the manifest last: until then the same command goes on deleting
+    for name in (LIST, SHEET, page.NAME, MANIFEST):  # the manifest last: until then the same command goes on deleting
         (manifest.folder / name).unlink(missing_ok=True)
     manifest.rows = {}
 
@@ -322,9 +354,11 @@ def rain_on_photos(
         with manifest.finished() as rows:
             spaces = write_list(save, rows)
             picture = contact_sheet(save, rows)
+            shown = report(save, rows)
         if spaces:
             print(f"{spaces} pairs have spaces in their names and are not in {LIST}, which separates by them")
         print(f"lists of the pairs: {manifest.path}, {save / LIST}" + (f"\npicture: {picture}" if picture else ""))
+        print(f"page: {shown}")
     if problems:
         told = [problems[photo] for photo in part if photo in problems]
         tell(told, f"{len(told)} of {len(part)} photos could not be used")

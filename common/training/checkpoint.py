@@ -144,13 +144,15 @@ def load_derainer(args: argparse.Namespace, hint: str = "") -> nn.Module:
     """The derainer that --model_dir, --derainer and the choice beside the weights name, filled, on the CPU.
 
     Args:
-        args: flags of test_syn_aug.py or test_spa_aug.py; some may be set from the stored choice, see ``settle``.
+        args: flags of test_syn_aug.py or test_spa_aug.py; of a folder --model_dir becomes the file that is taken, and
+            some may be set from the stored choice, see ``settle``.
         hint: where the checkpoint comes from, for the message when it is missing.
 
     Raises:
         UserError: see ``load_newest``, ``derainer.settle``, ``derainer.build`` and ``put_weights``.
     """
     path, content = load_newest(args.model_dir, "--model_dir", hint)
+    args.model_dir = str(path)
     trained = derainer.settle(args, path)
     try:
         net = derainer.build(args)

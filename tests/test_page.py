@@ -1,0 +1,170 @@
+"""report.html: what it shows, what it hides in nothing but itself, and how it behaves in a browser."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+
+from common.data import page
+from common.data.images import write_image
+from common.errors import UserError
+from common.evaluation import metrics
+from tests.browser import ask, needs_chromium
+from tests.conftest import photo
+
+ODD = '<script>alert(1)<&">\n\x1b[31m\udcff=.png'
+ORDER = page.Order("PSNR-Y")
+
+
+def items(folder, values):
+    """An item for each value, with a rainy and a derained picture."""
+    found = []
+    for k, value in enumerate(values):
+        name = ODD if k == 0 else f"{k}.png"
+        files = {"rainy": folder / "in" / name, "derained": folder / name}
+        for n, file in enumerate(files.values()):
+            write_image(file, photo(60, 90, 7 * k + n))
+        found.append(page.Item(name, files, {"PSNR-Y": value, "SSIM-Y": 0.5 - k / 100}))
+    return found
+
+
+@pytest.fixture
+def written(tmp_path):
+    some = items(tmp_path, [20.5, 9.25, math.inf, math.nan, 100.0])
+    page.write(tmp_path / page.NAME, "Rain & <more>", ["one", "two"], some, ("rainy", "derained"), None, ORDER)
+    return tmp_path / page.NAME
+
+
+def test_it_holds_everything_itself_and_runs_no_names(written):
+    text = written.read_text(encoding="utf-8")
+    assert "Rain &amp; &lt;more&gt;" in text and text.count("<script>") == 1 and "alert(1)<" not in text
+    assert "\\n\\x1b[31m\\udcff=.png" in text and "\x1b" not in text  # as on a terminal
+    sources = re.findall(r'(?:src|href)="([^"]{0,40})', text)
+    assert len(sources) == 5 * (2 + 1 + 1)  # two pictures, a link from the table, one to the file
+    assert all(s.startswith(("data:image/jpeg;base64,", "#i", "./")) for s in sources)
+    assert "default-src 'none'" in text and "http" not in text.replace("http-equiv", "")
+    assert sum("%1B%5B31m%FF%3D.png" in s or s.startswith("./") for s in sources) == 5
+
+
+def test_few_are_all_shown_the_worst_first_and_of_many_the_ends(tmp_path, monkeypatch):
+    some = items(tmp_path, [5.0, 2.0, math.nan, 7.0, 1.0, math.inf])
+    names = [item.name for item in page.picked(some, ORDER)]
+    assert names == ["4.png", "1.png", ODD, "3.png", "5.png", "2.png"]
+    monkeypatch.setattr(page, "SHOWN", 4)
+    assert [item.name for item in page.picked(some, ORDER)] == ["4.png", "1.png", "3.png", "5.png"]
+    assert [item.name for item in page.picked(some, None)] == [ODD, "1.png", "2.png", "3.png"]
+    page.write(tmp_path / page.NAME, "t", [], some, ("rainy", "derained"), None, ORDER)
+    text = (tmp_path / page.NAME).read_text()
+    assert "4 of 6 images: the worst and the best, by PSNR-Y" in text and text.count("<tr>") == 1 + 6
+    assert text.count("<figure ") == 4 and text.count('href="#i') == 4
+
+
+def test_a_picture_that_is_gone_leaves_its_row(tmp_path):
+    some = items(tmp_path, [5.0, 2.0])
+    some[1].pictures["derained"].unlink()
+    page.write(tmp_path / page.NAME, "t", [], some, ("rainy", "derained"))
+    text = (tmp_path / page.NAME).read_text()
+    assert text.count("<figure ") == 1 and text.count("<tr>") == 3
+
+
+def test_large_pictures_are_made_smaller_for_the_page(tmp_path):
+    write_image(tmp_path / "large.png", photo(1200, 2400, 1))
+    page.write(tmp_path / page.NAME, "t", [], [page.Item("large", {"a": tmp_path / "large.png"}, {})], ("a", "a"))
+    text = (tmp_path / page.NAME).read_text()
+    assert f"aspect-ratio:{page.SIDE}/{page.SIDE // 2}" in text and len(text) < 500_000
+
+
+def test_a_folder_that_is_none_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="can't be written"):
+        page.write(tmp_path / "file" / page.NAME, "t", [], [], ("a", "b"))
+
+
+def test_the_table_of_metrics_as_a_page(tmp_path):
+    table = metrics.Table()
+    for k in range(2):
+        table.add(f"{k}.png", rainy=metrics.Scores(20 + k, 0.5, 21), derained=metrics.Scores(30 + 3 * k, 0.9, math.inf))
+        write_image(tmp_path / f"{k}.png", photo(20, 30, k))
+    pictures = {f"{k}.png": {"rainy": tmp_path / f"{k}.png"} for k in range(2)}
+    table.page(tmp_path / "r.html", "t", pictures, [], ("rainy", "rainy"))
+    text = (tmp_path / "r.html").read_text()
+    rows = [re.findall(r">([^<>]*)</td>", row) for row in re.findall("<tr>.*?</tr>", text)[1:]]
+    assert rows[0][-7:] == ["20.00", "0.5000", "21.00", "30.00", "0.9000", "\N{INFINITY}", "10.00"]
+    assert rows[2][-7:] == ["20.50", "0.5000", "21.00", "31.50", "0.9000", "n/a", "11.00"]  # the means
+    assert "by derained PSNR-Y" in text
+
+
+def test_the_command_of_metrics_writes_it(tmp_path, capsys):
+    for folder, seed in (("one", 1), ("two", 2), ("clean", 3)):
+        write_image(tmp_path / folder / "a.png", photo(20, 30, seed))
+    flags = ["--pred", tmp_path / "one", tmp_path / "two", "--gt", tmp_path / "clean", "--report"]
+    assert metrics.main([*map(str, flags), str(tmp_path / "r.html")]) == 0
+    text = (tmp_path / "r.html").read_text()
+    assert text.count("<img ") == 3 and "one, two beside the ground truth: 1 image<" in text
+    assert f"page: {tmp_path / 'r.html'}" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"--report: .*must end in \.html"):
+        metrics.main([*map(str, flags), str(tmp_path / "r.csv")])
+
+
+@needs_chromium
+def test_in_a_browser_of_400_px(written):
+    """The slider moves and shows what it should, sides can be chosen, the table sorts, nothing sticks out."""
+    answer, console = ask(
+        written,
+        """
+        const names = () => [...document.querySelectorAll('tbody tr')].map(row => row.cells[0].dataset.value).join('');
+        const figures = () => [...document.querySelectorAll('figure')].map(f => f.dataset.number).join('');
+        const found = {start: [names(), figures()], sorted: []};
+        const heads = document.querySelectorAll('th button');
+        for (const [head, times] of [[1, 1], [1, 1], [2, 1], [0, 1]]) {
+          heads[head].click();
+          found.sorted.push(names() + ' ' + heads[head].parentElement.ariaSort);
+        }
+        const orders = document.querySelectorAll('.order button');
+        found.orders = [1, 2, 0].map(k => { orders[k].click(); return figures(); });
+        const figure = document.querySelector('figure'), slider = figure.querySelector('input');
+        figure.scrollIntoView();
+        const box = figure.querySelector('.view').getBoundingClientRect();
+        const at = share => box.left + share * box.width;
+        found.hit = document.elementFromPoint(at(.3), box.top + 20) === slider;
+        const left = figure.querySelector('.left'), shown = () => getComputedStyle(left).clipPath;
+        found.clip = [shown()];
+        slider.value = 20;
+        slider.dispatchEvent(new Event('input'));
+        found.clip.push(shown());
+        found.handle = Math.round(figure.querySelector('i').getBoundingClientRect().left - at(.2));
+        const choice = figure.querySelector('select[name=right]');
+        choice.selectedIndex = 0;
+        choice.dispatchEvent(new Event('change'));
+        found.both = [...figure.querySelectorAll('img')].map(image => image.className);
+        found.loaded = [...document.images].every(image => image.naturalWidth === 90);
+        found.font = parseFloat(getComputedStyle(document.body).fontSize);
+        found.width = [innerWidth, document.documentElement.scrollWidth, Math.round(box.width)];
+        return found;
+        """,
+        width=400,
+    )
+    assert console == []
+    assert answer["start"] == ["01234", "10423"]  # rows by name, figures the worst first, nan last
+    assert answer["sorted"] == ["10423 ascending", "24013 descending", "43210 ascending", "01234 ascending"]
+    assert answer["orders"] == ["24013", "01234", "10423"]
+    assert answer["hit"] and answer["clip"] == ["inset(0px 50% 0px 0px)", "inset(0px 80% 0px 0px)"]
+    assert abs(answer["handle"]) <= 2 and answer["both"] == ["left right", ""] and answer["loaded"]
+    assert (
+        answer["font"] >= 16 and answer["width"][0] == 400 and answer["width"][1] <= 400 and answer["width"][2] >= 300
+    )
+
+
+@needs_chromium
+def test_a_wide_table_scrolls_by_itself(tmp_path):
+    some = [page.Item(i.name, i.pictures, {f"a long column {k}": 1.0 for k in range(9)}) for i in items(tmp_path, [1])]
+    page.write(tmp_path / page.NAME, "t", [], some, ("rainy", "derained"))
+    answer, console = ask(tmp_path / page.NAME, "return document.documentElement.scrollWidth", width=400)
+    assert answer <= 400 and not console
+
+
+def test_an_array_that_is_no_photo_is_enlarged_in_the_page_alone(tmp_path):
+    write_image(tmp_path / "tiny.png", np.zeros((1, 1, 3), np.uint8))
+    page.write(tmp_path / page.NAME, "t", [], [page.Item("tiny", {"a": tmp_path / "tiny.png"}, {})], ("a", "a"))
+    assert 'class="view small" style="aspect-ratio:1/1"' in (tmp_path / page.NAME).read_text()
