@@ -21,3 +21,19 @@ D        ``netD``              critic that tells real rainy images from generate
 \\-       rank, process         one of those that torchrun starts for a job; rank 0 is the one that saves
 ======== ===================== ==========================================================================
 """
+
+import sys
+from pathlib import Path
+
+
+def _interrupted(kind, error, trace):
+    """Ctrl-C before a command has begun, while PyTorch is imported: one line, and the exit code of Ctrl-C."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("\nstopped by Ctrl-C", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+_program = getattr(sys.modules["__main__"], "__file__", None) or ""
+if sys.argv[:1] == ["-m"] or Path(_program).resolve().parent.parent == Path(__file__).resolve().parents[1]:
+    sys.excepthook = _interrupted  # in programs of others that is theirs

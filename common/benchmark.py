@@ -36,7 +36,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry
-from tqdm import tqdm
 
 from common import cli, graphs
 from common.data import cache, demo, pack
@@ -48,6 +47,7 @@ from common.evaluation.derain import derain, prepare
 from common.generation.rain import RainMaker
 from common.models import Derain, Discriminator, EDNet, PReNet
 from common.speed import Speed, autocast, fuse, keep_memory, require_fast, set_arithmetic
+from common.terminal import print_result, progress_bar
 from common.training.augment import aug_step, real_samples
 from common.training.joint import joint_optimizers, joint_step
 from common.training.runtime import pick_device
@@ -191,7 +191,7 @@ def measure(cases: list[Case], device: torch.device, turns: int) -> list[dict]:
     times: list[list[float]] = [[] for _ in cases]
     peaks: list[list[float | None]] = [[] for _ in cases]
     plain = None
-    with tqdm(total=len(cases) * (turns + 1), desc="turns", unit="turn", leave=False, disable=None) as bar:
+    with progress_bar(total=len(cases) * (turns + 1), desc="turns", unit="turn", leave=False) as bar:
         for turn in range(turns + 1):  # the first one is the warm-up
             for case, seconds, peak in zip(cases, times, peaks, strict=True):
                 case.switch()
@@ -524,7 +524,7 @@ def machine(device: torch.device) -> str:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__)
+    parser = cli.Parser(__doc__, module=__spec__.name)
     parser.add_argument("work", nargs="?", choices=tuple(WORK), default="joint", help="what to measure")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where")
     parser.add_argument("--gpu_id", default="0", help="which GPU")
@@ -580,15 +580,15 @@ def main(argv: list[str] | None = None) -> int:
     with contextlib.ExitStack() as stack:
         rows = measure(WORK[args.work](args, device, stack), device, args.turns)
     text = f"{args.work}, {sizes}: {machine(device)}; {args.turns} turns"
-    print(f"{text}\n\n{table(rows, UNIT[args.work])}")
+    print_result(f"{text}\n\n{table(rows, UNIT[args.work])}")
     counted = [row for row in rows if "copy_bytes_per_s" in row]
     if counted:
         tops = {precision: top for row in counted for precision, top in row["ceilings_flop_per_s"].items()}
         products = ", ".join(f"{top / 1e9:.0f} GFLOP/s ({precision})" for precision, top in sorted(tops.items()))
         copied = counted[0]["copy_bytes_per_s"]
-        print(f"\nceiling: {products} in a matrix product, {copied / 1e9:.0f} GB/s in a copy")
+        print_result(f"\nceiling: {products} in a matrix product, {copied / 1e9:.0f} GB/s in a copy")
     if args.json:
-        options = {key: value for key, value in vars(args).items() if key not in ("given", "json")}
+        options = {key: value for key, value in vars(args).items() if key not in ("given", "json", "quiet")}
         content = {"work": args.work, "machine": machine(device), "options": options, "rows": rows}
         Path(args.json).write_text(json.dumps(content, indent=2) + "\n")
         print(f"written: {args.json}")

@@ -15,13 +15,35 @@ from typing import NoReturn
 
 import torch
 
-from common import ranks, weights
+from common import ranks, terminal, weights
 from common.errors import UserError
 from common.speed import Speed
 
+EXIT_CODES = "exit codes: 0 done; 1 done in part, or stopped by trouble; 2 a mistake in the flags or files; 130 Ctrl-C"
+QUIET = "print results, warnings and errors alone"
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Defaults as a user would write them, and words for values: N and X for numbers, not the flag once more."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        default, text = action.default, action.help or ""
+        if action.required:
+            return f"{text} (required)"
+        if default in (None, [], argparse.SUPPRESS) or default is _Missing:
+            return text
+        if isinstance(default, bool):
+            default = str(default).lower()
+        elif action.type is shard:
+            default = "{}/{}".format(*default)
+        elif isinstance(default, list):
+            default = " ".join(map(str, default))
+        return f"{text} (default: {str(default).replace('%', '%%')})"
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        if action.type is boolean:
+            return "true|false"
+        return getattr(action.type, "metavar", None) or super()._get_default_metavar_for_optional(action)
 
 
 class _UserPath(argparse.Action):
@@ -68,13 +90,16 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose default paths count from the script's own folder, and which knows what was given.
 
     Args:
-        doc: the script's docstring, shown by --help.
+        doc: the docstring, shown by --help.
         script: the script's ``__file__``; None where no path has a default.
+        module: in place of a script, the name of a module that ``python -m`` runs.
     """
 
-    def __init__(self, doc: str, script: str | None = None) -> None:
-        super().__init__(description=doc, formatter_class=_Formatter, allow_abbrev=False)
+    def __init__(self, doc: str, script: str | None = None, module: str | None = None) -> None:
+        name = Path(script).name if script else f"python -m {module}" if module else None
+        super().__init__(prog=name, description=doc, epilog=EXIT_CODES, formatter_class=_Formatter, allow_abbrev=False)
         self.folder = Path(script).resolve().parent if script else Path.cwd()
+        self.add_argument("--quiet", type=boolean, nargs="?", const=True, default=False, help=QUIET)
 
     def group(self, title: str) -> "Parser":
         """A titled section of --help."""
@@ -93,14 +118,17 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(flag, action=_UserPath, default=default, metavar="PATH", **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        """Say how the command is used, and end with exit code 2; once, of several processes."""
+        """Say what is wrong, and end with exit code 2; once, of several processes."""
+        text = f"error: {message}; {self.prog} --help lists the flags"
         if ranks.launched():
-            ranks.leave(2, f"{self.format_usage()}{self.prog}: error: {message}")
-        super().error(message)
+            ranks.leave(2, text)
+        self.exit(2, f"{text}\n")
 
     def parse_args(self, argv: list[str] | None = None) -> argparse.Namespace:
         """The flags as a namespace; ``given`` is the set of those on the command line."""
         actions = [a for a in self._actions if a.dest != argparse.SUPPRESS and a.dest != "help"]
+        required = [f"{a.option_strings[0]} {a.metavar}" for a in actions if a.required]
+        self.usage = " ".join([self.prog, *required, "[FLAGS]"])
         args = argparse.Namespace(**{action.dest: _Missing for action in actions})
         super().parse_args(argv, args)
         given = {action.dest for action in actions if getattr(args, action.dest) is not _Missing}
@@ -113,6 +141,8 @@ class Parser(argparse.ArgumentParser):
                     value = os.path.join(self.folder, os.path.normpath(value))
                 setattr(args, action.dest, value)
         args.given = given
+        if args.quiet:
+            terminal.hush()
         return args
 
 
@@ -143,6 +173,7 @@ def number(kind: type, low: float, high: float = math.inf, above: bool = False) 
             raise argparse.ArgumentTypeError(f"expected {name} {bound}, got {text!r}")
         return value
 
+    convert.metavar = "N" if kind is int else "X"
     return convert
 
 
@@ -160,6 +191,9 @@ def patch_size(text: str) -> int:
     if value < 16 or value & (value - 1):
         raise argparse.ArgumentTypeError(f"expected a power of two from 16 on (16, 32, 64, 128, 256), got {text!r}")
     return value
+
+
+patch_size.metavar = "N"
 
 
 def shard(text: str) -> tuple[int, int]:
@@ -484,7 +518,7 @@ def run(main: Callable[[], int | None], torchrun: bool = False) -> int:
             _complain("error: this command runs in one process; start it with python, not with torchrun")
         return 2
     try:
-        with ranks.joined():
+        with ranks.joined(), terminal.hushable():
             return main() or 0
     except BaseException as error:
         text, code = _explained(error)

@@ -35,14 +35,6 @@ def test_flags_and_defaults_of_the_contract(script):
         assert (args[flag] == default and type(args[flag]) is type(default)) or args[flag] == default == 10, flag
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_names_every_flag_with_its_default(script, capsys):
-    with pytest.raises(SystemExit) as end:
-        module(script).parse_args(["--help"])
-    printed = " ".join(capsys.readouterr().out.split())
-    assert end.value.code == 0 and "(default: True)" in printed and f"python {script.split('/')[1]}" in printed
-
-
 def test_paths_count_from_the_working_directory_and_defaults_from_the_script(tmp_path, monkeypatch):
     from for_syn import train_syn_joint
 

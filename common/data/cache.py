@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from common import ranks
 from common.data.images import ImageError
 from common.data.pairs import Pair, crop_at, planes, some_of, widened
 from common.errors import UserError
+from common.terminal import progress_bar
 
 SHARE = 1 / 3  # of the memory, up to which images are kept there by themselves
 GIB = 2**30
@@ -143,7 +143,7 @@ class Decoded:
 
     def __init__(self, pairs: Sequence[Pair], where: str, device: torch.device) -> None:
         shape = np.zeros((len(pairs), 3), np.int64)  # height, width, bytes of a value
-        scan = tqdm(pairs, desc="reading sizes", unit="pair", leave=False, disable=None if len(pairs) > 1000 else True)
+        scan = progress_bar(pairs, desc="reading sizes", unit="pair", leave=False, hidden=len(pairs) <= 1000)
         for i, pair in enumerate(scan):
             try:
                 height, width, kind = pair.format()
@@ -192,7 +192,7 @@ class Decoded:
 
     def fill(self, pairs: Sequence[Pair]) -> None:
         """Read all pairs, which are known to be good."""
-        for i, pair in enumerate(tqdm(pairs, desc="reading pairs", unit="pair", leave=False, disable=None)):
+        for i, pair in enumerate(progress_bar(pairs, desc="reading pairs", unit="pair", leave=False)):
             self.put(i, *pair.read())
 
     @property

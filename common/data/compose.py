@@ -23,7 +23,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from common import cli
 from common.data import pack
@@ -41,6 +40,7 @@ from common.data.images import (
 )
 from common.data.pairs import Pair, fail
 from common.errors import UserError
+from common.terminal import progress_bar
 
 NAME = "compose.json"
 FOLDERS = ("rain", "norain")
@@ -190,7 +190,7 @@ def _write_folder(pairs: Sequence[ComposedPair], out: Path, settings: dict, over
     write_bytes(out / NAME, json.dumps({"settings": settings, "pairs": table}, indent=1).encode("utf-8", "replace"))
     there = done = 0
     try:
-        for pair in tqdm(pairs, desc="composing", unit="pair", disable=None):
+        for pair in progress_bar(pairs, desc="composing", unit="pair"):
             files = [out / folder / pair.name for folder in FOLDERS]
             if all(file.exists() for file in files):  # files appear whole
                 there, done = there + 1, done + 1
@@ -253,7 +253,7 @@ def gain_of(args: argparse.Namespace) -> tuple[float, float]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__)
+    parser = cli.Parser(__doc__, module=__spec__.name)
     parser.add_path("--clean", required=True, help="folder of clean photos")
     parser.add_path("--streaks", required=True, help="folder of rain streaks on black")
     parser.add_path("--out", required=True, help="folder for the pairs, or a pack, NAME.h5")

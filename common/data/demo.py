@@ -124,11 +124,15 @@ def make_set(out: Path, seed: int = 0, rains: int = 4) -> list[float]:
     return psnrs
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = cli.Parser(__doc__)
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.Parser(__doc__, module=__spec__.name)
     parser.add_path("--out", required=True, help="folder for train/ and test/")
     parser.add_argument("--seed", type=cli.seed, default=0, help="of the rain")
-    args: argparse.Namespace = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
     psnrs = make_set(Path(args.out), args.seed)
     print(f"{len(TRAIN)} training photos, {len(TEST)} test photos of scikit-image with procedural rain in {args.out}")
     print(f"rainy test images: {min(psnrs):.1f} to {max(psnrs):.1f} dB PSNR (RGB)")

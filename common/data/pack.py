@@ -32,12 +32,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 from h5py import h5d, h5p, h5s, h5t
-from tqdm import tqdm
 
 from common import cli
 from common.data.images import ImageError, printable, size_text, umask
 from common.data.pairs import LIST, Pair, PairList, crop_at, fail, find_pairs, fingerprint, planes, some_of, widened
 from common.errors import UserError
+from common.terminal import progress_bar
 
 VERSION = 1
 KIND = "vrgnet pairs"
@@ -170,7 +170,7 @@ class Pack(Sequence[PackedPair]):
     def damaged(self) -> list[str]:
         """Read everything; the names of the pairs whose pixels are not what was packed."""
         bad = []
-        for i in tqdm(range(len(self)), desc="verifying", unit="pair", leave=False, disable=None):
+        for i in progress_bar(range(len(self)), desc="verifying", unit="pair", leave=False):
             try:
                 good = zlib.crc32(self.pixels(i, np.s_[:, :, :])) == self._index[self._used[i], 2]
             except ImageError:
@@ -274,7 +274,7 @@ def _plan(pairs: Sequence[Pair]) -> tuple[list[str], np.ndarray, list[str]]:
     numbers: dict[str, int] = {}
     counts: dict[str, int] = {}
     index, problems = np.zeros((len(pairs), 3), np.int64), []
-    for i, pair in enumerate(tqdm(pairs, desc="reading sizes", unit="pair", leave=False, disable=None)):
+    for i, pair in enumerate(progress_bar(pairs, desc="reading sizes", unit="pair", leave=False)):
         try:
             height, width, kind = pair.format()
         except ImageError as error:
@@ -450,7 +450,7 @@ def _fill(pairs: Sequence[Pair], part: Path, out: Path, workers: int, skip_bad: 
             print(f"going on with {part}: {done} of {len(pairs)} pairs are in it")
         datasets = [(file[name], _dataset_format(name)) for name in meta["datasets"]]
         missing = iter(np.flatnonzero(index[:, 2] < 0).tolist())
-        bar = tqdm(total=len(pairs), initial=int((index[:, 2] >= 0).sum()), desc="packing", unit="pair", disable=None)
+        bar = progress_bar(total=len(pairs), initial=int((index[:, 2] >= 0).sum()), desc="packing", unit="pair")
         ahead = [
             (i, pool.submit(_decode, pairs[i])) for i in islice(missing, 4 * max(workers, 1))
         ]  # not more in memory
@@ -523,7 +523,7 @@ def _mark(file: h5py.File, index: np.ndarray, stamps: np.ndarray) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__)
+    parser = cli.Parser(__doc__, module=__spec__.name)
     parser.add_path("--data_path", help=f"folder of rainy images, or folder of {LIST}")
     parser.add_path("--gt_path", help="folder of their clean partners; left out for a list")
     parser.add_path("--out", help="the pack, NAME.h5")

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from common.data.images import ImageError, image_format, list_images, natural_key, read_image, size_text
 from common.errors import UserError
+from common.terminal import progress_bar
 
 # How the public sets name the clean partner of a rainy file. One rule holds for a whole set, never mere position.
 # Each is a pattern for the rainy stem and what the clean stem is then.
@@ -342,7 +342,7 @@ def check_pairs(
     with ThreadPoolExecutor(4) as pool:
         found = pool.map(problem_of, range(len(pairs)))
         what = "decoding pairs" if keep else "checking pairs"
-        results = tqdm(found, total=len(pairs), desc=what, unit="pair", leave=False, disable=None)
+        results = progress_bar(found, total=len(pairs), desc=what, unit="pair", leave=False)
         try:
             problems = [problem for problem in results if problem]
         except BaseException:  # Ctrl-C: do not wait for the rest

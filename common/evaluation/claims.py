@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from common import cli
 from common.data import compose
@@ -38,6 +37,7 @@ from common.data.pairs import find_pairs
 from common.errors import TrainingStopped, UserError
 from common.evaluation.curves import read_log
 from common.evaluation.metrics import mean, score
+from common.terminal import progress_bar
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY_TEST = tuple(f"norain-{k}.png" for k in (3, 6, 9, 12, 15, 18))  # of the 18 pairs of Rain100H's training set
@@ -318,7 +318,7 @@ def write_results(plan: Plan, rows: list[dict]) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__)
+    parser = cli.Parser(__doc__, module=__spec__.name)
     parser.add_path("--data", required=True, help="folder of the data sets, see above")
     parser.add_path("--out", required=True, help="folder for everything; the same one goes on")
     parser.add_argument("--cells", nargs="+", choices=list(CELLS), default=list(CELLS), help="kind of rain and pairs")
@@ -357,7 +357,7 @@ def main(argv: list[str] | None = None) -> int:
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = {pool.submit(run_cell, plan, *job, running): job for job in jobs}
         try:
-            for future in tqdm(as_completed(futures), total=len(jobs), desc="cells", unit="cell", disable=None):
+            for future in progress_bar(as_completed(futures), total=len(jobs), desc="cells", unit="cell"):
                 try:
                     future.result()
                 except (UserError, OSError) as error:

@@ -109,7 +109,7 @@ def draw(logs: dict[str, dict[str, np.ndarray]], hours: bool = False) -> np.ndar
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__)
+    parser = cli.Parser(__doc__, module=__spec__.name)
     parser.add_path("--log_dir", required=True, nargs="+", help="that of a training, or of several to compare")
     parser.add_argument("--hours", type=cli.boolean, nargs="?", const=True, default=False, help="over time, not steps")
     cli.add_picture(parser)

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from common import derainer, ranks
 from common.data import page
@@ -33,6 +32,7 @@ from common.errors import UserError
 from common.evaluation import metrics
 from common.graphs import kept, replay_forward
 from common.speed import autocast, compile_net, describe, order, require_fast, set_arithmetic, unprepared
+from common.terminal import print_result, progress_bar
 
 MEMORY_LIMIT = 1e9  # bytes of the whole process, imports included, above which --tile -1 takes tiles on a CPU
 GPU_SHARE = 0.5  # of its free memory, that deraining takes
@@ -250,7 +250,7 @@ def _derain_pixels(
 ) -> np.ndarray:
     derained = np.empty(pixels.shape, np.uint8)
     batches = list(windows.of(net, *pixels.shape[:2], device))
-    for tiles in tqdm(batches, unit="tile", leave=False, disable=True if len(batches) == 1 else None):
+    for tiles in progress_bar(batches, unit="tile", leave=False, hidden=len(batches) == 1):
         rainy = np.stack([pixels[window] for _, window, _ in tiles])
         found = _infer(net, floats(torch.from_numpy(rainy).to(device).permute(0, 3, 1, 2)), windows)
         if not torch.isfinite(found).all():
@@ -289,7 +289,7 @@ def validate(
     scores: dict[int, metrics.Scores] = {}
     with _evaluating(net), unprepared(net):
         mine = range(len(pairs))[ranks.own()]
-        for number in tqdm(mine, desc="validating", unit="image", leave=False, disable=None):
+        for number in progress_bar(mine, desc="validating", unit="image", leave=False):
             if stop():
                 break
             pair = pairs[number]
@@ -421,7 +421,7 @@ def derain_folder(
         print(f"tiles of {windows.tile} px with a halo of {windows.halo} px: approximate for this derainer")
     done: dict[Path, _Result] = {}
     mine = names[ranks.own()]
-    for number, name in enumerate(tqdm(mine, unit="image", disable=None)):
+    for number, name in enumerate(progress_bar(mine, unit="image")):
         result = done[name] = _Result()
         try:
             rainy = read_image(folder / name)
@@ -495,7 +495,7 @@ def _report(done: list[tuple[Path, _Result]], save: Path, folder: Path, others: 
             table.add(name.as_posix(), **result.scores)
     if table.rows and ranks.first():
         table.save(save / "metrics.csv")
-        print(table)
+        print_result(table)
         print(f"written: {save / 'metrics.csv'}")
     problems = [result.problem for result in results if result.problem]
     if problems:

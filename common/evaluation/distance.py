@@ -25,7 +25,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from common import cli
 from common.data.compose import add_gain, gain_of, part_of
@@ -36,6 +35,7 @@ from common.evaluation.metrics import labels
 from common.generation.latent import base_code
 from common.generation.rain import RAINY, RainMaker, sampled
 from common.models import EDNet
+from common.terminal import print_result, progress_bar
 from common.training.checkpoint import load_generator
 from common.training.runtime import pick_device
 
@@ -184,7 +184,7 @@ def _names(paths: list[str] | None) -> list[str]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__)
+    parser = cli.Parser(__doc__, module=__spec__.name)
     parser.add_path("--real", required=True, help="folder of real rain on black, which the generator never saw")
     parser.add_netED(nargs="+")
     parser.add_path("--rain", nargs="+", help="folders of other rain on black")
@@ -235,16 +235,16 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(
             f"--real: half of the pictures of {args.real} are black or all the same; remove those"
         ) from None
-    bar = tqdm(sets.items(), desc="comparing", unit="set", leave=False, disable=None)
+    bar = progress_bar(sets.items(), desc="comparing", unit="set", leave=False)
     rows += [[name, *sliced_wasserstein(target, layers, args.seed)] for name, layers in bar]
     sides = [f"{p >> level}_px" for level in range(len(rows[0]) - 1)]
     table = [["rain", "distance", *sides]] + [[name, np.mean(values), *values] for name, *values in rows]
-    print(f"real rain: {len(real)} layers, {100 * (target > RAINY).mean():.1f}% of the pixels are rainy")
-    print("sliced Wasserstein distance in % of the real deviation, mean and by level of the pyramid:")
+    print_result(f"real rain: {len(real)} layers, {100 * (target > RAINY).mean():.1f}% of the pixels are rainy")
+    print_result("sliced Wasserstein distance in % of the real deviation, mean and by level of the pyramid:")
     width = max(len(row[0]) for row in table)
     for row in table:
         cells = [f"{cell:>9}" if isinstance(cell, str) else f"{cell:9.2f}" for cell in row[1:]]
-        print(f"{row[0]:<{width}}  {' '.join(cells)}")
+        print_result(f"{row[0]:<{width}}  {' '.join(cells)}")
     if args.csv:
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows(

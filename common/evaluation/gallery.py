@@ -50,7 +50,7 @@ def page(title: str, figures: list[tuple[str, str]], rows: list[list[str]] | Non
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__)
+    parser = cli.Parser(__doc__, module=__spec__.name)
     parser.add_path("--out", required=True, help="folder for the pictures and index.html")
     parser.add_argument("--title", default="Results", help="of the page")
     parser.add_argument(

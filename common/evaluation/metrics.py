@@ -15,13 +15,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from common import cli
 from common.data import page
 from common.data.images import ImageError, image_size, list_images, printable, read_image, size_text, tell, to_float
 from common.data.pairs import Pair, fail, find_pairs
 from common.errors import UserError
+from common.terminal import print_result, progress_bar
 
 SSIM_WINDOW = 11
 NAMES = {"psnr_y": "PSNR-Y", "ssim_y": "SSIM-Y", "psnr_rgb": "PSNR-RGB"}
@@ -227,7 +227,7 @@ def check_sizes(pairs: list[Pair], flags: str, leave: bool = False) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__)
+    parser = cli.Parser(__doc__, module=__spec__.name)
     parser.add_path("--pred", required=True, nargs="+", help="folder of derained images, of any method; or several")
     parser.add_path("--gt", required=True, help="folder of clean images (names: see the README's data layout)")
     parser.add_path("--csv", help="also write the table to this file")
@@ -276,7 +276,7 @@ def main(argv: list[str] | None = None) -> int:
     if unused:
         print(f"note: {unused} images of --gt have no result in --pred; the means are over the {len(common)} that have")
     table, problems = Table(), []
-    for key in tqdm(common, unit="image", leave=False, disable=None):
+    for key in progress_bar(common, unit="image", leave=False):
         try:
             row = {}
             for label, method in methods.items():
@@ -286,7 +286,7 @@ def main(argv: list[str] | None = None) -> int:
             problems.append(str(error))
     if args.csv:
         table.save(Path(args.csv))
-    print(table)
+    print_result(table)
     if args.csv:
         print(f"written: {args.csv}")
     if args.report:

@@ -16,7 +16,7 @@ from common.training.checkpoint import load_generator
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__)
+    parser = cli.Parser(__doc__, module=__spec__.name)
     parser.add_path("--rainy", required=True, help="folder of rainy images")
     parser.add_path(
         "--derained", required=True, nargs="+", help="folder of derained images, or several, paired by name"

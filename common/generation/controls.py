@@ -34,6 +34,7 @@ from common.generation.latent import base_code
 from common.generation.measures import Measures, measure
 from common.generation.rain import RainMaker, Steer, fingerprint, sampled
 from common.models import EDNet
+from common.terminal import print_result, progress_bar
 from common.training.checkpoint import load_generator
 from common.training.runtime import pick_device
 
@@ -163,7 +164,7 @@ def learn(netED: EDNet, number: int, seed: int) -> tuple[np.ndarray, list[float]
     """
     codes = base_code(netED.nz, seed, number)
     layers = sampled(netED, codes).cpu().numpy()
-    bar = tqdm(layers, desc="measuring rain", unit="patch", leave=False, disable=None)
+    bar = progress_bar(layers, desc="measuring rain", unit="patch", leave=False)
     values = np.array([measure(layer) for layer in bar], float)
     scores, explained = [], []
     for k, knob in enumerate(KNOBS):
@@ -453,7 +454,7 @@ def report(controls: Controls, found: np.ndarray, spread: np.ndarray, name: str)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__)
+    parser = cli.Parser(__doc__, module=__spec__.name)
     parser.add_netED(required=True)
     parser.add_path("--out", help="folder of the report; left alone: NAME_controls beside the checkpoint")
     parser.add_argument("--samples", type=cli.number(int, 2 * ENOUGH), default=8192, help="codes to learn from")
@@ -488,7 +489,7 @@ def main(argv: list[str] | None = None) -> int:
         frames = [row([picture], [label], picture.shape[1]) for label, picture in shown]
         write_gif(out / f"{knob}.gif", frames + frames[-2:0:-1], 250)
     write_image(out / "controls.png", sheet(rows))
-    print(text)
+    print_result(text)
     print(f"controls: {path_of(path)}\nreport: {out / REPORT}, a GIF of each knob beside it")
     print(f"picture: {out / 'controls.png'}")
     return 0
@@ -511,9 +512,7 @@ def learn_controls(
         UserError: see ``learn``.
     """
     scores, explained = learn(maker.netED, samples, seed)
-    with tqdm(
-        total=len(KNOBS) * (len(PLACES) + tries), desc="turning knobs", unit="place", leave=False, disable=None
-    ) as bar:
+    with progress_bar(total=len(KNOBS) * (len(PLACES) + tries), desc="turning knobs", unit="place", leave=False) as bar:
         found = response(maker, scores, pictures, seed, bar)
         plain = np.array([measure(layer) for layer in picture_layers(maker, None, 4 * pictures, seed + 1)])
         ranks = [1.0] * len(KNOBS)

@@ -35,7 +35,7 @@ def halved(netED: EDNet) -> dict[str, torch.Tensor]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__)
+    parser = cli.Parser(__doc__, module=__spec__.name)
     parser.add_netED(required=True)
     parser.add_path("--out", required=True, help="the file to write, NAME.pt")
     parser.add_argument(

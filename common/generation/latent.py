@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from common.data.images import read_image, size_text, to_float, to_uint8, write_bytes, write_image
 from common.data.pairs import find_pairs
@@ -16,6 +15,7 @@ from common.data.pictures import beside, enlarged, reduced, row, sheet, strip, w
 from common.errors import UserError
 from common.generation.rain import sampled
 from common.models import EDNet
+from common.terminal import progress_bar
 
 WEIGHTS = tuple(round(0.05 * k, 2) for k in range(21))  # of A; B has the rest
 SEEDS = tuple(range(10, 51, 5))
@@ -137,7 +137,7 @@ def run_interpolation(
     rain = interpolate(netED, z_a, z_b).cpu()
     bright = [np.floor(255 * (v / 255) ** GAMMA).astype(np.uint8) for v in _pixels(rain)]
     fakes = [_pixels(image + rain[:, None]) for image in clean]
-    for k, w in enumerate(tqdm(WEIGHTS, desc="saving", unit="weight", disable=None)):
+    for k, w in enumerate(progress_bar(WEIGHTS, desc="saving", unit="weight")):
         write_image(Path(save_rainfake, f"{w:.2f}_rainfake.png"), bright[k])
         write_image(Path(save_inputfake, f"{w:.2f}_O1fake.png"), fakes[0][k])
         write_image(Path(save_inputfake, f"{w:.2f}_O2fake.png"), fakes[1][k])
@@ -178,7 +178,7 @@ def run_disentanglement(
     folder, nz = Path(save_fake), netED.nz
     check_dimensions(dims or (), nz)
     changes = np.zeros((len(seeds), nz))
-    bar = tqdm(total=len(seeds) * nz, desc="sweeping", unit="dimension", disable=None)
+    bar = progress_bar(total=len(seeds) * nz, desc="sweeping", unit="dimension")
     for s, seed in enumerate(seeds):
         z, strips = base_code(nz, seed), []
         for d in range(nz):

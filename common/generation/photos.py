@@ -10,7 +10,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from common import ranks
 from common.data import page
@@ -36,6 +35,7 @@ from common.generation.manifest import NAME as MANIFEST
 from common.generation.manifest import PAIR, Manifest, Row, Settings
 from common.generation.rain import RAINY, VERSION, RainMaker, fingerprint, grey_of
 from common.models import EDNet
+from common.terminal import progress_bar
 
 KINDS = (*PAIR, "layer")
 SHEET = "contact_sheet.jpg"
@@ -304,7 +304,7 @@ def rain_on_photos(
     problems: dict[Path, str] = {}
     made, wet, area, there, deep, alpha = 0, 0, 0, 0, 0, 0
     try:
-        for photo in tqdm(mine, unit="photo", disable=None):
+        for photo in progress_bar(mine, unit="photo"):
             try:
                 image_size(folder / photo)  # an image at all, and no pipe
                 digest = _digest(folder / photo)
@@ -348,7 +348,8 @@ def rain_on_photos(
         if wet < 0.001 * area and intensity > 0:
             print(
                 "warning: this generator makes hardly any rain; train it longer, "
-                "or look at it by test_disentanglement.py --figure generated"
+                "or look at it by test_disentanglement.py --figure generated",
+                file=sys.stderr,
             )
     if (made or there) and ranks.first():
         with manifest.finished() as rows:

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from tqdm import tqdm
 
 from common import ranks
 from common.data.patches import CropSampler, PatchDataset, crop_loader, to_batch
 from common.derainer import DerainerError
 from common.errors import TrainingStopped, UserError
 from common.speed import set_rate
+from common.terminal import progress_bar
 from common.training.log import Log
 from common.training.run import Run
 from common.training.runtime import StopRequest
@@ -180,8 +180,8 @@ def fit(
                 for name, optimizer in optimizers.items():
                     set_rate(optimizer, rates[name])
                 ledger, began, began_at = Ledger(run.sums), time.monotonic(), run.step
-                with tqdm(
-                    total=iters_per_epoch, initial=run.step, desc=f"epoch {epoch}/{niter}", leave=False, disable=None
+                with progress_bar(
+                    total=iters_per_epoch, initial=run.step, desc=f"epoch {epoch}/{niter}", leave=False
                 ) as bar:
                     while run.step < iters_per_epoch:
                         index = (epoch - 1) * iters_per_epoch + run.step

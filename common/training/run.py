@@ -25,6 +25,7 @@ from common.data.images import printable
 from common.data.pairs import Pair
 from common.data.patches import PatchDataset
 from common.errors import TrainingStopped, UserError
+from common.terminal import print_result
 from common.training import checkpoint, runtime
 
 try:
@@ -39,7 +40,14 @@ FREE = {"niter", "workers", "use_gpu", "gpu_id", "data_path", "gt_path", "val_da
 FREE |= {"cache", "compile", "cuda_graphs"}
 FREE |= {"pad_to", "pad_square"}  # of validation
 FREE |= {"netED", "derainer"}  # files may move; another generator is noticed by its numbers, a network by its shapes
-PER_CALL = {"resume", "overwrite", "dry_run", "save_minutes", "model_dir"}  # belong to one call, never restored
+PER_CALL = {
+    "resume",
+    "overwrite",
+    "dry_run",
+    "quiet",
+    "save_minutes",
+    "model_dir",
+}  # belong to one call, never restored
 
 
 class Run:
@@ -480,20 +488,20 @@ def describe(
     device: torch.device,
 ) -> None:
     """What --dry_run prints: the resolved options, the data found, the sizes of the networks."""
-    print("options:")
+    print_result("options:")
     for key, value in run.options().items():
-        print(f"  --{key} {_shown(value)}")
+        print_result(f"  --{key} {_shown(value)}")
     pairs = dataset.pairs
     first, last = printable(pairs[0].name), printable(pairs[-1].name)
-    print(f"data: {len(pairs)} pairs, by the rule: {rule}; first {first}, last {last}")
-    print(f"validation: {len(held_out)} pairs" if held_out else "validation: none")
+    print_result(f"data: {len(pairs)} pairs, by the rule: {rule}; first {first}, last {last}")
+    print_result(f"validation: {len(held_out)} pairs" if held_out else "validation: none")
     if ranks.count() > 1:
-        print(f"processes: {ranks.count()}; a step has {ranks.count() * run.args.batchSize} crops")
-    print("networks:")
+        print_result(f"processes: {ranks.count()}; a step has {ranks.count() * run.args.batchSize} crops")
+    print_result("networks:")
     for name, net in nets.items():
-        print(f"  {name}: {sum(p.numel() for p in net.parameters()):,} parameters" if net else f"  {name}: none")
+        print_result(f"  {name}: {sum(p.numel() for p in net.parameters()):,} parameters" if net else f"  {name}: none")
     start = f"epoch {run.epoch + 1}, step {run.step + 1}" if run.epoch or run.step else "the beginning"
     what = (
         f"would train on {device} from {start}" if run.epoch < run.args.niter else "nothing to do, all epochs are done"
     )
-    print(f"{what}; --dry_run: nothing was written")
+    print_result(f"{what}; --dry_run: nothing was written")

@@ -1,0 +1,170 @@
+"""What commands say: --quiet, progress bars, Ctrl-C before a command has begun, and the pages of --help."""
+
+import importlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from common import cli, terminal
+from common.data.images import write_image
+from common.evaluation import metrics
+from common.generation import photos
+from for_syn import generate_rain, train_syn_joint
+from tests.conftest import begin, folders, photo
+from tests.golden import ROOT
+
+HELP = ROOT / "docs" / "help"
+COMMANDS = sorted(
+    str(path.relative_to(ROOT))
+    for path in [*ROOT.glob("for_*/*.py"), *ROOT.glob("common/**/*.py")]
+    if "cli.Parser(__doc__" in path.read_text()
+)
+
+
+def page_of(command):
+    """The file in docs/help of a script or module."""
+    dotted = command.removesuffix(".py").replace("/", ".")
+    return HELP / f"{dotted}.txt"
+
+
+def help_of(command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "110")
+    module = importlib.import_module(page_of(command).stem)
+    with pytest.raises(SystemExit) as end:
+        module.parse_args(["--help"])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_docs_help_is_what_the_command_says(command, monkeypatch, capsys):
+    """VRGNET_HELP=write pytest tests/test_terminal.py -k docs_help writes them anew."""
+    says = help_of(command, monkeypatch, capsys)
+    if os.environ.get("VRGNET_HELP") == "write":
+        HELP.mkdir(parents=True, exist_ok=True)
+        page_of(command).write_text(says)
+    kept = page_of(command).read_text()
+    assert kept.split() == says.split()  # versions of Python break lines at other places
+    assert str(ROOT) not in says and cli.EXIT_CODES in " ".join(says.split())
+    assert ("python " + command.rpartition("/")[2] if command.startswith("for_") else says.split(" [")[0][7:]) in says
+
+
+def test_docs_help_has_no_pages_of_commands_that_are_gone():
+    assert {path.name for path in HELP.iterdir()} == {page_of(command).name for command in COMMANDS}
+
+
+def test_every_flag_says_what_it_is_for(monkeypatch, capsys):
+    for command in COMMANDS:
+        module, found = importlib.import_module(page_of(command).stem), []
+        monkeypatch.setattr(cli.Parser, "parse_args", lambda self, argv, found=found: found.append(self))
+        module.parse_args([])
+        (parser,) = found
+        assert not [action.dest for action in parser._actions if not action.help], command
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Flags of metrics for one pair."""
+    for folder, seed in (("pred", 1), ("gt", 2)):
+        write_image(tmp_path / folder / "a.png", photo(20, 30, seed))
+    return ["--pred", str(tmp_path / "pred"), "--gt", str(tmp_path / "gt")]
+
+
+def test_quiet_prints_results_alone(pair, tmp_path, capsys):
+    out, flags = sys.stdout, [*pair, "--csv", str(tmp_path / "m.csv")]
+    assert cli.run(lambda: metrics.main(flags)) == 0
+    said = capsys.readouterr().out
+    assert cli.run(lambda: metrics.main([*flags, "--quiet"])) == 0
+    quiet = capsys.readouterr().out
+    assert "paired by" in said and "written" in said and "paired by" not in quiet and "written" not in quiet
+    assert "PSNR-Y [dB]" in quiet and quiet in said and sys.stdout is out
+
+
+def test_quiet_keeps_errors_and_warnings(pair, tmp_path, generator, capsys, monkeypatch):
+    assert cli.run(lambda: metrics.main(["--pred", "x", "--gt", "y", "--quiet"])) == 2
+    assert capsys.readouterr().err.startswith("error: --pred")
+    (tmp_path / "pred" / "broken.png").write_bytes(b"x")
+    monkeypatch.setattr(photos, "RAINY", 10)  # nothing is rain
+    flags = ["--data_path", tmp_path / "pred", "--netED", generator, "--save_path", tmp_path / "out", "--use_gpu", "0"]
+    assert cli.run(lambda: generate_rain.main([*map(str, flags), "--quiet"])) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and "warning: this generator makes hardly any rain" in said.err and "broken.png" in said.err
+
+
+def test_quiet_training_says_nothing_and_is_no_option_of_the_run(pairs_folder, tmp_path, capsys):
+    tiny = "--patchSize 16 --nz 4 --stage 1 --nef 4 --ndf 4 --batchSize 2 --niter 1 --iters_per_epoch 2 --use_gpu 0"
+    flags = [*folders(pairs_folder, tmp_path / "m"), *tiny.split(), "--manualSeed", "1"]
+    assert cli.run(lambda: train_syn_joint.main([*flags, "--quiet"])) == 0
+    said = capsys.readouterr()
+    assert said.out == "" and said.err == ""
+    assert '"quiet"' not in (tmp_path / "m_l" / "options.json").read_text()
+    assert (
+        cli.run(lambda: train_syn_joint.main([*flags, "--resume", "-1", "--niter", "2", "--dry_run", "--quiet"])) == 0
+    )
+    assert "would train" in capsys.readouterr().out  # that is the result
+
+
+class _Screen(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_bars_are_for_terminals_that_want_them(monkeypatch, capsys):
+    def shown():
+        err = sys.stderr = _Screen() if screen else io.StringIO()
+        list(terminal.progress_bar(range(3), hidden=hidden))
+        return bool(err.getvalue())
+
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    screen, hidden = True, False
+    assert shown()
+    with terminal.hushable():
+        terminal.hush()
+        assert not shown()
+    hidden = True
+    assert not shown()
+    screen, hidden = False, False
+    assert not shown()
+
+
+@pytest.mark.parametrize("seconds", [0.15, 0.7])
+def test_ctrl_c_while_pytorch_is_imported(seconds):
+    """Within a second, one line, and the exit code that shells show as 130."""
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "for_syn" / "test_syn_joint.py", "--data_path", "/nowhere"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    asked = time.monotonic()
+    out, err = process.communicate(timeout=30)
+    assert time.monotonic() - asked < 1 and process.returncode in (-signal.SIGINT, 130)
+    assert out == "" and err.strip() == "stopped by Ctrl-C"
+
+
+def test_a_program_of_others_keeps_its_own_way_with_errors():
+    code = "import sys; hook = sys.excepthook; import common; print(sys.excepthook is hook)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
+
+
+def test_ctrl_c_ends_a_command_within_a_second(tmp_path, generator):
+    for k in range(40):
+        write_image(tmp_path / "photos" / f"{k}.png", photo(300, 400, k))
+    flags = ["--data_path", tmp_path / "photos", "--save_path", tmp_path / "out", "--netED", generator]
+    process = begin(sys.executable, ROOT / "for_syn" / "generate_rain.py", *flags, "--use_gpu", "false", env=os.environ)
+    while len(list((tmp_path / "out").glob("rain/*.png"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    asked = time.monotonic()
+    said, _ = process.communicate(timeout=30)
+    assert time.monotonic() - asked < 1 and process.returncode == 130 and "the same command goes on" in said
