@@ -1,7 +1,8 @@
 """Remove rain with a derainer of augmented training (A+), on SPA-Data, Internet-Data or any photos.
 
 Writes one derained image per input, under the same name, and report.html, a page with before/after sliders; with
---gt_path also PSNR and SSIM as the paper computes them, on the screen, in that page and in metrics.csv. The original PReNet release loads as well.
+--gt_path also PSNR and SSIM as the paper computes them, on the screen, in that page and in metrics.csv. The original
+PReNet release loads as well.
 
     python test_spa_aug.py --data_path rain --gt_path norain --model_dir Aug_DerainNet_state_200.pt --save_path derained
 """

@@ -1,7 +1,8 @@
 """Remove rain with a derainer of augmented training (A+), on the synthetic sets (Rain100L, Rain100H, Rain1400).
 
 Writes one derained image per input, under the same name, and report.html, a page with before/after sliders; with
---gt_path also PSNR and SSIM as the paper computes them, on the screen, in that page and in metrics.csv. The original PReNet release loads as well.
+--gt_path also PSNR and SSIM as the paper computes them, on the screen, in that page and in metrics.csv. The original
+PReNet release loads as well.
 
     python test_syn_aug.py --data_path rain --gt_path norain --model_dir Aug_DerainNet_state_200.pt --save_path derained
 """

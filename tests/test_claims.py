@@ -16,22 +16,27 @@ from common.evaluation import claims
 from tests.conftest import photo
 
 
-@pytest.fixture
-def data(tmp_path):
+def write_sets(folder):
     """The data sets of the claim, of tiny images."""
-    for folder, names in (
+    for name, files in (
         ("rain100H_train18", [*claims.HEAVY_TRAIN, *claims.HEAVY_TEST]),
         ("rain100L_more", ["norain-10.png", "norain-15.png"]),
     ):
-        for k, name in enumerate(names):
+        for k, file in enumerate(files):
             clean = photo(24, 30, k)
             drops = 90 * (np.random.RandomState(k).rand(24, 30, 1) > 0.9)
-            write_image(tmp_path / "sets" / folder / "norain" / name, clean)
-            write_image(tmp_path / "sets" / folder / "rain" / name, (clean + drops).clip(0, 255).astype(np.uint8))
+            write_image(folder / name / "norain" / file, clean)
+            write_image(folder / name / "rain" / file, (clean + drops).clip(0, 255).astype(np.uint8))
     for k in range(6):
-        write_image(tmp_path / "sets" / "clean" / f"{k}.png", photo(24, 30, k))
+        write_image(folder / "clean" / f"{k}.png", photo(24, 30, k))
         drops = 90 * (np.random.RandomState(k).rand(30, 40, 1) > 0.9)
-        write_image(tmp_path / "sets" / "streaks" / f"{k}.png", drops.repeat(3, 2).astype(np.uint8))
+        write_image(folder / "streaks" / f"{k}.png", drops.repeat(3, 2).astype(np.uint8))
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with sets/."""
+    write_sets(tmp_path / "sets")
     return tmp_path
 
 

@@ -1,0 +1,255 @@
+"""Every command and every piece of Python in the README runs, in small; names and links in it exist.
+
+Of commands, `make demo`, `make test` and pip are left to the reader. A command is taken as it stands; what it leaves
+alone is set to something small, and default paths lie in a folder of the test.
+"""
+
+import importlib
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from common import benchmark, cli
+from common.data.images import write_image
+from common.generation import controls, rain
+from common.models import Derain, EDNet, PReNet
+from tests.conftest import photo
+from tests.golden import ROOT, fill
+from tests.test_claims import calls, write_sets  # noqa: F401 (a fixture)
+
+README = (ROOT / "README.md").read_text()
+# What a command sets to something small, where it has such a flag and says nothing else.
+SMALL = {
+    "use_gpu": "false",
+    "manualSeed": "1",
+    "batchSize": "4",
+    "patchSize": "16",
+    "stage": "1",
+    "recurrent_iter": "1",
+    "nz": "5",
+    "nef": "4",
+    "ndf": "4",
+    "niter": "1",
+    "train_num": "2",
+    "iters_per_epoch": "2",
+    "workers": "0",
+    "samples": "300",
+    "pictures": "2",
+    "number": "16",
+    "netED": "ED.pt",
+    "turns": "1",
+    "height": "20",
+    "width": "30",
+    "generator_steps": "2",
+    "steps": "2",
+    "seeds": "1",
+    "cells": "heavy4",
+}
+OWN = {  # for single scripts; None leaves the default
+    "test_syn_joint.py": {"stage": None},
+    "test_spa_joint.py": {"stage": None},
+    "test_syn_aug.py": {"recurrent_iter": None},
+    "test_spa_aug.py": {"recurrent_iter": None},
+    "generate_rain.py": {"netED": None},  # that of the project
+    "train_syn_generator.py": {"niter": None, "iters_per_epoch": "1"},
+    "common.data.pack": {"workers": None},
+    "common.data.compose": {"workers": None},
+    "common.benchmark": {"workers": "1"},
+    "common.evaluation.distance": {"patch": "16"},
+    "common.evaluation.report": {"number": None},
+}
+
+
+def sections():
+    """(heading, text) of the README."""
+    parts = re.split(r"^## (.*)$", README, flags=re.M)
+    return list(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def commands_in(text):
+    """Lines of shell commands: those of fenced blocks, each of which begins at the root, then those within the text."""
+    lines = []
+    for block in re.findall(r"^```sh\n(.*?)^```$", text, flags=re.M | re.S):
+        lines += ["cd /", *(line for line in block.replace("\\\n", " ").splitlines() if line.strip())]
+    outside = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+    inline = re.findall(r"`((?:python|torchrun)\s[^`]*)`", outside)
+    return lines + ["cd /"] * bool(inline) + [" ".join(line.split()) for line in inline]
+
+
+COMMANDS = {heading: commands_in(text) for heading, text in sections() if commands_in(text)}
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """A folder with everything that the README's commands name, tiny, seen from the root and from for_syn alike."""
+    for name, count in (("RAINY", 2), ("VAL_RAINY", 1)):
+        for k in range(count):
+            clean = photo(130, 140, k)
+            drops = 90 * (np.random.RandomState(k).rand(130, 140, 1) > 0.9)
+            rainy = (clean + drops).clip(0, 255).astype(np.uint8)
+            for folder, pixels in ((name, rainy), (name.replace("RAINY", "CLEAN"), clean)):
+                write_image(tmp_path / folder / f"{k}.png", pixels)
+            if name == "RAINY":
+                for folder in ("DERAINED", "OTHERS"):
+                    write_image(tmp_path / folder / f"{k}.png", clean // 2)
+    for k in range(24):
+        write_image(tmp_path / "PHOTOS" / f"{k}.png", photo(40, 50, k))
+        drops = 90 * (np.random.RandomState(k).rand(60, 80, 1) > 0.9)
+        write_image(tmp_path / "STREAKS" / f"{k}.png", drops.repeat(3, 2).astype(np.uint8))
+    shutil.copytree(tmp_path / "RAINY", tmp_path / "SPA_DATA" / "a")
+    shutil.copytree(tmp_path / "CLEAN", tmp_path / "SPA_DATA" / "b")
+    (tmp_path / "SPA_DATA" / "real_world.txt").write_text("a/0.png b/0.png\na/1.png b/1.png\n")
+    for name in ("LOGS", "OTHER_LOGS"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log.csv").write_text("epoch,step,seconds,loss\n1,9,1.0,-0.5\n2,18,2.0,-0.6\n")
+    write_sets(tmp_path / "DATA")
+    nets = {"DerainNet_state_700": Derain(6), "DerainNet_state_800": Derain(6), "Aug_DerainNet_state_200": PReNet(6)}
+    small = EDNet(nz=5, nef=4, patch_size=16)
+    for name, net in (nets | {"ED_state_700": small, "ED_state_800": small, "ED": small}).items():
+        torch.save(fill(net, 1).state_dict(), tmp_path / f"{name}.pt")
+    (block,) = (code for code in python_in(README) if "class Small" in code)
+    (tmp_path / "small.py").write_text(block)
+    for family in ("for_syn", "for_spa"):
+        (tmp_path / family).mkdir()
+        for path in tmp_path.iterdir():
+            if not path.name.startswith("for_"):
+                (tmp_path / family / path.name).symlink_to(path)
+    real = cli.Parser.__init__
+
+    def elsewhere(self, doc, script=None, module=None):
+        real(self, doc, script, module)
+        self.folder = tmp_path / self.folder.name if script else tmp_path
+
+    monkeypatch.setattr(cli.Parser, "__init__", elsewhere)  # default paths
+    for module, name, value in (  # generators, knobs and the machine are measured on little
+        (rain, "SAMPLES", 2**14),
+        (rain, "TRIAL", 64),
+        (controls, "SIDE", 64),
+        (controls, "ROUNDS", 1),
+        (benchmark, "MATRIX", {"cpu": 64}),
+        (benchmark, "SETTLE", 0.0),
+    ):
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def python_in(text):
+    return re.findall(r"^```python\n(.*?)^```$", text, flags=re.M | re.S)
+
+
+def smaller(module, name, words, monkeypatch):
+    """The flags of a command, and small values for those it leaves alone."""
+    with monkeypatch.context() as patch:
+        found = []
+        patch.setattr(cli.Parser, "parse_args", lambda self, argv: found.append(self))
+        module.parse_args([])
+    flags = {action.dest for action in found[0]._actions}
+    values = {**SMALL, **OWN.get(name, {})}
+    if "--resume" in words:
+        values = dict.fromkeys(values) | {"niter": "2"}
+    if "--derainer" in words:
+        values["recurrent_iter"] = None
+    more = [
+        word
+        for flag, value in values.items()
+        if value is not None and flag in flags and f"--{flag}" not in words
+        for word in (f"--{flag}", value)
+    ]
+    return [*words, *more]
+
+
+def run(line, world, names, monkeypatch):
+    """One line of a shell, with small values; returns its exit code."""
+    words = shlex.split(line, comments=True)
+    for name, value in names.items():
+        words = [word.replace(f"${name}", value) for word in words]
+    if re.fullmatch(r"\w+=\S+", words[0]):
+        names.update([words[0].split("=", 1)])
+        return 0
+    if words[0] == "cd":
+        os.chdir(world / words[1].lstrip("/"))
+        return 0
+    if words[0] == "torchrun":
+        return torchrun(words[1:], monkeypatch)
+    assert words[0] == "python", line
+    if "common.generation.controls" in words:  # what 60 tiny steps have made is no rain yet: random weights stand in
+        shutil.copy(world / "ED.pt", world / "mine.pt")
+        monkeypatch.setattr(controls, "PLACES", (-1.0, 0.0, 1.0))
+    if words[1] == "-m":
+        name, words = words[2], words[3:]
+        module = importlib.import_module(name)
+    else:
+        path, words = os.path.relpath(words[1] if "/" in words[1] else os.path.join(os.getcwd(), words[1])), words[2:]
+        family, name = os.path.abspath(path).split(os.sep)[-2:]
+        module = importlib.import_module(f"{family}.{name.removesuffix('.py')}")
+    return cli.run(lambda: module.main(smaller(module, name, words, monkeypatch)))
+
+
+def torchrun(words, monkeypatch):
+    """The same with one process on this machine, in a process of torchrun."""
+    place = next(k for k, word in enumerate(words) if word.startswith("for_"))
+    job, script, flags = words[:place], words[place], words[place + 1 :]
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    for flag, value in (("--nproc_per_node", "1"), ("--nnodes", "1"), ("--rdzv_endpoint", f"localhost:{port}")):
+        if flag in job:
+            job[job.index(flag) + 1] = value
+    family, name = script.split("/")
+    flags = smaller(importlib.import_module(f"{family}.{name[:-3]}"), name, flags, monkeypatch)
+    if name.startswith("train"):
+        flags += ["--model_dir", f"models_{family}", "--log_dir", f"logs_{family}"]
+    command = [sys.executable, "-m", "torch.distributed.run", *job, ROOT / script, *flags]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.returncode
+
+
+@pytest.mark.parametrize("heading", COMMANDS)
+def test_commands_run_in_small(heading, world, monkeypatch, capsys, calls):  # noqa: F811
+    names = {}
+    for line in COMMANDS[heading]:
+        for folder in ("OUT", "PAIRS", "derained_results", "aug_derained_results"):
+            shutil.rmtree(folder, ignore_errors=True)
+        code = run(line, world, names, monkeypatch)
+        said = capsys.readouterr()
+        assert code == 0, f"{line}\n{said.out}\n{said.err}"
+
+
+def test_there_are_commands_of_every_script_and_module():
+    said = "\n".join(line for lines in COMMANDS.values() for line in lines)
+    scripts = {path.name for path in ROOT.glob("for_*/*.py")}
+    modules = {
+        str(path.relative_to(ROOT)).removesuffix(".py").replace("/", ".")
+        for path in ROOT.glob("common/**/*.py")
+        if 'if __name__ == "__main__"' in path.read_text()
+    }
+    only_for_pages = {"common.data.demo", "common.evaluation.gallery"}  # of make demo
+    assert not [name for name in scripts | modules - only_for_pages if name not in said]
+
+
+@pytest.mark.parametrize("number", range(len(python_in(README))))
+def test_python_runs(number, world):
+    exec(compile(python_in(README)[number], f"README block {number}", "exec"), {"__name__": "readme"})
+
+
+def test_make_targets_and_links_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    assert set(re.findall(r"\bmake ([a-z]+)\b", " ".join(re.findall("`[^`]*`", README)))) <= targets
+    links = re.findall(r"\]\(([^)#]*)(#[^)]*)?\)", README)
+    assert links and not [
+        path for path, _ in links if path and not path.startswith("http") and not (ROOT / path).exists()
+    ]
+    headings = {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading, _ in sections()}
+    assert {anchor[1:] for _, anchor in links if anchor} <= headings
+    files = re.findall(r"`((?:common|tests|for_\w+|docs)/[\w./]+)`", README)
+    assert files and not [name for name in files if not (ROOT / name).exists() and not re.search("models/|_N.pt", name)]
