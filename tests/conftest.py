@@ -11,6 +11,8 @@ from common.models import EDNet
 from common.speed import keep_memory
 from tests.golden import ROOT, fill
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 keep_memory()  # as the scripts do, or tests that use much of it take twice as long
 

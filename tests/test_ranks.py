@@ -194,12 +194,12 @@ def rows(log):
 def assert_same_training(one, two, niter, prefixes=("DerainNet", "ED", "D")):
     for name in prefixes:
         states = (load(folder / f"{name}_state_{niter}.pt") for folder in (one, two))
-        assert furthest(*states, but=NOT_REPRODUCIBLE) < 2e-5  # float32; the steps add up to 2e-4 at least
+        assert furthest(*states, but=NOT_REPRODUCIBLE) < 5e-5  # float32; the steps add up to 2e-4 at least
     a, b = load(one / "train_state_last.pt"), load(two / "train_state_last.pt")
     assert torch.equal(a["rng"]["torch"], b["rng"]["torch"]) and a["epoch"] == b["epoch"] == niter
     logs = (rows(folder.with_name(f"{folder.name}_logs")) for folder in (one, two))
     for row, other in zip(*logs, strict=True):
-        assert other == pytest.approx(row, rel=1e-4)
+        assert other == pytest.approx(row, rel=5e-4)  # means of few scores near 0; exact figures: in float64, above
 
 
 def test_training_of_two_equals_one(job):
@@ -236,7 +236,7 @@ def files(folder):
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-@pytest.mark.parametrize(("work", "number"), [("derained", 5), ("rained", 27), ("some", 2)])
+@pytest.mark.parametrize(("work", "number"), [("derained", 6), ("rained", 28), ("some", 3)])
 def test_same_files_as_one_process(job, work, number):
     one, two = files(job / "one" / work), files(job / "two" / work)
     assert one.keys() == two.keys() and len(one) == number

@@ -30,7 +30,7 @@ README = (ROOT / "README.md").read_text()
 SMALL = {
     "use_gpu": "false",
     "manualSeed": "1",
-    "batchSize": "4",
+    "batchSize": "3",
     "patchSize": "16",
     "stage": "1",
     "recurrent_iter": "1",
@@ -39,7 +39,7 @@ SMALL = {
     "ndf": "4",
     "niter": "1",
     "train_num": "2",
-    "iters_per_epoch": "2",
+    "iters_per_epoch": "1",
     "workers": "0",
     "samples": "300",
     "pictures": "2",
