@@ -430,7 +430,7 @@ def test_a_dead_generator_is_noticed(mine, tmp_path, capsys):
         parameter.data.zero_()
     torch.save(net.state_dict(), tmp_path / "dead.pt")
     assert run(mine, tmp_path / "out", tmp_path / "dead.pt") == 0
-    assert "warning: this generator makes hardly any rain" in capsys.readouterr().out
+    assert "warning: this generator makes hardly any rain" in capsys.readouterr().err
 
 
 def test_ctrl_c_has_its_exit_code(monkeypatch, capsys):

@@ -41,7 +41,7 @@ SMALL = {
     "train_num": "2",
     "iters_per_epoch": "1",
     "workers": "0",
-    "samples": "300",
+    "samples": "100",
     "pictures": "2",
     "number": "16",
     "netED": "ED.pt",
@@ -132,7 +132,7 @@ def world(tmp_path, monkeypatch):
     for module, name, value in (  # generators, knobs and the machine are measured on little
         (rain, "SAMPLES", 2**14),
         (rain, "TRIAL", 64),
-        (controls, "SIDE", 64),
+        (controls, "SIDE", 48),
         (controls, "ROUNDS", 1),
         (benchmark, "MATRIX", {"cpu": 64}),
         (benchmark, "SETTLE", 0.0),
@@ -206,6 +206,7 @@ def torchrun(words, monkeypatch):
             job[job.index(flag) + 1] = value
     family, name = script.split("/")
     flags = smaller(importlib.import_module(f"{family}.{name[:-3]}"), name, flags, monkeypatch)
+    flags += [] if "--netED" in flags or name.startswith("train") else ["--netED", "ED.pt"]  # soon measured
     if name.startswith("train"):
         flags += ["--model_dir", f"models_{family}", "--log_dir", f"logs_{family}"]
     command = [sys.executable, "-m", "torch.distributed.run", *job, ROOT / script, *flags]

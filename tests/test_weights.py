@@ -67,7 +67,7 @@ def test_rain_without_naming_a_generator(tmp_path, quick):
 def test_its_knobs_are_learned_and_turn_its_rain(default):
     learned = controls.load(controls.path_of(weights.GENERATOR), default)
     maker = RainMaker(default)
-    for wanted in (-20.0, 0.0, 20.0):
+    for wanted in (-20.0, 20.0):
         asked, _ = controls.solved(maker, learned, {"angle": wanted})
         layers = controls.picture_layers(maker, controls.steered_to(learned, asked), 8, 5, asked["lean"])
         assert np.median([measure(layer).angle for layer in layers]) == pytest.approx(wanted, abs=3)
