@@ -21,14 +21,15 @@ from common import cli
 from common.data import compose, pack
 from common.data.images import read_image, write_image
 from common.errors import TrainingStopped, UserError
-from common.evaluation import curves, gallery, metrics, report
-from common.generation import export
+from common.evaluation import curves, derain, gallery, metrics, report
+from common.generation import export, photos
 from common.generation.manifest import Manifest
 from common.models import Derain
 from common.training import checkpoint, joint, log
 from for_syn import generate_rain, test_disentanglement, test_interpolation, test_syn_joint, train_syn_aug
 from for_syn import train_syn_joint as script
 from tests import faults
+from tests.conftest import photo
 from tests.golden import fill
 from tests.test_training import arguments, assert_same_run, load, resume, train
 
@@ -422,3 +423,165 @@ def test_a_manifest_that_can_not_grow_says_so_itself(whole, tmp_path, generator,
     assert f"error: {tmp_path}/out/manifest.csv: can't be written (File too large)" in capsys.readouterr().err
     assert outcome(generate_rain.main, *words, "--use_gpu", "no") == 0
     assert len(Manifest(tmp_path / "out").rows) == 4
+
+
+# --- files that vanish or change -----------------------------------------------------------------------------------
+
+CHANGES = {
+    "vanishes": lambda path: path.unlink(),
+    "is cut short": lambda path: path.write_bytes(path.read_bytes()[:-200]),
+    "turns into garbage": lambda path: path.write_bytes(b"garbage" * 99),
+    "has another size": lambda path: write_image(path, photo(30, 30, 1)),
+    "is empty": lambda path: path.write_bytes(b""),
+}
+TOLD = {
+    "vanishes": "no such file",
+    "is cut short": "can't be decoded",
+    "turns into garbage": "can't be read as an image",
+    "has another size": "30x30",
+    "is empty": "can't be read as an image",
+}
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    """The pairs, to be spoilt."""
+    return shutil.copytree(whole / "data", tmp_path / "copied")
+
+
+@pytest.mark.parametrize("how, workers", [*((how, 0) for how in CHANGES), ("vanishes", 1)])
+def test_a_file_changes_during_training(whole, copied, tmp_path, monkeypatch, capsys, how, workers):
+    path = copied / "rain" / "9.png"
+    good = path.read_bytes()
+    with monkeypatch.context() as patch:
+        at_step(2, patch, lambda: CHANGES[how](path))
+        words = arguments(copied, tmp_path / "model", "--niter", 3, "--cache", "none", "--workers", workers)
+        assert outcome(script.main, *words) == 1
+    told = capsys.readouterr().err
+    assert f"error: {path}" in told and TOLD[how] in told and "The last good state is" in told
+    assert load(tmp_path / "model" / "train_state_last.pt")["step"] >= 2  # all that was learned
+    path.write_bytes(good)
+    resume(tmp_path / "model", "--resume", -1)
+    assert_same_run(whole / "model", tmp_path / "model")
+
+
+@pytest.mark.parametrize("how", CHANGES)
+@pytest.mark.parametrize("folder", ["rain", "norain"])
+def test_an_image_of_validation_changes_during_training(copied, tmp_path, monkeypatch, capsys, how, folder):
+    val = shutil.copytree(copied, tmp_path / "val")
+    words = ["--val_data_path", val / "rain", "--val_gt_path", val / "norain", "--niter", 2]
+    at_step(1, monkeypatch, lambda: CHANGES[how](val / folder / "9.png"))
+    assert outcome(script.main, *arguments(copied, tmp_path / "model", *words)) == 1
+    told = capsys.readouterr().err
+    assert "error: validation: " in told and "9.png" in told and TOLD[how] in told and "The last good state is" in told
+    state = load(tmp_path / "model" / "train_state_last.pt")
+    assert (state["epoch"], state["step"]) == (0, 6)  # the epoch's steps are not lost
+
+
+@pytest.mark.parametrize("how", CHANGES)
+@pytest.mark.parametrize("folder", ["rain", "norain"])
+def test_an_image_changes_during_deraining(copied, tmp_path, commands, monkeypatch, capsys, how, folder):
+    real = derain.write_image
+
+    def write(path, pixels):
+        if path.name == "8.png":
+            CHANGES[how](copied / folder / "9.png")
+        real(path, pixels)
+
+    monkeypatch.setattr(derain, "write_image", write)
+    main, flags, _ = commands["derain"]
+    flags = ["--data_path", copied / "rain", "--gt_path", copied / "norain", *flags[4:]]
+    assert outcome(main, *flags, "--save_path", tmp_path / "out") == 1
+    told = capsys.readouterr().err
+    assert "1 of 4 images could not be derained or measured" in told and "9.png" in told and TOLD[how] in told
+    assert {"8.png", "10.png", "11.png", "metrics.csv"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert (tmp_path / "out" / "metrics.csv").read_text().count("\n") == 5  # a head, three images, the mean
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("how", CHANGES)
+def test_a_photo_changes_during_the_generation_of_rain(copied, tmp_path, generator, monkeypatch, capsys, how):
+    real = photos.write_image
+
+    def write(path, pixels):
+        if path.parts[-2:] == ("norain", "8.png"):
+            CHANGES[how](copied / "norain" / "9.png")
+        real(path, pixels)
+
+    monkeypatch.setattr(photos, "write_image", write)
+    words = ["--data_path", copied / "norain", "--save_path", tmp_path / "out", "--netED", generator, "--use_gpu", "no"]
+    bad = how != "has another size"  # that is a photo as good as any other
+    assert outcome(generate_rain.main, *words) == bad
+    told = capsys.readouterr().err
+    assert not bad or ("1 of 4 photos could not be used" in told and "9.png" in told and TOLD[how] in told)
+    assert len(list((tmp_path / "out" / "rain").iterdir())) == len(Manifest(tmp_path / "out").rows) == 4 - bad
+
+
+# --- no memory -----------------------------------------------------------------------------------------------------
+
+LACKS = {
+    "a GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has"),
+    "a CPU": RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you"),
+    "Python": MemoryError(),
+}
+
+
+def lacking(whom):
+    def fail(*args, **more):
+        raise LACKS[whom]
+
+    return fail
+
+
+@pytest.mark.parametrize("whom", LACKS)
+def test_training_without_memory(whole, tmp_path, monkeypatch, capsys, whom):
+    with monkeypatch.context() as patch:
+        at_step(9, patch, lacking(whom))
+        assert outcome(script.main, *arguments(whole / "data", tmp_path / "model", "--niter", 3, *OFTEN)) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: out of memory (") and "smaller --batchSize, --patchSize" in told
+    assert "The last good state is" in told and f"--model_dir {tmp_path / 'model'} --resume -1" in told
+    resume(tmp_path / "model", "--resume", -1)
+    assert_same_run(whole / "model", tmp_path / "model")
+
+
+def test_validation_without_memory(whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(derain, "derain_pixels", lacking("a GPU"))
+    val = ["--val_data_path", whole / "data/rain", "--val_gt_path", whole / "data/norain", "--niter", 1]
+    assert outcome(script.main, *arguments(whole / "data", tmp_path / "model", *val)) == 1
+    assert "out of memory" in (told := capsys.readouterr().err) and "The last good state is" in told
+    assert load(tmp_path / "model" / "train_state_last.pt")["step"] == 6
+
+
+@pytest.mark.parametrize("whom", LACKS)
+def test_deraining_without_memory_for_one_image(commands, tmp_path, monkeypatch, capsys, whom):
+    real, calls = derain.derain_pixels, []
+
+    def derain_pixels(*args):
+        calls.append(1)
+        return lacking(whom)() if len(calls) == 2 else real(*args)
+
+    monkeypatch.setattr(derain, "derain_pixels", derain_pixels)
+    main, flags, _ = commands["derain"]
+    assert outcome(main, *flags, "--save_path", tmp_path / "out") == 1
+    told = capsys.readouterr().err
+    assert "1 of 4 images" in told and "9.png: 21x24 px do not fit into memory; try --tile 256" in told
+    assert len(list((tmp_path / "out").glob("*.png"))) == 3
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("whom", LACKS)
+def test_rain_without_memory_for_one_photo(whole, tmp_path, generator, monkeypatch, capsys, whom):
+    real = photos.RainMaker.tiles
+
+    def tiles(self, height, width, *more):
+        return lacking(whom)() if width == 21 else real(self, height, width, *more)
+
+    words = ["--data_path", whole / "data/norain", "--save_path", tmp_path / "out", "--netED", generator]
+    with monkeypatch.context() as patch:
+        patch.setattr(photos.RainMaker, "tiles", tiles)
+        assert outcome(generate_rain.main, *words, "--use_gpu", "no") == 1
+    told = capsys.readouterr().err
+    assert "1 of 4 photos" in told and "9.png: does not fit into memory; scale it down" in told
+    assert len(Manifest(tmp_path / "out").rows) == 3
+    assert outcome(generate_rain.main, *words, "--use_gpu", "no") == 0 and len(Manifest(tmp_path / "out").rows) == 4
