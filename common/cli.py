@@ -16,7 +16,7 @@ from typing import NoReturn
 import torch
 
 from common import ranks, terminal, weights
-from common.errors import UserError
+from common.errors import UserError, is_out_of_memory
 from common.speed import Speed
 
 EXIT_CODES = "exit codes: 0 done; 1 done in part, or stopped by trouble; 2 a mistake in the flags or files; 130 Ctrl-C"
@@ -545,9 +545,8 @@ def _explained(error: BaseException) -> tuple[str | None, int]:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"error: {where}{error.strerror or error}; check the path, its permissions and the disk", 2
-    text = str(error) or "out of memory"
-    memory = "out of memory" in text or "can't allocate memory" in text
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and memory):
+    if is_out_of_memory(error):
+        text = str(error) or type(error).__name__
         advice = (
             "Use a smaller --batchSize, --patchSize or network for training, a smaller --tile for deraining, "
             "smaller photos for rain."

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from common.errors import UserError
+from common.errors import UserError, is_dead_worker, is_out_of_memory
 from common.models import Derain, PReNet
 
 PRENET = "prenet"
@@ -168,8 +168,7 @@ def apply(net: nn.Module, rainy: Tensor) -> Tensor:
         # A copy in the usual order of memory: it may rely on that, and may change its input.
         out = net(rainy.clone(memory_format=torch.contiguous_format))
     except (Exception, SystemExit) as error:
-        ours = ("out of memory", "can't allocate memory", "DataLoader worker")  # the last comes up anywhere
-        if any(text in str(error) for text in ours) or isinstance(error, MemoryError):
+        if is_out_of_memory(error) or is_dead_worker(error):
             raise
         raise DerainerError(f"{name} failed on a batch {shape}: {_short(error)}. {SIZES}") from None
     first = out[0] if isinstance(out, (tuple, list)) and out else out
@@ -233,15 +232,6 @@ def choice_of(args: argparse.Namespace) -> dict:
 def choice_file(weights: Path) -> Path:
     """The file with the choice beside a weights file: Aug_DerainNet_state_9.pt -> Aug_DerainNet.json."""
     return weights.with_name(re.sub(r"_(state_\d+|best)$", "", weights.stem) + ".json")
-
-
-def store(args: argparse.Namespace, path: Path) -> None:
-    """Write the choice of a training run.
-
-    Raises:
-        OSError: it can't be written.
-    """
-    path.write_text(json.dumps(choice_of(args), indent=2) + "\n")
 
 
 def stored(weights: Path) -> dict | None:

@@ -1,4 +1,6 @@
-"""The errors that a user can mend: shown as one message without a traceback."""
+"""The errors that a user can mend, shown as one message without a traceback; and how two of PyTorch's are known."""
+
+import torch
 
 
 class UserError(Exception):
@@ -11,3 +13,15 @@ class TrainingStopped(UserError):
     """Training can't go on (losses that are not finite, a state that can't be saved). Exit code 1."""
 
     exit_code = 1
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory, of the machine or a GPU, is what was missing; PyTorch says so in several ways."""
+    texts = ("out of memory", "can't allocate memory", "not enough memory")
+    told = isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    return told or isinstance(error, (MemoryError, torch.OutOfMemoryError))
+
+
+def is_dead_worker(error: BaseException) -> bool:
+    """Whether a worker of a DataLoader died, which PyTorch raises wherever the main process happens to be."""
+    return isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.optim import Optimizer
 
-from common.errors import TrainingStopped, UserError
+from common.errors import TrainingStopped, UserError, is_dead_worker
 
 T = TypeVar("T")
 # What others wait for may take long: the check of a large set, the last image of a rank. A process that is gone is
@@ -115,7 +115,7 @@ def _together(collective: Callable[[], T]) -> T:
         raise
     except RuntimeError as error:
         recording = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-        if recording or "DataLoader worker" in str(error):  # that one is raised wherever this process happens to be
+        if recording or is_dead_worker(error):
             raise
         _job.leaving = True
         raise ProcessLost(

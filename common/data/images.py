@@ -3,16 +3,16 @@
 Pillow decodes, because it notices truncated files; OpenCV decodes the 16-bit ones, which Pillow would cut to 8 bits.
 """
 
+import contextlib
 import hashlib
+import io
 import os
 import re
 import stat
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -270,9 +270,9 @@ def write_image(path: Path, pixels: np.ndarray) -> None:
     The file appears whole or not at all; folders are created.
 
     Raises:
-        UserError: the folder can't be written to, or the disk is full.
+        UserError: the folder can't be written to, the disk is full, or the format has no room for such a picture.
     """
-    path = Path(path)
+    encoded = io.BytesIO()  # not into the file itself: on a full disk Pillow leaves out ends unsaid
     options = {
         ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
         ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
@@ -281,8 +281,12 @@ def write_image(path: Path, pixels: np.ndarray) -> None:
         ".tiff": {"format": "TIFF", "compression": "tiff_deflate"},
         ".bmp": {"format": "BMP"},
         ".png": {"format": "PNG", "compress_level": 4},
-    }[path.suffix.lower()]
-    _write(path, lambda file: Image.fromarray(pixels).save(file, **options))
+    }[Path(path).suffix.lower()]
+    try:
+        Image.fromarray(pixels).save(encoded, **options)
+    except (OSError, ValueError) as error:  # a side too long for the format
+        raise UserError(f"{path}: can't be written ({error}); choose another format") from None
+    write_bytes(path, encoded.getvalue())
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -291,26 +295,27 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         UserError: the folder can't be written to, or the disk is full.
     """
-    _write(Path(path), lambda file: file.write(data))
-
-
-def _write(path: Path, put: Callable[[BinaryIO], object]) -> None:
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            put(file)
-        os.chmod(temporary, 0o666 & ~umask())
-        os.replace(temporary, path)
-        temporary = None
+        put_bytes(Path(path), data)
     except OSError as error:
         raise UserError(
             f"{path}: can't be written ({error.strerror or error}); check the folder and the disk"
         ) from None
-    finally:
-        if temporary is not None and os.path.exists(temporary):
+
+
+def put_bytes(path: Path, data: bytes) -> None:
+    """The same for who has more to say of it: raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o666 & ~umask())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # of a disk that can't be written to any more
             os.unlink(temporary)
+        raise
 
 
 def umask() -> int:

@@ -50,7 +50,7 @@ class Pair:
             ImageError: a header can't be read, or the sizes differ.
         """
         (*size, kind), (*clean_size, clean_kind) = self._both(image_format)
-        self._require_one_size(size, clean_size)
+        self.require_one_size(size, clean_size)
         return *size, max(kind, clean_kind, key=lambda kind: np.dtype(kind).itemsize)
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
@@ -60,7 +60,7 @@ class Pair:
             ImageError: a file can't be read, or the sizes differ.
         """
         rainy, clean = self._both(read_image)
-        self._require_one_size(rainy.shape, clean.shape)
+        self.require_one_size(rainy.shape, clean.shape)
         return rainy, clean
 
     def crop(self, place: tuple[float, float], p: int) -> np.ndarray:
@@ -81,7 +81,12 @@ class Pair:
         except ImageError as error:
             raise ImageError(f"{error}{self.place}") from None
 
-    def _require_one_size(self, rainy: Sequence[int], clean: Sequence[int]) -> None:
+    def require_one_size(self, rainy: Sequence[int], clean: Sequence[int]) -> None:
+        """Compare (height, width, ...) of both.
+
+        Raises:
+            ImageError: they differ.
+        """
         if tuple(rainy[:2]) != tuple(clean[:2]):
             sizes = f"{size_text(rainy)}, its clean partner {self.clean.name} {size_text(clean)}"
             raise ImageError(f"{self.rainy} is {sizes}{self.place}")

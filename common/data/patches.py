@@ -1,10 +1,12 @@
 """The random crops that training sees: which ones, from where, and how they become a batch."""
 
 import argparse
+import contextlib
 import functools
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing import queues
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +185,15 @@ def _quiet_worker(closing: Any, worker: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.value else None)
+    queues.Queue._on_queue_feeder_error = staticmethod(_give_up)
     cv2.setNumThreads(0)
+
+
+def _give_up(error: Exception, batch: object) -> None:
+    """End a worker that can't hand a batch over, for which the main process would wait for ever."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"a worker can't hand over what it read: {error}; is there room in /dev/shm?\n".encode())
+    os._exit(1)
 
 
 # --- from the flags of a script ------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from common.data.images import (
 )
 from common.data.pairs import Pair, find_pairs, fingerprint
 from common.data.patches import floats
-from common.errors import UserError
+from common.errors import UserError, is_out_of_memory
 from common.evaluation import metrics
 from common.graphs import kept, replay_forward
 from common.speed import autocast, compile_net, describe, order, require_fast, set_arithmetic, unprepared
@@ -294,10 +294,10 @@ def validate(
                 break
             pair = pairs[number]
             try:
-                derained = derain_pixels(net, read_image(pair.rainy), device, windows, "truncate")
+                rainy, clean = pair.read()
+                scores[number] = metrics.score(derain_pixels(net, rainy, device, windows, "truncate"), clean)
             except derainer.DerainerError as error:
                 raise derainer.DerainerError(f"{pair.rainy}: {error}") from None
-            scores[number] = metrics.score(derained, read_image(pair.clean))
     scores = {number: score for part in ranks.gather(scores) for number, score in part.items()}
     return vars(metrics.mean([scores[n] for n in range(len(pairs))])) if len(scores) == len(pairs) else None
 
@@ -348,8 +348,8 @@ def prepare(net: nn.Module, device: torch.device, precision: str, compiled: bool
         replay_forward(net, device, LARGEST_RECORDED)
 
 
-def _partners(folder: Path, names: list[Path], gt_path: Path, save_path: Path) -> dict[Path, Path]:
-    """The ground truth of every input, checked for existence and size before any work."""
+def _partners(folder: Path, names: list[Path], gt_path: Path, save_path: Path) -> dict[Path, Pair]:
+    """Every input with its ground truth, checked for existence and size before any work."""
     if gt_path.is_dir() and save_path.resolve().is_relative_to(gt_path.resolve()):
         raise UserError(f"--save_path: {save_path} is the folder of --gt_path or lies in it; choose another one")
     flags = "--data_path, --gt_path"
@@ -358,7 +358,7 @@ def _partners(folder: Path, names: list[Path], gt_path: Path, save_path: Path) -
     else:
         pairs, _ = find_pairs(folder, gt_path, flags, names=names)
     metrics.check_sizes(pairs, flags, leave=True)
-    return {Path(pair.name): pair.clean for pair in pairs}
+    return {Path(pair.name): pair for pair in pairs}
 
 
 @dataclass
@@ -404,8 +404,8 @@ def derain_folder(
     """
     save = Path(save_path)
     folder, names, others = inputs(Path(data_path), save, hint)
-    clean = _partners(folder, names, Path(gt_path), save) if gt_path else {}
-    used = {path.resolve() for path in [*(folder / name for name in names), *clean.values()]}
+    pairs = _partners(folder, names, Path(gt_path), save) if gt_path else {}
+    used = {path.resolve() for path in [*(folder / name for name in names), *(pair.clean for pair in pairs.values())]}
     for name in names:
         if (save / name).resolve() in used:
             raise UserError(
@@ -431,8 +431,9 @@ def derain_folder(
             result.seconds, result.deep = time.perf_counter() - began, rainy.dtype == np.uint16
             write_image(save / name, derained)
             result.written = True
-            if name in clean:
-                truth = read_image(clean[name])
+            if name in pairs:
+                truth = read_image(pairs[name].clean)
+                pairs[name].require_one_size(rainy.shape, truth.shape)
                 rainy_score, derained_score = (metrics.score(x, truth) for x in (rainy, read_image(save / name)))
                 result.scores = {"rainy": rainy_score, "derained": derained_score}
         except KeyboardInterrupt as asked:
@@ -444,7 +445,7 @@ def derain_folder(
             if number == 0 and ranks.first():
                 raise derainer.DerainerError(result.problem) from None
         except (RuntimeError, MemoryError) as error:
-            if "memory" not in str(error) and not isinstance(error, MemoryError):
+            if not is_out_of_memory(error):
                 raise
             size = size_text(image_size(folder / name))
             remedy = "--tile 256" if derainer.is_ours(net) else "--tile 256 --tile_halo 64 (approximate)"
@@ -456,17 +457,17 @@ def derain_folder(
     everything = [(name, done[name]) for name in names]
     code = _report(everything, save, folder, others, device)
     if ranks.first() and any(result.written for _, result in everything):
-        _page(everything, save, folder, clean, Path(weights).name)
+        _page(everything, save, folder, pairs, Path(weights).name)
     return code
 
 
-def _page(done: list[tuple[Path, _Result]], save: Path, folder: Path, clean: dict[Path, Path], weights: str) -> None:
+def _page(done: list[tuple[Path, _Result]], save: Path, folder: Path, pairs: dict[Path, Pair], weights: str) -> None:
     """The images that were written as report.html."""
     pictures, table = {}, metrics.Table()
     for name, result in done:
         if result.written:
             files = {"rainy": folder / name, "derained": save / name}
-            pictures[name.as_posix()] = files | ({"clean": clean[name]} if name in clean else {})
+            pictures[name.as_posix()] = files | ({"clean": pairs[name].clean} if name in pairs else {})
         if result.scores:
             table.add(name.as_posix(), **result.scores)
     left_out = len(done) - len(pictures)

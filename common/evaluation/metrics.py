@@ -18,7 +18,16 @@ import numpy as np
 
 from common import cli
 from common.data import page
-from common.data.images import ImageError, image_size, list_images, printable, read_image, size_text, tell, to_float
+from common.data.images import (
+    ImageError,
+    image_size,
+    list_images,
+    printable,
+    size_text,
+    tell,
+    to_float,
+    write_bytes,
+)
 from common.data.pairs import Pair, fail, find_pairs
 from common.errors import UserError
 from common.terminal import print_result, progress_bar
@@ -158,11 +167,7 @@ class Table:
         Raises:
             UserError: the file can't be written.
         """
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(self.csv(), encoding="utf-8", errors="surrogateescape")
-        except OSError as error:
-            raise UserError(f"{path}: can't be written ({error.strerror}); check the folder and the disk") from None
+        write_bytes(path, self.csv().encode("utf-8", "surrogateescape"))
 
     def page(
         self, path: Path, title: str, pictures: dict[str, dict[str, Path]], lead: list[str], sides: tuple[str, str]
@@ -280,7 +285,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             row = {}
             for label, method in methods.items():
-                row[label] = score(read_image(method[key].rainy), read_image(method[key].clean))
+                row[label] = score(*method[key].read())
             table.add(methods[columns[0]][key].name, **row)
         except ImageError as error:  # its header was whole
             problems.append(str(error))

@@ -126,17 +126,20 @@ class Manifest:
         return out.getvalue().encode("utf-8", "surrogateescape")
 
     def append(self, row: Row) -> None:
-        """Note a pair that is written. The disk and permissions are the caller's: raises OSError.
+        """Note a pair that is written.
 
         Raises:
-            UserError: another process has begun to write pairs of other settings.
+            UserError: another process has begun to write pairs of other settings; or the file can't be written.
         """
         self.rows[row.file] = row
         with self._locked():
             if any(first.settings != row.settings for first in self._read(1).values()):
                 raise UserError(f"{self.path}: another run writes pairs of other settings here; use two folders")
-            with open(self.path, "ab") as file:
-                file.write(self._text([row], head=file.tell() == 0))
+            try:
+                with open(self.path, "ab") as file:
+                    file.write(self._text([row], head=file.tell() == 0))
+            except OSError as error:  # ``mend`` cuts off what there was room for
+                raise UserError(f"{self.path}: can't be written ({error.strerror}); check the disk") from None
 
     @contextlib.contextmanager
     def finished(self) -> Iterator[list[Row]]:

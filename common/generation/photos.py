@@ -28,7 +28,7 @@ from common.data.images import (
 )
 from common.data.pairs import LIST
 from common.data.pictures import sheet, thumbnail
-from common.errors import UserError
+from common.errors import UserError, is_out_of_memory
 from common.generation.controls import clamped, solved, steered_to
 from common.generation.controls import load as load_controls
 from common.generation.manifest import NAME as MANIFEST
@@ -219,7 +219,8 @@ def rain_on_photos(
     Several processes share the photos; the first one tells what all did.
 
     Returns:
-        Exit code: 0, or 1 where a photo could not be read or its place was taken; the others are done.
+        Exit code: 0, or 1 where a photo could not be read, did not fit into memory or its place was taken; the
+        others are done.
 
     Raises:
         UserError: paths that are missing, empty or overlap; pairs of other settings in save_path; with ``strict``, a
@@ -323,10 +324,14 @@ def rain_on_photos(
                 for variant, file in todo:
                     wet += make(photo, variant, file, clean, digest, first)
                     made, area, first = made + 1, area + clean[..., 0].size, first or save / "norain" / file
-            except (ImageError, _Taken) as error:
-                if strict:
-                    raise UserError(str(error)) from None
+            except (ImageError, _Taken, RuntimeError, MemoryError) as error:
                 problems[photo] = str(error)
+                if is_out_of_memory(error):
+                    problems[photo] = f"{folder / photo}: does not fit into memory; scale it down"
+                elif isinstance(error, RuntimeError):
+                    raise
+                if strict:
+                    raise UserError(problems[photo]) from None
     except KeyboardInterrupt as asked:
         again = "without --overwrite goes on" if overwrite else "goes on"
         rest = f"pairs are in {save}; the same command {again}"

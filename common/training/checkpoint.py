@@ -1,16 +1,18 @@
 """Checkpoint files: written whole or not at all, read without running code, recognised when they are the wrong ones."""
 
 import argparse
+import contextlib
 import os
 import pickle
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from common import derainer
-from common.errors import TrainingStopped, UserError
+from common.errors import TrainingStopped, UserError, is_dead_worker
 from common.models import EDNet
 
 KEYS_SHOWN = 4
@@ -44,13 +46,25 @@ def save(value: object, path: Path, keep: Path | None = None) -> None:
         if keep is not None and path.exists():
             os.replace(path, keep)
         os.replace(aside, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        aside.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    except (OSError, RuntimeError) as error:  # torch hides a full disk behind a RuntimeError of its own
+        with contextlib.suppress(OSError):  # of a disk that can't be written to any more
+            aside.unlink(missing_ok=True)
+        causes = list(_causes(error))
+        for cause in causes:
+            if is_dead_worker(cause):
+                raise cause from None
+        told = [cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror]
+        reason = (told or str(error).splitlines())[0]
         raise TrainingStopped(
-            f"{path}: can't be saved ({reason}); check the disk and the permissions of the folder. "
-            "The last checkpoint before it is untouched."
+            f"{path}: can't be saved ({reason}); check the disk and the permissions of the folder. What was saved "
+            "before is untouched."
         ) from None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__context__
 
 
 def load(path: Path, flag: str, hint: str = "") -> object:

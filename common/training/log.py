@@ -2,8 +2,10 @@
 
 import contextlib
 import csv
+import io
 import json
-import os
+import socket
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -11,14 +13,49 @@ from pathlib import Path
 
 import torch
 from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
 from torchvision.utils import make_grid
 
 from common import ranks
+from common.data.images import put_bytes
 from common.errors import UserError
 
 GRID = 8  # images in a grid
+
+
+class _Events:
+    """A file for TensorBoard, of whole records whatever the disk does: one that is torn would hide all that follow.
+
+    Not a SummaryWriter: its thread and bounded queue block the training for ever once the disk is full.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{time.time_ns() % 10**9}"
+        self.file = open(folder / name, "ab", buffering=0)  # noqa: SIM115 (open as long as the log)
+        self.write(Event(file_version="brain.Event:2"))
+
+    def write(self, *events: Event) -> None:
+        """Append events that happen now. Raises OSError; the file then ends as before."""
+        now = time.time()
+        for event in events:
+            event.wall_time = now
+        end, rest = self.file.seek(0, io.SEEK_END), b"".join(_record(event.SerializeToString()) for event in events)
+        try:
+            while rest:
+                rest = rest[self.file.write(rest) :]
+        except OSError:
+            self.file.truncate(end)
+            raise
+
+
+def _record(data: bytes) -> bytes:
+    length = struct.pack("<Q", len(data))
+    return b"".join((length, _checksum(length), data, _checksum(data)))
+
+
+def _checksum(data: bytes) -> bytes:
+    return struct.pack("<I", masked_crc32c(data))
 
 
 class Log:
@@ -48,12 +85,11 @@ class Log:
             if overwrite:
                 for path in [*self.folder.glob("events.out.tfevents.*"), self.csv]:
                     path.unlink(missing_ok=True)
-            (self.folder / "options.json").write_text(json.dumps(options, indent=2) + "\n")
+            put_bytes(self.folder / "options.json", f"{json.dumps(options, indent=2)}\n".encode())
             self.rows = self._read(epoch)
-            # Not a SummaryWriter: its thread and bounded queue block the training for ever once the disk is full.
-            self.events = EventsWriter(str(self.folder / "events"), f".{time.time_ns() % 10**9}")
+            self.events = _Events(self.folder)
             if step:  # TensorBoard hides what an interrupted run logged beyond the state
-                self._event(step, session_log=SessionLog(status=SessionLog.START))
+                self.events.write(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
         except OSError as error:
             raise UserError(f"--log_dir: {self.folder} can't be written to ({error.strerror})") from None
 
@@ -62,9 +98,6 @@ class Log:
             return [row for row in csv.DictReader(file) if int(row["epoch"]) <= epoch] if epoch else []
         return []
 
-    def _event(self, step: int, **content) -> None:
-        self.events.write_event(Event(wall_time=time.time(), step=step, **content))
-
     def _safely(self, write: Callable[[], None]) -> None:
         if not ranks.first():
             return
@@ -72,15 +105,15 @@ class Log:
             write()
         except OSError as error:
             if not self._warned:
-                print(f"warning: --log_dir: {self.folder} can't be written to ({error.strerror})", file=sys.stderr)
+                with contextlib.suppress(OSError):  # stderr may be a file on that very disk
+                    print(f"warning: --log_dir: {self.folder} can't be written to ({error.strerror})", file=sys.stderr)
             self._warned = True
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Scalars of one step."""
 
         def write() -> None:
-            for name, value in values.items():
-                self._event(step, summary=summary.scalar(name, value))
+            self.events.write(*(Event(step=step, summary=summary.scalar(*item)) for item in values.items()))
 
         self._safely(write)
 
@@ -90,7 +123,7 @@ class Log:
         def write() -> None:
             for name, batch in pictures.items():
                 grid = make_grid(batch[:GRID].detach().float().clamp(0, 1).cpu(), nrow=GRID)
-                self._event(step, summary=summary.image(name, grid.numpy(), rescale=1))
+                self.events.write(Event(step=step, summary=summary.image(name, grid.numpy(), rescale=1)))
 
         self._safely(write)
 
@@ -100,16 +133,14 @@ class Log:
 
         def write() -> None:
             fields = list(dict.fromkeys(key for row in self.rows for key in row))
-            aside = self.csv.with_suffix(".tmp")
-            with open(aside, "w", newline="") as file:
-                writer = csv.DictWriter(file, fields, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(self.rows)
-            os.replace(aside, self.csv)
-            self.events.flush()
+            text = io.StringIO()
+            writer = csv.DictWriter(text, fields, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+            put_bytes(self.csv, text.getvalue().encode())
 
         self._safely(write)
 
     def close(self) -> None:
-        """Write out what TensorBoard's file still holds back."""
-        self._safely(lambda: self.events.close())
+        """No more is logged."""
+        self._safely(lambda: self.events.file.close())

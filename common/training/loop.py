@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from common import ranks
 from common.data.patches import CropSampler, PatchDataset, crop_loader, to_batch
 from common.derainer import DerainerError
-from common.errors import TrainingStopped, UserError
+from common.errors import TrainingStopped, UserError, is_dead_worker, is_out_of_memory
 from common.speed import set_rate
 from common.terminal import progress_bar
 from common.training.log import Log
@@ -223,7 +223,7 @@ def fit(
                     save()  # whatever happens now, the epoch's steps are done; a resume repeats the validation alone
                     try:
                         scores = validate(stop)
-                    except DerainerError as error:
+                    except UserError as error:  # of a derainer, of an image that has changed
                         raise TrainingStopped(f"validation: {error} {run.last_good()}") from None
                     if scores is None:  # Ctrl-C
                         raise interrupted()
@@ -248,11 +248,18 @@ def fit(
                 measured = "".join(f"  val {name} {value:.4f}" for name, value in scores.items())
                 files = f"  saved ..._state_{epoch}.pt" if saving else ""
                 _say(f"epoch {epoch}/{niter}  {shown}{measured}  ({seconds:.0f} s, {speed:.2f} steps/s){files}")
-        except RuntimeError as error:  # torch raises it wherever the main process happens to be
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, MemoryError) as error:
+            told = (str(error) or type(error).__name__).splitlines()[0]
+            if is_dead_worker(error):
+                reason = f"a worker that reads the images died ({told}); try fewer --workers."
+            elif is_out_of_memory(error):
+                reason = (
+                    f"out of memory ({told}). Where nothing else takes the memory, a new run needs a smaller "
+                    "--batchSize, --patchSize or network, or several GPUs."
+                )
+            else:
                 raise
-            reason = f"a worker that reads the images died ({str(error).splitlines()[0]})"
-            raise TrainingStopped(f"{reason}; try fewer --workers. {run.last_good()}") from None
+            raise TrainingStopped(f"{reason} {run.last_good()}") from None
         finally:
             close()
             batches.close()

@@ -8,6 +8,7 @@ training ``PREFIX.json`` (which derainer), and the full state ``train_state_last
 import argparse
 import contextlib
 import errno
+import json
 import os
 import re
 import shlex
@@ -21,7 +22,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from common import derainer, ranks
-from common.data.images import printable
+from common.data.images import printable, write_bytes
 from common.data.pairs import Pair
 from common.data.patches import PatchDataset
 from common.errors import TrainingStopped, UserError
@@ -304,7 +305,8 @@ class Run:
             os.replace(path, left)
             print(f"resume: {path.name} is not part of this run any more; kept as {left.name}")
         if "derainer" in self.args:
-            derainer.store(self.args, self.model_dir / f"{self.prefixes[0]}.json")
+            choice = json.dumps(derainer.choice_of(self.args), indent=2)
+            write_bytes(self.model_dir / f"{self.prefixes[0]}.json", f"{choice}\n".encode())
 
     # --- saving ------------------------------------------------------------------------------------------------
 
@@ -335,7 +337,7 @@ class Run:
         }
         require_finite(_parameters(nets) | {f"Adam of {k}": v for k, v in content["optimizers"].items()}, self)
         last, before = (self.model_dir / name for name in STATES)
-        checkpoint.save(content, last, keep=before)
+        self._save(content, last, keep=before)
         self._saved = content["options"]
 
     def save_weights(self, nets: dict[str, nn.Module], suffix: str) -> None:
@@ -349,14 +351,21 @@ class Run:
         states = {name: {k: v.cpu() for k, v in net.state_dict().items()} for name, net in nets.items()}
         require_finite(_parameters(nets), self)
         for name, state in states.items():
-            checkpoint.save(state, self.model_dir / f"{name}_{suffix}.pt")
+            self._save(state, self.model_dir / f"{name}_{suffix}.pt")
+
+    def _save(self, content: dict, path: Path, keep: Path | None = None) -> None:
+        try:
+            checkpoint.save(content, path, keep)
+        except TrainingStopped as error:
+            raise TrainingStopped(f"{error} {self.last_good()}") from None
 
     def last_good(self) -> str:
         """The newest whole state and how to go on from it, for messages."""
-        last = self.model_dir / STATES[0]
-        if not (last.exists() if ranks.first() else self._saved):  # others need not see the folder
+        paths = [self.model_dir / name for name in STATES]
+        there = [path for path in paths if path.exists()]  # only the one before, after a kill between two renames
+        if not (there if ranks.first() else self._saved):  # others need not see the folder
             return "No state was saved before."
-        return f"The last good state is {last}; go on with it: {self.command()}"
+        return f"The last good state is {(there or paths)[0]}; go on with it: {self.command()}"
 
     def command(self) -> str:
         """The command that goes on with this run."""
