@@ -21,6 +21,7 @@ from common import cli
 from common.data.images import ImageError, image_size, list_images, printable, read_image, size_text, tell, to_float
 from common.data.pairs import Pair, fail, find_pairs
 from common.errors import UserError
+from common.files import cell
 
 SSIM_WINDOW = 11
 
@@ -146,7 +147,7 @@ class Table:
         writer.writerow(["image", *(f"{method}_{field}" for method in means for field in fields)])
         for name, scores in [*self.rows.items(), ("mean", means)]:
             cells = (f"{getattr(s, field):.6f}" for s in scores.values() for field in fields)
-            writer.writerow([name, *cells])
+            writer.writerow([cell(name), *cells])
         return out.getvalue()
 
     def save(self, path: Path) -> None:
