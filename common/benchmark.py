@@ -44,6 +44,7 @@ from common.data.pairs import Pair, check_pairs, find_pairs
 from common.data.patches import CropSampler, PatchDataset, crop_loader, to_batch
 from common.errors import UserError
 from common.evaluation.derain import derain, prepare
+from common.files import read_small
 from common.generation.rain import RainMaker
 from common.models import Derain, Discriminator, EDNet, PReNet
 from common.speed import Speed, autocast, fuse, keep_memory, require_fast, set_arithmetic
@@ -545,12 +546,12 @@ def _require_place(path: Path) -> None:
     """Before the measuring: --json can be written, and replaces nothing but an earlier one."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        earlier = json.loads(path.read_text()) if path.exists() else {"work": "", "rows": []}
+        earlier = json.loads(read_small(path)) if path.exists() else {"work": "", "rows": []}
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             raise PermissionError(13, "no permission")
     except OSError as error:
         raise UserError(f"--json: {path} can't be written ({error.strerror})") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         earlier = None
     if not isinstance(earlier, dict) or not {"work", "rows"} <= earlier.keys():
         raise UserError(f"--json: {path} is there already and not of this program; take another name")

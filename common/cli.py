@@ -16,11 +16,15 @@ from typing import NoReturn
 import torch
 
 from common import ranks, terminal, weights
+from common.data.images import printable
+from common.derainer import MOST_PADDING, MOST_STAGES
 from common.errors import UserError, is_out_of_memory
 from common.speed import Speed
 
 EXIT_CODES = "exit codes: 0 done; 1 done in part, or stopped by trouble; 2 a mistake in the flags or files; 130 Ctrl-C"
 QUIET = "print results, warnings and errors alone"
+MOST = 2**31 - 1  # of whole numbers, where nothing else is said
+LONGEST = 1000  # characters of a message about flags
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -119,6 +123,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and end with exit code 2; once, of several processes."""
+        message = printable(message if len(message) <= LONGEST else f"{message[:LONGEST]}...")
         text = f"error: {message}; {self.prog} --help lists the flags"
         if ranks.launched():
             ranks.leave(2, text)
@@ -159,18 +164,20 @@ def number(kind: type, low: float, high: float = math.inf, above: bool = False) 
     name = "a whole number" if kind is int else "a number"
     bound = f"above {low:g}" if above else f"from {low:g}"
     if high < math.inf:
-        bound += f" to {high:g}"
+        bound += f" to {high}" if kind is int else f" to {high:g}"
     elif not above:
         bound += " on"
+    most = min(high, MOST) if kind is int else high
 
     def convert(text: str):
         try:
             value = kind(text)
-            fits = (low < value if above else low <= value) and value <= high and value != math.inf
+            fits = (low < value if above else low <= value) and value != math.inf
         except ValueError:
             fits = False
-        if not fits:
-            raise argparse.ArgumentTypeError(f"expected {name} {bound}, got {text!r}")
+        if not fits or value > most:
+            expected = f"{name} up to {most}" if fits and high > most else f"{name} {bound}"
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {repr(text)[:60]}")
         return value
 
     convert.metavar = "N" if kind is int else "X"
@@ -179,6 +186,8 @@ def number(kind: type, low: float, high: float = math.inf, above: bool = False) 
 
 positive_int = number(int, 1)
 count = number(int, 0)
+width = number(int, 1, 2**16)  # of a network's layer
+stages = number(int, 1, MOST_STAGES)
 positive = number(float, 0, above=True)
 nonnegative = number(float, 0)
 seed = number(int, 0, 2**32 - 1)
@@ -186,10 +195,10 @@ below_one = number(float, 0, 0.99999)
 
 
 def patch_size(text: str) -> int:
-    """A power of two from 16 on."""
+    """A power of two from 16 to 4096."""
     value = positive_int(text)
-    if value < 16 or value & (value - 1):
-        raise argparse.ArgumentTypeError(f"expected a power of two from 16 on (16, 32, 64, 128, 256), got {text!r}")
+    if not 16 <= value <= 4096 or value & (value - 1):
+        raise argparse.ArgumentTypeError(f"expected a power of two from 16 on (16, 32, 64 ... 4096), got {text!r}")
     return value
 
 
@@ -252,10 +261,10 @@ def add_derainer(group: argparse.ArgumentParser, sizes: argparse.ArgumentParser)
         metavar="KEY=VALUE",
         help="arguments of that class",
     )
-    group.add_argument("--recurrent_iter", type=positive_int, default=6, help="stages of prenet")
+    group.add_argument("--recurrent_iter", type=stages, default=6, help="stages of prenet")
     sizes.add_argument(
         "--pad_to",
-        type=number(int, 1, 4096),
+        type=number(int, 1, MOST_PADDING),
         default=1,
         help="pad images to multiples of so many px, for a network of your own",
     )
@@ -387,8 +396,8 @@ def add_generator(group: argparse.ArgumentParser, netED: str, patch: bool = Fals
     """--netED and its sizes, which are read from the file where they are left alone."""
     group.add_netED(netED)
     group.add_argument("--nc", type=number(int, 3, 3), default=3, help="image channels")
-    group.add_argument("--nz", type=positive_int, default=128, help="length of the rain code")
-    group.add_argument("--nef", type=positive_int, default=32, help="width of RNet and G")
+    group.add_argument("--nz", type=width, default=128, help="length of the rain code")
+    group.add_argument("--nef", type=width, default=32, help="width of RNet and G")
     if patch:
         group.add_argument("--patch_size", type=patch_size, default=64, help="side of a patch in px")
 
@@ -445,7 +454,7 @@ def check_figures(args: argparse.Namespace) -> None:
 def add_rain(parser: Parser) -> Parser:
     """The flags of generate_rain.py beyond its paths and the generator. Returns the group of the run."""
     rain = parser.group("rain")
-    rain.add_argument("--num", type=positive_int, default=1, help="rains a photo")
+    rain.add_argument("--num", type=number(int, 1, 10_000), default=1, help="rains a photo")
     rain.add_argument("--seed", type=seed, default=0, help="another one gives other rain")
     rain.add_argument("--intensity", type=number(float, 0, 2), default=1.0, help="factor of the rain, 0 to 2")
     rain.add_argument(
@@ -501,7 +510,7 @@ def loop_settings(args: argparse.Namespace) -> dict:
 
 def _complain(text: str) -> None:
     with contextlib.suppress(OSError):  # whoever read it is gone
-        print(text, file=sys.stderr)
+        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr)  # it may name files of others
 
 
 def run(main: Callable[[], int | None], torchrun: bool = False) -> int:

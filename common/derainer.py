@@ -21,9 +21,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from common.errors import UserError, is_dead_worker, is_out_of_memory
+from common.files import read_small
 from common.models import Derain, PReNet
 
 PRENET = "prenet"
+MOST_STAGES, MOST_PADDING = 1000, 4096  # that flags and files may ask for
 CONTRACT = (
     "A derainer is a torch.nn.Module from a batch (N, 3, H, W) in [0, 1] to the same shape, or to a tuple whose first "
     "element is that."
@@ -238,7 +240,7 @@ def stored(weights: Path) -> dict | None:
     """The choice beside a weights file; None where there is none. Says so where it can't be understood."""
     path = choice_file(weights)
     try:
-        choice = json.loads(path.read_text())
+        choice = json.loads(read_small(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError):
@@ -255,9 +257,8 @@ def valid(choice: object) -> bool:
     if not isinstance(choice, dict) or not all(type(choice.get(key)) is kind for key, kind in kinds.items()):
         return False
     texts = [choice["derainer"], *choice["derainer_args"]]
-    return min(choice["recurrent_iter"], choice["pad_to"]) > 0 and all(
-        isinstance(text, str) and text.isprintable() for text in texts
-    )
+    fits = 1 <= choice["recurrent_iter"] <= MOST_STAGES and 1 <= choice["pad_to"] <= MOST_PADDING
+    return fits and all(isinstance(text, str) and text.isprintable() for text in texts)
 
 
 def require_named(choice: dict, args: argparse.Namespace, where: str) -> None:

@@ -30,7 +30,7 @@ def parse_args(argv=None):
     data.add_path("--gt_path", help="clean images, for PSNR and SSIM")
     data.add_path("--save_path", "./derained_results/rain100L/", help="where the derained images go")
     model = parser.group("model")
-    model.add_argument("--stage", type=cli.positive_int, default=6, help="stages of BNet, as in its training")
+    model.add_argument("--stage", type=cli.stages, default=6, help="stages of BNet, as in its training")
     model.add_path("--netDerain", "./syn100lmodels/DerainNet_state_700.pt", help="weights of BNet")
     cli.add_deraining(parser.group("run"))
     return parser.parse_args(argv)

@@ -374,7 +374,7 @@ def test_refused(mine, tmp_path, generator, flags, message):
         (["--shard", "2"], "expected K/N"),
         (["--intensity", "3"], "expected a number from 0 to 2"),
         (["--coherence", "-0.1"], "expected a number from 0 to 1"),
-        (["--num", "0"], "expected a whole number from 1 on"),
+        (["--num", "0"], "expected a whole number from 1 to 10000"),
     ],
 )
 def test_wrong_flags(flags, message, capsys):

@@ -40,10 +40,12 @@ from common.data.images import (
 )
 from common.data.pairs import Pair, fail
 from common.errors import UserError
+from common.files import read_small
 from common.terminal import progress_bar
 
 NAME = "compose.json"
 FOLDERS = ("rain", "norain")
+LONGEST = 2**29  # bytes of compose.json, that of a million pairs
 KEPT = 8  # decoded streak layers in memory
 STEM = 100  # bytes of a photo's name in that of its pairs
 PHOTO, STREAKS = 0, 1  # first number of a seed: the order of the photos, what falls on them
@@ -210,7 +212,7 @@ def _require_free(out: Path, settings: dict, overwrite: bool) -> None:
     listed = out / NAME
     if listed.is_file():
         try:
-            before = json.loads(listed.read_bytes())
+            before = json.loads(read_small(listed, LONGEST))
             names = [Path(entry["file"]).name for entry in before["pairs"]]
             names = [name for name in names if name.endswith(".png") and "\0" not in name]
             differ = [key for key in settings if before["settings"].get(key) != settings[key]]

@@ -6,17 +6,19 @@ Pillow decodes, because it notices truncated files; OpenCV decodes the 16-bit on
 import contextlib
 import hashlib
 import io
+import math
 import os
 import re
 import stat
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from common import ranks
 from common.errors import UserError
@@ -24,7 +26,9 @@ from common.errors import UserError
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 UNFINISHED = ".writing-"  # how the names of files begin that are not whole yet
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
-_ORIENTATION = 274  # EXIF tag
+MOST_PIXELS, LONGEST_SIDE = 2 * 89_478_485, 2**16  # of an image; the first is where Pillow stops, too
+LARGEST_TILE = 2**26  # px of a TIFF's tiles
+_ORIENTATION, _TILE = 274, (322, 323)  # tags of EXIF and TIFF
 _TURN = {  # EXIF orientation -> the upright array
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -35,9 +39,16 @@ _TURN = {  # EXIF orientation -> the upright array
     8: lambda a: a.transpose(1, 0, 2)[::-1],
 }
 
+warnings.filterwarnings("ignore", module="PIL")  # of broken files, one message is enough
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
 
 class ImageError(UserError):
-    """An image that can't be read: the message names the file and the remedy."""
+    """An image that can't be read: the message, one line without control characters, names the file and the remedy."""
+
+    def __init__(self, text: str) -> None:
+        lines = text.split("\n") if text.startswith("Caught ") else [text]  # by DataLoader: a worker's traceback
+        super().__init__("\n".join(map(printable, lines)))
 
 
 def natural_key(path: str | Path) -> list:
@@ -114,13 +125,19 @@ def inputs(data_path: Path, save_path: Path, hint: str) -> tuple[Path, list[Path
     return data_path, names, others
 
 
-def _open(path: Path) -> Image.Image:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image of which the header is read; what goes wrong within, whatever Pillow calls it, is an ImageError."""
+    what = "read as an image"
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ImageError(f"{path}: is no file (a folder, pipe or device)")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # 89 to 179 megapixels are still welcome
-            return Image.open(path, formats=_FORMATS)
+        _check_canvas(path)
+        with Image.open(path, formats=_FORMATS) as image:
+            _check_size(path, *image.size)
+            _check_tiles(path, image)
+            what = "decoded"
+            yield image
     except ImageError:
         raise
     except FileNotFoundError:
@@ -128,15 +145,53 @@ def _open(path: Path) -> Image.Image:
     except PermissionError:
         raise ImageError(f"{path}: may not be read; check its permissions") from None
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: too large to be a photo ({error}); scale it down first") from None
+        found = int(re.search(r"\d+", str(error))[0])
+        raise ImageError(f"{path}: {_too_large(found)}") from None
+    except MemoryError:
+        raise ImageError(f"{path}: does not fit into memory; scale it down first") from None
     except Exception as error:  # Pillow raises many kinds on broken headers
-        raise ImageError(f"{path}: can't be read as an image ({_short(error)}); replace or remove the file") from None
+        raise ImageError(f"{path}: can't be {what} ({_short(error)}); replace or remove the file") from None
+
+
+def _too_large(pixels: int) -> str:
+    size = f"{pixels / 1e6:.0f} megapixels, up to {MOST_PIXELS / 1e6:.0f} are read"
+    return f"too large to be a photo ({size}); scale it down first"
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    """Refuse sizes for which decoders take very much memory, or in long rows time."""
+    if width * height > MOST_PIXELS:
+        raise ImageError(f"{path}: {_too_large(width * height)}")
+    if max(width, height) > LONGEST_SIDE:
+        raise ImageError(f"{path}: has {width}x{height} px, sides up to {LONGEST_SIDE} px are read; cut it into parts")
+
+
+def _check_canvas(path: Path) -> None:
+    """Look at the size of an extended WebP, for which Pillow takes the memory when it opens it."""
+    with open(path, "rb") as file:
+        head = file.read(30)
+    if head[8:16] == b"WEBPVP8X":
+        _check_size(path, *(int.from_bytes(head[at : at + 3], "little") + 1 for at in (24, 27)))
+
+
+def _check_tiles(path: Path, image: Image.Image) -> None:
+    """Refuse a TIFF in tiles that are larger than any program makes them: a decoder takes the memory of a whole one."""
+    if image.format == "TIFF":
+        width, height = (image.tag_v2.get(tag, side) for tag, side in zip(_TILE, image.size, strict=True))
+        if width * height > max(math.prod(image.size), LARGEST_TILE):
+            tiles = f"{width}x{height} px in a picture of {size_text(image.size[::-1])} px"
+            raise ImageError(f"{path}: has tiles of {tiles}, up to {LARGEST_TILE} px are read; save it anew")
 
 
 def _short(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    unknown = "not a PNG, JPEG, BMP, WebP or TIFF of 8 or 16 bits"
-    return unknown if "cannot identify" in text else text.splitlines()[0]
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    if "cannot identify" in text:
+        return "not a PNG, JPEG, BMP, WebP or TIFF of 8 or 16 bits"
+    if "MAX_TEXT" in text:
+        return (
+            f"its texts or colour profile have more than {PngImagePlugin.MAX_TEXT_CHUNK} bytes, which are read at most"
+        )
+    return text.splitlines()[0]
 
 
 def size_text(size: tuple[int, int]) -> str:
@@ -150,14 +205,18 @@ def image_format(path: Path) -> tuple[int, int, type]:
     Raises:
         ImageError: the header can't be read.
     """
-    with _open(path) as image:
-        deep = _is_deep(image)  # before anything loads the pixels
-        width, height = image.size
-        if image.format == "TIFF":  # newer versions of Pillow turn this size by themselves, older ones do not
-            width, height = image.tag_v2[256], image.tag_v2[257]
-        if _orientation(image) >= 5:
-            height, width = width, height
-        return height, width, np.uint16 if deep else np.uint8
+    with _opened(path) as image:
+        return _format(image)
+
+
+def _format(image: Image.Image) -> tuple[int, int, type]:
+    deep = _is_deep(image)  # before anything loads the pixels
+    width, height = image.size
+    if image.format == "TIFF":  # newer versions of Pillow turn this size by themselves, older ones do not
+        width, height = image.tag_v2[256], image.tag_v2[257]
+    if _orientation(image) >= 5:
+        height, width = width, height
+    return height, width, np.uint16 if deep else np.uint8
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -170,7 +229,8 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    return any(";16" in str(tile[3]) for tile in image.tile)
+    """Whether it has 16 bits a channel, without a sign; in a BMP 16 bits are those of a whole pixel."""
+    return image.format != "BMP" and any(re.search(r";16[BLN]?\b", str(tile[3])) for tile in image.tile)
 
 
 def has_alpha(path: Path) -> bool:
@@ -179,7 +239,7 @@ def has_alpha(path: Path) -> bool:
     Raises:
         ImageError: the header can't be read.
     """
-    with _open(path) as image:
+    with _opened(path) as image:
         return image.has_transparency_data
 
 
@@ -200,27 +260,28 @@ def read_image(path: Path) -> np.ndarray:
         (H, W, 3) array, uint8, or uint16 where the file has 16 bits a channel.
 
     Raises:
-        ImageError: the file is missing, truncated, not an image, or of another depth.
+        ImageError: the file is missing, truncated, not an image, of another depth, or not of the size that its header
+            says.
     """
-    with _open(path) as image:
-        try:
-            deep = _is_deep(image)  # before anything loads the pixels
-            orientation = _orientation(image)
-            if deep:
-                return _read_16_bit(path, image.format, orientation)
-            if image.mode in ("I", "F") or image.mode.startswith("I;"):
-                raise ImageError(f"{path}: {image.mode} pixels are neither 8 nor 16 bits; convert the file")
+    with _opened(path) as image:
+        height, width, kind = _format(image)
+        orientation = _orientation(image)
+        if kind == np.uint16:
+            pixels = _read_16_bit(path, image.format, orientation)
+        elif image.mode in ("I", "F") or image.mode.startswith("I;"):
+            raise ImageError(f"{path}: {image.mode} pixels are neither 8 nor 16 bits; convert the file")
+        else:
             image.load()
             turned = ImageOps.exif_transpose(image) if image.format == "TIFF" else image  # a TIFF knows what is left
-            pixels = np.asarray(turned.convert("RGB"))
-            return pixels if image.format == "TIFF" else np.ascontiguousarray(_upright(pixels, orientation))
-        except ImageError:
-            raise
-        except MemoryError:
-            raise ImageError(f"{path}: {image.size[0]}x{image.size[1]} px do not fit into memory") from None
-        except Exception as error:
-            problem = _short(error)
-            raise ImageError(f"{path}: can't be decoded ({problem}); replace or remove the file") from None
+            pixels = np.asarray(turned if turned.mode == "RGB" else turned.convert("RGB"))
+            if image.format != "TIFF":
+                pixels = np.ascontiguousarray(_upright(pixels, orientation))
+        if (
+            pixels.shape != (height, width, 3) or pixels.dtype != kind
+        ):  # two decoders may read a broken file differently
+            found = f"{size_text(pixels.shape)} px of {pixels.dtype}, its header says {width}x{height}"
+            raise ImageError(f"{path}: has {found} of {np.dtype(kind)}; replace or remove the file")
+        return pixels
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -229,6 +290,8 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 def _read_16_bit(path: Path, kind: str, orientation: int) -> np.ndarray:
     data = np.fromfile(path, np.uint8)  # imread itself can't open every name on every system
+    if kind == "PNG":
+        _check_chunks(data)
     pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
         raise ImageError(f"{path}: can't be decoded; replace or remove the file")
@@ -237,6 +300,22 @@ def _read_16_bit(path: Path, kind: str, orientation: int) -> np.ndarray:
             raise ImageError(f"{path}: a 16-bit TIFF that lies on its side (EXIF); save it upright, or as PNG")
         orientation = 1  # OpenCV flips TIFFs itself, whatever the flag says
     return np.ascontiguousarray(_upright(pixels[..., ::-1], orientation))
+
+
+def _check_chunks(data: np.ndarray) -> None:
+    """Refuse a PNG in which a chunk claims more bytes than there are: OpenCV would take the memory for them.
+
+    Raises:
+        ValueError: one does.
+    """
+    at = 8
+    while at + 8 <= len(data):
+        length, name = int.from_bytes(data[at : at + 4].tobytes(), "big"), data[at + 4 : at + 8].tobytes()
+        if at + 12 + length > len(data):
+            raise ValueError(f"its part {name!r} claims {length} bytes, {max(len(data) - at - 12, 0)} are there")
+        at += 12 + length
+        if name == b"IEND":
+            return
 
 
 def to_float(pixels: np.ndarray, dtype: type = np.float32) -> np.ndarray:

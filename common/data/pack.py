@@ -58,6 +58,8 @@ def is_pack(path: str | Path) -> bool:
         return False
     if path.suffix.lower() in (".h5", ".hdf5"):
         return True
+    if not path.is_file():  # a pipe might never end
+        return False
     try:
         with open(path, "rb") as file:
             return file.read(8) == SIGNATURE
@@ -210,15 +212,7 @@ def _checked(file: h5py.File, path: Path) -> tuple[dict, np.ndarray, np.ndarray]
     """meta, names and index of a whole pack, after looking at everything but the pixels."""
     fail = f"{path}: is no whole pack"
     try:
-        for name in file:
-            link = file.id.links.get_info(name.encode())
-            if link.type != h5py.h5l.TYPE_HARD or not isinstance(file[name], h5py.Dataset):
-                raise UserError(f"{fail}: {printable(name)} is a link or a group, which no pack of ours has")
-            made, kind = file[name].id.get_create_plist(), file[name].id.get_type()
-            plain = kind.get_class() == h5t.INTEGER and made.get_nfilters() == 0 and made.get_external_count() == 0
-            plain = plain and file[name].nbytes <= path.stat().st_size  # a small file may claim a lot
-            if not plain or made.get_layout() not in (h5d.CHUNKED, h5d.CONTIGUOUS):
-                raise UserError(f"{fail}: {printable(name)} is not of plain numbers, as in every pack of ours")
+        _require_plain(file, path)
         if not {"meta", "names", "index", "sha256"} <= set(file):
             raise UserError(f"{fail}: it lacks parts; make packs with python -m common.data.pack")
         meta_bytes = file["meta"][:].tobytes()
@@ -257,6 +251,24 @@ def _checked(file: h5py.File, path: Path) -> tuple[dict, np.ndarray, np.ndarray]
         raise
     except Exception as error:  # HDF5 raises many kinds on damaged files
         raise UserError(f"{path}: is damaged ({_reason(error)}); pack it again") from None
+
+
+def _require_plain(file: h5py.File, path: Path) -> None:
+    """Let a file hold no more than plain numbers that are in it, before any of them is read.
+
+    Raises:
+        UserError: it holds something else, or claims more than there is.
+    """
+    fail = f"{path}: is no whole pack"
+    for name in file:
+        link = file.id.links.get_info(name.encode())
+        if link.type != h5py.h5l.TYPE_HARD or not isinstance(file[name], h5py.Dataset):
+            raise UserError(f"{fail}: {printable(name):.200} is a link or a group, which no pack of ours has")
+        made, kind = file[name].id.get_create_plist(), file[name].id.get_type()
+        plain = kind.get_class() == h5t.INTEGER and made.get_nfilters() == 0 and made.get_external_count() == 0
+        plain = plain and file[name].nbytes <= path.stat().st_size  # a small file may claim a lot
+        if not plain or made.get_layout() not in (h5d.CHUNKED, h5d.CONTIGUOUS):
+            raise UserError(f"{fail}: {printable(name):.200} is not of plain numbers, as in every pack of ours")
 
 
 def _sha256(meta: bytes, names: np.ndarray, index: np.ndarray) -> bytes:
@@ -399,8 +411,17 @@ def _is_same(part: Path, content: dict, names: bytes) -> bool:
     """
     try:
         with h5py.File(part, "r+") as file:
+            _require_plain(file, part)
             meta = json.loads(file["meta"][:].tobytes())
-            return {key: meta.get(key) for key in content} == content and file["names"][:].tobytes() == names
+            same = {key: meta.get(key) for key in content} == content and file["names"][:].tobytes() == names
+            index, count, rooms = file["index"], content["pairs"], []
+            for name in meta["datasets"]:
+                height, width, kind = _dataset_format(name)
+                same = same and file[name].shape[1:] == (6, height, width) and file[name].dtype == kind
+                rooms.append(len(file[name]))
+            same = same and (index.shape, index.dtype) == ((count, 3), np.int64) and len(file["sha256"]) == 32
+            same = same and (file["stamps"].shape, file["stamps"].dtype) == ((count,), np.int64)
+            return same and all(place < rooms[number] and place >= NO_PLACE for number, place, _ in index[:])
     except BlockingIOError:
         raise
     except Exception:  # another kind of file, or a damaged one
@@ -415,8 +436,9 @@ def _require_ours(path: Path) -> None:
     """
     try:
         with h5py.File(path, "r") as file:
+            _require_plain(file, path)
             ours = json.loads(file["meta"][:].tobytes())["kind"] == KIND
-    except Exception:
+    except Exception:  # another kind of file, or a damaged one
         ours = False
     if not ours:
         raise UserError(f"--overwrite: {path} is no pack of ours; move it away yourself, or take another --out")

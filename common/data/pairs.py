@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data.images import ImageError, image_format, list_images, natural_key, read_image, size_text
+from common.data.images import ImageError, image_format, list_images, natural_key, printable, read_image, size_text
 from common.errors import UserError
+from common.files import read_small
 from common.terminal import progress_bar
 
 # How the public sets name the clean partner of a rainy file. One rule holds for a whole set, never mere position.
@@ -24,7 +25,9 @@ RULES = {
     "rain-K with norain-K (Rain100L, Rain100H)": (r"rain-(.*)", r"norain-\1"),
     "NAMEx2 with NAME (Rain100L, Rain100H)": (r"(.*)x2", r"\1"),
 }
-PROBLEMS_SHOWN = 10
+PROBLEMS_SHOWN, SHOWN = 10, 200  # problems in a message, bytes of a path in it
+LONGEST_LIST = 2**29  # bytes, ten times SPA-Data's list
+LONGEST_PATH, LONGEST_NAME = 4000, 255  # bytes: no system has longer ones
 LIST = "real_world.txt"  # SPA-Data's list of pairs, in --data_path
 CHECK_ALL, CHECK_SOME = 1000, 200  # longer lists are checked by so many samples, so that training starts in seconds
 
@@ -156,7 +159,7 @@ def fail(problems: list[str], headline: str, remedy: str) -> None:
         UserError: there is at least one problem.
     """
     if problems:
-        shown = "".join(f"\n  {line}" for line in problems[:PROBLEMS_SHOWN])
+        shown = "".join(f"\n  {printable(line)}" for line in problems[:PROBLEMS_SHOWN])
         rest = f"\n  ... and {len(problems) - PROBLEMS_SHOWN} more" if len(problems) > PROBLEMS_SHOWN else ""
         raise UserError(f"{headline}{shown}{rest}\n{remedy}")
 
@@ -228,9 +231,9 @@ class PairList(Sequence[Pair]):
         if not path.is_file():
             raise UserError(f"--data_path: {folder} holds no {LIST}, the list of the pairs. {hint}".rstrip())
         try:
-            text = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+            text = read_small(path, LONGEST_LIST).removeprefix(b"\xef\xbb\xbf")
         except OSError as error:
-            raise UserError(f"--data_path: {path} can't be read ({error.strerror}); check its permissions") from None
+            raise UserError(f"--data_path: {path} can't be read ({error.strerror}); check the file") from None
         if b"\0" in text:
             raise UserError(f"--data_path: {path} is no plain text; save it as UTF-8")
         self._text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in text else text
@@ -247,7 +250,7 @@ class PairList(Sequence[Pair]):
                     self._starts.append(at)
                     self._lines.append(number)
                 else:
-                    problems.append(f"line {number}: {problem}")
+                    problems.append(f"line {number}: {problem}" if len(problems) < PROBLEMS_SHOWN else "")
             at = end + 1
         fail(
             problems,
@@ -262,7 +265,7 @@ class PairList(Sequence[Pair]):
         """The words of the line that begins there, and where it ends."""
         end = self._text.find(b"\n", start)
         end = len(self._text) if end < 0 else end
-        return self._text[start:end].split(), end
+        return self._text[start:end].split(None, 3), end  # of an endless line no more
 
     @staticmethod
     def _relative(part: bytes) -> bytes:
@@ -270,12 +273,14 @@ class PairList(Sequence[Pair]):
 
     def _problem(self, parts: list[bytes]) -> str | None:
         if len(parts) != 2:
-            return f"{len(parts)} paths instead of 2"
+            return f"{'more than ' if len(parts) > 3 else ''}{min(len(parts), 3)} paths instead of 2"
         for part in parts:
             path = self._relative(part)
             if not path or b":" in path[:2] or b".." in path.split(b"/"):
                 what = "is no path to a file" if not path else "leaves the folder of the list"
-                return f"{part.decode(errors='backslashreplace')} {what}"
+                return f"{_shown(part)} {what}"
+            if len(path) > LONGEST_PATH or max(map(len, path.split(b"/"))) > LONGEST_NAME:
+                return f"{_shown(part)} is longer than the path of a file can be"
         return None
 
     def __len__(self) -> int:
@@ -289,6 +294,12 @@ class PairList(Sequence[Pair]):
     def fingerprint(self) -> str:
         """A few digits that change with the list."""
         return hashlib.sha256(self._text).hexdigest()[:12]
+
+
+def _shown(part: bytes) -> str:
+    """A path of a list, in a message."""
+    text = part[:SHOWN].decode(errors="backslashreplace")
+    return f"{text}..." if len(part) > SHOWN else text
 
 
 def fingerprint(pairs: Sequence[Pair]) -> str:

@@ -5,6 +5,7 @@ python -m common.evaluation.curves --log_dir syn100llogs other_logs --out curves
 
 import argparse
 import csv
+import io
 import math
 import sys
 from pathlib import Path
@@ -15,8 +16,9 @@ from common import cli
 from common.data.images import write_image
 from common.errors import UserError
 from common.evaluation.metrics import labels
+from common.files import read_small
 
-COLUMNS = 3
+COLUMNS, MOST_PANELS = 3, 60
 PANEL = 4.2, 2.8  # inches, at 100 dots each
 TITLES = {
     "mse": "mse of the derained crops",
@@ -44,15 +46,15 @@ def read_log(folder: Path) -> dict[str, np.ndarray]:
     """
     path = folder / "log.csv" if folder.is_dir() else folder
     try:
-        with open(path, newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(io.StringIO(read_small(path).decode(), newline="")))
         columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in (rows[0] if rows else ())}
     except FileNotFoundError:
         raise UserError(f"{folder} holds no log.csv; name the --log_dir of a training") from None
-    except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{path} can't be read as the log of a training ({error})") from None
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or f"{error!s:.100}"
+        raise UserError(f"{path} can't be read as the log of a training ({reason}); name another --log_dir") from None
     if not rows or not all(np.isfinite(columns.get(name, np.nan)).all() for name in ("epoch", "step", "seconds")):
-        raise UserError(f"{path} is not the log of a training, or no epoch of it is done")
+        raise UserError(f"{path} is not the log of a training, or no epoch of it is done; name another --log_dir")
     return columns
 
 
@@ -65,16 +67,23 @@ def draw(logs: dict[str, dict[str, np.ndarray]], hours: bool = False) -> np.ndar
 
     Returns:
         (H, W, 3) uint8.
+
+    Raises:
+        UserError: there is nothing to draw, or too much.
     """
     import matplotlib  # here, since nothing else needs it
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    pyplot.rcParams["text.parse_math"] = False  # names may hold a $
+
     names = dict.fromkeys(name for log in logs.values() for name in log if name not in ("epoch", "step", "seconds"))
     panels = [name for name in names if not name.startswith("lr/")]
     rates = [name for name in names if name.startswith("lr/")]
     panels += ["learning rates"] if rates else []
+    if not 1 <= len(panels) <= MOST_PANELS:
+        raise UserError(f"--log_dir: {len(panels)} kinds of values to draw, 1 to {MOST_PANELS} make a picture")
     rows = math.ceil(len(panels) / COLUMNS)
     size = PANEL[0] * min(COLUMNS, len(panels)), PANEL[1] * rows
     figure, axes = pyplot.subplots(rows, min(COLUMNS, len(panels)), figsize=size, dpi=100, squeeze=False)

@@ -32,6 +32,7 @@ from common.data.demo import rain_layer
 from common.data.images import list_images, printable, read_image, size_text, to_float, write_bytes
 from common.errors import UserError
 from common.evaluation.metrics import labels
+from common.files import cell
 from common.generation.latent import base_code
 from common.generation.rain import RAINY, RainMaker, sampled
 from common.models import EDNet
@@ -195,7 +196,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="of --real, only the so many that compose.py --hold_out leaves out",
     )
     parser.add_argument("--patch", type=cli.patch_size, default=64, help="side of what is compared, in px")
-    parser.add_argument("--number", type=cli.number(int, 2), default=1024, help="crops of each set")
+    parser.add_argument("--number", type=cli.number(int, 2, 2**20), default=1024, help="crops of each set")
     add_gain(parser, "range of the factor of real layers, as of the training pairs (compose.py)")
     parser.add_argument("--seed", type=cli.seed, default=0, help="of codes and crops")
     parser.add_path("--csv", help="also write the table to this file")
@@ -243,12 +244,12 @@ def main(argv: list[str] | None = None) -> int:
     print_result("sliced Wasserstein distance in % of the real deviation, mean and by level of the pyramid:")
     width = max(len(row[0]) for row in table)
     for row in table:
-        cells = [f"{cell:>9}" if isinstance(cell, str) else f"{cell:9.2f}" for cell in row[1:]]
+        cells = [f"{value:>9}" if isinstance(value, str) else f"{value:9.2f}" for value in row[1:]]
         print_result(f"{row[0]:<{width}}  {' '.join(cells)}")
     if args.csv:
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows(
-            [cell if isinstance(cell, str) else f"{cell:.4f}" for cell in row] for row in table
+            [cell(value) if isinstance(value, str) else f"{value:.4f}" for value in row] for row in table
         )
         write_bytes(Path(args.csv), out.getvalue().encode())
     return 0

@@ -6,6 +6,7 @@ python -m common.evaluation.gallery --out results --title "A run" --show sheet.p
 import argparse
 import csv
 import html
+import io
 import re
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from common import cli
 from common.data.images import write_bytes
 from common.errors import UserError
+from common.files import read_small, text_of
 
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
 STYLE = (
@@ -71,13 +73,13 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--show: {path} is no picture ({', '.join(PICTURES)})")
         if not path.is_file():
             raise UserError(f"--show: there is no {path}")
-        plain = re.sub(r"[^A-Za-z0-9._-]", "_", path.stem)  # a name that needs no quoting in an address
+        plain = re.sub(r"[^A-Za-z0-9._-]", "_", path.stem)[:100]  # a name that needs no quoting in an address
         figures.append((f"{number:02d}_{plain}{path.suffix.lower()}", sentence, path.read_bytes()))
     rows = None
     if args.table:
         try:
-            with open(args.table, encoding="utf-8", errors="replace", newline="") as file:
-                rows = [row for row in csv.reader(file) if row]
+            text = read_small(args.table).decode(errors="replace")
+            rows = [list(map(text_of, row)) for row in csv.reader(io.StringIO(text, newline="")) if row]
         except (OSError, csv.Error) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"--table: {args.table} can't be read as a CSV ({reason})") from None

@@ -30,6 +30,7 @@ from common.data.images import (
 )
 from common.data.pairs import Pair, fail, find_pairs
 from common.errors import UserError
+from common.files import cell
 from common.terminal import print_result, progress_bar
 
 SSIM_WINDOW = 11
@@ -158,7 +159,7 @@ class Table:
         writer.writerow(["image", *(f"{method}_{field}" for method in means for field in fields)])
         for name, scores in [*self.rows.items(), ("mean", means)]:
             cells = (f"{getattr(s, field):.6f}" for s in scores.values() for field in fields)
-            writer.writerow([name, *cells])
+            writer.writerow([cell(name), *cells])
         return out.getvalue()
 
     def save(self, path: Path) -> None:

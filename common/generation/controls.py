@@ -30,6 +30,7 @@ from common import cli
 from common.data.images import to_uint8, write_bytes, write_image
 from common.data.pictures import row, sheet, write_gif
 from common.errors import UserError
+from common.files import read_small
 from common.generation.latent import base_code
 from common.generation.measures import Measures, measure
 from common.generation.rain import RainMaker, Steer, fingerprint, sampled
@@ -358,7 +359,7 @@ def load(path: Path, netED: EDNet, flag: str = "--netED") -> Controls:
     checkpoint = shlex.quote(str(path).removesuffix(SUFFIX) + ".pt")
     learn_it = f"learn it by: python -m common.generation.controls --netED {checkpoint}"
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_small(path))
     except FileNotFoundError:
         raise UserError(f"{flag}: the knobs of this generator are not known, there is no {path}; {learn_it}") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -377,7 +378,7 @@ def load(path: Path, netED: EDNet, flag: str = "--netED") -> Controls:
         if not whole or [len(pair) for pair in tolerance] != [2] * len(KNOBS):
             raise ValueError
         mark = str(content["fingerprint"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise UserError(f"{path}: is not what this program reads as controls of such a generator; {learn_it}") from None
     if mark != fingerprint(netED):
         raise UserError(f"{path}: is of another generator; {learn_it}")
@@ -457,9 +458,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__, module=__spec__.name)
     parser.add_netED(required=True)
     parser.add_path("--out", help="folder of the report; left alone: NAME_controls beside the checkpoint")
-    parser.add_argument("--samples", type=cli.number(int, 2 * ENOUGH), default=8192, help="codes to learn from")
+    parser.add_argument("--samples", type=cli.number(int, 2 * ENOUGH, 2**20), default=8192, help="codes to learn from")
     parser.add_argument(
-        "--pictures", type=cli.number(int, 2), default=12, help="whole pictures at each place of a knob"
+        "--pictures", type=cli.number(int, 2, 10_000), default=12, help="whole pictures at each place of a knob"
     )
     parser.add_argument("--seed", type=cli.seed, default=0, help="of codes and pictures")
     cli.add_device(parser)

@@ -7,10 +7,11 @@ import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from common.data.images import natural_key, write_bytes
+from common.data.images import natural_key, printable, write_bytes
 from common.errors import UserError
+from common.files import cell, text_of
 
 try:
     import fcntl
@@ -19,7 +20,8 @@ except ImportError:  # Windows
 
 NAME = "manifest.csv"
 PAIR = ("rain", "norain")  # folders of the rainy and the clean pictures
-_KINDS = {bool: {"True": True, "False": False}.__getitem__, int: int, float: float, str: str}
+LONGEST, LONGEST_NAME = 2**20, 255  # characters of a line that are read at once, bytes of a file's name
+_KINDS = {bool: {"True": True, "False": False}.__getitem__, int: int, float: float, str: text_of}
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Manifest:
     """manifest.csv: one line a pair, appended when the pair is whole, sorted at the end; several processes may write.
 
     Raises:
-        UserError: the file is there and is no manifest.
+        UserError: the file is there and is no manifest, or names a pair outside its folders.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -76,11 +78,13 @@ class Manifest:
         """The rows by file, or the first so many."""
         if not self.path.exists():
             return {}
+        if not self.path.is_file():
+            raise UserError(f"{self.path}: is in the way, and no file; choose another --save_path, or move it away")
         kinds = [_KINDS[field.type] for field in fields(Row)]
         names = [field.name for field in fields(Row)]
         rows = {}
         with open(self.path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(file)
+            reader = csv.reader(iter(lambda: file.readline(LONGEST), ""))
             head = None
             with contextlib.suppress(csv.Error):
                 head = next(reader, names)  # an empty file is as good as none
@@ -94,8 +98,17 @@ class Manifest:
                     with contextlib.suppress(ValueError, KeyError):  # cut short: the pair is made again
                         row = Row(*(kind(text) for kind, text in zip(kinds[: len(head)], line, strict=True)))
                         if len(row.photo_sha256) == 64:
+                            self._require_inside(row)
                             rows[row.file] = row  # the last one counts
         return rows
+
+    def _require_inside(self, row: Row) -> None:
+        path = PurePosixPath(row.file)
+        inside = not path.is_absolute() and ".." not in path.parts and "\0" not in row.file
+        if not inside or path.suffix != ".png" or max(len(os.fsencode(part)) for part in path.parts) > LONGEST_NAME:
+            raise UserError(
+                f"{self.path}: {printable(row.file):.200} is no pair of {printable(row.photo):.200}; mend it"
+            )
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -122,7 +135,9 @@ class Manifest:
     def _text(rows: list[Row], head: bool) -> bytes:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # names may hold anything
-        writer.writerows([[field.name for field in fields(Row)]] * head + [astuple(row) for row in rows])
+        if head:
+            writer.writerow([field.name for field in fields(Row)])
+        writer.writerows([cell(value) if isinstance(value, str) else value for value in astuple(row)] for row in rows)
         return out.getvalue().encode("utf-8", "surrogateescape")
 
     def append(self, row: Row) -> None:

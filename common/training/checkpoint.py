@@ -5,6 +5,8 @@ import contextlib
 import os
 import pickle
 import re
+import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from common import derainer
+from common.data.images import printable
 from common.errors import TrainingStopped, UserError, is_dead_worker
 from common.models import EDNet
 
@@ -83,7 +86,9 @@ def load(path: Path, flag: str, hint: str = "") -> object:
     if not path.is_file():
         raise UserError(f"{flag}: there is no {path}. {_beside(path.parent)} {hint}".strip())
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        _check_sizes(path)
+        with warnings.catch_warnings(action="ignore"):  # of broken files, one message is enough
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch says so in several wordings; anything else that can't be unpickled is damage
         if code := re.search(
@@ -100,12 +105,28 @@ def load(path: Path, flag: str, hint: str = "") -> object:
         raise UserError(f"{flag}: {path} {_DAMAGED}") from None
 
 
+def _check_sizes(path: Path) -> None:
+    """Let no member of a zip file be larger than it is in the file, before torch takes the memory for it.
+
+    Raises:
+        zipfile.BadZipFile: one is compressed, which torch never does, or several lie in the same place.
+    """
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\3\4":  # as torch tells the formats apart
+            return
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if packed or sum(member.file_size for member in members) > path.stat().st_size:
+        raise zipfile.BadZipFile
+
+
 def _beside(folder: Path) -> str:
     names = sorted(p.name for p in folder.glob("*.pt*")) if folder.is_dir() else []
     if not names:
         return f"{folder} holds no checkpoint."
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return f"{folder} holds {', '.join(names[:6])}{more}."
+    return f"{folder} holds {printable(', '.join(names[:6]))}{more}."
 
 
 def load_newest(path: Path, flag: str, hint: str = "") -> tuple[Path, object]:
@@ -140,9 +161,9 @@ def load_newest(path: Path, flag: str, hint: str = "") -> tuple[Path, object]:
             try:
                 content = load(file, flag)
             except UserError as error:
-                print(f"left out: {error}")
+                print(f"left out: {printable(str(error))}")
                 continue
-            print(f"{flag}: {path} is a folder; taking {file.name}")
+            print(f"{flag}: {path} is a folder; taking {printable(file.name)}")
             return file, content
     raise UserError(
         f"{flag}: {path} is a folder without a whole checkpoint of a derainer. {_beside(path)} {hint}".strip()
@@ -201,12 +222,19 @@ def load_generator(path: Path, flag: str, hint: str = "") -> EDNet:
     content = _unwrapped(load(path, flag, hint))
     net = EDNet()
     if kind_of(content) == "ED":
-        shapes = {str(key): value.shape for key, value in content.items() if isinstance(value, Tensor)}
+        tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        if any(value.numel() * value.element_size() > os.path.getsize(path) for value in tensors.values()):
+            raise UserError(f"{flag}: {path} {_DAMAGED}")  # a few numbers that claim to be many
+        shapes = {key: value.shape for key, value in tensors.items()}
         convs = [shape for key, shape in shapes.items() if key.startswith("encoder.main.") and len(shape) == 4]
         codes = [shape for key, shape in shapes.items() if key.startswith("decoder.main.") and len(shape) == 2]
         first = shapes.get("encoder.main.0.weight", ())
-        if 3 <= len(convs) <= 12 and len(codes) == 1 and len(first) == 4:  # else put_weights says what is wrong
-            net = EDNet(nc=first[1], nz=codes[0][1], nef=first[0], patch_size=2 ** (len(convs) + 1))
+        if 3 <= len(convs) <= 12 and len(codes) == 1 and len(first) == 4 and all((*first, *codes[0])):
+            sizes = {"nc": first[1], "nz": codes[0][1], "nef": first[0], "patch_size": 2 ** (len(convs) + 1)}
+            with torch.device("meta"):  # which takes no memory
+                net = EDNet(**sizes)
+            if {key: value.shape for key, value in net.state_dict().items()} == shapes:  # else put_weights tells
+                net = EDNet(**sizes)
     put_weights(net, content, "ED", f"{flag}: {path}")
     return net
 
@@ -295,6 +323,9 @@ def put_weights(net: nn.Module, content: object, kind: str, where: str) -> None:
             else ""
         )
         raise UserError(f"{where}: {looks}. Expected: {expected}. {' '.join(filter(None, parts))} {remedy}".rstrip())
+    other = [k for k, v in content.items() if v.is_complex() or v.is_quantized or v.layout != own[k].layout]
+    if other:
+        raise UserError(f"{where}: {_some('not of plain numbers', other)} Expected: {expected}.")
     weights = [key for key, _ in net.named_parameters() if key in content]
     broken = [key for key in weights if not torch.isfinite(content[key]).all()]
     if broken:
@@ -316,5 +347,6 @@ def _unwrapped(content: object) -> object:
 def _some(label: str, items: list[str]) -> str:
     if not items:
         return ""
+    items = [item if len(item) <= 100 else f"{item[:100]}..." for item in items]
     more = f" and {len(items) - KEYS_SHOWN} more" if len(items) > KEYS_SHOWN else ""
     return f"{label[0].upper()}{label[1:]}: {', '.join(items[:KEYS_SHOWN])}{more}."

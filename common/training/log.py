@@ -20,6 +20,7 @@ from torchvision.utils import make_grid
 from common import ranks
 from common.data.images import put_bytes
 from common.errors import UserError
+from common.files import read_small
 
 GRID = 8  # images in a grid
 
@@ -94,8 +95,11 @@ class Log:
             raise UserError(f"--log_dir: {self.folder} can't be written to ({error.strerror})") from None
 
     def _read(self, epoch: int) -> list[dict[str, str]]:
-        with contextlib.suppress(FileNotFoundError, KeyError, ValueError), open(self.csv, newline="") as file:
-            return [row for row in csv.DictReader(file) if int(row["epoch"]) <= epoch] if epoch else []
+        if not epoch:
+            return []
+        with contextlib.suppress(FileNotFoundError, KeyError, ValueError, TypeError, csv.Error):
+            table = csv.DictReader(io.StringIO(read_small(self.csv).decode(), newline=""))
+            return [row for row in table if int(row["epoch"]) <= epoch]
         return []
 
     def _safely(self, write: Callable[[], None]) -> None:

@@ -41,14 +41,8 @@ FREE = {"niter", "workers", "use_gpu", "gpu_id", "data_path", "gt_path", "val_da
 FREE |= {"cache", "compile", "cuda_graphs"}
 FREE |= {"pad_to", "pad_square"}  # of validation
 FREE |= {"netED", "derainer"}  # files may move; another generator is noticed by its numbers, a network by its shapes
-PER_CALL = {
-    "resume",
-    "overwrite",
-    "dry_run",
-    "quiet",
-    "save_minutes",
-    "model_dir",
-}  # belong to one call, never restored
+MAY_BE_ZERO, FRACTIONS = {"workers", "manualSeed", "seed", "resume"}, {"lambda_gp", "ema"}  # numbers among the flags
+PER_CALL = {"resume", "overwrite", "dry_run", "quiet", "save_minutes", "model_dir"}  # of one call, never restored
 
 
 class Run:
@@ -178,9 +172,9 @@ class Run:
                 print(f"resume: left out: {error}")
                 self._aside.append(path)
                 continue
-            if state["vrgnet_state"] != VERSION:
+            if (version := str(state["vrgnet_state"])) != str(VERSION):
                 raise UserError(
-                    f"{path} has format {state['vrgnet_state']}, this program reads {VERSION}; "
+                    f"{path} has format {version:.40}, this program reads {VERSION}; "
                     "use the version that wrote it, or --resume N with bare weights"
                 )
             content = {"experiment": str, "epoch": int, "step": int, "best": float, "data": str}
@@ -189,7 +183,8 @@ class Run:
             state.setdefault("processes", 1)  # older ones had one
             choice_fits = "derainer" not in self.args or derainer.valid(options)
             fits = all(isinstance(state.get(key), kind) for key, kind in content.items()) and choice_fits
-            if not fits or state["processes"] < 1 or not isinstance(options.get("batchSize"), int):
+            fits = fits and min(state["processes"], state["epoch"] + 1, state["step"] + 1) >= 1
+            if not fits or "batchSize" not in options or not _are_values(options, self.args):
                 print(f"resume: left out: {path} is no whole training state")
                 self._aside.append(path)
                 continue
@@ -270,7 +265,8 @@ class Run:
         if self._state is not None:
             if self._state["data"] != data:
                 print(
-                    f"resume: other data than before ({self._state['data']}; now {data}): not bit for bit the same run"
+                    f"resume: other data than before ({printable(self._state['data']):.100}; now {data}): not bit for "
+                    "bit the same run"
                 )
             where = f"--resume: {self.model_dir}"
             for name, net in nets.items():
@@ -281,9 +277,12 @@ class Run:
                     continue
                 try:
                     put_averages(optimizers[name], self._state["optimizers"][name])
-                except ValueError:  # a layer was frozen or freed in between
+                except Exception:  # a layer was frozen or freed in between; or it is no state of ours
                     raise UserError(f"{where}: {name} trains other parameters than this run did; undo that") from None
-            runtime.set_rng_state(self._state["rng"])
+            try:
+                runtime.set_rng_state(self._state["rng"])
+            except Exception:
+                raise UserError(f"{where}: {STATES[0]} is damaged; go on from bare weights, --resume N") from None
             self._state = None  # its memory is needed
         for name, path in self._bare.items() if ranks.first() else ():  # the others are given them by ``fit``
             checkpoint.load_weights(nets[name], path, self._kind(name), "--resume")
@@ -408,6 +407,25 @@ def put_averages(optimizer: Optimizer, stored: dict) -> None:
 
 def _parameters(nets: dict[str, nn.Module]) -> dict[str, dict]:
     return {name: dict(net.named_parameters()) for name, net in nets.items()}  # a buffer may be a mask of -inf
+
+
+def _are_values(stored: dict, args: argparse.Namespace) -> bool:
+    """Whether stored options are such as the flags of the script may have."""
+    return all(_is_value(key, stored[key], now) for key, now in vars(args).items() if key in stored.keys() - PER_CALL)
+
+
+def _is_value(key: str, value: object, now: object) -> bool:
+    if value is None or now is None:
+        return value is None or isinstance(value, str if key.endswith("_path") else int)
+    if isinstance(now, list):
+        return isinstance(value, list) and all(type(item) is (str if key == "derainer_args" else int) for item in value)
+    if isinstance(now, (bool, str)):
+        return type(value) is type(now)
+    if key in ("patchSize", "patch_size"):
+        return type(value) is int and value >= 16 and value & (value - 1) == 0
+    if isinstance(now, float) or key in FRACTIONS:
+        return type(value) in (int, float) and 0 <= value < float("inf")
+    return type(value) is int and (0 if key in MAY_BE_ZERO else 1) <= value < 2**32
 
 
 def _plain(key: str, value: object) -> object:
