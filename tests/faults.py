@@ -251,11 +251,17 @@ class Arena:
         self.pipes.append(reader)  # open as long as a worker lives
         return process.exitcode, text.decode()
 
+    def _read(self, path: Path) -> object:
+        try:
+            return torch.load(path, weights_only=True)
+        except Exception as error:  # of many kinds
+            self.found.unreadable.append(f"{path}: {error}")
+
     def _state(self, model: Path) -> tuple[int, int]:
         """Epoch and step of the newest whole state; (0, 0) where there is none."""
         found = [(0, 0)]
         for path in (model / name for name in STATES):
-            with contextlib.suppress(Exception):  # missing, or unreadable, which ``_look_at`` tells
+            with contextlib.suppress(Exception):  # missing, or unreadable, which ``_read`` tells
                 state = torch.load(path, weights_only=True)
                 found.append((state["epoch"], state["step"]))
         return max(found)
@@ -264,10 +270,7 @@ class Arena:
         """What must hold after every kill."""
         where = f"{self.training}, {model.name}, killed {kind}"
         for path in model.glob("*.pt"):
-            try:
-                torch.load(path, weights_only=True)
-            except Exception as error:
-                self.found.unreadable.append(f"{where}: {path.name}: {error}")
+            self._read(path)
         if (after := self._state(model)) < before:
             self.found.lost.append(f"{where}: from {before} back to {after}")
         told = code == 1 and "a worker that reads the images died" in text
@@ -279,11 +282,9 @@ class Arena:
         """With the undisturbed training."""
 
         def content(folder: Path) -> dict[str, object]:
-            paths = [
-                path for path in folder.glob("*.pt") if path.name != STATES[1]
-            ]  # depends on when states were saved
-            files = {path.name: torch.load(path, weights_only=True) for path in paths}
-            for flag in ("workers", "cache", "log_dir"):
+            names = [path.name for path in folder.glob("*.pt")]
+            files = {name: self._read(folder / name) for name in names if name != STATES[1]}  # as old as saves have it
+            for flag in ("workers", "cache", "log_dir") if files[STATES[0]] else ():
                 del files[STATES[0]]["options"][flag]
             with open(f"{folder}_l/log.csv", newline="") as file:
                 rows = [row | {"seconds": ""} for row in csv.DictReader(file)]
