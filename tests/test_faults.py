@@ -37,6 +37,15 @@ from tests.test_training import arguments, assert_same_run, load, resume, train
 OFTEN = ["--save_minutes", 1e-9]  # a state before every step
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks as tiny as these only wait for a second one, above all where other work shares the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def outcome(main, *words):
     """Exit code of a command; an error that is not explained comes through."""
     return cli.run(lambda: main(list(map(str, words))))
