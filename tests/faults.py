@@ -7,7 +7,7 @@ Each kind of moment but the last is met exactly: the training starts in a proces
 hit the real script, in a process of its own, and so do the undisturbed training and the last leg of each other one.
 
 After every kill each .pt must load and none of the work saved before may be gone. In the end networks, Adam, random
-numbers, best score, options.json and log.csv must be those of the undisturbed training, bit for bit (but the seconds).
+numbers, best score, options and log.csv must be those of the undisturbed training, bit for bit (but the seconds).
 """
 
 import argparse
@@ -21,6 +21,7 @@ import os
 import random
 import select
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -234,7 +235,7 @@ class Arena:
             script = ROOT / "for_syn" / f"{TRAININGS[self.training].__name__.split('.')[-1]}.py"
             process = begin(sys.executable, script, *argv, env=ONE_THREAD)
             if kind == CLOCK:
-                with contextlib.suppress(multiprocessing.TimeoutError, Exception):
+                with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(self.rng.uniform(0.5, 1) * self.seconds)
                 process.kill()
             return process.wait(), process.stdout.read()
@@ -250,20 +251,27 @@ class Arena:
         self.pipes.append(reader)  # open as long as a worker lives
         return process.exitcode, text.decode()
 
+    def _read(self, path: Path) -> object:
+        try:
+            return torch.load(path, weights_only=True)
+        except Exception as error:  # of many kinds
+            self.found.unreadable.append(f"{path}: {error}")
+
     def _state(self, model: Path) -> tuple[int, int]:
         """Epoch and step of the newest whole state; (0, 0) where there is none."""
-        states = [torch.load(model / name, weights_only=True) for name in STATES if (model / name).exists()]
-        return max(((state["epoch"], state["step"]) for state in states), default=(0, 0))
+        found = [(0, 0)]
+        for path in (model / name for name in STATES):
+            with contextlib.suppress(Exception):  # missing, or unreadable, which ``_read`` tells
+                state = torch.load(path, weights_only=True)
+                found.append((state["epoch"], state["step"]))
+        return max(found)
 
     def _look_at(self, model: Path, kind: str, before: tuple[int, int], code: int, text: str) -> None:
         """What must hold after every kill."""
         where = f"{self.training}, {model.name}, killed {kind}"
         for path in model.glob("*.pt"):
-            try:
-                torch.load(path, weights_only=True)
-            except Exception as error:
-                self.found.unreadable.append(f"{where}: {path.name}: {error}")
-        if not self.found.unreadable and (after := self._state(model)) < before:
+            self._read(path)
+        if (after := self._state(model)) < before:
             self.found.lost.append(f"{where}: from {before} back to {after}")
         told = code == 1 and "a worker that reads the images died" in text
         fits = told if kind == "a worker" else code == -signal.SIGKILL
@@ -274,16 +282,15 @@ class Arena:
         """With the undisturbed training."""
 
         def content(folder: Path) -> dict[str, object]:
-            files = {path.name: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
-            files.pop(STATES[1])  # depends on when states were saved
-            last = files[STATES[0]]
-            last["options"] = {key: value for key, value in last["options"].items() if key not in FREELY}
+            names = [path.name for path in folder.glob("*.pt")]
+            files = {name: self._read(folder / name) for name in names if name != STATES[1]}  # as old as saves have it
+            for flag in ("workers", "cache", "log_dir") if files[STATES[0]] else ():
+                del files[STATES[0]]["options"][flag]
             with open(f"{folder}_l/log.csv", newline="") as file:
                 rows = [row | {"seconds": ""} for row in csv.DictReader(file)]
             beside = {path.name: path.read_text() for path in folder.glob("*.json")}
             return files | {"log.csv": rows} | beside
 
-        FREELY = ("workers", "cache", "log_dir", "overwrite")
         one, other = content(self.whole), content(model)
         for name in one.keys() | other.keys():
             if bits := differing_bits(one.get(name), other.get(name)):
@@ -347,4 +354,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    __spec__ = __file__ = None  # or forked processes would run this file once more, as their main one
     sys.exit(importlib.import_module("tests.faults").main())  # by its own name, which forked processes look it up by

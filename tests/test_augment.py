@@ -332,7 +332,7 @@ def test_a_run_that_died_before_its_first_state_can_be_started_again(pairs_folde
     def fail(*args):
         raise RuntimeError("CUDA error: out of memory")
 
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+    with monkeypatch.context() as patch, pytest.raises(TrainingStopped, match="out of memory"):
         patch.setattr(augment, "a_step", fail)
         train(pairs_folder, tmp_path / "model", "--netED", generator)
     assert (tmp_path / "model" / "Aug_DerainNet.json").exists()

@@ -3,6 +3,7 @@
 import builtins
 import contextlib
 import errno
+import functools
 import gc
 import io
 import os
@@ -20,7 +21,7 @@ from tensorboardX.record_writer import masked_crc32c
 from common import cli
 from common.data import compose, pack
 from common.data.images import read_image, write_image
-from common.errors import TrainingStopped, UserError
+from common.errors import TrainingStopped, UserError, is_dead_worker
 from common.evaluation import curves, derain, gallery, metrics, report
 from common.generation import export, photos
 from common.generation.manifest import Manifest
@@ -29,11 +30,20 @@ from common.training import checkpoint, joint, log
 from for_syn import generate_rain, test_disentanglement, test_interpolation, test_syn_joint, train_syn_aug
 from for_syn import train_syn_joint as script
 from tests import faults
-from tests.conftest import photo
+from tests.conftest import photo, write_pairs
 from tests.golden import fill
 from tests.test_training import arguments, assert_same_run, load, resume, train
 
 OFTEN = ["--save_minutes", 1e-9]  # a state before every step
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks as tiny as these only wait for a second one, above all where other work shares the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def outcome(main, *words):
@@ -69,6 +79,11 @@ def test_a_worker_that_dies_during_a_save_is_no_matter_of_the_disk(tmp_path, mon
     with pytest.raises(RuntimeError, match="worker"):
         checkpoint.save({"n": 2}, tmp_path / "x.pt", keep=tmp_path / "before.pt")
     assert load(tmp_path / "x.pt") == {"n": 1} and [p.name for p in tmp_path.iterdir()] == ["x.pt"]
+
+
+def test_an_error_within_a_worker_is_not_taken_for_its_death():
+    assert is_dead_worker(RuntimeError("DataLoader worker (pid(s) 5, 6) exited unexpectedly"))
+    assert not is_dead_worker(RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nTraceback ..."))
 
 
 def test_a_batch_that_can_not_be_handed_over_is_not_waited_for(pairs_folder, tmp_path, monkeypatch, capfd):
@@ -194,8 +209,6 @@ def at_step(number, monkeypatch, what):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Pairs, and a joint training of three epochs on them that nothing disturbs."""
-    from tests.conftest import write_pairs
-
     folder = tmp_path_factory.mktemp("whole")
     train(write_pairs(folder / "data"), folder / "model", "--niter", 3)
     return folder
@@ -211,7 +224,7 @@ def test_training_ends_where_it_can_not_save(whole, tmp_path, monkeypatch, capsy
     else:
         model, end = tmp_path / "model", stack.close
         context = no_longer_than(3000) if trouble == "limit" else read_only(model)
-        begin = lambda: stack.enter_context(context)  # noqa: E731
+        begin = functools.partial(stack.enter_context, context)
     flags = ["--niter", 3, "--log_dir", tmp_path / "logs", *(OFTEN if where == "state" else [])]
     with monkeypatch.context() as patch, stack:
         at_step(9 if where == "state" else 12, patch, begin)  # weights are saved after the second epoch
