@@ -1,0 +1,162 @@
+"""Nothing is written outside the folders that the command line names, and nothing asks the network for anything.
+
+One process without network (``unshare -n``, or else sockets that refuse) trains a few steps, derains, measures, makes
+rain and interpolates, in an empty working directory with an empty home and an empty temporary folder.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.models import EDNet
+from tests.conftest import write_pairs
+from tests.golden import ROOT, fill
+
+CACHES = ("__pycache__", "matplotlib", "fontconfig")  # folders that libraries keep for themselves
+NO_NETWORK = next(
+    (
+        words
+        for words in (["unshare", "-n"], ["unshare", "-rn"])
+        if shutil.which("unshare") and subprocess.run([*words, "true"], capture_output=True).returncode == 0
+    ),
+    [],
+)
+
+# What the process runs: every write that Python is asked for is noted, as are sockets to other machines.
+CODE = """
+import os, pathlib, socket, sys, warnings
+writes, asked = set(), []
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+
+def note(event, args):
+    if event == "open" and isinstance(args[0], (str, bytes)) and args[2] & WRITING:
+        writes.add(os.path.abspath(os.fsdecode(args[0])))
+    elif event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate"):
+        writes.update(os.path.abspath(os.fsdecode(path)) for path in args[:2] if isinstance(path, (str, bytes)))
+    elif event in ("socket.connect", "socket.getaddrinfo", "socket.sendto", "urllib.Request"):
+        asked.append((event, str(args)[:200]))
+
+sys.addaudithook(note)
+
+def refuse(*args, **kwargs):
+    raise OSError("no network here")
+
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+sys.path.insert(0, os.environ["ROOT"])
+data, out = os.environ["DATA"], os.environ["OUT"]
+from common import cli
+from common.data import compose, pack
+from common.data.images import read_image
+from common.evaluation import curves, gallery, metrics, report
+from common.generation import rain
+from for_syn import generate_rain, test_interpolation, test_syn_joint, train_syn_joint
+
+rain.SAMPLES, rain.TRIAL = 2**12, 16
+pairs = ["--data_path", f"{data}/rain", "--gt_path", f"{data}/norain"]
+ED, cpu = ["--netED", f"{data}/ED.pt"], ["--use_gpu", "false"]
+small = ["--patchSize", "16", "--nz", "4", "--nef", "2", "--ndf", "4", "--stage", "1", "--batchSize", "2"]
+small += ["--niter", "1", "--iters_per_epoch", "5", "--workers", "0", "--val_data_path", pairs[1]]
+small += ["--val_gt_path", pairs[3]]
+patches = ["--save_patch", f"{out}/p", "--save_inputfake", f"{out}/i", "--save_rainfake", f"{out}/r"]
+for main, flags in (
+    (train_syn_joint.main, [*pairs, *small, *cpu, "--model_dir", f"{out}/m", "--log_dir", f"{out}/l"]),
+    (test_syn_joint.main, [*pairs, *cpu, "--stage", "1", "--netDerain", f"{out}/m/DerainNet_state_1.pt", "--save_path",
+                           f"{out}/d"]),
+    (metrics.main, ["--pred", f"{out}/d", "--gt", f"{data}/norain", "--csv", f"{out}/metrics.csv"]),
+    (generate_rain.main, [*pairs[:2], *ED, *cpu, "--save_path", f"{out}/g", "--num", "2"]),
+    (test_interpolation.main, [*pairs, *ED, *cpu, *patches]),
+    (pack.main, [*pairs, "--out", f"{out}/p.h5"]),
+    (compose.main, ["--clean", f"{data}/norain", "--streaks", f"{data}/rain", "--num", "2", "--out", f"{out}/c"]),
+    (report.main, ["--rainy", f"{data}/rain", "--derained", f"{out}/d", "--clean", f"{data}/norain", "--out",
+                   f"{out}/s.png"]),
+    (curves.main, ["--log_dir", f"{out}/l", "--out", f"{out}/c.png"]),
+    (gallery.main, ["--out", f"{out}/page", "--show", f"{out}/s.png", "x", "--table", f"{out}/metrics.csv"]),
+):
+    code = cli.run(lambda: main(flags))
+    assert code == 0, (main.__module__, code)
+for path in sorted(pathlib.Path(os.environ["CORPUS"]).rglob("*.*")):  # what Pillow warns of is not said twice
+    try:
+        read_image(path)
+    except Exception:
+        pass
+print("\\nWRITES", *sorted(writes), sep="\\n")
+print("ASKED", *asked, sep="\\n")
+"""
+
+
+def contents(folder: Path, leave=()) -> dict[str, str]:
+    """Digests of all files below a folder, but for library caches."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and not {*CACHES, *leave} & set(path.parts)
+    }
+
+
+@pytest.fixture(scope="module")
+def after(tmp_path_factory):
+    """What the process said, and the folder in which its own lie: data, out, cwd, home, tmp."""
+    place = tmp_path_factory.mktemp("place")
+    for name in ("out", "cwd", "home", "tmp"):
+        (place / name).mkdir()
+    write_pairs(place / "data")
+    torch.save(fill(EDNet(nz=4, nef=2, patch_size=16), 1).state_dict(), place / "data" / "ED.pt")
+    before = {name: contents(place / name) for name in ("data", "cwd", "home", "tmp")}
+    before["project"] = contents(ROOT, (".git", ".venv", ".pytest_cache", ".ruff_cache"))
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "MPL"))}
+    folders = {
+        "DATA": place / "data",
+        "OUT": place / "out",
+        "ROOT": ROOT,
+        "HOME": place / "home",
+        "TMPDIR": place / "tmp",
+    }
+    folders["CORPUS"] = ROOT / "tests" / "corpus" / "image"
+    env = kept | {key: str(value) for key, value in folders.items()} | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*NO_NETWORK, sys.executable, "-c", CODE], cwd=place / "cwd", env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done, place, before
+
+
+def test_only_named_folders_change(after):
+    _, place, before = after
+    assert {name: contents(place / name) for name in ("data", "cwd", "home", "tmp")} == {
+        name: before[name] for name in ("data", "cwd", "home", "tmp")
+    }
+    left = [path.name for path in (place / "tmp").iterdir() if not path.name.startswith("torchinductor_")]
+    assert not left  # no temporary file, nor an empty folder; PyTorch's compiler has a cache of its own there
+    assert contents(ROOT, (".git", ".venv", ".pytest_cache", ".ruff_cache")) == before["project"]
+    made = {path.name for path in (place / "out").iterdir()}
+    assert made == {"m", "l", "d", "g", "p", "i", "r", "c", "page", "metrics.csv", "p.h5", "s.png", "c.png"}
+    assert not [path for path in (place / "out").rglob("*") if path.name.startswith((".writing-", ".packing-", "tmp"))]
+
+
+def test_python_is_asked_to_write_nowhere_else(after):
+    done, place, _ = after
+    writes = done.stdout.partition("WRITES\n")[2].partition("ASKED")[0].split("\n")
+    allowed = (str(place / "out"), str(place / "tmp"), "/dev/null", "/dev/shm")
+    parents = {str(place / "home" / name) for name in (".cache", ".config")}  # of caches
+    others = [
+        path
+        for path in writes
+        if path and not path.startswith(allowed) and path not in parents and not {*CACHES} & set(Path(path).parts)
+    ]
+    assert len(writes) > 50 and not others
+
+
+def test_the_network_is_asked_for_nothing(after):
+    done, _, _ = after
+    assert done.stdout.partition("ASKED\n")[2].strip() == ""
+
+
+def test_broken_images_are_not_warned_of_beside_their_message(after):
+    done, _, _ = after
+    assert "Warning" not in done.stderr and "[ WARN" not in done.stderr and "[ERROR" not in done.stderr
