@@ -1,6 +1,7 @@
 """Crops, and the caches that they come from: the same whatever reads them."""
 
 import argparse
+import multiprocessing
 import os
 import shutil
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.data import cache
+from common.data import cache, patches
 from common.data.cache import Decoded, SharedBytes, choose, gather
 from common.data.images import to_float, write_image
 from common.data.pairs import CHECK_ALL, find_pairs
@@ -233,3 +234,12 @@ def test_training_is_the_same_with_every_cache(pairs_folder, tmp_path, capsys):
             assert same(load(tmp_path / "none" / f"{net}_state_1.pt"), load(tmp_path / name / f"{net}_state_1.pt"))
     train_syn_joint.main(["--model_dir", str(tmp_path / "none"), "--resume", "-1", "--cache", "ram", "--niter", "2"])
     assert "other data" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("parent", "code"), [(0, 0), (1, 1)])
+def test_a_worker_whose_main_process_was_killed_as_it_began_ends(parent, code):
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=patches._quiet_worker, args=(context.Value("b"), os.getpid() + parent, 0))
+    process.start()
+    process.join(20)
+    assert process.exitcode == code

@@ -161,7 +161,7 @@ def crop_loader(
         sampler=sampler,
         num_workers=min(workers, (os.cpu_count() or 1) // ranks.local_count() or 1),  # more: in each other's way
         collate_fn=_as_it_is,
-        worker_init_fn=functools.partial(_quiet_worker, closing),
+        worker_init_fn=functools.partial(_quiet_worker, closing, os.getpid()),
         pin_memory=pin_memory,
         generator=torch.Generator(),  # its own: the loader must not move the generator that is part of the state
     )
@@ -176,7 +176,7 @@ def _as_it_is(batch: Tensor) -> Tensor:
     return batch
 
 
-def _quiet_worker(closing: Any, worker: int) -> None:
+def _quiet_worker(closing: Any, main: int, worker: int) -> None:
     """Ctrl-C and SIGTERM, which often go to all processes, are for the main one, which saves and then ends the workers.
 
     Threads of OpenCV in every worker would only be in the way.
@@ -187,6 +187,8 @@ def _quiet_worker(closing: Any, worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.value else None)
     queues.Queue._on_queue_feeder_error = staticmethod(_give_up)
     cv2.setNumThreads(0)
+    if os.getppid() != main:  # killed while this worker began, which PyTorch would not notice: it would wait for ever
+        os._exit(1)
 
 
 def _give_up(error: Exception, batch: object) -> None:
