@@ -16,10 +16,10 @@ from typing import NoReturn
 import torch
 
 from common import ranks, terminal, weights
-from common.data.images import printable
 from common.derainer import MOST_PADDING, MOST_STAGES
 from common.errors import UserError, is_out_of_memory
 from common.speed import Speed
+from common.terminal import printable
 
 EXIT_CODES = "exit codes: 0 done; 1 done in part, or stopped by trouble; 2 a mistake in the flags or files; 130 Ctrl-C"
 QUIET = "print results, warnings and errors alone"
@@ -527,10 +527,11 @@ def run(main: Callable[[], int | None], torchrun: bool = False) -> int:
             _complain("error: this command runs in one process; start it with python, not with torchrun")
         return 2
     try:
-        with ranks.joined(), terminal.hushable():
+        with ranks.joined(), terminal.speaking():
             return main() or 0
     except BaseException as error:
         text, code = _explained(error)
+        text = text and "\n".join(map(printable, text.split("\n")))
         if ranks.launched():
             ranks.leave(code, traceback.format_exc() if text is None else text)
         if text is None:

@@ -4,9 +4,11 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
+
+from common import ranks
 
 _results: TextIO | None = None  # with --quiet, where results go
 
@@ -18,16 +20,35 @@ def hush() -> None:
         _results, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: SIM115 (as long as the command)
 
 
+class _Plain:
+    """A stream to which names of files can be printed that hold anything: what could play tricks is escaped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        return self.stream.write("\n".join(map(printable, text.split("\n"))))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
 @contextlib.contextmanager
-def hushable() -> Iterator[None]:
-    """Undoes at its end what ``hush`` did in it."""
+def speaking() -> Iterator[None]:
+    """Within it nothing on the standard output controls the terminal; undoes at its end what ``hush`` did in it."""
     global _results
+    before, sys.stdout = sys.stdout, _Plain(sys.stdout)
     try:
         yield
     finally:
         if _results is not None:
             sys.stdout.close()
-            sys.stdout, _results = _results, None
+        sys.stdout, _results = before, None
+
+
+def printable(text: str) -> str:
+    """A text, such as the name of a file, with line breaks, control characters and undecodable bytes escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def print_result(text: object) -> None:
@@ -43,3 +64,10 @@ def progress_bar(iterable: Iterable | None = None, hidden: bool = False, **optio
         options: of tqdm.
     """
     return tqdm(iterable, disable=True if hidden or _results else None, **options)
+
+
+def tell(problems: list[str], headline: str) -> None:
+    """Name on stderr, one a line, the images that work went on without; once, of several processes."""
+    if not ranks.first():
+        return
+    print(f"{headline}:" + "".join(f"\n  {printable(problem)}" for problem in problems), file=sys.stderr)

@@ -134,7 +134,9 @@ class Seeds:
 def named(folder: Path, rng: np.random.Generator, ending: str, share: float = 0.3) -> Path:
     """A place for a file, now and then of an odd name."""
     stem = mutate.odd(rng) if rng.random() < share else "x"
-    stem = os.fsdecode(stem.encode("utf-8", "surrogateescape" if "\udcff" in stem else "replace"))
+    stem = "".join(
+        c for c in stem if not "\ud800" <= c < "\udc80" and not "\udcff" < c <= "\udfff"
+    )  # no file has these
     while len(os.fsencode(stem)) > 200:
         stem = stem[:-1]
     return folder / f"{stem}{ending}"
@@ -488,7 +490,7 @@ def _odd_values(rng: np.random.Generator, action: argparse.Action, folder: Path,
     if isinstance(action, cli._UserPath):
         way = rng.integers(7)
         path = named(folder, rng, str(rng.choice(["", ".png", ".pt", ".h5", ".jpg"])), 0.8)
-        if way == 0:
+        if way == 0 and not path.is_dir():
             path.write_bytes(mutate.spoiled(seeds.image(rng), rng))
         elif way == 1:
             path.mkdir(exist_ok=True)

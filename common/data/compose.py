@@ -31,7 +31,6 @@ from common.data.images import (
     ImageError,
     image_size,
     list_images,
-    printable,
     read_image,
     size_text,
     to_eight_bits,
@@ -41,7 +40,7 @@ from common.data.images import (
 from common.data.pairs import Pair, fail
 from common.errors import UserError
 from common.files import read_small
-from common.terminal import progress_bar
+from common.terminal import printable, progress_bar
 
 NAME = "compose.json"
 FOLDERS = ("rain", "norain")

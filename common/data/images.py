@@ -10,7 +10,6 @@ import math
 import os
 import re
 import stat
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from common import ranks
 from common.errors import UserError
+from common.terminal import printable
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 UNFINISHED = ".writing-"  # how the names of files begin that are not whole yet
@@ -402,15 +402,3 @@ def umask() -> int:
     value = os.umask(0)
     os.umask(value)
     return value
-
-
-def printable(name: str) -> str:
-    """A file name with line breaks, control characters and undecodable bytes escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-
-
-def tell(problems: list[str], headline: str) -> None:
-    """Name on stderr, one a line, the images that work went on without; once, of several processes."""
-    if not ranks.first():
-        return
-    print(f"{headline}:" + "".join(f"\n  {printable(problem)}" for problem in problems), file=sys.stderr)

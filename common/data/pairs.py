@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data.images import ImageError, image_format, list_images, natural_key, printable, read_image, size_text
+from common.data.images import ImageError, image_format, list_images, natural_key, read_image, size_text
 from common.errors import UserError
 from common.files import read_small
-from common.terminal import progress_bar
+from common.terminal import printable, progress_bar
 
 # How the public sets name the clean partner of a rainy file. One rule holds for a whole set, never mere position.
 # Each is a pattern for the rainy stem and what the clean stem is then.

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common import ranks
 from common.data import cache, pack
-from common.data.images import printable
 from common.data.pairs import (
     LIST,
     Pair,
@@ -32,6 +31,7 @@ from common.data.pairs import (
 )
 from common.errors import UserError
 from common.speed import require_fast
+from common.terminal import printable
 
 DRAWN = 2  # version of how a seed makes crops; raised with every change of CropSampler
 Key = tuple[int, float, float]  # number of the crop over the whole training, and its place in the image

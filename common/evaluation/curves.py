@@ -8,6 +8,7 @@ import csv
 import io
 import math
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -110,8 +111,9 @@ def draw(logs: dict[str, dict[str, np.ndarray]], hours: bool = False) -> np.ndar
                 axis.legend(fontsize=6)
         for axis in axes.flat[len(panels) :]:
             axis.set_axis_off()
-        figure.tight_layout()
-        figure.canvas.draw()
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # letters that the font lacks
+            figure.tight_layout()
+            figure.canvas.draw()
         return np.ascontiguousarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
     finally:
         pyplot.close(figure)

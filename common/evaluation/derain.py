@@ -17,22 +17,14 @@ from torch import Tensor, nn
 
 from common import derainer, ranks
 from common.data import page
-from common.data.images import (
-    ImageError,
-    image_size,
-    inputs,
-    read_image,
-    size_text,
-    tell,
-    write_image,
-)
+from common.data.images import ImageError, image_size, inputs, read_image, size_text, write_image
 from common.data.pairs import Pair, find_pairs, fingerprint
 from common.data.patches import floats
 from common.errors import UserError, is_out_of_memory
 from common.evaluation import metrics
 from common.graphs import kept, replay_forward
 from common.speed import autocast, compile_net, describe, order, require_fast, set_arithmetic, unprepared
-from common.terminal import print_result, progress_bar
+from common.terminal import print_result, progress_bar, tell
 
 MEMORY_LIMIT = 1e9  # bytes of the whole process, imports included, above which --tile -1 takes tiles on a CPU
 GPU_SHARE = 0.5  # of its free memory, that deraining takes

@@ -29,14 +29,14 @@ import torch
 from common import cli
 from common.data.compose import add_gain, gain_of, part_of
 from common.data.demo import rain_layer
-from common.data.images import list_images, printable, read_image, size_text, to_float, write_bytes
+from common.data.images import list_images, read_image, size_text, to_float, write_bytes
 from common.errors import UserError
 from common.evaluation.metrics import labels
 from common.files import cell
 from common.generation.latent import base_code
 from common.generation.rain import RAINY, RainMaker, sampled
 from common.models import EDNet
-from common.terminal import print_result, progress_bar
+from common.terminal import print_result, printable, progress_bar
 from common.training.checkpoint import load_generator
 from common.training.runtime import pick_device
 

@@ -372,7 +372,8 @@ def load(path: Path, netED: EDNet, flag: str = "--netED") -> Controls:
         scores, curves = (np.array(content[key], np.float64) for key in ("scores", "curves"))
         tolerance = [tuple(map(float, pair)) for pair in content["tolerance"]]
         whole = scores.shape == (len(KNOBS), netED.nz) and curves.shape == (len(KNOBS), len(PLACES))
-        whole = whole and np.allclose(np.linalg.norm(scores, axis=1), 1, atol=1e-3) and np.isfinite(curves).all()
+        with np.errstate(over="ignore"):
+            whole = whole and np.allclose(np.linalg.norm(scores, axis=1), 1, atol=1e-3) and np.isfinite(curves).all()
         explained, ranks = (list(map(float, content[key])) for key in ("explained", "ranks"))
         whole = whole and len(explained) == len(ranks) == len(KNOBS)
         if not whole or [len(pair) for pair in tolerance] != [2] * len(KNOBS):

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path, PurePosixPath
 
-from common.data.images import natural_key, printable, write_bytes
+from common.data.images import natural_key, write_bytes
 from common.errors import UserError
 from common.files import cell, text_of
+from common.terminal import printable
 
 try:
     import fcntl

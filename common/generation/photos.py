@@ -18,9 +18,7 @@ from common.data.images import (
     has_alpha,
     image_size,
     inputs,
-    printable,
     read_image,
-    tell,
     to_eight_bits,
     to_uint8,
     write_bytes,
@@ -35,7 +33,7 @@ from common.generation.manifest import NAME as MANIFEST
 from common.generation.manifest import PAIR, Manifest, Row, Settings
 from common.generation.rain import RAINY, VERSION, RainMaker, fingerprint, grey_of
 from common.models import EDNet
-from common.terminal import progress_bar
+from common.terminal import printable, progress_bar, tell
 
 KINDS = (*PAIR, "layer")
 SHEET = "contact_sheet.jpg"

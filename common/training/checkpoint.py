@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from common import derainer
-from common.data.images import printable
 from common.errors import TrainingStopped, UserError, is_dead_worker
 from common.models import EDNet
+from common.terminal import printable
 
 KEYS_SHOWN = 4
 _DAMAGED = "is not a PyTorch checkpoint, or a damaged one. Fetch or save it again."

@@ -22,11 +22,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from common import derainer, ranks
-from common.data.images import printable, write_bytes
+from common.data.images import write_bytes
 from common.data.pairs import Pair
 from common.data.patches import PatchDataset
 from common.errors import TrainingStopped, UserError
-from common.terminal import print_result
+from common.terminal import print_result, printable
 from common.training import checkpoint, runtime
 
 try:
