@@ -137,6 +137,7 @@ def named(folder: Path, rng: np.random.Generator, ending: str, share: float = 0.
     stem = "".join(
         c for c in stem if not "\ud800" <= c < "\udc80" and not "\udcff" < c <= "\udfff"
     )  # no file has these
+    stem = f"{stem}x" if f"{stem}{ending}" in (".", "..") else stem
     while len(os.fsencode(stem)) > 200:
         stem = stem[:-1]
     return folder / f"{stem}{ending}"
@@ -474,7 +475,8 @@ def command(rng: np.random.Generator, folder: Path, seeds: Seeds) -> Callable[[]
     good = good_flags(module, folder, seeds)
     if module is claims:
         (folder / "d").mkdir()
-    words = {dest: good[dest] for dest in actions if dest in good and (dest == "dry_run" or rng.random() < 0.97)}
+    needed = {dest for dest, action in actions.items() if isinstance(action, cli._UserPath) or dest == "dry_run"}
+    words = {dest: good[dest] for dest in actions if dest in good and (dest in needed or rng.random() < 0.97)}
     for _ in range(int(rng.integers(0, 4))):
         dest = list(actions)[rng.integers(len(actions))]
         if dest in ("compile", "dry_run"):  # takes minutes; trains
@@ -490,10 +492,11 @@ def _odd_values(rng: np.random.Generator, action: argparse.Action, folder: Path,
     if isinstance(action, cli._UserPath):
         way = rng.integers(7)
         path = named(folder, rng, str(rng.choice(["", ".png", ".pt", ".h5", ".jpg"])), 0.8)
-        if way == 0 and not path.is_dir():
+        way = way if not path.exists() else 5  # that of another flag
+        if way == 0:
             path.write_bytes(mutate.spoiled(seeds.image(rng), rng))
         elif way == 1:
-            path.mkdir(exist_ok=True)
+            path.mkdir()
         elif way == 2:
             shutil.copytree(seeds.pairs / "rain", path, dirs_exist_ok=True)
             write_image(named(path, rng, ".png", 1), photo(24, 20, 3))
@@ -501,7 +504,7 @@ def _odd_values(rng: np.random.Generator, action: argparse.Action, folder: Path,
             path = Path(str(rng.choice(["/dev/null", "/dev/zero", "/proc/self/mem", "/", ".", "~nobody/x", "/root/x"])))
             if action.dest not in ("data_path", "gt_path", "netED", "netDerain", "pred", "gt", "real", "rain", "clean"):
                 return [str(path)] if str(path).startswith("/dev") else [f"{folder}/x"]  # never write there
-        elif way == 4 and not path.exists():
+        elif way == 4:
             os.mkfifo(path)
         values = [str(path)]
     elif action.choices:

@@ -109,7 +109,7 @@ def after(tmp_path_factory):
     torch.save(fill(EDNet(nz=4, nef=2, patch_size=16), 1).state_dict(), place / "data" / "ED.pt")
     before = {name: contents(place / name) for name in ("data", "cwd", "home", "tmp")}
     before["project"] = contents(ROOT, (".git", ".venv", ".pytest_cache", ".ruff_cache"))
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "MPL"))}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "MPL", "TORCHINDUCTOR_"))}
     folders = {
         "DATA": place / "data",
         "OUT": place / "out",

@@ -111,9 +111,8 @@ def draw(logs: dict[str, dict[str, np.ndarray]], hours: bool = False) -> np.ndar
                 axis.legend(fontsize=6)
         for axis in axes.flat[len(panels) :]:
             axis.set_axis_off()
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # letters that the font lacks
-            figure.tight_layout()
-            figure.canvas.draw()
+        figure.tight_layout()
+        figure.canvas.draw()
         return np.ascontiguousarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
     finally:
         pyplot.close(figure)
@@ -132,7 +131,9 @@ def main(argv: list[str] | None = None) -> int:
     out = cli.picture(args)
     names = labels(args.log_dir) if len(args.log_dir) > 1 else [Path(args.log_dir[0]).name]
     logs = {name: read_log(Path(folder)) for name, folder in zip(names, args.log_dir, strict=True)}
-    write_image(out, draw(logs, args.hours))
+    with warnings.catch_warnings(action="ignore"):  # of letters that the font lacks, of values without measure
+        picture = draw(logs, args.hours)
+    write_image(out, picture)
     print(f"picture: {args.out}")
     return 0
 
