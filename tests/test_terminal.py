@@ -161,7 +161,7 @@ def test_a_program_of_others_keeps_its_own_way_with_errors():
 
 
 def test_ctrl_c_ends_a_command_within_a_second(tmp_path, generator):
-    for k in range(40):
+    for k in range(12):
         write_image(tmp_path / "photos" / f"{k}.png", photo(300, 400, k))
     flags = ["--data_path", tmp_path / "photos", "--save_path", tmp_path / "out", "--netED", generator]
     process = begin(sys.executable, ROOT / "for_syn" / "generate_rain.py", *flags, "--use_gpu", "false", env=os.environ)
