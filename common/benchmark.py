@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -313,7 +313,9 @@ def _decoded(pairs: list[Pair], where: str, device: torch.device) -> cache.Decod
     return decoded
 
 
-def _endless(dataset: PatchDataset, args: argparse.Namespace, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def _endless(
+    dataset: PatchDataset, args: argparse.Namespace, device: torch.device
+) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Batches for as long as they are wanted, as in training."""
     sampler = CropSampler(3000 * args.batchSize, 0, 1, 10**6)
     loader, close = crop_loader(dataset, sampler, args.batchSize, args.workers, pin_memory=device.type == "cuda")
@@ -324,7 +326,7 @@ def _endless(dataset: PatchDataset, args: argparse.Namespace, device: torch.devi
         close()
 
 
-def _drain(batches: Iterator, args: argparse.Namespace) -> Callable[[], None]:
+def _drain(batches: Iterator, args: argparse.Namespace) -> Callable[[], object]:
     ahead = AHEAD * min(args.workers, os.cpu_count() or 1)
     return lambda: [next(batches) for _ in range(ahead)] and None
 

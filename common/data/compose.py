@@ -121,6 +121,10 @@ class ComposedPair(Pair):
         gain: lowest and highest factor of a layer.
     """
 
+    layers: list[Path]
+    gains: list[float]
+    _seed: list[int]
+
     def __init__(
         self,
         number: int,
@@ -228,11 +232,9 @@ def _require_free(out: Path, settings: dict, overwrite: bool) -> None:
         for name in names:
             for folder in FOLDERS:
                 (out / folder / name).unlink(missing_ok=True)
-    for folder in (out / folder for folder in FOLDERS):
-        if folder.is_dir() and not all(path.name.startswith(UNFINISHED) for path in folder.iterdir()):
-            raise UserError(
-                f"--out: {folder} is not empty, and not all in it is of this command; choose another folder"
-            )
+    for place in (out / folder for folder in FOLDERS):
+        if place.is_dir() and not all(path.name.startswith(UNFINISHED) for path in place.iterdir()):
+            raise UserError(f"--out: {place} is not empty, and not all in it is of this command; choose another folder")
 
 
 def add_gain(parser: cli.Parser, help: str) -> None:

@@ -12,7 +12,7 @@ import re
 import stat
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -194,7 +194,7 @@ def _short(error: Exception) -> str:
     return text.splitlines()[0]
 
 
-def size_text(size: tuple[int, int]) -> str:
+def size_text(size: Sequence[int]) -> str:
     """(height, width) as people write it, width first."""
     return f"{size[1]}x{size[0]}"
 

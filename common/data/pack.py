@@ -73,6 +73,9 @@ def is_pack(path: str | Path) -> bool:
 class PackedPair(Pair):
     """A pair of a pack; what it reads is what its files were when they were packed."""
 
+    pack: "Pack"
+    number: int
+
     def __init__(self, pack: "Pack", number: int) -> None:
         name = pack.name(number)
         object.__setattr__(self, "pack", pack)

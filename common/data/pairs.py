@@ -179,7 +179,7 @@ def images_in(folder: Path, flag: str, hint: str = "") -> list[Path]:
 
 
 def find_pairs(
-    rainy_folder: Path, clean_folder: Path, flags: str, hint: str = "", names: list[Path] | None = None
+    rainy_folder: str | Path, clean_folder: str | Path, flags: str, hint: str = "", names: list[Path] | None = None
 ) -> tuple[list[Pair], str]:
     """Pair the images of two folders, sub-folders included, in natural order (T12).
 

@@ -172,8 +172,8 @@ def floor(layers: Sequence[np.ndarray], number: int, p: int, gain: tuple[float, 
         rng = np.random.RandomState(1000 + k)
         order = rng.permutation(len(layers))
         half = len(layers) // 2
-        both = [[layers[i] for i in part] for part in (order[:half], order[half:])]
-        found.append(sliced_wasserstein(*(crops(part, number, p, gain, rng) for part in both), seed=k))
+        one, other = (crops([layers[i] for i in part], number, p, gain, rng) for part in (order[:half], order[half:]))
+        found.append(sliced_wasserstein(one, other, seed=k))
     return np.mean(found, 0)
 
 
@@ -225,8 +225,8 @@ def main(argv: list[str] | None = None) -> int:
         whole = of_pictures(netED, max(2, number // 16), args.seed)
         sets[f"{name}, whole pictures"] = crops(whole, number, p, (1, 1), rng)
     for name, folder in zip(_names(args.rain), args.rain or (), strict=True):
-        layers = read_layers(Path(folder), "--rain", p)
-        sets[name] = crops(layers, number, p, (1, 1), np.random.RandomState(args.seed))
+        theirs = read_layers(Path(folder), "--rain", p)
+        sets[name] = crops(theirs, number, p, (1, 1), np.random.RandomState(args.seed))
     rng = np.random.RandomState(args.seed)
     sets["procedural rain, plain"] = procedural(number, p, PLAIN, rng)
     sets["procedural rain, varied"] = procedural(number, p, VARIED, rng)

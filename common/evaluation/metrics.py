@@ -90,8 +90,8 @@ def score(image: np.ndarray, clean: np.ndarray) -> Scores:
         y_image.append(luma(a))
         y_clean.append(luma(b))
         squares += float(np.sum((a - b) ** 2))
-    y_image, y_clean = np.concatenate(y_image), np.concatenate(y_clean)
-    return Scores(psnr(y_image, y_clean), ssim(y_image, y_clean), _psnr(squares / image.size))
+    both = np.concatenate(y_image), np.concatenate(y_clean)
+    return Scores(psnr(*both), ssim(*both), _psnr(squares / image.size))
 
 
 def mean(scores: list[Scores]) -> Scores:

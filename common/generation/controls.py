@@ -106,7 +106,7 @@ def _rising(curve: np.ndarray) -> np.ndarray:
     return sign * (np.maximum.accumulate(up) + np.minimum.accumulate(up[::-1])[::-1]) / 2
 
 
-def steering(scores: np.ndarray, knobs: Sequence[int], places: Sequence[float]) -> Steer:
+def steering(scores: np.ndarray, knobs: Sequence[int], places: Sequence[float] | np.ndarray) -> Steer:
     """What moves codes (N, nz) so that the scores of some knobs take given places and those of the others stay.
 
     Args:
@@ -488,8 +488,8 @@ def main(argv: list[str] | None = None) -> int:
         gain = float(np.clip(0.9 / max(max(np.quantile(layer, 0.999) for _, layer in frames), 1e-6), 1, 10))
         shown = [(f"{knob} {value:.3g}", _picture(layer, gain)) for value, layer in frames]
         rows.append(([picture for _, picture in shown], [label for label, _ in shown]))
-        frames = [row([picture], [label], picture.shape[1]) for label, picture in shown]
-        write_gif(out / f"{knob}.gif", frames + frames[-2:0:-1], 250)
+        there = [row([picture], [label], picture.shape[1]) for label, picture in shown]
+        write_gif(out / f"{knob}.gif", there + there[-2:0:-1], 250)
     write_image(out / "controls.png", sheet(rows))
     print_result(text)
     print(f"controls: {path_of(path)}\nreport: {out / REPORT}, a GIF of each knob beside it")

@@ -7,7 +7,7 @@ and ``sameness`` asks that its rains differ as much from each other as those of 
 loss of Mao et al., CVPR 2019). RNet learns to read the code back from rain that G has put on the clean image.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,7 @@ def g_step(
 def generator_step(
     netED: nn.Module,
     netD: nn.Module,
-    optimizers: dict[str, Optimizer],
+    optimizers: Mapping[str, Optimizer],
     w_adv: float,
     w_div: float,
     lambda_gp: float,

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,7 @@ class Ledger:
         return {" ".join(names): (kind["total"].tolist(), kind["steps"]) for names, kind in self.kinds.items()}
 
 
-def _batches(loader: Iterable[Tensor]) -> Iterator[Tensor]:
+def _batches(loader: Iterable[Tensor]) -> Generator[Tensor, None, None]:
     try:
         yield from loader
     except UserError as error:  # a worker's error arrives with its traceback as text; the last line is the message
@@ -118,7 +118,7 @@ def fit(
     run: Run,  # model folder, state to go on from, saving
     step: Callable[[Tensor, Tensor, int], dict[str, Tensor]],  # (rainy, clean, index over the run) -> detached losses
     nets: dict[str, nn.Module],  # by file prefix, on the device
-    optimizers: dict[str, Optimizer],  # by the same prefixes; their initial_lr is that of epoch 1, see Speed.adam
+    optimizers: Mapping[str, Optimizer],  # by the same prefixes; their initial_lr is that of epoch 1, see Speed.adam
     dataset: PatchDataset,  # of crops
     device: torch.device,
     batch_size: int,  # of each process
