@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 done in part or stopped by trouble, 2 a mistake in the inp
 
 import argparse
 import contextlib
+import errno
 import math
 import os
 import sys
@@ -24,6 +25,7 @@ from common.speed import Speed
 EXIT_CODES = "exit codes: 0 done; 1 done in part, or stopped by trouble; 2 a mistake in the flags or files; 130 Ctrl-C"
 QUIET = "print results, warnings and errors alone"
 MOST = 2**31 - 1  # of whole numbers, where nothing else is said
+FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or what one may have of it
 LONGEST = 1000  # characters of a message about flags
 
 
@@ -553,7 +555,8 @@ def _explained(error: BaseException) -> tuple[str | None, int]:
         return "", 1
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return f"error: {where}{error.strerror or error}; check the path, its permissions and the disk", 2
+        code = 1 if error.errno in FULL else 2
+        return f"error: {where}{error.strerror or error}; check the path, its permissions and the disk", code
     if is_out_of_memory(error):
         text = str(error) or type(error).__name__
         advice = (
