@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 done in part or stopped by trouble, 2 a mistake in the inp
 
 import argparse
 import contextlib
+import errno
 import math
 import os
 import sys
@@ -24,6 +25,7 @@ from common.terminal import printable
 EXIT_CODES = "exit codes: 0 done; 1 done in part, or stopped by trouble; 2 a mistake in the flags or files; 130 Ctrl-C"
 QUIET = "print results, warnings and errors alone"
 MOST = 2**31 - 1  # of whole numbers, where nothing else is said
+FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or what one may have of it
 LONGEST = 1000  # characters of a message about flags
 
 
@@ -110,7 +112,7 @@ class Parser(argparse.ArgumentParser):
         group = self.add_argument_group(title)
         group.add_path = lambda flag, default=None, **kwargs: Parser.add_path(group, flag, default, **kwargs)
         group.add_netED = lambda default=None, **kwargs: Parser.add_netED(group, default, **kwargs)
-        return group
+        return group  # type: ignore[return-value]  # with what a Parser has
 
     def add_netED(self, default: str | None = None, **kwargs) -> None:
         """--netED, which takes a file or 'default'."""
@@ -196,7 +198,7 @@ below_one = number(float, 0, 0.99999)
 
 def patch_size(text: str) -> int:
     """A power of two from 16 to 4096."""
-    value = positive_int(text)
+    value = int(positive_int(text))
     if not 16 <= value <= 4096 or value & (value - 1):
         raise argparse.ArgumentTypeError(f"expected a power of two from 16 on (16, 32, 64 ... 4096), got {text!r}")
     return value
@@ -546,7 +548,7 @@ def _explained(error: BaseException) -> tuple[str | None, int]:
     if isinstance(error, UserError):
         return f"error: {error}", error.exit_code
     if isinstance(error, SystemExit) and ranks.launched():  # --help has spoken
-        return "", error.code or 0
+        return "", int(error.code or 0)
     if isinstance(error, KeyboardInterrupt):
         return f"\n{str(error) or 'stopped by Ctrl-C'}", 130
     if isinstance(error, BrokenPipeError):  # | head
@@ -554,7 +556,8 @@ def _explained(error: BaseException) -> tuple[str | None, int]:
         return "", 1
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return f"error: {where}{error.strerror or error}; check the path, its permissions and the disk", 2
+        code = 1 if error.errno in FULL else 2
+        return f"error: {where}{error.strerror or error}; check the path, its permissions and the disk", code
     if is_out_of_memory(error):
         text = str(error) or type(error).__name__
         advice = (

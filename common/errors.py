@@ -9,6 +9,12 @@ class UserError(Exception):
     exit_code = 2
 
 
+class Unwritable(UserError):
+    """A result can't be written (a full disk, say). Exit code 1."""
+
+    exit_code = 1
+
+
 class TrainingStopped(UserError):
     """Training can't go on (losses that are not finite, a state that can't be saved). Exit code 1."""
 

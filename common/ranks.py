@@ -142,7 +142,7 @@ def from_first(value: T) -> T:
     """The value of rank 0, on all ranks."""
     if not _grouped():
         return value
-    values = [value if first() else None]
+    values: list[Any] = [value if first() else None]
     _together(lambda: dist.broadcast_object_list(values, src=0))
     return values[0]
 

@@ -63,7 +63,7 @@ def progress_bar(iterable: Iterable | None = None, hidden: bool = False, **optio
         hidden: there is none at all.
         options: of tqdm.
     """
-    return tqdm(iterable, disable=True if hidden or _results else None, **options)
+    return tqdm(iterable, disable=True if hidden or _results or sys.stderr is None else None, **options)
 
 
 def tell(problems: list[str], headline: str) -> None:

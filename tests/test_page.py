@@ -164,7 +164,42 @@ def test_a_wide_table_scrolls_by_itself(tmp_path):
     assert answer <= 400 and not console
 
 
+def odd_shapes(folder):
+    """A page of pictures of 1x1, 9x3000, 5000x20 and 30x20 px."""
+    files = [folder / f"{k}.png" for k in range(4)]
+    for file, (width, height) in zip(files, [(1, 1), (9, 3000), (5000, 20), (30, 20)], strict=True):
+        write_image(file, np.zeros((height, width, 3), np.uint8))
+    page.write(folder / page.NAME, "t", [], [page.Item(f.stem, {"a": f}, {"v": 0.5}) for f in files], ("a", "a"))
+    return folder / page.NAME
+
+
 def test_an_array_that_is_no_photo_is_enlarged_in_the_page_alone(tmp_path):
-    write_image(tmp_path / "tiny.png", np.zeros((1, 1, 3), np.uint8))
-    page.write(tmp_path / page.NAME, "t", [], [page.Item("tiny", {"a": tmp_path / "tiny.png"}, {})], ("a", "a"))
-    assert 'class="view small" style="aspect-ratio:1/1"' in (tmp_path / page.NAME).read_text()
+    text = odd_shapes(tmp_path).read_text()
+    assert 'class="view small" style="width:8px;max-height:8px;aspect-ratio:1/1"' in text
+    assert 'class="view" style="width:3px;max-height:960px;' in text
+
+
+@needs_chromium
+def test_pictures_of_odd_shapes_have_sliders_that_can_be_used_and_captions_that_can_be_read(tmp_path):
+    script = """
+    const size = e => [e.getBoundingClientRect().width, e.getBoundingClientRect().height].map(Math.round);
+    return [...document.querySelectorAll('figure')].map(f => [size(f), size(f.querySelector('.view'))]);
+    """
+    for width in (400, 1000):
+        answer, _ = ask(odd_shapes(tmp_path), script, width)
+        assert len(answer) == 4 and answer[3][1] == [240, 160]
+        for figure, view in answer:
+            assert min(view) >= 40 and view[1] <= page.SIDE and figure[0] >= 320 and figure[1] <= view[1] + 100
+
+
+def test_a_gain_below_all_numbers_and_means_over_other_images(tmp_path):
+    """A rainy image that is its ground truth: its gain is -inf, and the mean gain is that of the others."""
+    table = metrics.Table()
+    for k, rainy in enumerate([math.inf, 20, 22]):
+        table.add(f"{k}.png", rainy=metrics.Scores(rainy, 1, 20), derained=metrics.Scores(50 if k == 0 else 25, 1, 25))
+    write_image(tmp_path / "a.png", photo(4, 4, 1))
+    pictures = {name: {"rainy": tmp_path / "a.png"} for name in table.rows}
+    table.page(tmp_path / "r.html", "t", pictures, [], ("rainy", "rainy"))
+    text = (tmp_path / "r.html").read_text()
+    gains = re.findall(r'<td data-value="([^"]*)">([^<]*)</td></tr>', text)
+    assert gains == [("-Infinity", "-\N{INFINITY}"), ("5.0", "5.00"), ("3.0", "3.00"), ("4.0", "4.00")]

@@ -1,5 +1,6 @@
 """What commands say: --quiet, progress bars, Ctrl-C before a command has begun, and the pages of --help."""
 
+import errno
 import importlib
 import io
 import os
@@ -11,6 +12,7 @@ import time
 import pytest
 
 from common import cli, terminal
+from common.data import images
 from common.data.images import write_image
 from common.errors import UserError
 from common.evaluation import metrics
@@ -152,6 +154,21 @@ def test_ctrl_c_while_pytorch_is_imported(seconds):
     out, err = process.communicate(timeout=30)
     assert time.monotonic() - asked < SOON and process.returncode in (-signal.SIGINT, 130)
     assert out == "" and err.strip() == "stopped by Ctrl-C"
+
+
+def test_without_a_standard_error_work_goes_on(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)  # 2>&- of a shell
+    assert list(terminal.progress_bar(range(3))) == [0, 1, 2]
+
+
+def test_a_full_disk_is_no_mistake_in_the_flags(tmp_path, monkeypatch, capsys):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(images, "put_bytes", full)
+    assert cli.run(lambda: write_image(tmp_path / "a.png", photo(2, 2, 1))) == 1
+    assert cli.run(lambda: full(None, None)) == 1
+    assert capsys.readouterr().err.count("No space left on device") == 2
 
 
 def test_a_program_of_others_keeps_its_own_way_with_errors():

@@ -155,7 +155,8 @@ class ComposedPair(Pair):
             ImageError: the photo or a streak layer can't be read.
         """
         clean, rng = to_eight_bits(read_image(self.clean)), np.random.RandomState(self._seed)
-        layers = [fitted(_streaks(path), *clean.shape[:2], rng) for path in self.layers]
+        height, width = clean.shape[:2]
+        layers = [fitted(_streaks(path), height, width, rng) for path in self.layers]
         return composed(clean, layers, self.gains), clean
 
 

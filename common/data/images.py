@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
 from common import ranks
-from common.errors import UserError
+from common.errors import Unwritable, UserError
 from common.terminal import printable
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
@@ -372,12 +372,12 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a file that appears whole or not at all; folders are created.
 
     Raises:
-        UserError: the folder can't be written to, or the disk is full.
+        Unwritable: the folder can't be written to, or the disk is full.
     """
     try:
         put_bytes(Path(path), data)
     except OSError as error:
-        raise UserError(
+        raise Unwritable(
             f"{path}: can't be written ({error.strerror or error}); check the folder and the disk"
         ) from None
 

@@ -36,7 +36,7 @@ from h5py import h5d, h5p, h5s, h5t
 from common import cli
 from common.data.images import ImageError, size_text, umask
 from common.data.pairs import LIST, Pair, PairList, crop_at, fail, find_pairs, fingerprint, planes, some_of, widened
-from common.errors import UserError
+from common.errors import Unwritable, UserError
 from common.terminal import printable, progress_bar
 
 VERSION = 1
@@ -403,7 +403,7 @@ def write(pairs: Sequence[Pair], out: Path, workers: int, skip_bad: bool = False
         raise UserError(f"--out: another program writes {part} right now; wait for it") from None
     except (OSError, RuntimeError) as error:  # HDF5 raises the second kind where closing fails
         remedy = "; what is in it stays, the same command goes on" if part.is_file() else ""
-        raise UserError(f"--out: {part} can't be written ({_reason(error)}){remedy}") from None
+        raise Unwritable(f"--out: {part} can't be written ({_reason(error)}){remedy}") from None
 
 
 def _is_same(part: Path, content: dict, names: bytes) -> bool:

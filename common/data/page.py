@@ -23,7 +23,7 @@ from common.terminal import printable
 NAME = "report.html"
 SHOWN = 24  # images with a slider, half of them the lowest and half the highest
 SIDE, QUALITY = 960, 90  # px of the longer side and quality of a JPEG, as the page shows it
-SMALL = 320  # px; smaller pictures are shown enlarged
+SMALL = 320  # px of the longer side; smaller pictures are shown enlarged
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,13 @@ def _number(value: float) -> str:
     if math.isnan(value):
         return "n/a"
     if math.isinf(value):
-        return "\N{INFINITY}"
+        return "\N{INFINITY}" if value > 0 else "-\N{INFINITY}"
     return f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}"
 
 
 def _exact(value: float) -> str:
     """A number as JavaScript reads it."""
-    return "Infinity" if value == math.inf else "NaN" if math.isnan(value) else repr(float(value))
+    return repr(float(value)).replace("inf", "Infinity").replace("nan", "NaN")
 
 
 def _cell(value: float) -> str:
@@ -167,17 +167,19 @@ def _figure(item: Item, number: int, folder: Path, sides: tuple[str, str], order
         coded = base64.b64encode(data.getvalue()).decode()
         images.append(f'<img class="{side}" alt="{_text(label)}" src="data:image/jpeg;base64,{coded}">')
     height, width = size
-    wide = max(width, min(SMALL, 8 * width))
+    scale = max(1, min(SMALL / max(width, height), 8))
+    wide, high = round(scale * width), round(scale * height)
     choices = "".join(
         _choice(name, list(item.pictures), first) for name, first in zip(("left", "right"), sides, strict=True)
     )
     values = ", ".join(f"{_text(name)} {_number(value)}" for name, value in item.values.items())
     value = _exact(item.values[order.column]) if order else ""
-    small = " small" if wide > width else ""
+    small = " small" if scale > 1 else ""
+    shape = f"width:{wide}px;max-height:{high}px;aspect-ratio:{width}/{height}"
     return (
-        f'<figure id="i{number}" data-number="{number}" data-value="{value}" style="max-width:{wide}px">'
+        f'<figure id="i{number}" data-number="{number}" data-value="{value}" style="max-width:{max(wide, SMALL)}px">'
         f"<figcaption>{_link(item, folder)}{': ' if values else ''}{values}</figcaption>\n"
-        f'<div class="view{small}" style="aspect-ratio:{width}/{height}">{"".join(images)}<i></i>'
+        f'<div class="view{small}" style="{shape}">{"".join(images)}<i></i>'
         f'<input type="range" min="0" max="100" value="50" step="0.5" aria-label="from {_text(sides[0])} to '
         f'{_text(sides[1])}"></div>\n<div class="sides">{choices}</div></figure>\n'
     )

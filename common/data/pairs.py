@@ -75,7 +75,8 @@ class Pair:
         rainy, clean = self.read()
         if min(rainy.shape[:2]) < p:
             raise ImageError(f"{self.rainy} is {size_text(rainy.shape)}, smaller than the {p} px patch{self.place}")
-        crop = crop_at(place, *rainy.shape[:2], p)
+        height, width = rainy.shape[:2]
+        crop = crop_at(place, height, width, p)
         return planes(rainy[crop], clean[crop])
 
     def _both(self, read: Callable) -> tuple:

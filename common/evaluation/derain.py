@@ -241,7 +241,8 @@ def _derain_pixels(
     net: nn.Module, pixels: np.ndarray, device: torch.device, windows: Windows, rounding: str
 ) -> np.ndarray:
     derained = np.empty(pixels.shape, np.uint8)
-    batches = list(windows.of(net, *pixels.shape[:2], device))
+    height, width = pixels.shape[:2]
+    batches = list(windows.of(net, height, width, device))
     for tiles in progress_bar(batches, unit="tile", leave=False, hidden=len(batches) == 1):
         rainy = np.stack([pixels[window] for _, window, _ in tiles])
         found = _infer(net, floats(torch.from_numpy(rainy).to(device).permute(0, 3, 1, 2)), windows)

@@ -97,11 +97,12 @@ def score(image: np.ndarray, clean: np.ndarray) -> Scores:
 def mean(scores: list[Scores]) -> Scores:
     """Mean over images of the per-image values; infinite and undefined ones are left out (nan if none is left)."""
 
-    def over(values: list[float]) -> float:
-        finite = [value for value in values if math.isfinite(value)]
-        return sum(finite) / len(finite) if finite else math.nan
+    return Scores(*(_finite_mean([getattr(s, name) for s in scores]) for name in Scores.__dataclass_fields__))
 
-    return Scores(*(over([getattr(s, name) for s in scores]) for name in Scores.__dataclass_fields__))
+
+def _finite_mean(values: list[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
 
 
 class Table:
@@ -186,6 +187,8 @@ class Table:
 
         items = [page.Item(name, files, values(self.rows.get(name, {}))) for name, files in pictures.items()]
         means = values(self.means())
+        if GAIN in means:  # not that of the means, which may be over different images
+            means[GAIN] = _finite_mean([item.values[GAIN] for item in items])
         order = page.Order(columns[-len(NAMES)] if len(methods) < 3 else columns[0]) if columns else None
         page.write(path, title, [*lead, *self.notes()], items, sides, means if columns else None, order)
 

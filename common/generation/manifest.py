@@ -10,7 +10,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path, PurePosixPath
 
 from common.data.images import natural_key, write_bytes
-from common.errors import UserError
+from common.errors import Unwritable, UserError
 from common.files import cell, text_of
 from common.terminal import printable
 
@@ -145,7 +145,8 @@ class Manifest:
         """Note a pair that is written.
 
         Raises:
-            UserError: another process has begun to write pairs of other settings; or the file can't be written.
+            UserError: another process has begun to write pairs of other settings.
+            Unwritable: the file can't be written.
         """
         self.rows[row.file] = row
         with self._locked():
@@ -155,7 +156,7 @@ class Manifest:
                 with open(self.path, "ab") as file:
                     file.write(self._text([row], head=file.tell() == 0))
             except OSError as error:  # ``mend`` cuts off what there was room for
-                raise UserError(f"{self.path}: can't be written ({error.strerror}); check the disk") from None
+                raise Unwritable(f"{self.path}: can't be written ({error.strerror}); check the disk") from None
 
     @contextlib.contextmanager
     def finished(self) -> Iterator[list[Row]]:

@@ -29,10 +29,11 @@ def _derivatives(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     bell = np.exp(-(x**2) / (2 * SIGMA**2))
     bell /= bell.sum()
     slope = x * bell / (x**2 * bell).sum()
-    return tuple(
+    across, along = (
         cv2.sepFilter2D(grey, -1, *kernels, borderType=cv2.BORDER_REFLECT_101)
         for kernels in ((slope, bell), (bell, slope))
     )
+    return across, along
 
 
 def direction(grey: np.ndarray) -> float:
