@@ -548,7 +548,7 @@ def _explained(error: BaseException) -> tuple[str | None, int]:
     if isinstance(error, UserError):
         return f"error: {error}", error.exit_code
     if isinstance(error, SystemExit) and ranks.launched():  # --help has spoken
-        return "", int(error.code or 0)
+        return "", error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, KeyboardInterrupt):
         return f"\n{str(error) or 'stopped by Ctrl-C'}", 130
     if isinstance(error, BrokenPipeError):  # | head
