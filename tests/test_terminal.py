@@ -87,6 +87,12 @@ def test_quiet_prints_results_alone(pair, tmp_path, capsys):
     assert "PSNR-Y [dB]" in quiet and quiet in said and sys.stdout is out
 
 
+def test_quiet_says_what_a_table_leaves_out(pair, tmp_path, capsys):
+    write_image(tmp_path / "gt" / "b.png", photo(20, 30, 3))
+    assert cli.run(lambda: metrics.main([*pair, "--quiet"])) == 0
+    assert "note: 1 images of --gt have no result" in capsys.readouterr().out
+
+
 def test_quiet_keeps_errors_and_warnings(pair, tmp_path, generator, capsys, monkeypatch):
     assert cli.run(lambda: metrics.main(["--pred", "x", "--gt", "y", "--quiet"])) == 2
     assert capsys.readouterr().err.startswith("error: --pred")
