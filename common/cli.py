@@ -8,6 +8,7 @@ import contextlib
 import errno
 import math
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import NoReturn
 
 import torch
 
+import common
 from common import ranks, terminal, weights
 from common.derainer import MOST_PADDING, MOST_STAGES
 from common.errors import UserError, is_out_of_memory
@@ -169,7 +171,7 @@ def number(kind: type, low: float, high: float = math.inf, above: bool = False) 
         bound += f" to {high}" if kind is int else f" to {high:g}"
     elif not above:
         bound += " on"
-    most = min(high, MOST) if kind is int else high
+    most = MOST if kind is int and high == math.inf else high
 
     def convert(text: str):
         try:
@@ -528,6 +530,8 @@ def run(main: Callable[[], int | None], torchrun: bool = False) -> int:
         if os.environ["RANK"] == "0":
             _complain("error: this command runs in one process; start it with python, not with torchrun")
         return 2
+    if signal.getsignal(signal.SIGINT) is common._stopped:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with ranks.joined(), terminal.speaking():
             return main() or 0

@@ -1,5 +1,6 @@
 """The command line: the contract of flags and defaults, honest booleans, exit codes, scripts from any directory."""
 
+import argparse
 import importlib
 import os
 import subprocess
@@ -118,6 +119,14 @@ def test_device(monkeypatch, capsys):
     )
     with pytest.raises(UserError, match="--gpu_id: there is no GPU 2; this machine has 0, 1"):
         runtime.pick_device(True, "2")
+
+
+def test_a_number_may_be_as_large_as_is_said():
+    assert cli.seed(str(2**32 - 1)) == 2**32 - 1
+    with pytest.raises(argparse.ArgumentTypeError, match=f"to {2**32 - 1}, got"):
+        cli.seed(str(2**32))
+    with pytest.raises(argparse.ArgumentTypeError, match=f"up to {cli.MOST}, got"):
+        cli.count(str(2**31))
 
 
 def test_seeds(capsys):

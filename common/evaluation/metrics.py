@@ -270,11 +270,13 @@ def main(argv: list[str] | None = None) -> int:
     if not common:
         raise UserError("--pred: the folders have no result for the same image")
     if any(len(method) > len(common) for method in methods.values()):
-        print(f"note: the table is over the {len(common)} images that every folder of --pred has")
+        print_result(f"note: the table is over the {len(common)} images that every folder of --pred has")
     used = {method[key].clean for method in methods.values() for key in common}
     unused = len({Path(args.gt, name) for name in list_images(Path(args.gt))[0]} - used)
     if unused:
-        print(f"note: {unused} images of --gt have no result in --pred; the means are over the {len(common)} that have")
+        print_result(
+            f"note: {unused} images of --gt have no result in --pred; the means are over the {len(common)} that have"
+        )
     table, problems = Table(), []
     for key in progress_bar(common, unit="image", leave=False):
         try:
