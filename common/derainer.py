@@ -246,7 +246,7 @@ def stored(weights: Path) -> dict | None:
     except (OSError, ValueError, RecursionError):
         choice = None
     if not valid(choice):
-        print(f"note: {path} can't be understood; going by the flags alone")
+        print(f"warning: {path} can't be understood; going by the flags alone", file=sys.stderr)
         return None
     return choice
 
@@ -303,5 +303,5 @@ def settle(args: argparse.Namespace, weights: Path) -> str:
             if key not in args.given:
                 setattr(args, key, choice[key])
     if flags(choice_of(args)) != flags(choice):
-        print(f"note: {trained}; now it is {flags(choice_of(args))}")
+        print(f"warning: {trained}; now it is {flags(choice_of(args))}", file=sys.stderr)
     return trained

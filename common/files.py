@@ -1,11 +1,16 @@
-"""Files of others: how much of one is read at most, and cells of tables that no spreadsheet takes for formulas."""
+"""Files that are written whole or not at all; how much of others' is read at most; cells that are no formulas."""
 
+import contextlib
 import errno
 import os
 import stat
+import tempfile
 from pathlib import Path
 
+from common.errors import Unwritable
+
 MOST = 64 * 2**20  # bytes of a choice, a table, a list of knobs
+UNFINISHED = ".writing-"  # how the names of files begin that are not whole yet
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -32,3 +37,39 @@ def cell(text: str) -> str:
 def text_of(cell: str) -> str:
     """The text that ``cell`` has made a cell of."""
     return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(FORMULA) else cell
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file that appears whole or not at all; folders are created.
+
+    Raises:
+        Unwritable: the folder can't be written to, or the disk is full.
+    """
+    try:
+        put_bytes(Path(path), data)
+    except OSError as error:
+        raise Unwritable(
+            f"{path}: can't be written ({error.strerror or error}); check the folder and the disk"
+        ) from None
+
+
+def put_bytes(path: Path, data: bytes) -> None:
+    """The same for who has more to say of it: raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o666 & ~umask())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # of a disk that can't be written to any more
+            os.unlink(temporary)
+        raise
+
+
+def umask() -> int:
+    """The permissions that new files shall not have."""
+    value = os.umask(0)
+    os.umask(value)
+    return value

@@ -392,6 +392,9 @@ def joined() -> Iterator[None]:
     """Within it the processes that torchrun started are one job; waits at the end for all of them.
 
     Where there is an error, the caller ends the process by ``leave``.
+
+    Raises:
+        UserError: the processes can't find each other.
     """
     if not launched():
         yield

@@ -347,7 +347,7 @@ def test_nothing_waits_for_a_named_pipe(tmp_path, seeds, capsys):
             call()
     with pytest.raises(UserError, match="--log_dir: .* can't be written to .is no file"):
         Log(str(tmp_path), {}, 1, 1, False)
-    assert derainer.stored(tmp_path / "x_state_1.pt") is None and "can't be understood" in capsys.readouterr().out
+    assert derainer.stored(tmp_path / "x_state_1.pt") is None and "can't be understood" in capsys.readouterr().err
     with pytest.raises(OSError, match="is no file") as error:
         read_small(pipes["data"])
     assert error.value.errno == errno.EINVAL

@@ -359,7 +359,7 @@ def test_a_moved_file_and_stored_choices_that_are_not_followed(trained, run, net
     assert run("--model_dir", model, *new[:-2]) == 0  # the stored --pad_to
     assert "note:" not in capsys.readouterr().out
     run("--model_dir", model, *new[:2], "--derainer_args", "multiple=2")
-    assert "note: Aug_DerainNet_state_3.pt was trained with --derainer" in capsys.readouterr().out
+    assert "warning: Aug_DerainNet_state_3.pt was trained with --derainer" in capsys.readouterr().err
 
 
 def test_stages_of_bare_weights_come_from_beside_them(pairs_folder, tmp_path):
@@ -551,7 +551,7 @@ def test_the_stored_number_of_stages_is_used(pairs_folder, tmp_path, run, capsys
         assert set(seen) == {2, 1}
     (tmp_path / "model" / "Aug_DerainNet.json").write_text('{"derainer": 3}')
     run("--model_dir", tmp_path / "model")
-    assert "Aug_DerainNet.json can't be understood" in capsys.readouterr().out
+    assert "Aug_DerainNet.json can't be understood" in capsys.readouterr().err
 
 
 def test_a_stored_choice_can_not_smuggle_control_characters(tmp_path, run):
@@ -586,7 +586,7 @@ def test_stored_files_that_are_broken_or_hostile(pairs_folder, tmp_path, run, ca
         with pytest.raises(UserError, match="holds no whole training state"):
             train_syn_aug.main(["--model_dir", str(model), "--resume", "-1", "--niter", "2"])
     (model / "Aug_DerainNet.json").write_text("[" * 100000)
-    assert run("--model_dir", model) == 0 and "can't be understood" in capsys.readouterr().out
+    assert run("--model_dir", model) == 0 and "can't be understood" in capsys.readouterr().err
 
 
 def test_of_several_runs_in_a_folder_the_latest_counts(tmp_path, run, capsys):

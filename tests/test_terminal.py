@@ -11,8 +11,7 @@ import time
 
 import pytest
 
-from common import cli, terminal
-from common.data import images
+from common import cli, files, terminal
 from common.data.images import write_image
 from common.errors import UserError
 from common.evaluation import metrics
@@ -171,7 +170,7 @@ def test_a_full_disk_is_no_mistake_in_the_flags(tmp_path, monkeypatch, capsys):
     def full(path, data):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(images, "put_bytes", full)
+    monkeypatch.setattr(files, "put_bytes", full)
     assert cli.run(lambda: write_image(tmp_path / "a.png", photo(2, 2, 1))) == 1
     assert cli.run(lambda: full(None, None)) == 1
     assert capsys.readouterr().err.count("No space left on device") == 2

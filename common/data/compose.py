@@ -26,20 +26,10 @@ import numpy as np
 
 from common import cli
 from common.data import pack
-from common.data.images import (
-    UNFINISHED,
-    ImageError,
-    image_size,
-    list_images,
-    read_image,
-    size_text,
-    to_eight_bits,
-    write_bytes,
-    write_image,
-)
+from common.data.images import ImageError, image_size, list_images, read_image, size_text, to_eight_bits, write_image
 from common.data.pairs import Pair, fail
 from common.errors import UserError
-from common.files import read_small
+from common.files import UNFINISHED, read_small, write_bytes
 from common.terminal import printable, progress_bar
 
 NAME = "compose.json"

@@ -10,7 +10,6 @@ import math
 import os
 import re
 import stat
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,11 +19,11 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
 from common import ranks
-from common.errors import Unwritable, UserError
+from common.errors import UserError
+from common.files import write_bytes
 from common.terminal import printable
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-UNFINISHED = ".writing-"  # how the names of files begin that are not whole yet
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 MOST_PIXELS, LONGEST_SIDE = 2 * 89_478_485, 2**16  # of an image; the first is where Pillow stops, too
 LARGEST_TILE = 2**26  # px of a TIFF's tiles
@@ -366,39 +365,3 @@ def write_image(path: Path, pixels: np.ndarray) -> None:
     except (OSError, ValueError) as error:  # a side too long for the format
         raise UserError(f"{path}: can't be written ({error}); choose another format") from None
     write_bytes(path, encoded.getvalue())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file that appears whole or not at all; folders are created.
-
-    Raises:
-        Unwritable: the folder can't be written to, or the disk is full.
-    """
-    try:
-        put_bytes(Path(path), data)
-    except OSError as error:
-        raise Unwritable(
-            f"{path}: can't be written ({error.strerror or error}); check the folder and the disk"
-        ) from None
-
-
-def put_bytes(path: Path, data: bytes) -> None:
-    """The same for who has more to say of it: raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o666 & ~umask())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):  # of a disk that can't be written to any more
-            os.unlink(temporary)
-        raise
-
-
-def umask() -> int:
-    """The permissions that new files shall not have."""
-    value = os.umask(0)
-    os.umask(value)
-    return value

@@ -34,9 +34,10 @@ import numpy as np
 from h5py import h5d, h5p, h5s, h5t
 
 from common import cli
-from common.data.images import ImageError, size_text, umask
+from common.data.images import ImageError, size_text
 from common.data.pairs import LIST, Pair, PairList, crop_at, fail, find_pairs, fingerprint, planes, some_of, widened
 from common.errors import Unwritable, UserError
+from common.files import umask
 from common.terminal import printable, progress_bar
 
 VERSION = 1

@@ -16,8 +16,9 @@ from urllib.parse import quote_from_bytes
 
 from PIL import Image
 
-from common.data.images import ImageError, read_image, to_eight_bits, write_bytes
+from common.data.images import ImageError, read_image, to_eight_bits
 from common.data.pictures import reduced
+from common.files import write_bytes
 from common.terminal import printable
 
 NAME = "report.html"

@@ -32,11 +32,12 @@ import numpy as np
 
 from common import cli
 from common.data import compose
-from common.data.images import read_image, write_bytes, write_image
+from common.data.images import read_image, write_image
 from common.data.pairs import find_pairs
 from common.errors import TrainingStopped, UserError
 from common.evaluation.curves import read_log
 from common.evaluation.metrics import mean, score
+from common.files import write_bytes
 from common.terminal import progress_bar
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,6 +131,9 @@ def train(script: str, model: Path, last: str, flags: list, running: "Running") 
 
     Args:
         last: name of the file that it writes in the end.
+
+    Raises:
+        TrainingStopped: it ended without that file.
     """
     logs = model.with_name(f"{model.name}_logs")
     if not (model / last).exists():

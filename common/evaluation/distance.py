@@ -29,10 +29,10 @@ import torch
 from common import cli
 from common.data.compose import add_gain, gain_of, part_of
 from common.data.demo import rain_layer
-from common.data.images import list_images, read_image, size_text, to_float, write_bytes
+from common.data.images import list_images, read_image, size_text, to_float
 from common.errors import UserError
 from common.evaluation.metrics import labels
-from common.files import cell
+from common.files import cell, write_bytes
 from common.generation.latent import base_code
 from common.generation.rain import RAINY, RainMaker, sampled
 from common.models import EDNet

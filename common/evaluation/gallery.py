@@ -12,9 +12,8 @@ import sys
 from pathlib import Path
 
 from common import cli
-from common.data.images import write_bytes
 from common.errors import UserError
-from common.files import read_small, text_of
+from common.files import read_small, text_of, write_bytes
 
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
 STYLE = (

@@ -18,10 +18,10 @@ import numpy as np
 
 from common import cli
 from common.data import page
-from common.data.images import ImageError, image_size, list_images, size_text, to_float, write_bytes
+from common.data.images import ImageError, image_size, list_images, size_text, to_float
 from common.data.pairs import Pair, fail, find_pairs
 from common.errors import UserError
-from common.files import cell
+from common.files import cell, write_bytes
 from common.terminal import print_result, printable, progress_bar, tell
 
 SSIM_WINDOW = 11

@@ -27,10 +27,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import cli
-from common.data.images import to_uint8, write_bytes, write_image
+from common.data.images import to_uint8, write_image
 from common.data.pictures import row, sheet, write_gif
 from common.errors import UserError
-from common.files import read_small
+from common.files import read_small, write_bytes
 from common.generation.latent import base_code
 from common.generation.measures import Measures, measure
 from common.generation.rain import RainMaker, Steer, fingerprint, sampled
@@ -211,7 +211,11 @@ def medians(values: np.ndarray) -> np.ndarray:
 
 
 def curves_of(found: np.ndarray) -> np.ndarray:
-    """Median over the pictures of each knob's own measure, (4, 11); gaps, where there was no rain, take neighbours."""
+    """Median over the pictures of each knob's own measure, (4, 11); gaps, where there was no rain, take neighbours.
+
+    Raises:
+        UserError: there was rain nowhere.
+    """
     curves = np.empty((len(KNOBS), len(PLACES)))
     for k in range(len(KNOBS)):
         own = found[k, :, :, k]

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.data.images import read_image, size_text, to_float, to_uint8, write_bytes, write_image
+from common.data.images import read_image, size_text, to_float, to_uint8, write_image
 from common.data.pairs import find_pairs
 from common.data.pictures import beside, enlarged, reduced, row, sheet, strip, write_gif
 from common.errors import UserError
+from common.files import write_bytes
 from common.generation.rain import sampled
 from common.models import EDNet
 from common.terminal import progress_bar

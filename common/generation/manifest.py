@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path, PurePosixPath
 
-from common.data.images import natural_key, write_bytes
+from common.data.images import natural_key
 from common.errors import Unwritable, UserError
-from common.files import cell, text_of
+from common.files import cell, text_of, write_bytes
 from common.terminal import printable
 
 try:
@@ -61,6 +61,7 @@ class Row:
 
     @property
     def settings(self) -> Settings:
+        """Those of the run that made the pair."""
         return Settings(*(getattr(self, field.name) for field in fields(Settings)))
 
 

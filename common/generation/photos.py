@@ -21,12 +21,12 @@ from common.data.images import (
     read_image,
     to_eight_bits,
     to_uint8,
-    write_bytes,
     write_image,
 )
 from common.data.pairs import LIST
 from common.data.pictures import sheet, thumbnail
 from common.errors import UserError, is_out_of_memory
+from common.files import write_bytes
 from common.generation.controls import clamped, solved, steered_to
 from common.generation.controls import load as load_controls
 from common.generation.manifest import NAME as MANIFEST

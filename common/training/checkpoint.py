@@ -288,7 +288,7 @@ def load_weights(net: nn.Module, path: Path, kind: str, flag: str, hint: str = "
 
 
 def put_weights(net: nn.Module, content: object, kind: str, where: str) -> None:
-    """``load_weights`` for a file that is read already; ``where`` names it in messages."""
+    """``load_weights`` for a file that is read already; ``where`` names it in messages. Raises the same."""
     expected = _KINDS[kind][0]
     own = net.state_dict()
     content = content if _wrapped(own) else _unwrapped(content)

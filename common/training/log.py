@@ -18,9 +18,8 @@ from tensorboardX.record_writer import masked_crc32c
 from torchvision.utils import make_grid
 
 from common import ranks
-from common.data.images import put_bytes
 from common.errors import UserError
-from common.files import read_small
+from common.files import put_bytes, read_small
 
 GRID = 8  # images in a grid
 

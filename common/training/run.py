@@ -22,10 +22,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from common import derainer, ranks
-from common.data.images import write_bytes
 from common.data.pairs import Pair
 from common.data.patches import PatchDataset
 from common.errors import TrainingStopped, UserError
+from common.files import write_bytes
 from common.terminal import print_result, printable
 from common.training import checkpoint, runtime
 
@@ -260,6 +260,9 @@ class Run:
 
         Args:
             data: fingerprint of the training data, which is stored and compared.
+
+        Raises:
+            UserError: the state is of other networks, or damaged.
         """
         self._data = data
         if self._state is not None:
