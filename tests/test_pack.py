@@ -262,12 +262,24 @@ def test_bad_pairs_wait_to_be_mended_or_are_left_out(pairs_folder, tmp_path, cap
 
 def slow_pack(folder, out):
     code = (
-        "import signal, sys, time; from common.data import pack; pack.FLUSH_SECONDS = 0.0; real = pack._decode\n"
+        "import os, signal, sys, time; from common.data import pack; os.chdir(sys.argv.pop(1))\n"
+        "pack.FLUSH_SECONDS = 0.0; real = pack._decode\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # also where the tests run in the background
-        "pack._decode = lambda pair: time.sleep(0.2) or real(pair)\n"
+        "pack._decode = lambda pair: open('begun', 'w').close() or time.sleep(0.2) or real(pair)\n"
         "from common import cli; sys.exit(cli.run(lambda: pack.main(sys.argv[1:])))"
     )
-    words = [sys.executable, "-c", code, "--data_path", folder / "rain", "--gt_path", folder / "norain", "--out", out]
+    words = [
+        sys.executable,
+        "-c",
+        code,
+        out.parent,
+        "--data_path",
+        folder / "rain",
+        "--gt_path",
+        folder / "norain",
+        "--out",
+        out,
+    ]
     return subprocess.Popen([*words, "--workers", "1"], cwd=ROOT, stdout=-1, stderr=-1, text=True)
 
 
@@ -411,12 +423,10 @@ def test_two_programs_write_one_pack(pairs_folder, tmp_path):
     out = tmp_path / "set.h5"
     process = slow_pack(pairs_folder, out)
     try:
-        part = tmp_path / "set.h5.part"
-        while not part.exists() and process.poll() is None:
+        while not (tmp_path / "begun").exists() and process.poll() is None:  # it holds the file from then on
             time.sleep(0.01)
         with pytest.raises(UserError, match="another program writes"):
-            for _ in range(5):
-                write(pairs_of(pairs_folder), out, 1)
+            write(pairs_of(pairs_folder), out, 1)
     finally:
         process.communicate()
 
