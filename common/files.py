@@ -7,7 +7,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from common.errors import Unwritable
+from common.errors import Unwritable, UserError
 
 MOST = 64 * 2**20  # bytes of a choice, a table, a list of knobs
 UNFINISHED = ".writing-"  # how the names of files begin that are not whole yet
@@ -43,10 +43,15 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a file that appears whole or not at all; folders are created.
 
     Raises:
+        UserError: its name is that of a folder, or that of its folder is one of a file.
         Unwritable: the folder can't be written to, or the disk is full.
     """
     try:
         put_bytes(Path(path), data)
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; name a file") from None
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{path}: a file stands where its folder should be; name another place") from None
     except OSError as error:
         raise Unwritable(
             f"{path}: can't be written ({error.strerror or error}); check the folder and the disk"

@@ -140,7 +140,8 @@ def named(folder: Path, rng: np.random.Generator, ending: str, share: float = 0.
     stem = f"{stem}x" if f"{stem}{ending}" in (".", "..") else stem
     while len(os.fsencode(stem)) > 200:
         stem = stem[:-1]
-    return folder / f"{stem}{ending}"
+    path = folder / f"{stem}{ending}"
+    return path if path.suffix == ending else folder / f"x{ending}"  # all dots
 
 
 def image(rng: np.random.Generator, folder: Path, seeds: Seeds) -> Callable[[], object]:

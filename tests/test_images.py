@@ -4,6 +4,7 @@ from PIL import Image
 
 from common.data import images
 from common.data.images import ImageError, image_size, read_image, write_image
+from common.errors import UserError
 from tests.conftest import photo
 
 PHOTO = photo(40, 50, 0)
@@ -16,6 +17,20 @@ def test_natural_order(tmp_path):  # T12
     (tmp_path / "loop").symlink_to(tmp_path)
     names, others = images.list_images(tmp_path)
     assert [str(n) for n in names] == ["IMG3.PNG", "b/1.png", "img2.png", "img2b.jpg", "img10.png"] and others == 2
+    long = [f"{digit}{'0' * 5000}" for digit in (2, 1)]  # more digits than int takes
+    assert sorted([*long, "007", "10", "6"], key=images.natural_key) == ["6", "007", "10", *reversed(long)]
+
+
+def test_a_folder_in_place_of_a_file_is_a_mistake_of_the_flags(tmp_path):
+    (tmp_path / "x.png").mkdir()
+    with pytest.raises(UserError, match=r"is a folder; name a file") as error:
+        write_image(tmp_path / "x.png", PHOTO)
+    assert error.value.exit_code == 2
+    (tmp_path / "file").touch()
+    for inside in ("file/x.png", "file/deeper/x.png"):
+        with pytest.raises(UserError, match="a file stands where its folder should be") as error:
+            write_image(tmp_path / inside, PHOTO)
+        assert error.value.exit_code == 2
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,13 @@ def test_training_is_the_same_with_every_cache(pairs_folder, tmp_path, capsys):
     assert "other data" not in capsys.readouterr().out
 
 
+def test_threads_of_a_worker_that_the_main_process_left_say_nothing(capsys):
+    patches._tell_unless_left(ConnectionResetError, ConnectionResetError("by peer"), None)
+    assert capsys.readouterr().err == ""
+    patches._tell_unless_left(KeyError, KeyError("ours"), None)
+    assert "KeyError: 'ours'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("parent", "code"), [(0, 0), (1, 1)])
 def test_a_worker_whose_main_process_was_killed_as_it_began_ends(parent, code):
     context = multiprocessing.get_context("fork")

@@ -53,10 +53,12 @@ class ImageError(UserError):
 def natural_key(path: str | Path) -> list:
     """Sort key under which 2.png comes before 10.png (T12); folders compare part by part."""
     digits = "0123456789"  # not isdigit, which takes superscripts for digits
-    return [
-        [(0, int(token), "") if token[0] in digits else (1, 0, token) for token in re.split("([0-9]+)", part) if token]
-        for part in Path(path).parts
-    ]
+
+    def key(token: str) -> tuple[int, int, str]:
+        number = token.lstrip("0")  # not int, which takes 4300 digits at most
+        return (0, len(number), number) if token[0] in digits else (1, 0, token)
+
+    return [[key(token) for token in re.split("([0-9]+)", part) if token] for part in Path(path).parts]
 
 
 def list_images(folder: Path) -> tuple[list[Path], int]:

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import queues
 from pathlib import Path
@@ -186,9 +187,16 @@ def _quiet_worker(closing: Any, main: int, worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.value else None)
     queues.Queue._on_queue_feeder_error = staticmethod(_give_up)
+    sys.excepthook = _tell_unless_left
     cv2.setNumThreads(0)
     if os.getppid() != main:  # killed while this worker began, which PyTorch would not notice: it would wait for ever
         os._exit(1)
+
+
+def _tell_unless_left(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """For threads of a worker, whose main process may leave in the midst of taking a batch; it has said why."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _give_up(error: Exception, batch: object) -> None:
