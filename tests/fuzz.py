@@ -502,7 +502,7 @@ def _odd_values(rng: np.random.Generator, action: argparse.Action, folder: Path,
             shutil.copytree(seeds.pairs / "rain", path, dirs_exist_ok=True)
             write_image(named(path, rng, ".png", 1), photo(24, 20, 3))
         elif way == 3:
-            path = Path(str(rng.choice(["/dev/null", "/dev/zero", "/proc/self/mem", "/", ".", "~nobody/x", "/root/x"])))
+            path = Path(str(rng.choice(["/dev/null", "/dev/zero", "/proc/self/mem", "/", ".", "~nobody/x", "/no/x"])))
             if action.dest not in ("data_path", "gt_path", "netED", "netDerain", "pred", "gt", "real", "rain", "clean"):
                 return [str(path)] if str(path).startswith("/dev") else [f"{folder}/x"]  # never write there
         elif way == 4:
