@@ -1,5 +1,6 @@
 """Packs: round trip, damage of every kind, interruption, readers side by side."""
 
+import json
 import multiprocessing
 import os
 import re
@@ -130,8 +131,6 @@ def broken(packed, change):
 
 
 def set_meta(file, **values):
-    import json
-
     meta = json.loads(file["meta"][:].tobytes()) | values
     del file["meta"]
     file["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
@@ -172,6 +171,15 @@ def test_checksum_and_bounds_of_the_index(packed, tmp_path):
     assert "the checksum of its index is wrong" in changed(0, 1, 1, False)
     for row, column, value in ((0, 1, 1), (0, 1, -1), (1, 0, 9), (1, 0, -1)):
         assert "its index does not fit its images" in changed(row, column, value, True)
+
+
+def test_a_data_set_of_another_name(packed):
+    def change(file):
+        set_meta(file, datasets=[*json.loads(file["meta"][:].tobytes())["datasets"], "other"])
+        seal(file)
+
+    text = broken(packed, change)
+    assert "is damaged ('other' is no name of a data set); pack it again" in text
 
 
 def test_nothing_but_plain_numbers_is_accepted(packed, tmp_path):

@@ -122,7 +122,7 @@ class Pack(Sequence[PackedPair]):
     def __len__(self) -> int:
         return len(self._used)
 
-    def __getitem__(self, i: int) -> PackedPair:
+    def __getitem__(self, i: int) -> PackedPair:  # type: ignore[override]
         return PackedPair(self, range(len(self))[i])  # raises IndexError
 
     def name(self, i: int) -> str:
@@ -178,7 +178,7 @@ class Pack(Sequence[PackedPair]):
         bad = []
         for i in progress_bar(range(len(self)), desc="verifying", unit="pair", leave=False):
             try:
-                good = zlib.crc32(self.pixels(i, np.s_[:, :, :])) == self._index[self._used[i], 2]
+                good = zlib.crc32(self.pixels(i, np.s_[:, :, :]).data) == self._index[self._used[i], 2]
             except ImageError:
                 good = False
             if not good:
@@ -188,6 +188,8 @@ class Pack(Sequence[PackedPair]):
 
 def _dataset_format(name: str) -> tuple[int, int, type]:
     found = IMAGES.fullmatch(name)
+    if found is None:
+        raise ValueError(f"{name[:40]!r} is no name of a data set")
     return int(found[1]), int(found[2]), np.uint16 if found[3] == "uint16" else np.uint8
 
 
@@ -236,8 +238,8 @@ def _checked(file: h5py.File, path: Path) -> tuple[dict, np.ndarray, np.ndarray]
             raise UserError(f"{path}: is damaged: the checksum of its index is wrong; pack it again")
         count, datasets = meta["pairs"], meta["datasets"]
         mark = meta["fingerprint"]
-        good = type(count) is int and isinstance(mark, str) and re.fullmatch("[0-9a-f]{12}", mark, re.ASCII)
-        if not good or not isinstance(datasets, list) or not all(isinstance(name, str) for name in datasets):
+        described = type(count) is int and isinstance(mark, str) and re.fullmatch("[0-9a-f]{12}", mark, re.ASCII)
+        if not described or not isinstance(datasets, list) or not all(isinstance(name, str) for name in datasets):
             raise UserError(f"{fail}: its description is of another kind")
         good = index.shape == (count, 3) and np.count_nonzero(names == 0) == count
         good = good and len(set(datasets)) == len(datasets)
@@ -247,7 +249,7 @@ def _checked(file: h5py.File, path: Path) -> tuple[dict, np.ndarray, np.ndarray]
             shape = file[name].shape
             good = good and file[name].dtype == kind and shape[1:] == (6, height, width)
             good = good and (not len(places) or (places.min() >= 0 and places.max() < shape[0]))
-        good = good and ((index[:, 0] >= 0) & (index[:, 0] < len(datasets))).all()
+        good = good and bool(((index[:, 0] >= 0) & (index[:, 0] < len(datasets))).all())
         if not good or not (index[:, 2] >= 0).any():
             raise UserError(f"{fail}: its index does not fit its images; pack it again")
         return meta, names, index
@@ -469,7 +471,7 @@ def _fill(pairs: Sequence[Pair], part: Path, out: Path, workers: int, skip_bad: 
     problems = []
     with h5py.File(part, "r+", rdcc_nbytes=BUFFER) as file, ThreadPoolExecutor(max(workers, 1)) as pool:
         meta, index, stamps = json.loads(file["meta"][:].tobytes()), file["index"][:], file["stamps"][:]
-        for i in np.flatnonzero(index[:, 2] >= 0):  # other files than those that were packed are packed again
+        for i in np.flatnonzero(index[:, 2] >= 0).tolist():  # other files than those that were packed are packed again
             if stamps[i] != _stamp(pairs[i]):
                 index[i, 2] = MISSING
         if (done := int((index[:, 2] >= 0).sum())) or stamps.any():
@@ -513,13 +515,13 @@ def _fill(pairs: Sequence[Pair], part: Path, out: Path, workers: int, skip_bad: 
         if bad.all():
             raise UserError(f"--data_path: no pair can be read: {problems[0]}")
         if bad.any():  # what is left is another set
-            good = [pairs[i] for i in np.flatnonzero(~bad)]
+            good = [pairs[i] for i in np.flatnonzero(~bad).tolist()]
             meta["fingerprint"] = fingerprint(good)
         text = json.dumps(meta).encode().ljust(len(file["meta"]))
         file["meta"][:] = np.frombuffer(text, np.uint8)
         file["sha256"][:] = np.frombuffer(_sha256(text, file["names"][:], index), np.uint8)
-    with open(part, "rb+") as done:
-        os.fsync(done.fileno())
+    with open(part, "rb+") as whole:
+        os.fsync(whole.fileno())
     os.replace(part, out)
     return problems
 
@@ -533,7 +535,7 @@ def _put(datasets: list, entry: np.ndarray, values: np.ndarray) -> str | None:
         return f"is {size} now, not what it was when packing began; delete the .part file to start anew"
     values = np.ascontiguousarray(values)
     dataset[int(entry[1])] = values
-    entry[2] = zlib.crc32(values)
+    entry[2] = zlib.crc32(values.data)
     return None
 
 
@@ -576,6 +578,7 @@ def main(argv: list[str] | None = None) -> int:
     require_free(out, args.overwrite)
     if is_pack(args.data_path):
         raise UserError(f"--data_path: {args.data_path} is a pack already")
+    pairs: Sequence[Pair]
     if args.gt_path:
         pairs, rule = find_pairs(Path(args.data_path), Path(args.gt_path), "--data_path, --gt_path")
     else:
