@@ -22,7 +22,7 @@ from common import ranks, terminal, weights
 from common.derainer import MOST_PADDING, MOST_STAGES
 from common.errors import UserError, is_out_of_memory
 from common.speed import Speed
-from common.terminal import printable
+from common.terminal import printable, printable_lines
 
 EXIT_CODES = "exit codes: 0 done; 1 done in part, or stopped by trouble; 2 a mistake in the flags or files; 130 Ctrl-C"
 QUIET = "print results, warnings and errors alone"
@@ -514,7 +514,7 @@ def loop_settings(args: argparse.Namespace) -> dict:
 
 def _complain(text: str) -> None:
     with contextlib.suppress(OSError):  # whoever read it is gone
-        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr)  # it may name files of others
+        print(text, file=sys.stderr)
 
 
 def run(main: Callable[[], int | None], torchrun: bool = False) -> int:
@@ -537,7 +537,7 @@ def run(main: Callable[[], int | None], torchrun: bool = False) -> int:
             return main() or 0
     except BaseException as error:
         text, code = _explained(error)
-        text = text and "\n".join(map(printable, text.split("\n")))
+        text = text and printable_lines(text)  # it may name files of others
         if ranks.launched():
             ranks.leave(code, traceback.format_exc() if text is None else text)
         if text is None:

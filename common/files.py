@@ -10,6 +10,7 @@ from pathlib import Path
 from common.errors import Unwritable, UserError
 
 MOST = 64 * 2**20  # bytes of a choice, a table, a list of knobs
+LONGEST_NAME = 255  # bytes of a file's name, on all common file systems
 UNFINISHED = ".writing-"  # how the names of files begin that are not whole yet
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 

@@ -27,7 +27,7 @@ class _Plain:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        return self.stream.write("\n".join(map(printable, text.split("\n"))))
+        return self.stream.write(printable_lines(text))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -49,6 +49,11 @@ def speaking() -> Iterator[None]:
 def printable(text: str) -> str:
     """A text, such as the name of a file, with line breaks, control characters and undecodable bytes escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """A text of several lines, each of them ``printable``."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def print_result(text: object) -> None:

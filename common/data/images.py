@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from common import ranks
 from common.errors import UserError
 from common.files import write_bytes
-from common.terminal import printable
+from common.terminal import printable, printable_lines
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
@@ -46,8 +46,8 @@ class ImageError(UserError):
     """An image that can't be read: the message, one line without control characters, names the file and the remedy."""
 
     def __init__(self, text: str) -> None:
-        lines = text.split("\n") if text.startswith("Caught ") else [text]  # by DataLoader: a worker's traceback
-        super().__init__("\n".join(map(printable, lines)))
+        traceback = text.startswith("Caught ")  # of a worker, by DataLoader
+        super().__init__(printable_lines(text) if traceback else printable(text))
 
 
 def natural_key(path: str | Path) -> list:

@@ -14,7 +14,7 @@ import numpy as np
 
 from common.data.images import ImageError, image_format, list_images, natural_key, read_image, size_text
 from common.errors import UserError
-from common.files import read_small
+from common.files import LONGEST_NAME, read_small
 from common.terminal import printable, progress_bar
 
 # How the public sets name the clean partner of a rainy file. One rule holds for a whole set, never mere position.
@@ -27,7 +27,7 @@ RULES = {
 }
 PROBLEMS_SHOWN, SHOWN = 10, 200  # problems in a message, bytes of a path in it
 LONGEST_LIST = 2**29  # bytes, ten times SPA-Data's list
-LONGEST_PATH, LONGEST_NAME = 4000, 255  # bytes: no system has longer ones
+LONGEST_PATH = 4000  # bytes: no system has longer ones
 LIST = "real_world.txt"  # SPA-Data's list of pairs, in --data_path
 CHECK_ALL, CHECK_SOME = 1000, 200  # longer lists are checked by so many samples, so that training starts in seconds
 

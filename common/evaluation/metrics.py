@@ -292,11 +292,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.csv:
         print(f"written: {args.csv}")
     if args.report:
-        pictures = {
-            method[key].name: {label: of[key].rainy for label, of in methods.items()} | {"clean": method[key].clean}
-            for method in (methods[columns[0]],)
-            for key in common
-        }
+        pictures = {}
+        for key in common:
+            first = methods[columns[0]][key]
+            results = {label: method[key].rainy for label, method in methods.items()}
+            pictures[first.name] = results | {"clean": first.clean}
         title = f"{', '.join(columns)} beside the ground truth: {len(common)} image{'s' * (len(common) > 1)}"
         table.page(Path(args.report), title, pictures, [], (columns[0], [*columns, "clean"][1]))
         print(f"page: {args.report}")

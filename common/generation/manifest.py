@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from common.data.images import natural_key
 from common.errors import Unwritable, UserError
-from common.files import cell, text_of, write_bytes
+from common.files import LONGEST_NAME, cell, text_of, write_bytes
 from common.terminal import printable
 
 try:
@@ -21,7 +21,7 @@ except ImportError:  # Windows
 
 NAME = "manifest.csv"
 PAIR = ("rain", "norain")  # folders of the rainy and the clean pictures
-LONGEST, LONGEST_NAME = 2**20, 255  # characters of a line that are read at once, bytes of a file's name
+LONGEST = 2**20  # characters of a line that are read at once
 _KINDS = {bool: {"True": True, "False": False}.__getitem__, int: int, float: float, str: text_of}
 
 

@@ -26,7 +26,7 @@ from common.data.images import (
 from common.data.pairs import LIST
 from common.data.pictures import sheet, thumbnail
 from common.errors import UserError, is_out_of_memory
-from common.files import write_bytes
+from common.files import LONGEST_NAME, write_bytes
 from common.generation.controls import clamped, solved, steered_to
 from common.generation.controls import load as load_controls
 from common.generation.manifest import NAME as MANIFEST
@@ -37,7 +37,6 @@ from common.terminal import printable, progress_bar, tell
 
 KINDS = (*PAIR, "layer")
 SHEET = "contact_sheet.jpg"
-LONGEST = 255  # bytes of a file name, on all common file systems
 SHOWN, THUMBNAIL = 12, 320  # pairs on the contact sheet, px of their longer side
 
 
@@ -307,7 +306,7 @@ def rain_on_photos(
             try:
                 image_size(folder / photo)  # an image at all, and no pipe
                 digest = _digest(folder / photo)
-                if max(len(os.fsencode(part)) for file in files[photo] for part in Path(file).parts) > LONGEST:
+                if max(len(os.fsencode(part)) for file in files[photo] for part in Path(file).parts) > LONGEST_NAME:
                     raise _Taken(f"{folder / photo}: its name is too long for that of a pair; shorten it")
                 todo = [(v, f) for v, f in enumerate(files[photo], 1) if not is_done(photo, f, digest)]
                 there += num - len(todo)
