@@ -70,12 +70,12 @@ class Speed:
         if self.compile:
             compile_net(net, device)
 
-    def adam(self, parameters: Iterable[nn.Parameter], lr: float, beta1: float = 0.9) -> Adam:
-        """Adam with PyTorch's second beta and eps; one that can be recorded where that is done.
+    def adam(self, parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float] = (0.9, 0.999)) -> Adam:
+        """Adam with PyTorch's eps; one that can be recorded where that is done.
 
         Its rate is kept in ``initial_lr`` as well: that of a recorded one is a tensor, see ``set_rate``.
         """
-        parameters, betas = list(parameters), (beta1, 0.999)
+        parameters = list(parameters)
         if parameters and self._recorder(parameters[0].device):
             rate = torch.tensor(lr, dtype=torch.float32, device=parameters[0].device)
             optimizer = Adam(parameters, rate, betas, fused=True, capturable=True)

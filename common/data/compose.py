@@ -20,6 +20,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -40,12 +41,15 @@ STEM = 100  # bytes of a photo's name in that of its pairs
 PHOTO, STREAKS = 0, 1  # first number of a seed: the order of the photos, what falls on them
 
 
+T = TypeVar("T")
+
+
 def held_out(number: int, count: int) -> np.ndarray:
     """Places of ``number`` files, spread evenly over ``count`` files in natural order: (number,) whole numbers."""
     return (np.arange(number) * count // max(number, 1)).astype(int)
 
 
-def part_of(files: Sequence[Path], hold_out: int, part: str) -> list[Path]:
+def part_of(files: Sequence[T], hold_out: int, part: str) -> list[T]:
     """What of a folder is used: 'train' is what ``held_out`` leaves, 'held_out' the rest.
 
     Raises:

@@ -16,9 +16,9 @@ class Average:
 
     def __init__(self, net: nn.Module, decay: float) -> None:
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
-        self._source, self._update = list(net.parameters()), get_ema_multi_avg_fn(decay)
-        self._weights = list(self.net.parameters())
+        self._source, self._weights = list(net.parameters()), list(self.net.parameters())
+        self._decay = decay
 
-    def update(self) -> None:
-        """Take in the weights after a step; on the device, without waiting for it."""
-        self._update(self._weights, self._source, None)
+    def update(self, decay: float | None = None) -> None:
+        """Take in the weights after a step, with a decay of this step or the usual one; without waiting for the device."""
+        get_ema_multi_avg_fn(self._decay if decay is None else decay)(self._weights, self._source, None)

@@ -1,118 +1,172 @@
-"""Training of RNet, G and D alone, on the rain layers of pairs: hours on a CPU where joint training takes weeks.
+"""Training of G alone on rain layers: straight, varied rain after hours on a CPU. Not the paper's joint training.
 
-What joint training spends most of its time on, BNet, is left out: after training, KL_b has pinned its mu_b to the clean
-image, so the background cancels between O and mu_b + R, and D may as well compare O - B with R. Two things keep G from
-making one rain of all codes, which joint training takes very many steps to get out of: codes are drawn from N(0, I),
-and ``sameness`` asks that its rains differ as much from each other as those of the data do (after the mode-seeking
-loss of Mao et al., CVPR 2019). RNet learns to read the code back from rain that G has put on the clean image.
+BNet is left out: it ends at the clean image, so the background cancels between O and mu_b + R, and the critic may as
+well compare rain with rain. The losses are those of R3GAN (Huang et al., "The GAN is dead; long live the GAN!",
+NeurIPS 2024), the penalties lazy as in StyleGAN2 (Karras et al., CVPR 2020).
 """
 
+import functools
 from collections.abc import Callable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from common.speed import Speed
+from common.models import EDNet
+from common.models.vrgnet import levels
+from common.speed import Speed, autocast
 from common.training.averaging import Average
-from common.training.joint import d_step
 from common.training.loop import fit
-from common.training.losses import LOGVAR_RANGE
 from common.training.run import Run
 
-
-def shapes_of(rain: Tensor, level: Tensor) -> Tensor:
-    """Rain layers (N, 3, p, p) divided by their mean plus ``level``, so that neither bright nor faint ones dominate."""
-    return rain / (rain.mean((1, 2, 3), keepdim=True) + level).clamp(min=1e-6)  # a batch may hold no rain at all
-
-
-def sameness(rain: Tensor, real: Tensor) -> Tensor:
-    """How much less the generated rains of a batch differ from each other than the real ones: 0 (not less) to 1 (not).
-
-    Args:
-        rain, real: (N, 3, p, p) >= 0, N at least 2; neighbours in the batch are compared. 0 where ``real`` has no rain.
-    """
-    level = real.mean().detach() / 2
-    found, wanted = (
-        (shape - shape.roll(1, 0)).abs().mean() for shape in (shapes_of(rain, level), shapes_of(real, level).detach())
-    )
-    return torch.where(wanted > 0, torch.relu(1 - found / wanted.clamp(min=1e-6)), torch.zeros_like(found))
+GROUP = 4  # samples whose standard deviation the critic sees
+LAZY = 8  # steps from one penalty to the next
+LEAK = 0.1  # share of the gradient that the closed last ReLU of G lets through while it trains
 
 
-def code_loss(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
-    """-log N(z; mu, exp(logvar)) without its constant, mean over all elements: 0.5 for an encoder that knows nothing.
+class RainCritic(nn.Module):
+    """The critic of rain layers: strided convolutions, no normalisation, and how much the samples of a group differ.
 
     Args:
-        z, mu, logvar: (N, nz); logvar is clamped as in the KL terms.
+        patch_size: side of a layer in px, a power of two from 16 on.
+        width: of the first convolution; each further one has twice as many channels.
     """
-    logvar = logvar.clamp(*LOGVAR_RANGE)
-    return 0.5 * torch.mean((z - mu) ** 2 / logvar.exp() + logvar)
+
+    def __init__(self, patch_size: int = 64, width: int = 32) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = [3, *(width * 2**i for i in range(levels(patch_size)))]
+        for before, after in zip(channels, channels[1:], strict=False):
+            layers += [nn.Conv2d(before, after, 4, 2, 1), nn.LeakyReLU(0.2)]
+        self.body = nn.Sequential(*layers)  # (N, 3, p, p) -> (N, C, 4, 4)
+        self.mix = nn.Conv2d(channels[-1] + 1, channels[-1], 3, 1, 1)
+        self.last = nn.Linear(16 * channels[-1], 1)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight, 0.2)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, seen: Tensor) -> Tensor:
+        """Layers as ``seen`` makes them, (N, 3, p, p) -> scores (N,)."""
+        x = self.body(seen)
+        groups = x.unflatten(0, (-1, GROUP) if len(x) % GROUP == 0 else (1, -1))
+        spread = (groups.var(1, correction=0) + 1e-8).sqrt().mean((1, 2, 3))  # one number a group
+        spread = spread.repeat_interleave(groups.shape[1])[:, None, None, None].expand(-1, 1, *x.shape[2:])
+        x = F.leaky_relu(self.mix(torch.cat([x, spread], 1)), 0.2)
+        return self.last(x.flatten(1))[:, 0]
+
+
+def seen(rain: Tensor) -> Tensor:
+    """Rain layers as the critic sees them: the root makes faint streaks count. Any shape, >= 0 -> >= -0.72."""
+    return 2 * (rain + 0.02).sqrt() - 1
+
+
+def init_decoder(decoder: nn.Module) -> None:
+    """He-normal start of G, so that codes matter from the first step; the last layer 0.2 times that, for faint rain."""
+    convs = [m for m in decoder.modules() if isinstance(m, (nn.Linear, nn.ConvTranspose2d))]
+    for module in convs:
+        taps = 1
+        if isinstance(module, nn.ConvTranspose2d) and module.stride == (2, 2):
+            taps = 4  # of the 4x4 kernel that reach an output pixel
+        inputs = module.in_features if isinstance(module, nn.Linear) else module.in_channels
+        nn.init.normal_(module.weight, 0, (2 / (taps * inputs)) ** 0.5)
+    with torch.no_grad():
+        convs[-1].weight *= 0.2
+
+
+def leaky_sample(netED: EDNet, z: Tensor) -> Tensor:
+    """G(z), whose last ReLU lets a tenth of the gradient through where it is closed: (N, nz) -> (N, 3, p, p) >= 0."""
+    *body, last = netED.decoder.main
+    for layer in body:
+        z = layer(z)
+    below = LEAK * z.clamp(max=0)
+    return last(z) + below - below.detach()
+
+
+def zero_centred(netD: nn.Module, x: Tensor) -> Tensor:
+    """Mean over samples of ||grad_x D(x)||^2: R1 on real samples, R2 on fake ones. x: (N, 3, p, p) -> 0-dim."""
+    x = x.detach().requires_grad_()
+    (grad,) = torch.autograd.grad(netD(x).sum(), x, create_graph=True)
+    return grad.square().sum((1, 2, 3)).mean()
+
+
+def d_step(
+    netD: nn.Module, optD: Optimizer, real: Tensor, fake: Tensor, w_gp: float, precision: str
+) -> dict[str, Tensor]:
+    """One step of the critic on softplus(-(D(real) - D(fake))) + w_gp (R1 + R2); touches D alone.
+
+    Args:
+        real, fake: (N, 3, p, p) as ``seen`` makes them.
+        w_gp: weight of the penalties; 0 leaves them out.
+
+    Returns:
+        The losses, detached: loss_D, and with penalties r1 and r2 (unweighted).
+    """
+    optD.zero_grad()
+    with autocast(real.device, precision):
+        margin = netD(real) - netD(fake.detach())
+    loss_D = F.softplus(-margin.float()).mean()
+    losses = {"loss_D": loss_D.detach(), "margin": margin.detach().float().mean()}
+    if w_gp:
+        r1, r2 = zero_centred(netD, real), zero_centred(netD, fake)
+        loss_D = loss_D + w_gp * (r1 + r2)
+        losses |= {"r1": r1.detach(), "r2": r2.detach()}
+    loss_D.backward()
+    optD.step()
+    return losses
 
 
 def g_step(
-    netED: nn.Module,
-    netD: nn.Module,
-    optED: Optimizer,
-    rain: Tensor,
-    z: Tensor,
-    real: Tensor,
-    clean: Tensor,
-    w_adv: float,
-    w_div: float,
-) -> dict[str, Tensor]:
-    """One step of G on w_adv (-mean D(R)) + w_div sameness, and of RNet on ``code_loss``; of D only u and v move.
+    netED: EDNet, netD: nn.Module, optED: Optimizer, real: Tensor, z: Tensor, precision: str
+) -> tuple[dict[str, Tensor], Tensor]:
+    """One step of G on softplus(-(D(fake) - D(real))); D gets no gradient.
 
     Args:
-        rain: (N, 3, p, p) = G(z), with its graph.
-        z: (N, nz) its codes.
-        real: (N, 3, p, p) = O - B, not below 0.
-        clean: (N, 3, p, p) in [0, 1].
+        real: (N, 3, p, p) as ``seen`` makes them.
+        z: (N, nz) rain codes.
 
     Returns:
-        The losses, detached: g_adv and same (unweighted), code.
+        The loss, detached, and the rain (N, 3, p, p).
     """
     optED.zero_grad()
-    g_adv = -netD(rain)[0].mean()
-    same = sameness(rain, real)
-    mu, logvar = netED.encoder(clean + rain.detach()).chunk(2, 1)
-    code = code_loss(z, mu, logvar)
-    (w_adv * g_adv + w_div * same + code).backward(inputs=list(netED.parameters()))  # none for the weights of D
+    with autocast(real.device, precision):
+        rain = leaky_sample(netED, z).float()
+        margin = netD(seen(rain)) - netD(real).detach()
+    loss_G = F.softplus(-margin.float()).mean()
+    loss_G.backward(inputs=list(netED.decoder.parameters()))
     optED.step()
-    return {"g_adv": g_adv.detach(), "same": same.detach(), "code": code.detach()}
+    return {"loss_G": loss_G.detach()}, rain.detach()
 
 
 def generator_step(
-    netED: nn.Module,
+    netED: EDNet,
     netD: nn.Module,
     optimizers: Mapping[str, Optimizer],
-    w_adv: float,
-    w_div: float,
-    lambda_gp: float,
-    n_dis: int,
+    w_gp: float,
     speed: Speed,
     shown: dict[str, Tensor],
-    average: Average | None,
+    average: Average,
+    decay: float,
 ) -> Callable[[Tensor, Tensor, int], dict[str, Tensor]]:
-    """The step for ``fit``: D in every one, RNet and G in every n_dis-th; see ``train_generator``."""
+    """The step for ``fit``: D, then G, each with rain of its own codes; penalties in every 8th step, times 8."""
 
-    def work(learn: bool, rainy: Tensor, clean: Tensor, z: Tensor, alpha: Tensor) -> tuple[dict, dict]:
-        real = (rainy - clean).clamp(min=0)
-        with torch.set_grad_enabled(learn):
-            rain = netED.sample(z)
-        losses = d_step(netD, optimizers["D"], real, rain, alpha, lambda_gp)
-        if learn:
-            losses |= g_step(netED, netD, optimizers["ED"], rain, z, real, clean, w_adv, w_div)
-            if average is not None:
-                average.update()
-        return losses, {"rainy": rainy, "generated_rainy": clean + rain.detach(), "rain_layer": rain.detach()}
+    def work(penalties: bool, rainy: Tensor, clean: Tensor, z_d: Tensor, z_g: Tensor) -> tuple[dict, dict]:
+        rain = (rainy - clean).clamp(min=0)
+        real = seen(rain)
+        with torch.no_grad(), speed.autocast(rain.device):
+            fake = seen(netED.sample(z_d).float())
+        losses = d_step(netD, optimizers["D"], real, fake, w_gp * LAZY if penalties else 0, speed.precision)
+        more, made = g_step(netED, netD, optimizers["ED"], real, z_g, speed.precision)
+        return losses | more, {"rain": rain, "generated_rain": made}
 
     device = next(netD.parameters()).device
-    steps = {learn: speed.recorded(lambda *batch, learn=learn: work(learn, *batch), device) for learn in (True, False)}
+    steps = {kind: speed.recorded(functools.partial(work, kind), device) for kind in (True, False)}
 
     def step(rainy: Tensor, clean: Tensor, index: int) -> dict[str, Tensor]:
-        z = torch.randn(len(rainy), netED.nz, device=rainy.device)
-        alpha = torch.rand(len(rainy), 1, 1, 1, device=rainy.device)
-        losses, pictures = steps[index % n_dis == 0](rainy, clean, z, alpha)
+        codes = torch.randn(2, len(rainy), netED.nz, device=rainy.device)
+        losses, pictures = steps[index % LAZY == 0](rainy, clean, *codes)
+        average.update(min(decay, (1 + index) / (10 + index)))  # ramped up: the start is soon forgotten
         shown.update(pictures)
         return losses
 
@@ -122,27 +176,23 @@ def generator_step(
 def train_generator(
     *,
     run: Run,  # model folder, state to go on from, saving
-    netED: nn.Module,  # RNet and G
+    netED: EDNet,  # its G learns
     netD: nn.Module,  # critic, of rain layers
-    lrED: float,
-    lrD: float,
-    beta1: float,  # of Adam, for both
-    w_adv: float,  # weight of -mean D(R)
-    w_div: float,  # weight of sameness
-    lambda_gp: float,  # weight of the gradient penalty
-    n_dis: int,  # RNet and G learn in every n_dis-th step, counted from 0 over the whole training
-    ema: float,  # decay of a moving average of netED's weights, which is saved beside them; 0: none
+    lr: float,  # of both
+    betas: tuple[float, float],  # of Adam, for both
+    w_gp: float,  # weight of the gradient penalties
+    ema: float,  # decay of the moving average of netED's weights, which is saved beside them
     speed: Speed,  # whether steps are recorded, and in which arithmetic
     **settings,  # data, schedule, epochs, saving: see fit
 ) -> None:
-    """Train RNet, G and D on the rain layers of pairs; see ``g_step``, ``joint.d_step`` and the loop ``fit``."""
+    """Train G on rain layers; see ``d_step``, ``g_step`` and the loop ``fit``."""
     optimizers = {
-        "ED": speed.adam(netED.parameters(), lrED, beta1),
-        "D": speed.adam((p for p in netD.parameters() if p.requires_grad), lrD, beta1),
+        "ED": speed.adam(netED.decoder.parameters(), lr, betas),
+        "D": speed.adam(netD.parameters(), lr, betas),
     }
     speed.switch()
     shown: dict[str, Tensor] = {}
-    average = Average(netED, ema) if ema else None
-    step = generator_step(netED, netD, optimizers, w_adv, w_div, lambda_gp, n_dis, speed, shown, average)
-    nets = {"ED": netED, "D": netD} | ({"ED_ema": average.net} if average else {})
+    average = Average(netED, ema)
+    step = generator_step(netED, netD, optimizers, w_gp, speed, shown, average, ema)
+    nets = {"ED": netED, "D": netD, "ED_ema": average.net}
     fit(run=run, step=step, nets=nets, optimizers=optimizers, pictures=lambda: shown, **settings)

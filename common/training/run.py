@@ -38,10 +38,13 @@ VERSION = 1
 STATES = ("train_state_last.pt", "train_state_prev.pt")  # newest first
 # May differ from the stored options on resume: they change how long, where and how fast, never what is computed.
 FREE = {"niter", "workers", "use_gpu", "gpu_id", "data_path", "gt_path", "val_data_path", "val_gt_path", "log_dir"}
-FREE |= {"cache", "compile", "cuda_graphs"}
+FREE |= {"cache", "compile", "cuda_graphs", "streaks"}
 FREE |= {"pad_to", "pad_square"}  # of validation
 FREE |= {"netED", "derainer"}  # files may move; another generator is noticed by its numbers, a network by its shapes
-MAY_BE_ZERO, FRACTIONS = {"workers", "manualSeed", "seed", "resume"}, {"lambda_gp", "ema"}  # numbers among the flags
+MAY_BE_ZERO, FRACTIONS = (
+    {"workers", "manualSeed", "seed", "resume", "hold_out"},
+    {"lambda_gp", "w_gp", "ema"},
+)  # numbers among the flags
 PER_CALL = {"resume", "overwrite", "dry_run", "quiet", "save_minutes", "model_dir"}  # of one call, never restored
 
 
@@ -419,7 +422,7 @@ def _are_values(stored: dict, args: argparse.Namespace) -> bool:
 
 def _is_value(key: str, value: object, now: object) -> bool:
     if value is None or now is None:
-        return value is None or isinstance(value, str if key.endswith("_path") else int)
+        return value is None or isinstance(value, str if key.endswith("_path") or key == "streaks" else int)
     if isinstance(now, list):
         return isinstance(value, list) and all(type(item) is (str if key == "derainer_args" else int) for item in value)
     if isinstance(now, (bool, str)):

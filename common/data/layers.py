@@ -1,0 +1,150 @@
+"""Rain layers to learn from: rain on black, or O - B of pairs; turned, scaled, mirrored and brightened once, in memory."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from common.data.compose import part_of
+from common.data.images import ImageError, list_images, read_image, to_eight_bits
+from common.data.pack import Pack, is_pack
+from common.data.pairs import Pair, crop_at, find_pairs, planes
+from common.data.patches import PatchDataset
+from common.errors import UserError
+from common.speed import require_fast
+from common.terminal import progress_bar
+
+TURN = 15  # degrees: a variant is turned by up to so much
+SCALE = (0.8, 1.25)
+GAIN = (0.8, 1.2)
+
+
+@dataclass(frozen=True)
+class RainLayer(Pair):
+    """A rain layer in memory, as a pair of rain and black, for ``PatchDataset``."""
+
+    pixels: np.ndarray = field(default=None, compare=False, repr=False)  # (H, W, 1 or 3) uint8
+
+    def crop(self, place: tuple[float, float], p: int) -> np.ndarray:
+        """See ``Pair.crop``."""
+        crop = self.pixels[crop_at(place, *self.pixels.shape[:2], p)]
+        return planes(crop, np.zeros_like(crop))
+
+
+def inner_size(height: int, width: int, degrees: float) -> tuple[float, float]:
+    """Height and width of the largest upright rectangle within a turned one."""
+    sin, cos = abs(np.sin(np.radians(degrees))), abs(np.cos(np.radians(degrees)))
+    long, short = max(height, width), min(height, width)
+    if short <= 2 * sin * cos * long:  # two corners touch the longer sides
+        across, along = short / 2 / cos, short / 2 / sin
+        return (across, along) if height < width else (along, across)
+    both = cos**2 - sin**2
+    return (height * cos - width * sin) / both, (width * cos - height * sin) / both
+
+
+def warped(layer: np.ndarray, degrees: float, scale: float) -> np.ndarray:
+    """A layer turned (positive: the lower ends of streaks go to the right) and scaled, without the empty corners.
+
+    Args:
+        layer: (H, W) or (H, W, 3) uint8 or float32.
+    """
+    height, width = layer.shape[:2]
+    inside = np.array(inner_size(height, width, degrees)) * scale
+    h, w = (max(1, int(side)) for side in inside - 1)
+    matrix = cv2.getRotationMatrix2D((0, 0), degrees, scale)
+    matrix[:, 2] = np.array([w - 1, h - 1]) / 2 - matrix[:, :2] @ np.array([width - 1, height - 1]) / 2
+    return cv2.warpAffine(layer, matrix, (w, h), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+
+
+def variant(layer: np.ndarray, rng: np.random.RandomState, smallest: int) -> np.ndarray:
+    """A layer as it might have fallen another time: turned, scaled, mirrored, brighter or darker.
+
+    Args:
+        layer: (H, W, 1 or 3) uint8.
+        smallest: px that each side keeps at least; where turning would leave less, the layer is not turned.
+    """
+    degrees, scale = rng.uniform(-TURN, TURN), np.exp(rng.uniform(*np.log(SCALE)))
+    mirrored, gain = rng.randint(2), rng.uniform(*GAIN)
+    if min(inner_size(*layer.shape[:2], degrees)) * scale - 2 < smallest:
+        degrees, scale = 0.0, max(1.0, scale)
+    made = warped(layer, degrees, scale)
+    made = made[..., None] if made.ndim == 2 else made
+    made = made[:, ::-1] if mirrored else made
+    return np.ascontiguousarray(np.rint(np.clip(gain * made.astype(np.float32), 0, 255)).astype(np.uint8))
+
+
+def layer_files(folder: Path, flag: str) -> list[Path]:
+    """The pictures of rain on black in a folder, in natural order.
+
+    Raises:
+        UserError: there is no such folder, or no picture in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{flag}: there is no folder {folder}. Name a folder of pictures of rain on black.")
+    names, _ = list_images(folder)
+    if not names:
+        raise UserError(f"{flag}: no image (PNG, JPEG, BMP, WebP, TIFF) in {folder}.")
+    return [folder / name for name in names]
+
+
+def read_layer(path: Path) -> np.ndarray:
+    """(H, W, 1) uint8 where all channels are the same, else (H, W, 3)."""
+    return _slim(to_eight_bits(read_image(path)))
+
+
+def rain_of(pair: Pair) -> np.ndarray:
+    """O - B of a pair, not below 0: (H, W, 1 or 3) uint8."""
+    rainy, clean = (to_eight_bits(image) for image in pair.read())
+    return _slim(cv2.subtract(rainy, clean))
+
+
+def _slim(pixels: np.ndarray) -> np.ndarray:
+    grey = (pixels == pixels[..., :1]).all()
+    return np.ascontiguousarray(pixels[..., :1]) if grey else pixels
+
+
+def variants(sources: Sequence[Path | Pair], number: int, seed: int, patch: int) -> Iterator[RainLayer]:
+    """``number`` variants of each layer; which ones depends on the seed and the place in the list alone.
+
+    Raises:
+        UserError: a file can't be read, or is smaller than a patch.
+    """
+    for i, source in enumerate(progress_bar(sources, desc="turning and scaling layers", unit="layer", leave=False)):
+        path, name = (source.rainy, source.name) if isinstance(source, Pair) else (source, source.name)
+        layer = rain_of(source) if isinstance(source, Pair) else read_layer(source)
+        if min(layer.shape[:2]) < patch:
+            raise ImageError(f"{path} is {layer.shape[1]}x{layer.shape[0]}, smaller than the {patch} px patch")
+        for k in range(number):
+            made = variant(layer, np.random.RandomState([seed, i, k]), patch)
+            yield RainLayer(f"{k}_{name}", path, path, pixels=made)
+
+
+def layer_set(args: argparse.Namespace, device: torch.device, hint: str) -> tuple[PatchDataset, str]:
+    """Variants of the layers of --streaks, or of O - B of --data_path and --gt_path, as a data set of rain and black.
+
+    Args:
+        hint: what belongs into the folders of pairs, for the message when they are missing.
+
+    Returns:
+        The data set, and where its layers come from, in words.
+
+    Raises:
+        UserError: see ``layer_files``, ``variants`` and ``training_set``.
+    """
+    require_fast(args.precision, device)
+    if args.streaks:
+        sources, rule = layer_files(Path(args.streaks), "--streaks"), "rain on black"
+    elif is_pack(args.data_path):
+        sources, rule = Pack(Path(args.data_path)), "O - B of a pack"
+    else:
+        sources, rule = find_pairs(args.data_path, args.gt_path, "--data_path, --gt_path", hint)
+    try:
+        sources = part_of(sources, args.hold_out, "train")
+    except ValueError as error:
+        raise UserError(f"--hold_out: {error}") from None
+    layers = list(variants(sources, args.variants, args.manualSeed, args.patchSize))
+    return PatchDataset(layers, args.patchSize, args.manualSeed), rule
