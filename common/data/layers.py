@@ -1,4 +1,4 @@
-"""Rain layers to learn from: rain on black, or O - B of pairs; turned, scaled, mirrored and brightened once, in memory."""
+"""Rain layers to learn from: rain on black, or O - B of pairs; turned, scaled, mirrored, brightened once."""
 
 import argparse
 from collections.abc import Iterator, Sequence

@@ -20,5 +20,5 @@ class Average:
         self._decay = decay
 
     def update(self, decay: float | None = None) -> None:
-        """Take in the weights after a step, with a decay of this step or the usual one; without waiting for the device."""
+        """Take in the weights after a step, by the usual decay or that of this step; does not wait for the device."""
         get_ema_multi_avg_fn(self._decay if decay is None else decay)(self._weights, self._source, None)

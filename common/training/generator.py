@@ -6,6 +6,7 @@ NeurIPS 2024), the penalties lazy as in StyleGAN2 (Karras et al., CVPR 2020).
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 
 import torch
@@ -37,7 +38,7 @@ class RainCritic(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         channels = [3, *(width * 2**i for i in range(levels(patch_size)))]
-        for before, after in zip(channels, channels[1:], strict=False):
+        for before, after in itertools.pairwise(channels):
             layers += [nn.Conv2d(before, after, 4, 2, 1), nn.LeakyReLU(0.2)]
         self.body = nn.Sequential(*layers)  # (N, 3, p, p) -> (N, C, 4, 4)
         self.mix = nn.Conv2d(channels[-1] + 1, channels[-1], 3, 1, 1)
