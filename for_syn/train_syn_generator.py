@@ -73,8 +73,9 @@ def main(argv=None):
         args.manualSeed = seed_everything(args.manualSeed)
         dataset, rule = layer_set(args, device, DATA)
         netED = EDNet(nc=args.nc, nz=args.nz, nef=args.nef, patch_size=args.patchSize).to(device)
-        init_decoder(netED.decoder)
-        netD = RainCritic(args.patchSize, args.ndf).to(device)
+        grey = all(layer.pixels.shape[2] == 1 for layer in dataset.pairs)
+        init_decoder(netED.decoder, grey)
+        netD = RainCritic(args.patchSize, args.ndf, 1 if grey else 3).to(device)
         if args.dry_run:
             return describe(run, dataset, rule, [], {"netED": netED, "netD": netD}, device)
         train_generator(

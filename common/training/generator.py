@@ -32,24 +32,25 @@ class RainCritic(nn.Module):
     Args:
         patch_size: side of a layer in px, a power of two from 16 on.
         width: of the first convolution; each further one has twice as many channels.
+        channels: of a layer, 3, or 1 for grey rain.
     """
 
-    def __init__(self, patch_size: int = 64, width: int = 32) -> None:
+    def __init__(self, patch_size: int = 64, width: int = 32, channels: int = 3) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        channels = [3, *(width * 2**i for i in range(levels(patch_size)))]
-        for before, after in itertools.pairwise(channels):
+        widths = [channels, *(width * 2**i for i in range(levels(patch_size)))]
+        for before, after in itertools.pairwise(widths):
             layers += [nn.Conv2d(before, after, 4, 2, 1), nn.LeakyReLU(0.2)]
-        self.body = nn.Sequential(*layers)  # (N, 3, p, p) -> (N, C, 4, 4)
-        self.mix = nn.Conv2d(channels[-1] + 1, channels[-1], 3, 1, 1)
-        self.last = nn.Linear(16 * channels[-1], 1)
+        self.body = nn.Sequential(*layers)  # (N, channels, p, p) -> (N, C, 4, 4)
+        self.mix = nn.Conv2d(widths[-1] + 1, widths[-1], 3, 1, 1)
+        self.last = nn.Linear(16 * widths[-1], 1)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight, 0.2)
                 nn.init.zeros_(module.bias)
 
     def forward(self, seen: Tensor) -> Tensor:
-        """Layers as ``seen`` makes them, (N, 3, p, p) -> scores (N,)."""
+        """Layers as ``seen`` makes them, (N, channels, p, p) -> scores (N,)."""
         x = self.body(seen)
         groups = x.unflatten(0, (-1, GROUP) if len(x) % GROUP == 0 else (1, -1))
         spread = (groups.var(1, correction=0) + 1e-8).sqrt().mean((1, 2, 3))  # one number a group
@@ -58,13 +59,18 @@ class RainCritic(nn.Module):
         return self.last(x.flatten(1))[:, 0]
 
 
-def seen(rain: Tensor) -> Tensor:
-    """Rain layers as the critic sees them: the root makes faint streaks count. Any shape, >= 0 -> >= -0.72."""
+def seen(rain: Tensor, channels: int = 3) -> Tensor:
+    """Rain layers (N, nc, p, p) >= 0 as the critic sees them, of 3 channels or 1: the root makes faint streaks count."""
+    rain = rain.mean(1, keepdim=True) if channels == 1 else rain
     return 2 * (rain + 0.02).sqrt() - 1
 
 
-def init_decoder(decoder: nn.Module) -> None:
-    """He-normal start of G, so that codes matter from the first step; the last layer 0.2 times that, for faint rain."""
+def init_decoder(decoder: nn.Module, grey: bool = False) -> None:
+    """He-normal start of G, so that codes matter from the first step; the last layer 0.2 times that, for faint rain.
+
+    Args:
+        grey: give all channels the same weights; where the critic sees their mean alone, they stay the same.
+    """
     convs = [m for m in decoder.modules() if isinstance(m, (nn.Linear, nn.ConvTranspose2d))]
     for module in convs:
         taps = 1
@@ -74,6 +80,8 @@ def init_decoder(decoder: nn.Module) -> None:
         nn.init.normal_(module.weight, 0, (2 / (taps * inputs)) ** 0.5)
     with torch.no_grad():
         convs[-1].weight *= 0.2
+        if grey:
+            convs[-1].weight[:] = convs[-1].weight[:, :1]  # (nef, nc, 4, 4)
 
 
 def leaky_sample(netED: EDNet, z: Tensor) -> Tensor:
@@ -133,7 +141,9 @@ def g_step(
     optED.zero_grad()
     with autocast(real.device, precision):
         rain = leaky_sample(netED, z).float()
-        margin = netD(seen(rain)) - netD(real).detach()
+        with torch.no_grad():
+            score = netD(real)
+        margin = netD(seen(rain, real.shape[1])) - score
     loss_G = F.softplus(-margin.float()).mean()
     loss_G.backward(inputs=list(netED.decoder.parameters()))
     optED.step()
@@ -154,14 +164,14 @@ def generator_step(
 
     def work(penalties: bool, rainy: Tensor, clean: Tensor, z_d: Tensor, z_g: Tensor) -> tuple[dict, dict]:
         rain = (rainy - clean).clamp(min=0)
-        real = seen(rain)
+        real = seen(rain, channels)
         with torch.no_grad(), speed.autocast(rain.device):
-            fake = seen(netED.sample(z_d).float())
+            fake = seen(netED.sample(z_d).float(), channels)
         losses = d_step(netD, optimizers["D"], real, fake, w_gp * LAZY if penalties else 0, speed.precision)
         more, made = g_step(netED, netD, optimizers["ED"], real, z_g, speed.precision)
         return losses | more, {"rain": rain, "generated_rain": made}
 
-    device = next(netD.parameters()).device
+    channels, device = netD.body[0].in_channels, next(netD.parameters()).device
     steps = {kind: speed.recorded(functools.partial(work, kind), device) for kind in (True, False)}
 
     def step(rainy: Tensor, clean: Tensor, index: int) -> dict[str, Tensor]:
