@@ -406,6 +406,18 @@ def add_generator(group: argparse.ArgumentParser, netED: str, patch: bool = Fals
         group.add_argument("--patch_size", type=patch_size, default=64, help="side of a patch in px")
 
 
+def add_start(group: Parser) -> None:
+    """--init_ED and --init_Derain of joint training, see ``start_from``."""
+    what = "to start from, weights only"
+    group.add_argument(
+        "--init_ED",
+        action=_GeneratorPath,
+        metavar="PATH",
+        help=f"RNet and G {what}; 'default': the generator that comes with the project",
+    )
+    group.add_path("--init_Derain", help=f"BNet {what}, DerainNet_state_N.pt")
+
+
 def add_unused(group: argparse.ArgumentParser, **defaults: int) -> None:
     """Flags of the reference that change nothing here; they are taken, so that its command lines run."""
     for name, default in defaults.items():

@@ -17,7 +17,7 @@ from common.data.pairs import validation_pairs
 from common.data.patches import listed_set
 from common.evaluation.derain import validator
 from common.models import Derain, Discriminator, EDNet
-from common.training.joint import joint_networks, train_joint
+from common.training.joint import joint_networks, start_from, train_joint
 from common.training.run import describe, open_run
 from common.training.runtime import pick_device, seed_everything
 
@@ -39,6 +39,7 @@ def parse_args(argv=None):
     model.add_argument("--stage", type=cli.stages, default=6, help="stages of BNet")
     model.add_argument("--nef", type=cli.width, default=32, help="width of RNet and G")
     model.add_argument("--ndf", type=cli.width, help="width of D; left alone: 64 up to patch 64, 64*64/p beyond")
+    cli.add_start(model)
     optim = parser.group("optimisation")
     optim.add_argument("--niter", type=cli.positive_int, default=800, help="epochs")
     # T13: 1 on the synthetic sets, 0.01 on SPA-Data
@@ -72,6 +73,7 @@ def main(argv=None):
         netDerain = Derain(stage=args.stage).to(device)
         netED = EDNet(nc=args.nc, nz=args.nz, nef=args.nef, patch_size=args.patchSize).to(device)
         netD = Discriminator(image_size=args.patchSize, conv_dim=args.ndf).to(device)
+        start_from(args, netDerain, netED)
         if args.dry_run:
             nets = {"netDerain": netDerain, "netED": netED, "netD": netD}
             return describe(run, dataset, rule, held_out, nets, device)

@@ -14,6 +14,7 @@ import torch
 from common.data.images import write_image
 from common.errors import TrainingStopped, UserError
 from common.evaluation import derain
+from common.models import EDNet
 from common.training import joint
 from common.training.loop import Ledger, learning_rate
 from common.training.run import Run
@@ -356,6 +357,34 @@ def test_dry_run_writes_nothing(pairs_folder, tmp_path, capsys):
     assert "--milestone 400 600 650 675 690 700" in printed and "4 pairs, by the rule: equal names" in printed
     assert "netD:" in printed and "parameters" in printed and "validation: none" in printed
     assert not (tmp_path / "model").exists() and not (tmp_path / "model_logs").exists()
+
+
+def test_a_run_starts_from_given_weights(pairs_folder, tmp_path):
+    train(pairs_folder, tmp_path / "a", "--niter", 1)
+    given = {"ED": tmp_path / "ED.pt", "DerainNet": tmp_path / "B.pt"}
+    for net, path in given.items():
+        torch.save(load(tmp_path / "a" / f"{net}_state_1.pt"), path)
+    start = ["--init_ED", given["ED"], "--init_Derain", given["DerainNet"], "--lrED", 1e-30, "--lrDerain", 1e-30]
+    train(pairs_folder, tmp_path / "b", "--niter", 1, "--ema", 0.5, *start)
+    for net, path in given.items():
+        assert same(load(tmp_path / "b" / f"{net}_state_1.pt"), load(path))
+    assert same(load(tmp_path / "b" / "ED_ema_state_1.pt"), load(given["ED"]))
+    critics = [load(tmp_path / run / "D_state_1.pt")["last.0.weight"] for run in "ab"]
+    assert (critics[0] - critics[1]).abs().max() < 0.02  # from the same draw, as without the flags
+    for path in given.values():
+        path.unlink()
+    resume(tmp_path / "b", "--resume", -1, "--niter", 2)  # it has weights of its own
+
+
+def test_given_weights_that_do_not_fit_are_refused_before_training(pairs_folder, tmp_path):
+    wide = {"--init_ED": EDNet(nz=5, nef=2, patch_size=16), "--init_Derain": EDNet(nz=4, nef=2, patch_size=16)}
+    for (flag, net), told in zip(wide.items(), ("--nz", "this is a generator"), strict=True):
+        torch.save(net.state_dict(), tmp_path / "x.pt")
+        with pytest.raises(UserError, match=f"{flag}: .*x.pt: .*{told}"):
+            train(pairs_folder, tmp_path / "m", flag, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="--init_ED: .*ED_default.pt: .*of another size.*Set the flags"):
+        train(pairs_folder, tmp_path / "m", "--init_ED", "default", "--dry_run")
+    assert not (tmp_path / "m").exists()
 
 
 def test_validation_needs_both_folders(pairs_folder, tmp_path):

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from common import ranks
 from common.speed import Speed
 from common.training.averaging import Average
+from common.training.checkpoint import load_weights
 from common.training.loop import fit
 from common.training.losses import gaussian_kl, gradient_penalty
 from common.training.run import Run
@@ -185,6 +186,20 @@ def joint_optimizers(
         "ED": speed.adam(netED.parameters(), lrED),
         "D": speed.adam((p for p in netD.parameters() if p.requires_grad), lrD),
     }
+
+
+def start_from(args: argparse.Namespace, netDerain: nn.Module, netED: nn.Module) -> None:
+    """Fill BNet and EDNet from --init_Derain and --init_ED, where these are given; a run that goes on has its own.
+
+    Raises:
+        UserError: see ``load_weights``.
+    """
+    if args.resume:
+        return
+    if args.init_ED:
+        load_weights(netED, args.init_ED, "ED", "--init_ED")
+    if args.init_Derain:
+        load_weights(netDerain, args.init_Derain, "joint", "--init_Derain")
 
 
 def train_joint(

@@ -132,7 +132,7 @@ def fit(
     save_minutes: float,  # between full states within an epoch; after each epoch always
     log_every: int,  # steps between scalars
     pictures: Callable[[], dict[str, Tensor]],  # batches for the image grids
-    validate: Callable[[Callable[[], bool]], dict[str, float] | None] | None = None,  # (stop?) -> psnr_y and others
+    validate: Callable[[Callable[[], bool]], dict[str, float] | None] | None = None,  # (stop?) -> psnr_y or others
     val_every: int = 1,  # epochs
     frozen: nn.Module | None = None,  # what the steps use and never change, to notice another one on resume
 ) -> None:
@@ -227,7 +227,7 @@ def fit(
                         raise TrainingStopped(f"validation: {error} {run.last_good()}") from None
                     if scores is None:  # Ctrl-C
                         raise interrupted()
-                    if scores["psnr_y"] > run.best:
+                    if scores.get("psnr_y", run.best) > run.best:
                         run.best = scores["psnr_y"]
                         run.save_weights({name: nets[name] for name in list(nets)[:1]}, "best")
                 saving = epoch % save_every == 0 or epoch == niter

@@ -38,13 +38,12 @@ VERSION = 1
 STATES = ("train_state_last.pt", "train_state_prev.pt")  # newest first
 # May differ from the stored options on resume: they change how long, where and how fast, never what is computed.
 FREE = {"niter", "workers", "use_gpu", "gpu_id", "data_path", "gt_path", "val_data_path", "val_gt_path", "log_dir"}
-FREE |= {"cache", "compile", "cuda_graphs", "streaks"}
+FREE |= {"cache", "compile", "cuda_graphs", "streaks", "clean"}
 FREE |= {"pad_to", "pad_square"}  # of validation
 FREE |= {"netED", "derainer"}  # files may move; another generator is noticed by its numbers, a network by its shapes
-MAY_BE_ZERO, FRACTIONS = (
-    {"workers", "manualSeed", "seed", "resume", "hold_out"},
-    {"lambda_gp", "w_gp", "ema"},
-)  # numbers among the flags
+PATHS = {"streaks", "clean", "init_ED", "init_Derain"}  # among the flags, beside those that end with _path
+MAY_BE_ZERO = {"workers", "manualSeed", "seed", "resume", "hold_out"}  # of the numbers
+FRACTIONS = {"lambda_gp", "w_gp", "w_real", "ema"}
 PER_CALL = {"resume", "overwrite", "dry_run", "quiet", "save_minutes", "model_dir"}  # of one call, never restored
 
 
@@ -155,7 +154,7 @@ class Run:
         """Input folders are never written to."""
         for flag in ("model_dir", "log_dir"):
             written = Path(getattr(self.args, flag)).resolve()
-            for source in ("data_path", "gt_path", "val_data_path", "val_gt_path"):
+            for source in ("data_path", "gt_path", "val_data_path", "val_gt_path", "streaks", "clean"):
                 folder = getattr(self.args, source, None)
                 if folder and Path(folder).is_dir() and written.is_relative_to(Path(folder).resolve()):
                     raise UserError(f"--{flag}: {written} lies in the input folder --{source} {folder}; choose another")
@@ -422,7 +421,7 @@ def _are_values(stored: dict, args: argparse.Namespace) -> bool:
 
 def _is_value(key: str, value: object, now: object) -> bool:
     if value is None or now is None:
-        return value is None or isinstance(value, str if key.endswith("_path") or key == "streaks" else int)
+        return value is None or isinstance(value, str if key.endswith("_path") or key in PATHS else int)
     if isinstance(now, list):
         return isinstance(value, list) and all(type(item) is (str if key == "derainer_args" else int) for item in value)
     if isinstance(now, (bool, str)):
