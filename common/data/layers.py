@@ -2,17 +2,17 @@
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 
-from common.data.compose import part_of
-from common.data.images import ImageError, list_images, read_image, to_eight_bits
+from common.data.compose import composed, part_of
+from common.data.images import ImageError, read_image, size_text, to_eight_bits
 from common.data.pack import Pack, is_pack
-from common.data.pairs import Pair, crop_at, find_pairs, planes
+from common.data.pairs import Pair, crop_at, find_pairs, images_in, planes
 from common.data.patches import PatchDataset
 from common.errors import UserError
 from common.speed import require_fast
@@ -25,14 +25,18 @@ GAIN = (0.8, 1.2)
 
 @dataclass(frozen=True)
 class RainLayer(Pair):
-    """A rain layer in memory, as a pair of rain and black, for ``PatchDataset``."""
+    """A rain layer in memory, on black or on a photo, as a pair for ``PatchDataset``."""
 
     pixels: np.ndarray = field(default=None, compare=False, repr=False)  # (H, W, 1 or 3) uint8
+    photo: np.ndarray | None = field(default=None, compare=False, repr=False)  # (H, W, 3) uint8, of another size
 
     def crop(self, place: tuple[float, float], p: int) -> np.ndarray:
-        """See ``Pair.crop``."""
-        crop = self.pixels[crop_at(place, *self.pixels.shape[:2], p)]
-        return planes(crop, np.zeros_like(crop))
+        """See ``Pair.crop``; on a photo rainy = clip(clean + layer)."""
+        rain = self.pixels[crop_at(place, *self.pixels.shape[:2], p)]
+        if self.photo is None:
+            return planes(rain, np.zeros_like(rain))
+        clean = self.photo[crop_at(place[::-1], *self.photo.shape[:2], p)]  # another place, so that more meets
+        return planes(composed(clean, [rain], [1]), clean)
 
 
 def inner_size(height: int, width: int, degrees: float) -> tuple[float, float]:
@@ -77,20 +81,6 @@ def variant(layer: np.ndarray, rng: np.random.RandomState, smallest: int) -> np.
     return np.ascontiguousarray(np.rint(np.clip(gain * made.astype(np.float32), 0, 255)).astype(np.uint8))
 
 
-def layer_files(folder: Path, flag: str) -> list[Path]:
-    """The pictures of rain on black in a folder, in natural order.
-
-    Raises:
-        UserError: there is no such folder, or no picture in it.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{flag}: there is no folder {folder}. Name a folder of pictures of rain on black.")
-    names, _ = list_images(folder)
-    if not names:
-        raise UserError(f"{flag}: no image (PNG, JPEG, BMP, WebP, TIFF) in {folder}.")
-    return [folder / name for name in names]
-
-
 def read_layer(path: Path) -> np.ndarray:
     """(H, W, 1) uint8 where all channels are the same, else (H, W, 3)."""
     return _slim(to_eight_bits(read_image(path)))
@@ -107,44 +97,88 @@ def _slim(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(pixels[..., :1]) if grey else pixels
 
 
+def _require_patch(pixels: np.ndarray, path: Path, patch: int) -> None:
+    if min(pixels.shape[:2]) < patch:
+        raise ImageError(f"{path} is {size_text(pixels.shape)}, smaller than the {patch} px patch")
+
+
 def variants(sources: Sequence[Path | Pair], number: int, seed: int, patch: int) -> Iterator[RainLayer]:
     """``number`` variants of each layer; which ones depends on the seed and the place in the list alone.
+
+    Args:
+        sources: files of rain on black, or pairs, of which O - B is taken.
+        number: 0 for the layers as they are.
+        patch: px that each side has at least.
 
     Raises:
         UserError: a file can't be read, or is smaller than a patch.
     """
     for i, source in enumerate(progress_bar(sources, desc="turning and scaling layers", unit="layer", leave=False)):
-        path, name = (source.rainy, source.name) if isinstance(source, Pair) else (source, source.name)
+        path = source.rainy if isinstance(source, Pair) else source
         layer = rain_of(source) if isinstance(source, Pair) else read_layer(source)
-        if min(layer.shape[:2]) < patch:
-            raise ImageError(f"{path} is {layer.shape[1]}x{layer.shape[0]}, smaller than the {patch} px patch")
+        _require_patch(layer, path, patch)
         for k in range(number):
             made = variant(layer, np.random.RandomState([seed, i, k]), patch)
-            yield RainLayer(f"{k}_{name}", path, path, pixels=made)
+            yield RainLayer(f"{k}_{source.name}", path, path, pixels=made)
+        if not number:
+            yield RainLayer(source.name, path, path, pixels=layer)
 
 
-def layer_set(args: argparse.Namespace, device: torch.device, hint: str) -> tuple[PatchDataset, str]:
+def on_photos(layers: Sequence[RainLayer], photos: Sequence[Path | Pair], patch: int) -> list[RainLayer]:
+    """Layers that fall on the photos in turn; of pairs the clean images are the photos.
+
+    Raises:
+        UserError: see ``variants``.
+    """
+    clean = []
+    for source in progress_bar(photos, desc="reading photos", unit="photo", leave=False):
+        path = source.clean if isinstance(source, Pair) else source
+        clean.append(to_eight_bits(source.read()[1] if isinstance(source, Pair) else read_image(path)))
+        _require_patch(clean[-1], path, patch)
+    return [replace(layer, photo=clean[i % len(clean)]) for i, layer in enumerate(layers)]
+
+
+def layer_set(
+    args: argparse.Namespace, device: torch.device, hint: str, part: str = "train"
+) -> tuple[PatchDataset, str]:
     """Variants of the layers of --streaks, or of O - B of --data_path and --gt_path, as a data set of rain and black.
+
+    In a script with --clean they fall on its photos, or on the clean images of the pairs.
 
     Args:
         hint: what belongs into the folders of pairs, for the message when they are missing.
+        part: 'train', or 'held_out' for what --hold_out leaves out; those layers stay as they are.
 
     Returns:
         The data set, and where its layers come from, in words.
 
     Raises:
-        UserError: see ``layer_files``, ``variants`` and ``training_set``.
+        UserError: see ``images_in``, ``find_pairs``, ``Pack``, ``variants`` and ``on_photos``.
     """
     require_fast(args.precision, device)
+    photos = getattr(args, "clean", None)
+    if "clean" in args and bool(photos) != bool(args.streaks):
+        raise UserError("--streaks, --clean: give both, or pairs (--data_path, --gt_path) in their place")
+
+    def files(folder: str, flag: str, what: str) -> list[Path]:
+        return [Path(folder, name) for name in images_in(Path(folder), flag, f"Name a folder of {what}.")]
+
     if args.streaks:
-        sources, rule = layer_files(Path(args.streaks), "--streaks"), "rain on black"
+        sources, rule = files(args.streaks, "--streaks", "pictures of rain on black"), "rain on black"
     elif is_pack(args.data_path):
         sources, rule = Pack(Path(args.data_path)), "O - B of a pack"
     else:
         sources, rule = find_pairs(args.data_path, args.gt_path, "--data_path, --gt_path", hint)
-    try:
-        sources = part_of(sources, args.hold_out, "train")
-    except ValueError as error:
-        raise UserError(f"--hold_out: {error}") from None
-    layers = list(variants(sources, args.variants, args.manualSeed, args.patchSize))
+
+    def chosen(files: Sequence[Path | Pair]) -> list[Path | Pair]:
+        try:
+            return part_of(files, args.hold_out, part)
+        except ValueError as error:
+            raise UserError(f"--hold_out: {error}") from None
+
+    number = args.variants if part == "train" else 0
+    layers = list(variants(chosen(sources), number, args.manualSeed, args.patchSize))
+    if "clean" in args:
+        photos = files(photos, "--clean", "photos without rain") if photos else sources
+        layers = on_photos(layers, chosen(photos), args.patchSize)
     return PatchDataset(layers, args.patchSize, args.manualSeed), rule

@@ -1,0 +1,92 @@
+"""RNet for a generator whose G is trained: from a rainy patch to the code of its rain. Not the paper's joint training.
+
+Writes ED_state_N.pt (RNet, and G as it was) and the full training state to --model_dir, logs to --log_dir.
+The two losses: common/training/encoder.py.
+
+    python train_syn_encoder.py --netED ED_ema_state_60.pt --streaks STREAKS --clean PHOTOS --hold_out 20
+    python train_syn_encoder.py --netED ED_ema_state_60.pt --data_path rain --gt_path norain --hold_out 20
+
+With --hold_out an epoch ends with the correlation of G(RNet(O)) with O - B on what was held out, beside that with
+another patch's rain. Next: test_interpolation.py --netED ED_state_N.pt; joint training by --init_ED ED_state_N.pt.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import cli
+from common.data.layers import layer_set
+from common.evaluation.recovery import recovery_on
+from common.training.checkpoint import generator_of
+from common.training.encoder import init_encoder, train_encoder
+from common.training.run import describe, open_run
+from common.training.runtime import pick_device, seed_everything
+
+DATA = "Name folders of pairs, or rain on black and photos: --streaks STREAKS --clean PHOTOS."
+NETED = "Give the file of train_syn_generator.py, ED_ema_state_N.pt."
+
+
+def networks(args):
+    """Prefixes of the files that this training writes."""
+    return ("ED",)
+
+
+def parse_args(argv=None):
+    parser = cli.Parser(__doc__, __file__)
+    data = parser.group("data")
+    data.add_path("--streaks", help="folder of rain on black, which falls on the photos of --clean; in place of pairs")
+    data.add_path("--clean", help="folder of photos without rain, for --streaks")
+    data.add_path("--data_path", "./data/rain100L/train/small/rain", help="folder of rainy images, or a pack")
+    data.add_path("--gt_path", "./data/rain100L/train/small/norain", help="folder of their clean partners")
+    data.add_argument("--hold_out", type=cli.count, default=0, help="layers and photos, or pairs, to measure on")
+    data.add_argument("--variants", type=cli.positive_int, default=8, help="of each layer: turned, scaled; in memory")
+    data.add_argument("--batchSize", type=cli.positive_int, default=32, help="pairs in a step, and generated ones")
+    data.add_argument(
+        "--patchSize", type=cli.patch_size, default=64, help="side of a crop in px, that of the generator"
+    )
+    model = parser.group("model")
+    cli.add_generator(model, "./generator_syn100lmodels/ED_ema_state_60.pt")
+    optim = parser.group("optimisation")
+    optim.add_argument("--niter", type=cli.positive_int, default=10, help="epochs")
+    optim.add_argument("--w_real", type=cli.nonnegative, default=10, help="weight of the distance to real rain")
+    optim.add_argument("--milestone", type=cli.positive_int, nargs="+", default=[6, 8], help="epochs: rate x 0.3")
+    optim.add_argument("--lr", type=cli.positive, default=1e-3, help="learning rate of RNet")
+    cli.add_run(
+        parser,
+        log_dir="./encoder_syn100llogs/",
+        model_dir="./encoder_syn100lmodels/",
+        iters_per_epoch=1000,
+        derainer=True,
+    )
+    parser.set_defaults(workers=0)  # crops out of memory
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    with open_run(args, __file__, networks) as run:
+        device = pick_device(args.use_gpu, args.gpu_id)
+        args.manualSeed = seed_everything(args.manualSeed)
+        netED = generator_of(args, device, NETED, run.settled)
+        dataset, rule = layer_set(args, device, DATA)
+        held_out = layer_set(args, device, DATA, "held_out")[0] if args.hold_out else None
+        init_encoder(netED.encoder.requires_grad_())
+        if args.dry_run:
+            return describe(run, dataset, rule, held_out.pairs if held_out else [], {"netED": netED}, device)
+        train_encoder(
+            run=run,
+            netED=netED,
+            lr=args.lr,
+            w_real=args.w_real,
+            milestone=args.milestone,
+            gamma=0.3,
+            dataset=dataset,
+            validate=recovery_on(netED, held_out, device) if held_out else None,
+            device=device,
+            **cli.loop_settings(args),
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
