@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.data.demo import rain_layer
 from common.data.images import write_image
 from common.generation import rain
 from common.models import EDNet
@@ -39,6 +40,15 @@ def write_pairs(folder):
 def pairs_folder(tmp_path):
     """See write_pairs."""
     return write_pairs(tmp_path / "data")
+
+
+@pytest.fixture
+def streaks_folder(tmp_path):
+    """Three small pictures of rain on black."""
+    for i in range(3):
+        layer = 255 * rain_layer((30, 26 + i), i, angle=10 * i, length=8, density=0.2)
+        write_image(tmp_path / "streaks" / f"{i}.png", np.repeat(layer, 3, 2).astype(np.uint8))
+    return tmp_path / "streaks"
 
 
 def begin(*command, env, **more):

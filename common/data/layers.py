@@ -69,12 +69,12 @@ def variant(layer: np.ndarray, rng: np.random.RandomState, smallest: int) -> np.
 
     Args:
         layer: (H, W, 1 or 3) uint8.
-        smallest: px that each side keeps at least; where turning would leave less, the layer is not turned.
+        smallest: px that each side keeps at least; where turning would leave less, the layer is scaled alone.
     """
     degrees, scale = rng.uniform(-TURN, TURN), np.exp(rng.uniform(*np.log(SCALE)))
     mirrored, gain = rng.randint(2), rng.uniform(*GAIN)
     if min(inner_size(*layer.shape[:2], degrees)) * scale - 2 < smallest:
-        degrees, scale = 0.0, max(1.0, scale)
+        degrees, scale = 0.0, max(scale, (smallest + 2) / min(layer.shape[:2]))
     made = warped(layer, degrees, scale)
     made = made[..., None] if made.ndim == 2 else made
     made = made[:, ::-1] if mirrored else made

@@ -1,0 +1,140 @@
+"""Rain layers to learn from: which way they turn, what they keep, O - B of pairs, and rain on photos."""
+
+import argparse
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from common.data.demo import rain_layer
+from common.data.images import read_image, write_image
+from common.data.layers import GAIN, SCALE, TURN, inner_size, layer_set, rain_of, variant, variants, warped
+from common.data.pairs import find_pairs
+from common.data.patches import CropSampler, to_batch
+from common.errors import UserError
+from common.generation.measures import measure
+from tests.conftest import photo
+
+
+def drawn(angle=0, width=2.0, shape=(240, 200)):
+    return rain_layer(shape, 3, angle=angle, length=24, width=width, density=0.1)[..., 0]
+
+
+def measured(layer):
+    return measure(np.repeat(layer[None], 3, 0))
+
+
+def sets(folder, patch=16, hold_out=0, part="train", number=2, **more):
+    args = argparse.Namespace(
+        streaks=None, precision="fp32", hold_out=hold_out, variants=number, manualSeed=4, patchSize=patch
+    )
+    args.data_path, args.gt_path = str(folder / "rain"), str(folder / "norain")
+    vars(args).update(more)
+    return layer_set(args, torch.device("cpu"), "", part)[0]
+
+
+@pytest.mark.parametrize("before, turn", [(0, 12), (0, -15), (10, 8), (-12, -6)])
+def test_a_positive_turn_brings_the_lower_ends_to_the_right(before, turn):
+    layer = drawn(before)
+    assert measured(warped(layer, turn, 1.0)).angle == pytest.approx(measured(layer).angle + turn, abs=1.5)
+
+
+@pytest.mark.parametrize("scale", [0.8, 1.25])
+def test_scale_changes_the_width_of_streaks(scale):
+    layer = drawn(width=3.0)
+    found = measured(warped(layer, 0, scale))
+    assert found.thickness == pytest.approx(scale * measured(layer).thickness, rel=0.1)
+    assert found.angle == pytest.approx(0, abs=1)
+
+
+@pytest.mark.parametrize("height, width", [(60, 60), (40, 90), (90, 40)])
+@pytest.mark.parametrize("degrees", [-15, 3, 11, 40])
+def test_turned_layers_have_no_empty_corners(height, width, degrees):
+    full = warped(np.ones((height, width), np.float32), degrees, 1.0)
+    assert full.min() > 0.999
+    outside = np.zeros((height + 200, width + 200), np.float32)
+    outside[100:-100, 100:-100] = 1  # nothing is mirrored in here: the picture is turned within black
+    matrix = cv2.getRotationMatrix2D((outside.shape[1] / 2 - 0.5, outside.shape[0] / 2 - 0.5), degrees, 1.0)
+    turned = cv2.warpAffine(outside, matrix, outside.shape[::-1])
+    top, left = ((side - part) // 2 for side, part in zip(outside.shape, full.shape, strict=True))
+    assert turned[top + 1 : top + full.shape[0] - 1, left + 1 : left + full.shape[1] - 1].min() > 0.99
+
+
+def test_the_largest_rectangle_within_a_turned_one():
+    assert inner_size(30, 50, 0) == pytest.approx((30, 50))
+    assert inner_size(30, 30, 45) == pytest.approx((30 / 2**0.5, 30 / 2**0.5))
+    assert inner_size(30, 50, 20) == pytest.approx(inner_size(30, 50, -20))
+    assert inner_size(30, 500, 20) == pytest.approx(inner_size(500, 30, 20)[::-1])
+
+
+def test_variants_keep_to_their_ranges_and_to_the_seed():
+    layer = np.full((60, 80, 1), 100, np.uint8)
+    made = [variant(layer, np.random.RandomState(i), 16) for i in range(40)]
+    levels = [int(picture.max()) for picture in made]
+    assert 100 * GAIN[0] - 1 <= min(levels) < 88 and 112 < max(levels) <= 100 * GAIN[1] + 1
+    smallest = min(min(inner_size(60, 80, TURN)), 60) * SCALE[0]
+    assert all(smallest - 3 <= min(picture.shape[:2]) <= 60 * SCALE[1] for picture in made)
+    assert np.array_equal(made[3], variant(layer, np.random.RandomState(3), 16))
+    tight = [variant(layer, np.random.RandomState(i), 60) for i in range(20)]  # no room to turn
+    assert all(min(picture.shape[:2]) >= 60 for picture in tight)
+
+
+def test_a_layer_as_large_as_a_patch_stays_as_large():
+    layer = np.random.RandomState(0).randint(0, 99, (64, 64, 1)).astype(np.uint8)
+    assert all(min(variant(layer, np.random.RandomState(i), 64).shape[:2]) >= 64 for i in range(20))
+
+
+def test_rain_of_pairs_is_o_minus_b_and_not_below_0(tmp_path):
+    clean = photo(20, 22, 0)
+    rainy = np.clip(clean.astype(int) + np.random.RandomState(0).randint(-30, 90, (20, 22, 1)), 0, 255)
+    write_image(tmp_path / "rain" / "a.png", rainy.astype(np.uint8))
+    write_image(tmp_path / "norain" / "a.png", clean)
+    (pair,), _ = find_pairs(tmp_path / "rain", tmp_path / "norain", "--a, --b")
+    assert np.array_equal(rain_of(pair), np.maximum(rainy - clean, 0))
+    (dataset,) = [sets(tmp_path)]
+    assert len(dataset.pairs) == 2 and dataset.pairs[0].pixels.shape[2] == 3
+
+
+def test_layers_that_are_grey_take_one_channel(streaks_folder):
+    for layer in variants(sorted(streaks_folder.iterdir()), 1, 0, 16):
+        assert layer.pixels.shape[2] == 1
+        rainy, clean = np.split(layer.crop((0.5, 0.5), 16), 2)
+        assert not clean.any() and (rainy == rainy[:1]).all()
+
+
+def test_on_photos_rainy_is_clean_plus_the_layer(streaks_folder, pairs_folder):
+    more = {"streaks": str(streaks_folder), "clean": str(pairs_folder / "norain")}
+    dataset = sets(pairs_folder, **more)
+    assert len(dataset.pairs) == 6 and len({id(layer.photo) for layer in dataset.pairs}) == 4
+    for layer in dataset.pairs:
+        rainy, clean = np.split(layer.crop((0.3, 0.9), 16).astype(int), 2)
+        top, left = (int(0.3 * (layer.pixels.shape[0] - 15)), int(0.9 * (layer.pixels.shape[1] - 15)))
+        rain = layer.pixels[top : top + 16, left : left + 16, 0].astype(int)
+        assert np.array_equal(rainy, np.minimum(clean + rain, 255))
+
+
+def test_of_pairs_the_clean_images_are_the_photos(pairs_folder):
+    dataset = sets(pairs_folder, hold_out=1, part="held_out", clean=None)
+    (layer,) = dataset.pairs  # as it is, on the photo that was held out with it
+    assert layer.name == "8.png" and np.array_equal(layer.photo, read_image(pairs_folder / "norain" / "8.png"))
+    assert len(sets(pairs_folder, hold_out=1, clean=None).pairs) == 3 * 2
+    rainy, clean = to_batch(dataset.__getitems__(list(CropSampler(4, 0, 1, 1))))
+    assert rainy.shape == (4, 3, 16, 16) and (rainy >= clean).all() and (rainy > clean).any()
+
+
+def test_mistakes(pairs_folder, streaks_folder, tmp_path):
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
+    write_image(tmp_path / "small" / "a.png", photo(20, 9, 0))
+    for more, told in (
+        ({"streaks": str(nothing)}, "--streaks: no image .* rain on black"),
+        ({"streaks": str(tmp_path / "nowhere")}, "--streaks: .*nowhere is not a folder. Name a folder of pictures"),
+        ({"streaks": str(streaks_folder), "hold_out": 3}, "--hold_out: .* leaves none"),
+        ({"streaks": str(streaks_folder), "patch": 32}, "0.png is 26x30, smaller than the 32 px patch"),
+        ({"streaks": str(streaks_folder), "clean": None}, "--streaks, --clean: give both"),
+        ({"clean": str(nothing)}, "--streaks, --clean: give both"),
+        ({"streaks": str(streaks_folder), "clean": str(tmp_path / "small")}, "a.png is 9x20, smaller than the 16 px"),
+    ):
+        with pytest.raises(UserError, match=told):
+            sets(pairs_folder, **more)
