@@ -41,7 +41,9 @@ def parse_args(argv=None):
     data.add_path("--gt_path", "./data/rain100L/train/small/norain", help="folder of their clean partners")
     data.add_argument("--hold_out", type=cli.count, default=0, help="layers and photos, or pairs, to measure on")
     data.add_argument("--variants", type=cli.positive_int, default=8, help="of each layer: turned, scaled; in memory")
-    data.add_argument("--batchSize", type=cli.positive_int, default=32, help="pairs in a step, and generated ones")
+    data.add_argument(
+        "--batchSize", type=cli.positive_int, default=32, help="pairs in a step, beside a quarter of generated ones"
+    )
     data.add_argument(
         "--patchSize", type=cli.patch_size, default=64, help="side of a crop in px, that of the generator"
     )

@@ -1,101 +1,189 @@
-"""Training of RNet, G and D alone: its terms by closed forms, what each step touches, files, resume, refusals."""
+"""Training of G alone: losses, penalty and start by closed forms, what each step touches, files, resume, refusals."""
 
 import math
 
 import pytest
 import torch
+from torch import nn
 
 from common.errors import UserError
-from common.models import Discriminator, EDNet
+from common.models import EDNet
+from common.speed import Speed
 from common.training import generator
 from common.training.checkpoint import load_generator
+from common.training.generator import RainCritic, d_step, g_step, leaky_sample, seen, zero_centred
 from for_syn import train_syn_generator
 from tests.conftest import folders
 from tests.test_training import load, same
 
-TINY = ["--patchSize", "16", "--nz", "4", "--nef", "2", "--ndf", "4", "--batchSize", "2", "--iters_per_epoch", "6"]
-HABITS = ["--save_every", "2", "--workers", "0", "--use_gpu", "false", "--ema", "0.8", "--manualSeed", "5"]
+TINY = ["--patchSize", "16", "--nz", "4", "--nef", "2", "--ndf", "4", "--batchSize", "4", "--iters_per_epoch", "10"]
+HABITS = ["--save_every", "2", "--variants", "2", "--use_gpu", "false", "--ema", "0.8", "--manualSeed", "5"]
 
 
 def train(data, model, *more):
     return train_syn_generator.main([*folders(data, model), *TINY, *HABITS, *map(str, more)])
 
 
-def test_rains_that_are_all_alike_are_told_from_rains_that_differ():
-    real = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    assert generator.sameness(real[:1].repeat(6, 1, 1, 1), real) == 1
-    assert generator.sameness(torch.zeros_like(real), real) == 1  # a dead generator
-    assert generator.sameness(real.flip(0), real).item() == pytest.approx(0, abs=1e-6)
-    assert generator.sameness(3 * real, real) == 0  # more than the data, since the level weighs less: no reward
-    brighter = torch.linspace(1, 2, 6)[:, None, None, None] * real[:1]
-    assert generator.sameness(brighter, real) > 0.8  # brightness alone makes no other rain
+class Mean(nn.Module):
+    """A critic of one weight: w times the mean of a sample."""
+
+    def __init__(self, w=1.5):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(w, dtype=torch.float64))
+
+    def forward(self, x):
+        return self.w * x.mean((1, 2, 3))
 
 
-def test_sameness_is_the_formula():
-    a, b = torch.zeros(2, 3, 2, 2), torch.zeros(2, 3, 2, 2)
-    a[0, :, 0, 0], b[0], b[1, :, 0] = 0.4, 0.1, 0.2  # real a: means 0.1 and 0, level 0.025
-    wanted = (0.4 / 0.125) / 4  # both neighbours differ by the one bright pixel of four
-    found = abs(0.1 / 0.125 - 0.2 / 0.125) / 2 + abs(0.1 / 0.125 - 0) / 2
-    assert generator.sameness(b, a).item() == pytest.approx(max(0, 1 - found / wanted))
-    b[1] = 0.1
-    b[1, :, 0, 0] = 0.2
-    shapes = [x / (x.mean() + 0.025) for x in b]
-    assert generator.sameness(b, a).item() == pytest.approx(1 - (shapes[0] - shapes[1]).abs().mean().item() / wanted)
+def small(seed=0):
+    """A generator of 16 px that is alive, in double precision."""
+    torch.manual_seed(seed)
+    netED = EDNet(nz=4, nef=4, patch_size=16)
+    generator.init_decoder(netED.decoder)
+    return netED.double()
 
 
-def test_gradients_of_sameness():
-    rain = torch.rand(3, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    real = torch.rand(3, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) ** 6
-    assert 0 < generator.sameness(rain, real) < 1
-    assert torch.autograd.gradcheck(lambda x: generator.sameness(x, real), rain.requires_grad_())
+def double(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def test_a_batch_without_rain_asks_for_nothing():
-    rain = torch.rand(3, 3, 4, 4).requires_grad_()
-    for made in (rain, 0 * rain):
-        same_ = generator.sameness(made, torch.zeros(3, 3, 4, 4))
-        same_.backward()
-        assert same_ == 0 and torch.isfinite(rain.grad).all()
-        rain.grad = None
+def weights(net):
+    return [p.detach().clone() for p in net.parameters()]
 
 
-def test_the_loss_of_the_code():
-    z = torch.randn(5000, 2, generator=torch.Generator().manual_seed(0))
-    nothing = generator.code_loss(z, torch.zeros_like(z), torch.zeros_like(z))
-    assert nothing.item() == pytest.approx(0.5, abs=0.02)
-    sure = generator.code_loss(z, z, torch.full_like(z, math.log(0.01)))
-    assert sure.item() == pytest.approx(0.5 * math.log(0.01))
-    assert torch.isfinite(generator.code_loss(z, z, torch.full_like(z, -1e4)))
+def all_equal(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def softplus(x):
+    return math.log(1 + math.exp(x))
+
+
+def test_layers_as_the_critic_sees_them():
+    rain = torch.tensor([0.0, 0.23, 0.98]).view(1, 3, 1, 1)
+    assert seen(rain).flatten().tolist() == pytest.approx([2 * 0.02**0.5 - 1, 0, 1])
+    assert seen(rain, 1).item() == pytest.approx(2 * (1.21 / 3 + 0.02) ** 0.5 - 1)  # of their mean
+
+
+@pytest.mark.parametrize("w_gp", [0, 0.25])
+def test_the_step_of_the_critic_by_hand(w_gp):
+    netD, (real, fake) = Mean(), double(2, 3, 3, 4, 4)
+    gap = (real - fake).mean((1, 2, 3))
+    losses = d_step(netD, torch.optim.SGD(netD.parameters(), 1.0), real, fake, w_gp, "fp32")
+    margins = (1.5 * gap).tolist()
+    assert losses["loss_D"].item() == pytest.approx(sum(softplus(-m) for m in margins) / 3)
+    assert losses["margin"].item() == pytest.approx(sum(margins) / 3)
+    slope = sum(-d / (1 + math.exp(m)) for d, m in zip(gap.tolist(), margins, strict=True)) / 3
+    if w_gp:  # the gradient of 1.5 * mean is 1.5 / 48 everywhere
+        assert losses["r1"].item() == losses["r2"].item() == pytest.approx(1.5**2 / 48)
+        slope += w_gp * 2 * 2 * 1.5 / 48
+    assert netD.w.item() == pytest.approx(1.5 - slope, rel=1e-6)
+    assert ("r1" in losses) == bool(w_gp) and not any(v.requires_grad for v in losses.values())
+
+
+def test_the_step_of_g_by_hand():
+    netED, netD, real, z = small(), Mean(), double(3, 3, 16, 16, seed=1), double(3, 4, seed=2)
+    margins = [1.5 * (seen(netED.sample(z)) - real).mean((1, 2, 3)).tolist()[i] for i in range(3)]
+    scale = netED.decoder.main[-2].weight
+    before, rain = scale.detach().clone(), netED.sample(z)
+    scores = 1.5 * seen(leaky_sample(netED, z)).mean((1, 2, 3))
+    pull = torch.tensor([-1 / (1 + math.exp(m)) / 3 for m in margins], dtype=torch.float64)
+    (slope,) = torch.autograd.grad(scores, scale, pull)
+    losses, made = g_step(netED, netD, torch.optim.SGD(netED.decoder.parameters(), 1.0), real, z, "fp32")
+    assert losses["loss_G"].item() == pytest.approx(sum(softplus(-m) for m in margins) / 3, rel=1e-6)
+    assert torch.allclose(made.double(), rain, atol=1e-6)
+    assert torch.allclose(before - scale, slope, atol=1e-6) and slope.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("layer", ["body.0.weight", "mix.weight", "last.weight"])
+def test_gradients_of_the_penalty(layer):
+    torch.manual_seed(0)
+    netD, x = RainCritic(16, 1).double(), double(4, 3, 16, 16)
+    weight = netD.get_parameter(layer)
+
+    def penalty(w):
+        return zero_centred(lambda x: torch.func.functional_call(netD, {layer: w}, x), x)
+
+    assert torch.autograd.gradcheck(penalty, weight.detach().clone().requires_grad_())
 
 
 def test_each_step_touches_its_own():
-    torch.manual_seed(0)
-    netED, netD = EDNet(nz=4, nef=2, patch_size=16), Discriminator(16, 4)
-    opt = torch.optim.Adam(netED.parameters(), 1e-2)
-    clean, z = torch.rand(3, 3, 16, 16), torch.randn(3, 4)
-    real = torch.rand(3, 3, 16, 16)
-    before = {name: [p.detach().clone() for p in net.parameters()] for name, net in (("ED", netED), ("D", netD))}
-    learns = [p.requires_grad for p in netD.parameters()]
-    losses = generator.g_step(netED, netD, opt, netED.sample(z), z, real, clean, 1.0, 10.0)
-    assert set(losses) == {"g_adv", "same", "code"} and not any(v.requires_grad for v in losses.values())
-    assert all(not torch.equal(a, b) for a, b in zip(before["ED"], netED.parameters(), strict=True))
-    for a, b, trains in zip(before["D"], netD.parameters(), learns, strict=True):
-        assert torch.equal(a, b) or not trains
-    assert all(p.grad is None for p in netD.parameters())
+    netED, netD = small(), RainCritic(16, 4).double()
+    optED = torch.optim.Adam(netED.parameters(), 1e-2)  # RNet too: it gets no gradient
+    real, z = seen(double(4, 3, 16, 16).abs()), double(4, 4)
+    before = weights(netED), weights(netD)
+    d_step(netD, torch.optim.Adam(netD.parameters(), 1e-2), real, seen(netED.sample(z)), 1.0, "fp32")
+    assert all_equal(before[0], netED.parameters()) and all(p.grad is None for p in netED.parameters())
+    moved = [not torch.equal(a, b) for a, b in zip(before[1], netD.parameters(), strict=True)]
+    assert all(moved[:-1])  # the last bias falls out of the difference of scores
+    netD.zero_grad()
+    netED, netD, real, z = netED.float(), netD.float(), real.float(), z.float()
+    before = weights(netED.encoder), weights(netED.decoder), weights(netD)
+    g_step(netED, netD, optED, real, z, "fp32")
+    assert all_equal(before[0], netED.encoder.parameters()) and all_equal(before[2], netD.parameters())
+    assert not any(torch.equal(a, b) for a, b in zip(before[1], netED.decoder.parameters(), strict=True))
+    assert all(p.grad is None for p in [*netD.parameters(), *netED.encoder.parameters()])
 
 
-def test_the_encoder_learns_from_the_code_and_g_does_not():
+def test_the_closed_relu_lets_a_tenth_of_the_gradient_through():
+    netED, z = small(), double(5, 4).requires_grad_()
+    before_last = netED.decoder.main[:-1](z)
+    closed = before_last < 0
+    assert 0.2 < closed.double().mean() < 0.8
+    rain = leaky_sample(netED, z)
+    assert torch.equal(rain, netED.sample(z))
+    pull = double(*rain.shape, seed=3)
+    (found,) = torch.autograd.grad(rain, z, pull)
+    (wanted,) = torch.autograd.grad(before_last, z, pull * torch.where(closed, 0.1, 1.0))
+    assert torch.allclose(found, wanted, rtol=1e-9)
+
+
+def test_at_the_start_every_layer_of_g_keeps_the_size_of_its_input():
     torch.manual_seed(0)
-    netED, netD = EDNet(nz=4, nef=2, patch_size=16), Discriminator(16, 4)
-    opt = torch.optim.SGD(netED.parameters(), 0.0)
-    clean, z = torch.rand(3, 3, 16, 16), torch.randn(3, 4)
-    gradients = []
-    for w_adv in (0.0, 1.0):
-        generator.g_step(netED, netD, opt, netED.sample(z), z, clean, clean, w_adv, 0.0)
-        gradients.append([p.grad.clone() for p in netED.encoder.parameters()])
-        of_g = max(p.grad.abs().max() for p in netED.decoder.parameters())
-        assert (of_g > 0) == (w_adv > 0)
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))  # nothing else reaches the encoder
+    netED = EDNet(nz=128, nef=32, patch_size=32)
+    generator.init_decoder(netED.decoder)
+    x, sizes = torch.randn(200, 128), []
+    with torch.no_grad():
+        for layer in netED.decoder.main:
+            x = layer(x)
+            if isinstance(layer, nn.ReLU):
+                inside = x[..., 2:-2, 2:-2] if x.shape[-1] > 4 else x  # at the rim there are fewer taps
+                sizes.append(inside.square().mean().item())
+    assert sizes[:-1] == pytest.approx([1] * 4, rel=0.2) and sizes[-1] == pytest.approx(0.2**2, rel=0.2)
+    assert x.std(0).mean() > 0.5 * x.mean()  # codes matter
+    generator.init_decoder(netED.decoder, grey=True)
+    rain = netED.sample(torch.randn(2, 128))
+    assert torch.equal(rain[:, 0], rain[:, 1]) and torch.equal(rain[:, 0], rain[:, 2])
+
+
+@pytest.mark.parametrize("number, group", [(8, 4), (6, 6)])
+def test_the_critic_sees_how_much_the_samples_of_a_group_differ(number, group):
+    netD, x, given = RainCritic(16, 4).double(), double(number, 3, 16, 16), []
+    netD.mix.register_forward_pre_hook(lambda module, args: given.append(args[0]))
+    netD(x)
+    maps, spread = given[0].split([8, 1], 1)
+    for first in range(0, number, group):
+        part = slice(first, first + group)
+        wanted = maps[part].std(0, correction=0).square().add(1e-8).sqrt().mean()
+        assert torch.allclose(spread[part], wanted.expand_as(spread[part]))
+    netD(x[:1].repeat(number, 1, 1, 1))
+    assert given[1][:, -1].max().item() == pytest.approx(1e-4)
+
+
+def test_penalties_come_every_eighth_step_and_the_average_begins_fast():
+    netED, netD = small().float(), RainCritic(16, 4, channels=1)
+    how, decays, shown = Speed(), [], {}
+
+    class Noted:
+        update = staticmethod(decays.append)
+
+    optimizers = {name: how.adam(net.parameters(), 1e-4) for name, net in (("ED", netED.decoder), ("D", netD))}
+    step = generator.generator_step(netED, netD, optimizers, 0.5, how, shown, Noted, 0.5)
+    clean = torch.rand(4, 3, 16, 16)
+    losses = [step(clean + 0.3, clean, index) for index in range(17)]
+    assert [i for i, found in enumerate(losses) if "r1" in found] == [0, 8, 16]
+    assert decays == pytest.approx([min(0.5, (1 + i) / (10 + i)) for i in range(17)])
+    assert shown["rain"] == pytest.approx(0.3) and shown["generated_rain"].shape == (4, 3, 16, 16)
 
 
 def test_files_and_resume_bit_for_bit(pairs_folder, tmp_path):
@@ -108,26 +196,38 @@ def test_files_and_resume_bit_for_bit(pairs_folder, tmp_path):
     for net in ("ED", "ED_ema", "D"):
         assert same(load(tmp_path / "a" / f"{net}_state_4.pt"), load(tmp_path / "b" / f"{net}_state_4.pt"))
     head = (tmp_path / "a_l" / "log.csv").read_text().splitlines()[0]
-    assert all(f"{name}" in head for name in ("loss_D", "g_adv", "same", "code"))
+    assert all(name in head for name in ("loss_D", "loss_G", "margin", "r1", "r2"))
 
 
-def test_it_learns_what_it_is_asked_to(tmp_path, pairs_folder):
-    """Twenty steps move the terms where they should go: rains apart, codes readable."""
-    more = ["--lrED", "5e-3", "--n_dis", "1", "--iters_per_epoch", "20", "--batchSize", "8", "--w_adv", "1e-6"]
-    train(pairs_folder, tmp_path / "m", "--niter", 6, *more)
-    rows = (tmp_path / "m_l" / "log.csv").read_text().splitlines()
-    column = rows[0].split(",").index("same")
-    same_ = [float(row.split(",")[column]) for row in rows[1:]]
-    assert same_[-1] < 0.7 * same_[0]
+def test_streaks_of_ones_own(streaks_folder, tmp_path):
+    model = tmp_path / "m"
+    train(tmp_path / "nowhere", model, "--niter", 2, "--streaks", streaks_folder, "--hold_out", 1)
+    netED = load_generator(model / "ED_ema_state_2.pt", "--netED")
+    rain = netED.sample(torch.randn(8, 4, generator=torch.Generator().manual_seed(0)))
+    assert rain.max() > 0 and torch.equal(rain[:, 0], rain[:, 2])  # grey as the layers
+    assert load(model / "D_state_2.pt")["body.0.weight"].shape[1] == 1
+    assert torch.equal(load(model / "ED_state_2.pt")["encoder.main.0.weight"], netED.encoder.main[0].weight)
+
+
+def test_it_learns_how_bright_the_rain_is(streaks_folder, tmp_path):
+    """A hundred tiny steps bring the mean of G's rain to that of the layers."""
+    more = ["--streaks", streaks_folder, "--iters_per_epoch", "60", "--lr", "5e-3", "--batchSize", "16"]
+    train(tmp_path, tmp_path / "m", "--niter", 2, *more)
+    netED = load_generator(tmp_path / "m" / "ED_ema_state_2.pt", "--netED")
+    with torch.no_grad():
+        rain = netED.sample(torch.randn(200, 4, generator=torch.Generator().manual_seed(0)))
+    assert 0.02 < rain.mean() < 0.2 and rain.std(0).mean() > 0.02
 
 
 def test_mistakes(pairs_folder, tmp_path, capsys):
-    for flags in (["--batchSize", "1"], ["--beta1", "1"], ["--compile"], ["--val_data_path", "x"]):
+    for flags in (["--batchSize", "1"], ["--ema", "1"], ["--n_dis", "2"], ["--val_data_path", "x"]):
         with pytest.raises(SystemExit) as end:
             train(pairs_folder, tmp_path / "m", *flags)
         assert end.value.code == 2
     capsys.readouterr()
     with pytest.raises(UserError, match="is not a folder"):
         train(tmp_path / "nowhere", tmp_path / "m")
+    with pytest.raises(UserError, match="--model_dir: .* lies in the input folder --streaks"):
+        train(tmp_path / "x", pairs_folder / "rain" / "m", "--streaks", pairs_folder / "rain")
     assert train(pairs_folder, tmp_path / "m", "--dry_run") is None
     assert "netED" in capsys.readouterr().out and not (tmp_path / "m").exists()

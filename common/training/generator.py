@@ -60,7 +60,7 @@ class RainCritic(nn.Module):
 
 
 def seen(rain: Tensor, channels: int = 3) -> Tensor:
-    """Rain layers (N, nc, p, p) >= 0 as the critic sees them, of 3 channels or 1: the root makes faint streaks count."""
+    """Rain layers (N, nc, p, p) >= 0 as the critic sees them, in 3 channels or 1; by the root faint streaks count."""
     rain = rain.mean(1, keepdim=True) if channels == 1 else rain
     return 2 * (rain + 0.02).sqrt() - 1
 
