@@ -467,6 +467,11 @@ def check_figures(args: argparse.Namespace) -> None:
         raise UserError("--dims: it chooses dimensions to animate; add --gif")
 
 
+def auto_or_scale(text: str) -> float | None:
+    """A type of --scale: 'auto' is None."""
+    return None if text == "auto" else number(float, 0.1, 100)(text)
+
+
 def add_rain(parser: Parser) -> Parser:
     """The flags of generate_rain.py beyond its paths and the generator. Returns the group of the run."""
     rain = parser.group("rain")
@@ -477,10 +482,16 @@ def add_rain(parser: Parser) -> Parser:
         "--coherence", type=number(float, 0, 1), default=0.5, help="how alike the rain is all over a photo, 0 to 1"
     )
     rain.add_argument("--grey", type=boolean, nargs="?", const=True, default=False, help="rain without colours")
+    rain.add_argument(
+        "--scale",
+        type=auto_or_scale,
+        metavar="auto|S",
+        help="factor of the size of the streaks; auto: 1 up to 512 px of the shorter side, growing with it beyond",
+    )
     knobs = parser.group("knobs, each for itself; left alone, the rain has what chance gives it")
     knobs.add_argument("--angle", type=number(float, -90, 90), help="degrees from vertical, lower end to the right")
     knobs.add_argument("--density", type=number(float, 0, 1), help="share of rainy pixels")
-    knobs.add_argument("--thickness", type=number(float, 0, 1e3), help="median width of the streaks in px")
+    knobs.add_argument("--thickness", type=number(float, 0, 1e3), help="median width of the streaks in px, at --scale 1")
     knobs.add_argument("--brightness", type=number(float, 0, 1), help="mean of the rain over rainy pixels")
     run = parser.group("run")
     run.add_argument(

@@ -15,7 +15,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli
-from common.generation.controls import path_of
 from common.generation.photos import rain_on_photos
 from common.training.checkpoint import generator_of
 from common.training.runtime import pick_device
@@ -44,9 +43,9 @@ def main(argv=None):
         seed=args.seed,
         intensity=args.intensity,
         coherence=args.coherence,
+        scale=args.scale,
         grey=args.grey,
         knobs=cli.knobs(args),
-        controls=path_of(args.netED),
         save_layer=args.save_layer,
         shard=args.shard,
         overwrite=args.overwrite,

@@ -27,11 +27,11 @@ from common.data.pairs import LIST
 from common.data.pictures import sheet, thumbnail
 from common.errors import UserError, is_out_of_memory
 from common.files import LONGEST_NAME, write_bytes
-from common.generation.controls import clamped, solved, steered_to
-from common.generation.controls import load as load_controls
+from common.generation.knobs import clamped, set_knobs
 from common.generation.manifest import NAME as MANIFEST
 from common.generation.manifest import PAIR, Manifest, Row, Settings
-from common.generation.rain import RAINY, VERSION, RainMaker, fingerprint, grey_of
+from common.generation.measures import RAINY
+from common.generation.rain import VERSION, RainMaker, auto_scale, fingerprint
 from common.models import EDNet
 from common.terminal import printable, progress_bar, tell
 
@@ -201,10 +201,10 @@ def rain_on_photos(
     num: int,  # rains a photo
     seed: int,
     intensity: float,  # factor of the rain
-    coherence: float,  # correlation of neighbouring codes, see draw_codes
+    coherence: float,  # correlation of the codes of a picture, see Shower
+    scale: float | None,  # factor of the size of the streaks; None: by the size of the photo, see auto_scale
     grey: bool,  # the maximum over the channels in all of them
     knobs: dict[str, float],  # angle, density, thickness, brightness: those that are set
-    controls: Path,  # what was learned of the knobs; only read where one is set
     save_layer: bool,
     shard: tuple[int, int],  # (K, N): the K-th of N parts, counted from 1
     overwrite: bool,  # first delete all pairs that the manifest of save_path lists
@@ -227,15 +227,13 @@ def rain_on_photos(
     folder, photos, others = inputs(Path(data_path), save, hint)
     _check_folders(folder, photos, save)
     names = output_names(photos)
-    learned = load_controls(controls, netED) if knobs else None
-    if learned:
-        knobs, warnings = clamped(learned, knobs)
-        for warning in warnings if ranks.first() else ():
-            print(f"warning: --{warning}", file=sys.stderr)
+    knobs, warnings = clamped(knobs)
+    for warning in warnings if ranks.first() else ():
+        print(f"warning: --{warning}", file=sys.stderr)
     if {"density", "brightness"} & set(knobs) and intensity != 1:
         raise UserError("--intensity: it scales what --density and --brightness set; leave the one or the others out")
     made_with = " ".join(f"{name}={value:.4g}" for name, value in knobs.items())
-    made_with += f" learned={learned.digest()}" if learned else ""
+    made_with += f" scale={scale:.4g}" if scale else ""
     settings = Settings(seed, num, float(intensity), float(coherence), grey, fingerprint(netED), VERSION, made_with)
     files = {  # photo -> one file a variant
         photo: [f"{names[photo].as_posix()}{f'_v{v:02d}' if num > 1 else ''}.png" for v in range(1, num + 1)]
@@ -252,12 +250,7 @@ def rain_on_photos(
     ranks.gather(None)  # the others wait for that
     manifest = Manifest(save)
     _check_rows(manifest.rows.values(), settings, files)
-    maker, steer, lean = RainMaker(netED), None, 0.0
-    if learned:
-        asked, reached = ranks.from_first(solved(maker, learned, knobs) if ranks.first() else None)
-        steer, lean = steered_to(learned, asked), asked.get("lean", 0.0)
-        found = ", ".join(f"{name} {reached[name]:.3g} (asked for: {value:.3g})" for name, value in knobs.items())
-        print(f"knobs: pictures of this generator then have {found}, in the median")
+    maker = RainMaker(netED)
     part = photos[shard[0] - 1 :: shard[1]]
     mine = part[ranks.own()]
     kinds = KINDS if save_layer else PAIR
@@ -277,10 +270,10 @@ def rain_on_photos(
         """Writes one pair; returns its number of rainy pixels."""
         pictures = {"norain": clean, "layer": np.empty_like(clean), "rain": np.empty_like(clean)}
         wet, (height, width) = 0, clean.shape[:2]
-        for rows, columns, tile in maker.tiles(
-            height, width, coherence, draws(seed, photo.as_posix(), variant), steer, lean
-        ):
-            rain = intensity * (grey_of(tile) if grey else tile).permute(1, 2, 0).cpu().numpy()
+        shower = maker.shower(coherence, draws(seed, photo.as_posix(), variant))
+        layer = set_knobs(shower, height, width, knobs, scale or auto_scale(height, width))
+        for rows, columns, tile in layer.tiles():
+            rain = intensity * (np.repeat(tile.max(2, keepdims=True), 3, 2) if grey else tile)
             wet += np.count_nonzero(rain.max(2) > RAINY)
             rain = to_uint8(rain, "nearest")
             pictures["layer"][rows, columns] = rain

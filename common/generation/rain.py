@@ -1,239 +1,183 @@
 """One layer of generated rain for a picture of any size, out of a generator of patches.
 
-Patches of many codes overlap and blend under windows whose squares sum to 1: about the mean of the picture's rain, the
-blend has the mean and the variance of its patches. The generator learned each place of its patch by itself, and dims
-towards the rim (zero padding); so patches are first levelled to the statistics of their central half, place by place.
-Random shifts and wavering borders see to it that nothing repeats with the pitch. Blending makes rain a little denser
-and softer; one factor and one threshold, measured once for a generator, undo that.
+G makes patches of 64 px. The codes of a picture have a part in common, so that its rain is of one kind. Its patches are
+turned into one wind and quilted (``quilt``). The angle of the wind and the size of the streaks are then set by turning
+and scaling the whole.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from common.data.layers import warped
 from common.errors import UserError
+from common.generation.measures import direction
+from common.generation.quilt import quilt
 from common.models import EDNet
 
-RAINY = 0.02  # a pixel is rainy where the maximum over the channels is above it (SPEC section 6)
 BATCH = 2**18  # px of patches at a time, whatever the picture, so that the same codes give the same bytes
-LEVELLING = 2**18  # px of a picture's patches that tell its statistics, place by place
-SAMPLES = 2**22  # px of patches that tell the mean and the density of all rain
-TRIAL = 1024  # px: side of the layer that factor and threshold are measured on
-VERSION = 1  # goes up when the same codes give another layer
-Steer = Callable[[Tensor], Tensor]
-GAIN = 3  # a place of the patch is made so many times stronger at most
+VERSION = 2  # goes up when the same codes give another layer
+POOL = 384  # patches that are drawn; half of them are chosen from
+TURN = 12.0  # degrees: by how much a patch is turned at most
+JITTER = 0.5  # degrees: standard deviation of the angle within a picture
+TILE = 1024  # px: side of what is turned and scaled at a time
+FULL_SIZE = 512  # px: pictures whose shorter side is longer get larger streaks, see auto_scale
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Rain for a picture, and how it is turned and scaled into it.
+
+    Attributes:
+        source: (H, W, nc) float16 >= 0, as large as the picture that is turned and scaled back.
+        height, width: of the picture in px.
+        turn: degrees; positive: the lower ends of the streaks move to the right.
+        scale: factor of the size of the streaks.
+        gain: factor of the brightness.
+    """
+
+    source: np.ndarray
+    height: int
+    width: int
+    turn: float = 0.0
+    scale: float = 1.0
+    gain: float = 1.0
+
+    def matrix(self) -> np.ndarray:
+        """From a place (x, y) in the picture to the one in the source: (2, 3)."""
+        sin, cos = np.sin(np.radians(self.turn)), np.cos(np.radians(self.turn))
+        a = np.array([[cos, -sin], [sin, cos]]) / self.scale
+        middle = np.array([self.width - 1, self.height - 1]) / 2
+        return np.hstack([a, (np.array(self.source.shape[1::-1]) - 1)[:, None] / 2 - (a @ middle)[:, None]])
+
+    def tile(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """The rain of a part of the picture: (height, width, nc) float32 >= 0."""
+        m = self.matrix()
+        m[:, 2] += m[:, :2] @ (left, top)
+        if np.array_equal(m[:, :2], np.eye(2)) and np.array_equal(m[:, 2], np.rint(m[:, 2])):
+            x, y = m[:, 2].astype(int)
+            return self.gain * self.source[y : y + height, x : x + width].astype(np.float32)
+        corners = m[:, :2] @ [[0, width - 1, 0, width - 1], [0, 0, height - 1, height - 1]] + m[:, 2:]
+        first = np.maximum(np.floor(corners.min(1)).astype(int) - 3, 0)
+        last = np.ceil(corners.max(1)).astype(int) + 4
+        part = np.ascontiguousarray(self.source[first[1] : last[1], first[0] : last[0]], np.float32)
+        m[:, 2] -= first
+        flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+        made = cv2.warpAffine(part, m, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+        return self.gain * np.maximum(made.reshape(height, width, -1), 0)
+
+    def tiles(self) -> Iterator[tuple[slice, slice, np.ndarray]]:
+        """Rows and columns of the picture, and the rain there, (rows, columns, nc), part by part to save memory."""
+        for top in range(0, self.height, TILE):
+            for left in range(0, self.width, TILE):
+                height, width = min(TILE, self.height - top), min(TILE, self.width - left)
+                yield slice(top, top + height), slice(left, left + width), self.tile(top, left, height, width)
+
+    def pixels(self) -> np.ndarray:
+        """The whole rain layer, (height, width, nc) float32 >= 0."""
+        made = np.empty((self.height, self.width, self.source.shape[2]), np.float32)
+        for rows, columns, tile in self.tiles():
+            made[rows, columns] = tile
+        return made
+
+
+class Shower:
+    """One kind of rain: codes with a part in common, and one wind.
+
+    Args:
+        netED: RNet and G.
+        coherence: correlation of any two codes, 0 (unrelated) to 1 (equal).
+        rng: RandomState, whose stream NumPy keeps the same for good.
+
+    Attributes:
+        wind: degrees from vertical, that of a random patch; so winds are as frequent as in the generator's rain.
+        pool: (N, side, side, nc) patches, turned into the wind.
+    """
+
+    def __init__(self, netED: EDNet, coherence: float, rng: np.random.RandomState) -> None:
+        self._netED, self._coherence, self._rng = netED, coherence, rng
+        self._shared = rng.standard_normal(netED.nz)
+        self.side, self.overlap = 3 * netED.patch_size // 4, netED.patch_size // 4  # px: of a patch that was turned
+        patches = self._drawn(POOL)
+        self.wind = next((float(a) for a in _angles(patches) if np.isfinite(a)), 0.0)
+        self.pool = self._aligned(patches, POOL // 2)
+
+    def layer(self, height: int, width: int, turn: float = 0.0, scale: float = 1.0, spare: float = 1.0) -> Layer:
+        """A layer of this rain, turned and scaled.
+
+        Args:
+            height, width: of the picture in px, from 1 on.
+            turn: degrees, see ``Layer``.
+            scale: factor of the size of the streaks.
+            spare: the source is so many times larger than that needs.
+        """
+        layer = Layer(np.empty((0, 0, 0)), height, width, turn, scale / spare)
+        room = 8 if turn or scale != 1 else 0
+        w, h = (np.ceil(np.abs(layer.matrix()[:, :2]) @ (width, height)) + room).astype(int)
+        layer = replace(layer, source=np.empty((h, w, 0)))
+        back = cv2.invertAffineTransform(layer.matrix())
+
+        def wanted(top: int, left: int) -> bool:
+            """Whether a patch of the source reaches into the picture."""
+            x, y = back @ (left + self.side / 2, top + self.side / 2, 1)
+            reach = (self.side / 2**0.5 + room) * layer.scale
+            return -reach < x < width + reach and -reach < y < height + reach
+
+        def fresh(number: int) -> np.ndarray:
+            return self._aligned(self._drawn(2 * number), number)
+
+        pool = self.pool[self._rng.permutation(len(self.pool))]  # another beginning for each layer
+        return replace(layer, source=quilt(h, w, pool, fresh, self.overlap, wanted), scale=scale)
+
+    def _drawn(self, number: int) -> np.ndarray:
+        codes = draw_codes(number, self._shared, self._coherence, self._rng)
+        return sampled(self._netED, codes).permute(0, 2, 3, 1).cpu().numpy()
+
+    def _aligned(self, patches: np.ndarray, number: int) -> np.ndarray:
+        """The patches that need least turning, in the wind: (M, p, p, nc) -> (number, side, side, nc)."""
+        off = np.nan_to_num((_angles(patches) - self.wind + 90) % 180 - 90)  # no rain: no direction
+        chosen = np.sort(np.abs(off).argsort(kind="stable")[:number])
+        cut = np.empty((number, self.side, self.side, patches.shape[3]), np.float32)
+        for i, k in enumerate(chosen):
+            turn = np.clip(JITTER * self._rng.standard_normal() - off[k], -TURN, TURN)
+            turned = warped(patches[k], float(turn), 1.0)
+            y, x = (self._rng.randint(0, size - self.side + 1) for size in turned.shape[:2])
+            cut[i] = turned[y : y + self.side, x : x + self.side]
+        return np.maximum(cut, 0)
 
 
 class RainMaker:
-    """Makes rain layers of any size. Making one takes about a second, for measuring the generator.
+    """Makes rain layers of any size.
 
     Args:
-        netED: RNet and G, on the device that the layers are to be on; set to eval mode and frozen.
+        netED: RNet and G, on the device that makes the patches; set to eval mode and frozen.
 
     Raises:
         UserError: it makes values that are not finite.
     """
 
-    @torch.no_grad()
     def __init__(self, netED: EDNet) -> None:
         self.netED = netED.eval().requires_grad_(False)
-        p = netED.patch_size
-        self.pitch, self.side = 5 * p // 8, 7 * p // 8  # px: from window to window, and across a window
-        self.overlap = self.side - self.pitch
-        self.ramp, self.wave = 3 * p / 16, p / 32  # px: across the blend, and how far its middle wavers to either side
-        rng = np.random.RandomState(0)
-        shared = np.zeros(netED.nz)
-        patches = sampled(self.netED, draw_codes(SAMPLES // p**2, shared, 0, rng))
-        centre = central_half(patches)
-        self.mean = centre.mean()
-        if not torch.isfinite(patches.std()):
-            raise UserError(
-                "this generator makes values that are not finite; its training went wrong, take another one"
-            )
-        self.factor, self.threshold = 1.0, 0.0
-        self._undo_blending(density(centre), rng)
+        if not torch.isfinite(sampled(self.netED, torch.zeros(1, netED.nz))).all():
+            raise UserError("this generator makes values that are not finite; its training went wrong")
 
-    @property
-    def device(self) -> torch.device:
-        """Where the layers are made."""
-        return self.mean.device
+    def shower(self, coherence: float, rng: np.random.RandomState) -> Shower:
+        """See ``Shower``."""
+        return Shower(self.netED, coherence, rng)
 
-    def to(self, device: torch.device) -> "RainMaker":
-        """Move to another device, in place."""
-        self.netED.to(device)
-        self.mean = self.mean.to(device)
-        return self
-
-    def _undo_blending(self, wanted: float, rng: np.random.RandomState) -> None:
-        """Set factor and threshold: the layer then has the density of the patches, and about its mean and spread."""
-        bands = [(band, share) for _, band, share in self._bands(TRIAL, TRIAL, 0, rng)]
-        layer, share = torch.cat([band for band, _ in bands], 1), bands[0][1]
-        low, high = 0.0, 2 * self.mean.item()
-        for _ in range(20):
-            threshold = (low + high) / 2
-            kept = (layer - threshold * share).clamp(min=0)
-            if kept.std() <= 1e-4 * kept.mean():  # no rain left, or the same everywhere
-                high = threshold
-                continue
-            factor = (layer.mean() / kept.mean() * layer.std() / kept.std()).sqrt().item()
-            if density(factor * kept[None]) > wanted:
-                low = threshold
-            else:
-                high = threshold
-            self.factor, self.threshold = factor, factor * threshold
-
-    def _finished(self, band: Tensor, share: Tensor) -> Tensor:
-        """The blend after factor and threshold, which is lower for a lighter rain."""
-        return (self.factor * band - self.threshold * share).clamp(min=0)
-
-    def layer(
-        self,
-        height: int,
-        width: int,
-        coherence: float,
-        rng: np.random.RandomState,
-        steer: Steer | None = None,
-        lean: float = 0.0,
-    ) -> Tensor:
-        """The rain layer of a picture, (nc, height, width) >= 0; see ``tiles``."""
-        whole = torch.empty(self.netED.nc, height, width, device=self.device)
-        for rows, columns, tile in self.tiles(height, width, coherence, rng, steer, lean):
-            whole[:, rows, columns] = tile
-        return whole
-
-    @torch.no_grad()
-    def tiles(
-        self,
-        height: int,
-        width: int,
-        coherence: float,
-        rng: np.random.RandomState,
-        steer: Steer | None = None,
-        lean: float = 0.0,
-    ) -> Iterator[tuple[slice, slice, Tensor]]:
-        """The rain layer of a picture, band by band across its longer side, so that memory stays small.
-
-        Args:
-            height, width: of the picture in px, from 1 on. One that fits into a patch gets the patch G(z) as it is.
-            coherence: correlation of any two codes of the picture, 0 (unrelated) to 1 (equal). They are
-                z = sqrt(coherence) * shared + sqrt(1 - coherence) * own, each N(0, I): one rain, with fresh detail.
-            rng: RandomState, whose stream NumPy keeps the same for good.
-            steer: moves codes (N, nz) after they are drawn, see ``controls.steering``.
-            lean: px to the right for each px down by which the layer is sheared. Unless it is 0, a picture that fits
-                into a patch is blended as well.
-
-        Yields:
-            Rows and columns of the picture, and the rain there, (nc, rows, columns) >= 0.
-        """
-        if lean:  # in bands of rows, each of which is moved as a whole
-            for rows, band, share in self._bands(height, width + room(lean, height), coherence, rng, steer):
-                yield rows, slice(0, width), leaning(self._finished(band, share), rows.start, height, width, lean)
-        elif max(height, width) <= self.netED.patch_size:
-            codes = draw_codes(1, rng.standard_normal(self.netED.nz), coherence, rng)
-            patch = sampled(self.netED, steer(codes) if steer else codes)[0]
-            yield slice(0, height), slice(0, width), patch[:, :height, :width]
-        elif height >= width:
-            for rows, band, share in self._bands(height, width, coherence, rng, steer):
-                yield rows, slice(0, width), self._finished(band, share)
-        else:
-            for columns, band, share in self._bands(width, height, coherence, rng, steer, turned=True):
-                yield slice(0, height), columns, self._finished(band, share).mT
-
-    def _bands(
-        self,
-        length: int,
-        breadth: int,
-        coherence: float,
-        rng: np.random.RandomState,
-        steer: Steer | None = None,
-        turned: bool = False,
-    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """A blend of length x breadth px in bands, and how its mean compares to that of all rain.
-
-        Args:
-            turned: for rain that falls along the breadth.
-        """
-        shared = rng.standard_normal(self.netED.nz)
-
-        def drawn(number: int) -> Tensor:
-            codes = draw_codes(number, shared, coherence, rng)
-            return sampled(self.netED, steer(codes) if steer else codes)
-
-        samples = max(16, LEVELLING // self.netED.patch_size**2)
-        mean, place, gain = levels(drawn(samples))
-        share = mean / self.mean.clamp(min=1e-12)
-        number = -(-breadth // self.pitch) + 1
-        tail, start = None, 0  # what of the band before is still to be blended
-        while start < length:
-            patches = drawn(number)
-            windows = self._windows((patches - place) * gain, rng)
-            left = rng.randint(self.pitch)  # the windows of one band do not stand above those of the next
-            band = self._blended(windows.mT if turned else windows, rng)[:, :, left : left + breadth]
-            head = band[:, : self.overlap]
-            if tail is not None:
-                head = self._faded(tail.mT, head.mT, breadth, rng).mT
-            ready = torch.cat((head, band[:, self.overlap : self.pitch]), 1)[:, : length - start]
-            yield slice(start, start + ready.shape[1]), ready + mean, share
-            start, tail = start + ready.shape[1], band[:, self.pitch :]
-
-    def _windows(self, patches: Tensor, rng: np.random.RandomState) -> Tensor:
-        """(N, nc, side, side) out of patches (N, nc, p, p), each at a random place of its patch."""
-        places = rng.randint(0, self.netED.patch_size - self.side, (len(patches), 2))  # a power of two: any phase alike
-        cut = [patch[:, y : y + self.side, x : x + self.side] for patch, (y, x) in zip(patches, places, strict=True)]
-        return torch.stack(cut)
-
-    def _blended(self, windows: Tensor, rng: np.random.RandomState) -> Tensor:
-        """Windows side by side, (nc, side, N * pitch + overlap); two at least."""
-        o, s = self.overlap, self.pitch
-        blends = self._faded(windows[:-1, :, :, s:], windows[1:, :, :, :o], self.side, rng)
-        parts = [windows[0, :, :, :s]]
-        for blend, window in zip(blends, windows[1:], strict=True):
-            parts += [blend, window[:, :, o:s]]
-        return torch.cat([*parts, windows[-1, :, :, s:]], 2)
-
-    def _faded(self, a: Tensor, b: Tensor, length: int, rng: np.random.RandomState) -> Tensor:
-        """From a to b across the last dimension, (..., length, overlap), by cosine and sine: the variance stays."""
-        number = len(a) if a.ndim == 4 else 1
-        middle = self.overlap / 2 + wavering(number, length, self.wave, self.netED.patch_size // 4, rng)
-        across = torch.arange(self.overlap) + 0.5 - torch.from_numpy(middle)[..., None]  # (number, length, overlap)
-        angle = ((across / self.ramp + 0.5).clamp(0, 1) * torch.pi / 2).to(a)[:, None]
-        return a * angle.cos() + b * angle.sin() if a.ndim == 4 else a * angle[0].cos() + b * angle[0].sin()
+    def layer(self, height: int, width: int, coherence: float, rng: np.random.RandomState) -> Tensor:
+        """The rain layer of a picture as a tensor, (nc, height, width) >= 0; see ``Shower``."""
+        made = self.shower(coherence, rng).layer(height, width).pixels()
+        return torch.from_numpy(made).permute(2, 0, 1)
 
 
-def fingerprint(netED: EDNet) -> str:
-    """SHA-256 of the generator's weights, whatever file they came in."""
-    digest = hashlib.sha256()
-    for key, value in sorted(netED.state_dict().items()):
-        if key.startswith("decoder."):
-            digest.update(key.encode() + value.float().cpu().numpy().astype("<f4").tobytes())
-    return digest.hexdigest()
-
-
-def room(lean: float, height: int) -> int:
-    """How many columns more than a picture has a layer needs that is sheared by ``leaning``."""
-    return int(np.ceil(abs(lean) * (height - 1))) + 1
-
-
-def leaning(band: Tensor, first: int, height: int, width: int, lean: float) -> Tensor:
-    """Rows of a layer, each moved to the right by ``lean`` px more than the one above it, between pixels linearly.
-
-    Args:
-        band: (nc, rows, width + room(lean, height)).
-        first: number of its first row in the picture, of ``height`` rows.
-
-    Returns:
-        (nc, rows, width).
-    """
-    y = torch.arange(first, first + band.shape[1], dtype=torch.float64)
-    start = lean * (height - 1 - y) if lean > 0 else -lean * y  # where each row begins
-    at = start.floor().long()[:, None] + torch.arange(width)
-    part = (start - start.floor()).to(band)[:, None]
-    left, right = (band.gather(2, index.to(band.device).expand(len(band), -1, -1)) for index in (at, at + 1))
-    return left + (right - left) * part
+def _angles(patches: np.ndarray) -> np.ndarray:
+    return np.array([direction(patch.mean(2)) for patch in patches])
 
 
 @torch.no_grad()
@@ -249,43 +193,20 @@ def draw_codes(number: int, shared: np.ndarray, coherence: float, rng: np.random
     return torch.from_numpy((coherence**0.5 * shared + (1 - coherence) ** 0.5 * own).astype(np.float32))
 
 
-def central_half(patches: Tensor) -> Tensor:
-    """(N, nc, p, p) -> (N, nc, p/2, p/2): what the rim, where G pads with zeros, does not reach."""
-    p = patches.shape[-1]
-    return patches[..., p // 4 : p - p // 4, p // 4 : p - p // 4]
+def fingerprint(netED: EDNet) -> str:
+    """SHA-256 of the generator's weights, whatever file they came in."""
+    digest = hashlib.sha256()
+    for key, value in sorted(netED.state_dict().items()):
+        if key.startswith("decoder."):
+            digest.update(key.encode() + value.float().cpu().numpy().astype("<f4").tobytes())
+    return digest.hexdigest()
 
 
-def density(layers: Tensor) -> float:
-    """Share of rainy pixels of layers (N, nc, H, W)."""
-    return (layers.amax(1) > RAINY).double().mean().item()
+def auto_scale(height: int, width: int) -> float:
+    """The size of streaks that suits a picture: 1 up to 512 px of its shorter side, growing with it beyond."""
+    return max(1.0, min(height, width) / FULL_SIZE)
 
 
 def grey_of(layer: Tensor) -> Tensor:
     """The maximum over the channels in all of them, as interpolation shows rain: (nc, H, W) to the same shape."""
     return layer.amax(0, keepdim=True).expand_as(layer)
-
-
-def wavering(number: int, length: int, height: float, step: int, rng: np.random.RandomState) -> np.ndarray:
-    """Smooth random lines (number, length), within +-height, with a knot every ``step`` px."""
-    knots = rng.uniform(-height, height, (number, length // step + 2))
-    place = np.arange(length) / step
-    i = place.astype(int)
-    share = (1 - np.cos(np.pi * (place - i))) / 2
-    return knots[:, i] * (1 - share) + knots[:, i + 1] * share
-
-
-def levels(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What makes rain patches alike at every place: (x - place) * gain has mean 0 and the spread of their central half.
-
-    Returns:
-        The mean of the central half; place and gain, each (p, p), smoothed, since it is measured on few patches.
-    """
-
-    def smoothed(values: Tensor) -> Tensor:
-        sigma = patches.shape[-1] / 16
-        blurred = cv2.GaussianBlur(values.mean((0, 1)).cpu().numpy(), (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
-        return torch.from_numpy(blurred).to(values)
-
-    centre, place = central_half(patches), smoothed(patches)
-    spread = smoothed((patches - place) ** 2).clamp(min=1e-12).sqrt()
-    return centre.mean(), place, (centre.std() / spread).clamp(max=GAIN)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import PIL.Image
 import torch
@@ -12,33 +13,65 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import is_pure_tensor
+from torchvision.transforms.v2 import functional as F
 
-from common.generation.controls import begun, clamped, path_of, solved, steered_to
-from common.generation.controls import load as load_controls
-from common.generation.rain import RainMaker, Steer, grey_of
+from common.generation.knobs import clamped, set_knobs
+from common.generation.measures import direction
+from common.generation.rain import RainMaker, auto_scale
 from common.training.checkpoint import load_generator
 from common.weights import GENERATOR
+
+FIRST, LAYERS = 2, 16  # layers of the bank: made at once, and at most
+EARLY, LATE = 50, 1000  # crops from one new layer to the next, until the bank is full, and then
+TURN, ZOOM = 5.0, 0.1  # degrees and share by which a crop is turned and scaled where no knob sets that
+
+
+class _Rain:
+    """One rain for images: a layer of the bank, or of its own, and how it is turned, scaled and mirrored."""
+
+    def __init__(self, layer: np.ndarray, turn: float, zoom: float, mirrored: bool, gain: float) -> None:
+        self.layer, self.gain = layer, gain  # (S, S, C) uint8
+        sin, cos = np.sin(np.radians(turn)), np.cos(np.radians(turn))
+        self.matrix = np.array([[cos, -sin], [sin, cos]]) / zoom  # from the crop to the layer
+        if mirrored:
+            self.matrix[:, 0] *= -1
+
+    def crop(self, height: int, width: int, rng: np.random.RandomState) -> np.ndarray:
+        """(height, width, C) float32 >= 0 from a random place of the layer."""
+        half = np.abs(self.matrix) @ (width - 1, height - 1) / 2
+        room = np.array(self.layer.shape[1::-1]) - 1 - 2 * half
+        centre = half + rng.uniform(size=2) * np.maximum(room, 0)
+        shift = centre - self.matrix @ ((width - 1) / 2, (height - 1) / 2)
+        flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+        m = np.hstack([self.matrix, shift[:, None]])
+        made = cv2.warpAffine(self.layer, m, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+        return made.reshape(height, width, -1) * np.float32(self.gain / 255)
 
 
 class RainAugment(v2.Transform):
     """Adds generated rain to images; boxes, masks and labels pass untouched, and the input is never changed.
 
-    Images are tensors or tv_tensors.Image, (..., C, H, W) with C of 3 or 1, uint8 or floats in [0, 1], on any device;
-    type, dtype and device stay. Every image of a batch draws for itself. Several tv_tensors.Image of one sample get the
-    same rain where they have the same size; of plain tensors only the first is an image, as everywhere in torchvision.
+    Images are tensors, tv_tensors.Image or tv_tensors.Video, (..., C, H, W) with C of 3 or 1, uint8 or floats in
+    [0, 1], on any device, or PIL images (RGB or L); type, dtype and device stay. Every image of a batch draws for
+    itself. Several images of one sample get the same rain where they have the same size; of plain tensors only the
+    first is an image, as everywhere in torchvision. All frames of a video have the same wind and streaks of one kind,
+    which fall on, so that each frame has them at another place.
+
+    Rain comes from a bank of layers: two are made at the start (some seconds), more while it is used, up to 16, and old
+    ones are replaced. Each crop is turned, scaled, mirrored and cut at random, so that no two are alike. The bank takes
+    up to 64 * size**2 bytes, three times that for coloured rain, in each worker. Larger images get layers of their own,
+    which takes seconds.
 
     Args:
         checkpoint: weights of RNet and G (ED_state_N.pt), of any size; 'default': those that come with the project.
         p: probability of rain for an image.
         intensity: factor of the rain, a number or the range (low, high) to draw it from; 0 to 2. None is (0.5, 1.5), or
             1 where density or brightness are set: it would scale these.
-        coherence: how alike the rain is all over an image, 0 to 1.
+        coherence: how alike the rain is all over a layer, 0 to 1.
         grey: rain without colours.
         angle, density, thickness, brightness: of the rain (see ``measures.Measures``), a number or the range (low,
-            high) to draw it from; None leaves it to chance. They need NAME.controls.json beside the checkpoint, made by
-            ``python -m common.generation.controls``, whose report says how near the rain comes. Beyond the reach of the
-            generator they warn and clamp.
+            high) to draw it from; None leaves it to chance. Beyond ``knobs.REACH`` they warn and clamp.
+        size: longer side in px of the largest image that takes its rain from the bank.
         seed: None draws from torch's generator, which DataLoader seeds anew for every worker and epoch. A number gives
             a stream of its own: the same in every run of one process; in workers it also depends on the DataLoader's
             seed, so that neither workers nor epochs repeat each other (torch.manual_seed makes that the same again).
@@ -46,10 +79,10 @@ class RainAugment(v2.Transform):
     Raises:
         UserError: the checkpoint is missing or the wrong one.
         ValueError: an argument or an image is out of its range.
-        TypeError: an image is no tensor, or neither uint8 nor float.
+        TypeError: an image is of another type, or neither uint8 nor float.
     """
 
-    _transformed_types = (is_pure_tensor, tv_tensors.Image)
+    _transformed_types = (F.is_pure_tensor, tv_tensors.Image, tv_tensors.Video, PIL.Image.Image)
 
     def __init__(
         self,
@@ -63,86 +96,112 @@ class RainAugment(v2.Transform):
         density: float | Sequence[float] | None = None,
         thickness: float | Sequence[float] | None = None,
         brightness: float | Sequence[float] | None = None,
+        size: int = 256,
     ) -> None:
         super().__init__()
         if intensity is None:
             intensity = (0.5, 1.5) if density is None and brightness is None else 1
-        low, high = _range("intensity", intensity, 0, 2)
         if not 0 <= p <= 1:
             raise ValueError(f"p must be a probability from 0 to 1, got {p}")
         if not 0 <= coherence <= 1:
             raise ValueError(f"coherence must be a number from 0 to 1, got {coherence}")
         if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**32):
             raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, or None, got {seed}")
-        self.p, self.intensity, self.coherence, self.grey, self.seed = p, (low, high), coherence, grey, seed
-        path = GENERATOR if checkpoint == "default" else Path(checkpoint).expanduser()
-        self._maker = RainMaker(load_generator(path, "checkpoint").requires_grad_(False))
+        if not (isinstance(size, int) and size >= 1):
+            raise ValueError(f"size must be a whole number of px, got {size}")
+        self.p, self.intensity, self.size = p, _range("intensity", intensity, 0, 2), size
+        self.coherence, self.grey, self.seed = coherence, grey, seed
         given = {"angle": angle, "density": density, "thickness": thickness, "brightness": brightness}
         ends = {"angle": (-90, 90), "density": (0, 1), "thickness": (0, 1e3), "brightness": (0, 1)}
         knobs = {name: _range(name, value, *ends[name]) for name, value in given.items() if value is not None}
-        self._learn(knobs, path_of(path))
-        self._calls = 0
+        bounds = [clamped({name: ends[side] for name, ends in knobs.items()}) for side in (0, 1)]
+        for text in dict.fromkeys(text for _, texts in bounds for text in texts):
+            warnings.warn(f"RainAugment: {text}", stacklevel=2)
+        self.knobs = {name: (bounds[0][0][name], bounds[1][0][name]) for name in knobs}
+        path = GENERATOR if checkpoint == "default" else Path(checkpoint).expanduser()
+        self._maker = RainMaker(load_generator(path, "checkpoint"))
+        self._bank: list[tuple[np.ndarray, float]] = []  # layers and their angles, the oldest first
+        self._calls = self._crops = 0
+        first = torch.randint(2**32, (1,)).item() if seed is None else seed
+        for k in range(FIRST):
+            self._add_layer(np.random.RandomState([first, k]))
 
-    def _learn(self, knobs: dict[str, tuple[float, float]], path: Path) -> None:
-        """Set up the knobs: ranges within reach, and by how much their curves are off when all are set together."""
-        self._controls, self.knobs, self._correction = None, {}, {}
-        if not knobs:
-            return
-        self._controls = load_controls(path, self._maker.netED, "checkpoint")
-        bounds = []
-        for side in (0, 1):
-            values, warnings_ = clamped(self._controls, {name: ends[side] for name, ends in knobs.items()})
-            bounds.append(values)
-            for text in warnings_ if side == 0 or bounds[0] != values else ():
-                warnings.warn(f"RainAugment: {text}", stacklevel=3)
-        self.knobs = {name: (bounds[0][name], bounds[1][name]) for name in knobs}
-        middle = {name: sum(ends) / 2 for name, ends in self.knobs.items()}
-        asked, _ = solved(self._maker, self._controls, middle)
-        first = begun(self._controls, middle)
-        self._correction = {name: value - first[name] for name, value in asked.items()}
+    def _add_layer(self, rng: np.random.RandomState) -> None:
+        side = 2 * self.size
+        layer = self._layer(side, side, 1.0, rng)
+        angle = direction(layer.mean(2, dtype=np.float32))
+        self._bank = [*self._bank, (layer, angle if np.isfinite(angle) else 0.0)][-LAYERS:]
+        self._crops = 0
 
-    def _turned(self, rng: np.random.RandomState) -> tuple[Steer | None, float]:
-        """What steers the codes of one image, and by how much its layer is sheared."""
-        if self._controls is None:
-            return None, 0.0
-        asked = begun(self._controls, {name: rng.uniform(*ends) for name, ends in self.knobs.items()})
-        asked = {name: value + self._correction[name] for name, value in asked.items()}
-        return steered_to(self._controls, asked), asked.get("lean", 0.0)
+    def _layer(self, height: int, width: int, scale: float, rng: np.random.RandomState, **more: float) -> np.ndarray:
+        """A layer (height, width, C) uint8 with knobs from their ranges, but for the angle; C is 1 for grey rain."""
+        knobs = {name: rng.uniform(*ends) for name, ends in self.knobs.items() if name != "angle"} | more
+        shower = self._maker.shower(self.coherence, rng)
+        rain = np.rint(255 * np.minimum(set_knobs(shower, height, width, knobs, scale).pixels(), 1)).astype(np.uint8)
+        if self.grey or (rain == rain[..., :1]).all():
+            rain = rain.max(2, keepdims=True)
+        return rain
+
+    def _rain(self, height: int, width: int, frames: int, rng: np.random.RandomState) -> _Rain:
+        """What rains on an image, or on the frames of a video, of this size."""
+        angle = rng.uniform(*self.knobs["angle"]) if "angle" in self.knobs else None
+        gain = rng.uniform(*self.intensity)
+        if max(height, width) > self.size:
+            more = {} if angle is None else {"angle": angle}
+            height += height // 2 * (frames > 1)  # room to fall
+            return _Rain(self._layer(height, width, auto_scale(height, width), rng, **more), 0, 1, False, gain)
+        layer, own = self._bank[rng.randint(len(self._bank))]
+        zoom = 1.0 if "thickness" in self.knobs else float(np.exp(rng.uniform(-ZOOM, ZOOM)))
+        turn, mirrored = (rng.uniform(-TURN, TURN), rng.uniform() < 0.5) if angle is None else (angle - own, False)
+        self._crops += 1
+        return _Rain(layer, turn, zoom, mirrored, gain)
 
     def check_inputs(self, flat_inputs: list[Any]) -> None:
-        pictures = [value for value in flat_inputs if isinstance(value, PIL.Image.Image)]
-        if pictures or not any(is_pure_tensor(value) or isinstance(value, tv_tensors.Image) for value in flat_inputs):
+        images = tuple(kind for kind in self._transformed_types if isinstance(kind, type))
+        if not any(F.is_pure_tensor(value) or isinstance(value, images) for value in flat_inputs):
             kinds = ", ".join(sorted({type(value).__name__ for value in flat_inputs})) or "nothing"
-            raise TypeError(f"RainAugment takes tensors, got {kinds}; put v2.ToImage() before it")
+            raise TypeError(f"RainAugment takes tensors and PIL images, got {kinds}; put v2.ToImage() before it")
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         if self.seed is None:
-            return {"draw": torch.randint(2**32, (4,)).tolist()}
-        worker = get_worker_info()
-        self._calls += 1
-        other = worker.seed if worker else 0
-        return {"draw": [self.seed, other % 2**32, other // 2**32 % 2**32, self._calls % 2**32]}
+            draw = torch.randint(2**32, (4,)).tolist()
+        else:
+            worker = get_worker_info()
+            self._calls += 1
+            other = worker.seed if worker else 0
+            draw = [self.seed, other % 2**32, other // 2**32 % 2**32, self._calls % 2**32]
+        if self._crops >= (EARLY if len(self._bank) < LAYERS else LATE):
+            self._add_layer(np.random.RandomState([*draw, 1]))
+        return {"draw": draw}
 
-    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if isinstance(inpt, PIL.Image.Image):
+            if inpt.mode not in ("RGB", "L"):
+                raise TypeError(f"RainAugment takes PIL images of mode RGB or L, got {inpt.mode}; convert it")
+            return F.to_pil_image(self.transform(F.pil_to_tensor(inpt), params))
         _check(inpt)
-        if self._maker.device != inpt.device:
-            self._maker.to(inpt.device)
         rng = np.random.RandomState(params["draw"])
         if not inpt.numel():  # an empty batch
             return inpt
-        images = inpt.as_subclass(Tensor).reshape(-1, *inpt.shape[-3:])
-        rainy = torch.stack([self._rained_on(image, rng) if rng.uniform() < self.p else image for image in images])
+        video = isinstance(inpt, tv_tensors.Video)
+        if video and inpt.ndim < 4:
+            raise ValueError(f"RainAugment takes videos (..., T, C, H, W), got {tuple(inpt.shape)}")
+        frames = inpt.shape[-4] if video else 1
+        images = inpt.as_subclass(Tensor).reshape(-1, frames, *inpt.shape[-3:])
+        rainy = torch.stack([self._rained_on(clip, rng) if rng.uniform() < self.p else clip for clip in images])
         return tv_tensors.wrap(rainy.reshape(inpt.shape), like=inpt)
 
-    def _rained_on(self, clean: Tensor, rng: np.random.RandomState) -> Tensor:
-        channels, height, width = clean.shape
-        intensity = rng.uniform(*self.intensity)
-        layer = intensity * self._maker.layer(height, width, self.coherence, rng, *self._turned(rng))
-        layer = grey_of(layer) if self.grey or channels == 1 else layer
-        if clean.dtype == torch.uint8:
-            return (clean + 255 * layer[:channels]).round().clamp(0, 255).to(clean.dtype)
-        wide = torch.promote_types(clean.dtype, torch.float32)
-        return (clean.to(wide) + layer[:channels]).clamp(0, 1).to(clean.dtype)
+    def _rained_on(self, clip: Tensor, rng: np.random.RandomState) -> Tensor:
+        """One rain on all frames (T, C, H, W)."""
+        frames, channels, height, width = clip.shape
+        rain = self._rain(height, width, frames, rng)
+        crops = np.stack([rain.crop(height, width, rng) for _ in clip])
+        layer = torch.from_numpy(crops).permute(0, 3, 1, 2).to(clip.device)
+        layer = layer.amax(1, keepdim=True) if channels == 1 else layer
+        if clip.dtype == torch.uint8:
+            return (clip + 255 * layer).round().clamp(0, 255).to(clip.dtype)
+        wide = torch.promote_types(clip.dtype, torch.float32)
+        return (clip.to(wide) + layer).clamp(0, 1).to(clip.dtype)
 
 
 def _range(name: str, value: float | Sequence[float], low: float, high: float) -> tuple[float, float]:

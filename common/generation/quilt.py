@@ -1,0 +1,105 @@
+"""One large texture out of small patches, whose streaks run on across the borders.
+
+Image quilting (Efros and Freeman, SIGGRAPH 2001): each next patch is the one of a pool that agrees best with what lies
+beside and above it, and the border runs where both agree best.
+"""
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+ABOVE, BESIDE = 2.0, 1.0  # weights of the two overlaps: streaks fall, so they cross the upper border
+SOFT = 1.0  # px: standard deviation of the blend across a border
+
+
+def visible(rain: np.ndarray) -> np.ndarray:
+    """Rain on the scale on which patches are compared: (..., C) >= 0 -> (...); faint streaks count."""
+    return np.sqrt(rain.mean(-1) + 0.02, dtype=np.float32) - np.float32(0.02**0.5)
+
+
+def path(cost: np.ndarray) -> np.ndarray:
+    """The cheapest way from the first to the last row, one column a row, to neighbours: (n, o) -> (n,) columns."""
+    total = cost.astype(np.float64)
+    for i in range(1, len(total)):
+        before = np.pad(total[i - 1], 1, constant_values=np.inf)
+        total[i] += np.minimum(np.minimum(before[:-2], before[1:-1]), before[2:])
+    columns = np.empty(len(total), int)
+    columns[-1] = total[-1].argmin()
+    for i in range(len(total) - 2, -1, -1):
+        first = max(columns[i + 1] - 1, 0)
+        columns[i] = first + total[i, first : columns[i + 1] + 2].argmin()
+    return columns
+
+
+def share_of_new(old: np.ndarray, new: np.ndarray, overlap: int, above: bool, beside: bool) -> np.ndarray:
+    """What share of each pixel is taken from the new patch: (w, w) visible rain of both -> (w, w) in [0, 1]."""
+    width = len(new)
+    share = np.ones((width, width), np.float32)
+    error = (old - new) ** 2
+    at = np.arange(overlap)
+    if beside:
+        share[:, :overlap] *= at >= path(error[:, :overlap])[:, None]
+    if above:
+        share[:overlap] *= (at >= path(error[:overlap].T)[:, None]).T
+    share = cv2.GaussianBlur(share, (0, 0), SOFT, borderType=cv2.BORDER_REPLICATE)
+    for place, there in ((np.s_[0], above), (np.s_[:, 0], beside)):
+        if there:
+            share[place] = 0
+    return share
+
+
+def quilt(
+    height: int,
+    width: int,
+    pool: np.ndarray,
+    fresh: Callable[[int], np.ndarray],
+    overlap: int,
+    wanted: Callable[[int, int], bool] = lambda top, left: True,
+) -> np.ndarray:
+    """A texture (height, width, C) float16 of patches.
+
+    Args:
+        pool: (K, w, w, C) float32 patches to choose from; changed in place: one that is used is replaced.
+        fresh: makes so many new patches.
+        overlap: px that neighbours have in common.
+        wanted: whether the patch at (top, left) is needed; others stay black.
+    """
+    side, pitch = pool.shape[1], pool.shape[1] - overlap
+    rows, columns = (max(0, -(-(size - overlap) // pitch)) or 1 for size in (height, width))
+    made = np.zeros((rows * pitch + overlap, columns * pitch + overlap, pool.shape[3]), np.float16)
+    seen = visible(pool)
+    there = np.zeros((rows + 1, columns + 1), bool)
+    used: list[int] = []
+    for i in range(rows):
+        for j in range(columns):
+            top, left = i * pitch, j * pitch
+            if not wanted(top, left):
+                continue
+            if len(used) >= len(pool) // 4:
+                pool[used] = fresh(len(used))
+                seen[used] = visible(pool[used])
+                used = []
+            above, beside = there[i, j + 1], there[i + 1, j]
+            place = np.s_[top : top + side, left : left + side]
+            old = made[place].astype(np.float32)
+            old_seen = visible(old)
+            cost = np.zeros(len(pool))
+            if above:
+                cost += ABOVE * _distance(seen[:, :overlap], old_seen[:overlap])
+            if beside:
+                cost += BESIDE * _distance(seen[:, :, :overlap], old_seen[:, :overlap])
+            cost[used] = np.inf
+            best = int(cost.argmin()) if above or beside else int(np.flatnonzero(np.isfinite(cost))[0])
+            share = share_of_new(old_seen, seen[best], overlap, above, beside)[..., None]
+            made[place] = share * pool[best] + (1 - share) * old
+            there[i + 1, j + 1] = True
+            used.append(best)
+    return made[:height, :width]
+
+
+def _distance(pool: np.ndarray, old: np.ndarray) -> np.ndarray:
+    """How little (K, h, w) agree with (h, w), 0 to 1: (K,). Plain differences would prefer patches of little rain."""
+    flat, one = pool.reshape(len(pool), -1), old.ravel()
+    energy = np.einsum("ij,ij->i", flat, flat) + one @ one
+    return 1 - 2 * flat @ one / np.maximum(energy, 1e-9)
