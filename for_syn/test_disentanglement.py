@@ -1,8 +1,8 @@
 """What single dimensions of the rain code do, on the synthetic sets (Rain100L, Rain100H, Rain1400).
 
 For each of nine random codes every dimension goes from -3 to 3 while the others keep their values. Writes one strip a
-dimension and the sheets fake.jpg and sheet.png (most change on top) into seed10, seed15, ..., and ranking.csv: how
-much each dimension changes the rain.
+dimension and the sheets fake.jpg (all) and sheet.png (those that change the rain most, brightened) into seed10,
+seed15, ..., and ranking.csv: how much each dimension changes the rain.
 
     python test_disentanglement.py --netED ED_state_700.pt --dims 22 24 110 --gif
     python test_disentanglement.py --netED ED_state_700.pt --figure generated

@@ -22,6 +22,7 @@ WEIGHTS = tuple(round(0.05 * k, 2) for k in range(21))  # of A; B has the rest
 SEEDS = tuple(range(10, 51, 5))
 VALUES = tuple(round(-3 + 0.4 * k, 1) for k in range(16))
 CROP_SEED = 66
+TOP = 12  # dimensions on sheet.png
 GAMMA = 0.7  # brightens the saved rain, which is faint
 TILE, WHITE = 64, 3  # px: a tile of the big sheet at most, and the lines between tiles
 SIDE = 256  # px: about the side of an animation
@@ -74,8 +75,13 @@ def generated(netED: EDNet, number: int, seed: int, side: int) -> tuple[list[np.
         (s, s, 3) uint8 each, and the factor: 1 for rain that is bright enough to be seen.
     """
     rain = sampled(netED, base_code(netED.nz, seed, number))
-    gain = float(np.clip(0.8 / max(np.quantile(_grey_or_rgb(rain), 0.995), 1e-6), 1, 10).round(1))
+    gain = brightening(rain)
     return [enlarged(layer, side) for layer in _pixels(gain * rain, "nearest")], gain
+
+
+def brightening(rain: Tensor) -> float:
+    """The factor, from 1 to 10, with which faint rain layers (N, nc, p, p) are shown."""
+    return float(np.clip(0.8 / max(np.quantile(_grey_or_rgb(rain), 0.995), 1e-6), 1, 10).round(1))
 
 
 def _grey_or_rgb(layers: Tensor) -> np.ndarray:
@@ -181,10 +187,11 @@ def run_disentanglement(
     changes = np.zeros((len(seeds), nz))
     bar = progress_bar(total=len(seeds) * nz, desc="sweeping", unit="dimension")
     for s, seed in enumerate(seeds):
-        z, strips = base_code(nz, seed), []
+        z, strips, rains = base_code(nz, seed), [], []
         for d in range(nz):
             rain = sweep(netED, z, d)
             changes[s, d] = change(rain)
+            rains.append(rain)
             tiles = _pixels(rain)
             write_image(folder / f"seed{seed}" / f"{d}.png", strip(tiles, WHITE))
             strips.append(strip([reduced(enlarged(tile, TILE), TILE) for tile in tiles], WHITE))
@@ -195,9 +202,13 @@ def run_disentanglement(
         else:
             print(f"{nz} dimensions are too many for one JPEG: fake.png in its place")
             write_image(folder / f"seed{seed}" / "fake.png", big)
-        order = np.argsort(-changes[s], kind="stable")
-        labels = [f"{d}: {changes[s, d]:.2g}" for d in order]
-        write_image(folder / f"seed{seed}" / "sheet.png", beside(labels, [strips[d] for d in order], WHITE))
+        order = np.argsort(-changes[s], kind="stable")[:TOP]
+        gain = brightening(torch.cat([rains[d] for d in order]))
+        labels = [f"z{d}: {changes[s, d]:.2g}" for d in order]
+        shown = [strip([enlarged(tile, TILE) for tile in _pixels(gain * rains[d])], WHITE) for d in order]
+        shown = beside(labels, shown, WHITE)
+        title = f"one dimension of the code a row, from -3 to 3; change in grey levels a step; shown {gain:g}x brighter"
+        write_image(folder / f"seed{seed}" / "sheet.png", row([shown], [title], shown.shape[1]))
     bar.close()
     mean = changes.mean(0)
     ranking = np.argsort(-mean, kind="stable")
@@ -205,7 +216,7 @@ def run_disentanglement(
     print("dimensions that change the rain most, in grey levels from one picture of the sweep to the next:")
     print(" ".join(f" {d}: {mean[d]:.2g}" for d in ranking[:8]))
     print(f"written: {folder / 'ranking.csv'}, and a folder for each of the seeds {', '.join(map(str, seeds))}")
-    print(f"picture, most change on top: {folder / f'seed{seeds[0]}' / 'sheet.png'}")
+    print(f"picture, the {TOP} dimensions with most change: {folder / f'seed{seeds[0]}' / 'sheet.png'}")
     if gif:
         for seed in seeds:
             for d in dims or ranking[:3].tolist():
