@@ -11,6 +11,7 @@ import numpy as np
 
 ABOVE, BESIDE = 2.0, 1.0  # weights of the two overlaps: streaks fall, so they cross the upper border
 SOFT = 1.0  # px: standard deviation of the blend across a border
+RIM = 3  # px: borders keep away from the ends of the overlap, so that the blend fits into it
 
 
 def visible(rain: np.ndarray) -> np.ndarray:
@@ -32,17 +33,21 @@ def path(cost: np.ndarray) -> np.ndarray:
     return columns
 
 
-def share_of_new(old: np.ndarray, new: np.ndarray, overlap: int, above: bool, beside: bool) -> np.ndarray:
+def share_of_new(
+    old: np.ndarray, new: np.ndarray, overlap: int, above: bool, beside: bool, rng: np.random.RandomState
+) -> np.ndarray:
     """What share of each pixel is taken from the new patch: (w, w) visible rain of both -> (w, w) in [0, 1]."""
-    width = len(new)
+    width, rim = len(new), min(RIM, overlap // 4)
     share = np.ones((width, width), np.float32)
-    error = (old - new) ** 2
+    # A streak that must end costs the same at all heights. By chance they end at different ones.
+    error = ((old - new) ** 2 + 1e-4) * rng.uniform(0.5, 1.5, old.shape)
     at = np.arange(overlap)
     if beside:
-        share[:, :overlap] *= at >= path(error[:, :overlap])[:, None]
+        share[:, :overlap] *= at >= rim + path(error[:, rim : overlap - rim])[:, None]
     if above:
-        share[:overlap] *= (at >= path(error[:overlap].T)[:, None]).T
+        share[:overlap] *= (at >= rim + path(error[rim : overlap - rim].T)[:, None]).T
     share = cv2.GaussianBlur(share, (0, 0), SOFT, borderType=cv2.BORDER_REPLICATE)
+    share[overlap if above else 0 :, overlap if beside else 0 :] = 1  # there is nothing old
     for place, there in ((np.s_[0], above), (np.s_[:, 0], beside)):
         if there:
             share[place] = 0
@@ -71,6 +76,7 @@ def quilt(
     seen = visible(pool)
     there = np.zeros((rows + 1, columns + 1), bool)
     used: list[int] = []
+    rng = np.random.RandomState(0)
     for i in range(rows):
         for j in range(columns):
             top, left = i * pitch, j * pitch
@@ -91,7 +97,7 @@ def quilt(
                 cost += BESIDE * _distance(seen[:, :, :overlap], old_seen[:, :overlap])
             cost[used] = np.inf
             best = int(cost.argmin()) if above or beside else int(np.flatnonzero(np.isfinite(cost))[0])
-            share = share_of_new(old_seen, seen[best], overlap, above, beside)[..., None]
+            share = share_of_new(old_seen, seen[best], overlap, above, beside, rng)[..., None]
             made[place] = share * pool[best] + (1 - share) * old
             there[i + 1, j + 1] = True
             used.append(best)
