@@ -6,7 +6,8 @@ training state to --model_dir, logs to --log_dir. The losses and their sources: 
     python train_syn_generator.py --streaks STREAKS
     python train_syn_generator.py --data_path rain --gt_path norain
 
-Next: generate_rain.py --netED ED_ema_state_N.pt; python -m common.evaluation.distance measures its rain.
+Next: train_syn_encoder.py trains RNet for it; generate_rain.py --netED ED_ema_state_N.pt makes rain;
+python -m common.evaluation.distance measures it.
 """
 
 import sys

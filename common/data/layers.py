@@ -32,11 +32,16 @@ class RainLayer(Pair):
 
     def crop(self, place: tuple[float, float], p: int) -> np.ndarray:
         """See ``Pair.crop``; on a photo rainy = clip(clean + layer)."""
-        rain = self.pixels[crop_at(place, *self.pixels.shape[:2], p)]
+        rain = _cut(self.pixels, place, p)
         if self.photo is None:
             return planes(rain, np.zeros_like(rain))
-        clean = self.photo[crop_at(place[::-1], *self.photo.shape[:2], p)]  # another place, so that more meets
+        clean = _cut(self.photo, place[::-1], p)  # another place, so that more meets
         return planes(composed(clean, [rain], [1]), clean)
+
+
+def _cut(image: np.ndarray, place: tuple[float, float], p: int) -> np.ndarray:
+    height, width = image.shape[:2]
+    return image[crop_at(place, height, width, p)]
 
 
 def inner_size(height: int, width: int, degrees: float) -> tuple[float, float]:
@@ -73,8 +78,9 @@ def variant(layer: np.ndarray, rng: np.random.RandomState, smallest: int) -> np.
     """
     degrees, scale = rng.uniform(-TURN, TURN), np.exp(rng.uniform(*np.log(SCALE)))
     mirrored, gain = rng.randint(2), rng.uniform(*GAIN)
-    if min(inner_size(*layer.shape[:2], degrees)) * scale - 2 < smallest:
-        degrees, scale = 0.0, max(scale, (smallest + 2) / min(layer.shape[:2]))
+    height, width = layer.shape[:2]
+    if min(inner_size(height, width, degrees)) * scale - 2 < smallest:
+        degrees, scale = 0.0, max(scale, (smallest + 2) / min(height, width))
     made = warped(layer, degrees, scale)
     made = made[..., None] if made.ndim == 2 else made
     made = made[:, ::-1] if mirrored else made

@@ -94,7 +94,7 @@ def leaky_sample(netED: EDNet, z: Tensor) -> Tensor:
 
 
 def zero_centred(netD: nn.Module, x: Tensor) -> Tensor:
-    """Mean over samples of ||grad_x D(x)||^2: R1 on real samples, R2 on fake ones. x: (N, 3, p, p) -> 0-dim."""
+    """Mean over samples of ||grad_x D(x)||^2: R1 on real samples, R2 on fake ones. (N, ...) -> 0-dim."""
     x = x.detach().requires_grad_()
     (grad,) = torch.autograd.grad(netD(x).sum(), x, create_graph=True)
     return grad.square().sum((1, 2, 3)).mean()
@@ -106,11 +106,11 @@ def d_step(
     """One step of the critic on softplus(-(D(real) - D(fake))) + w_gp (R1 + R2); touches D alone.
 
     Args:
-        real, fake: (N, 3, p, p) as ``seen`` makes them.
+        real, fake: (N, 3 or 1, p, p) as ``seen`` makes them.
         w_gp: weight of the penalties; 0 leaves them out.
 
     Returns:
-        The losses, detached: loss_D, and with penalties r1 and r2 (unweighted).
+        Detached: loss_D without penalties, the mean margin D(real) - D(fake), and with penalties r1 and r2 (unweighted).
     """
     optD.zero_grad()
     with autocast(real.device, precision):
@@ -132,7 +132,7 @@ def g_step(
     """One step of G on softplus(-(D(fake) - D(real))); D gets no gradient.
 
     Args:
-        real: (N, 3, p, p) as ``seen`` makes them.
+        real: (N, 3 or 1, p, p) as ``seen`` makes them.
         z: (N, nz) rain codes.
 
     Returns:
