@@ -110,7 +110,7 @@ def d_step(
         w_gp: weight of the penalties; 0 leaves them out.
 
     Returns:
-        Detached: loss_D without penalties, the mean margin D(real) - D(fake), and with penalties r1 and r2 (unweighted).
+        Detached: loss_D without penalties, the mean margin D(real) - D(fake); with penalties r1 and r2, unweighted.
     """
     optD.zero_grad()
     with autocast(real.device, precision):
