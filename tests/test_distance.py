@@ -1,7 +1,8 @@
-"""The distance between sets of rain layers: closed forms, what must be near and what far, the command."""
+"""Measures of rain layers: closed forms, what must be near and what far, straight and wavy streaks, the command."""
 
 import csv
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from common import cli
 from common.data.demo import rain_layer
 from common.data.images import to_uint8, write_image
-from common.evaluation import distance
+from common.evaluation import distance, streaks, two_sample
 from common.models import EDNet
 from tests.golden import fill
 
@@ -18,13 +19,11 @@ def noise(number, p=32, seed=0, scale=0.1):
     return (0.5 + scale * np.random.RandomState(seed).standard_normal((number, p, p))).astype(np.float32)
 
 
-def streaks(number, seed, p=64, **how):
+def drawn(number, seed, p=64, **how):
     return np.stack([rain_layer((p, p), 1000 * seed + k, **how)[..., 0] for k in range(number)])
 
 
 def test_the_pyramid_adds_up_to_the_layer():
-    import cv2
-
     layers = noise(3, 64)
     fine, middle, coarse = distance.pyramid(layers)
     assert [level.shape[1] for level in (fine, middle, coarse)] == [64, 32, 16]
@@ -57,14 +56,12 @@ def test_a_shift_moves_the_coarsest_level_alone_by_what_the_lines_say():
 
 
 def test_brightness_counts_and_so_does_sharpness():
-    import cv2
-
-    real = streaks(150, 1)
-    near = np.mean(distance.sliced_wasserstein(real, streaks(150, 2)))
-    darker = np.mean(distance.sliced_wasserstein(real, 0.7 * streaks(150, 2)))
+    real = drawn(150, 1)
+    near = np.mean(distance.sliced_wasserstein(real, drawn(150, 2)))
+    darker = np.mean(distance.sliced_wasserstein(real, 0.7 * drawn(150, 2)))
     dead = np.mean(distance.sliced_wasserstein(real, np.zeros_like(real)))
-    blurred = distance.sliced_wasserstein(real, np.stack([cv2.GaussianBlur(x, (0, 0), 2) for x in streaks(150, 2)]))
-    turned = np.mean(distance.sliced_wasserstein(real, streaks(150, 2, angle=-60)))
+    blurred = distance.sliced_wasserstein(real, np.stack([cv2.GaussianBlur(x, (0, 0), 2) for x in drawn(150, 2)]))
+    turned = np.mean(distance.sliced_wasserstein(real, drawn(150, 2, angle=-60)))
     assert near < 5 < darker < dead and blurred[0] > 4 * near and turned > 4 * near
     assert dead == pytest.approx(np.mean([_spread(level) for level in distance.pyramid(real)]), rel=0.05)
 
@@ -91,44 +88,131 @@ def test_crops_are_mirrored_scaled_and_clipped():
     assert any(rising) and not all(rising)
 
 
+def wavy(layers, angle, height=2, period=24):
+    """Layers (N, p, p) whose streaks at an angle (degrees) wave by so many px to either side."""
+    y, x = np.mgrid[: layers.shape[1], : layers.shape[2]].astype(np.float32)
+    sin, cos = np.float32(np.sin(np.radians(angle))), np.float32(np.cos(np.radians(angle)))
+    aside = height * np.sin(2 * np.pi * (x * sin + y * cos) / period)
+    moved = x + aside * cos, y - aside * sin
+    return np.stack([cv2.remap(layer, *moved, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT) for layer in layers])
+
+
+@pytest.mark.parametrize("angle", [-70, 0, 10, 45, 90])
+def test_straight_streaks_bend_less_than_wavy_ones_whatever_their_angle(angle):
+    straight = drawn(20, 1, 96, angle=angle, length=30)
+    at = slice(16, 80)  # without the rim, where waves are mirrored
+    bends = [
+        streaks.median_bend(layers[:, at, at])
+        for layers in (straight, wavy(straight, angle, 1), wavy(straight, angle, 3), wavy(straight, angle, 2, 40))
+    ]
+    assert bends[0] < 4 and min(bends[1:]) > 2 * bends[0] and bends[2] > bends[1]
+    thinner = drawn(20, 1, 96, angle=angle, length=30, density=0.04, brightness=0.2)
+    assert streaks.median_bend(thinner[:, at, at]) < 4
+
+
+def test_bend_of_arcs_is_the_closed_form():
+    """Along a circle of radius r, the direction turns by s / r on a length s."""
+    y, x = np.mgrid[:64, :64].astype(np.float32)
+    for centre in ((-100, 32), (32, -100), (-40, -40)):
+        r = np.hypot(x - centre[0], y - centre[1])
+        rings = (0.5 + 0.5 * np.cos(2 * np.pi * r / 8)).astype(np.float32)
+        expected = np.degrees(np.sqrt(np.mean([(s / r.mean()) ** 2 for s in streaks.ALONG])))
+        assert streaks.bend(rings) == pytest.approx(expected, rel=0.15)
+    assert np.isnan(streaks.bend(np.zeros((64, 64), np.float32)))
+
+
+def test_the_spread_of_angles_is_that_which_was_drawn():
+    rng = np.random.RandomState(0)
+    for middle in (0, 85):  # beyond 90 degrees comes -90
+        assert streaks.spread((rng.normal(middle, 8, 4000) + 90) % 180 - 90) == pytest.approx(8, rel=0.05)
+    angles = rng.normal(5, 8, 60)
+    crops = np.concatenate([drawn(1, k, angle=angle, length=30) for k, angle in enumerate(angles)])
+    assert streaks.spread_over(crops) == pytest.approx(streaks.spread(angles), rel=0.1)
+    assert np.isnan(streaks.spread_over(np.zeros_like(crops)))  # without rain
+    pictures = drawn(4, 3, 192, angle=-12, length=30)  # of one angle each
+    assert streaks.spread_within([*pictures, *drawn(4, 4, 192, angle=30, length=30)], 64) < 1.5
+
+
+def test_auc_is_the_share_of_pairs_in_order():
+    rng = np.random.RandomState(0)
+    a, b = rng.randint(0, 5, 40), rng.randint(1, 6, 30)
+    expected = np.mean([(y > x) + 0.5 * (y == x) for x in a for y in b])
+    assert two_sample.auc(a, b) == pytest.approx(expected)
+    assert two_sample.auc(np.zeros(3), np.zeros(4)) == 0.5
+
+
+def test_classifiers_tell_wavy_from_straight_and_not_like_from_like():
+    cpu, global_state = torch.device("cpu"), torch.get_rng_state()
+    real, fresh, other, more = (drawn(300, seed, 32) for seed in (1, 2, 3, 4))
+    eight = distance.eight_bits
+    like = two_sample.told_apart((eight(real), eight(other)), (eight(fresh), eight(more)), cpu, 60)
+    waves = [eight(wavy(layers, 10, 1.5, 12)) for layers in (other, more)]
+    pair = (eight(real), waves[0]), (eight(fresh), waves[1])
+    unlike = two_sample.told_apart(*pair, cpu, 60)
+    assert abs(like - 0.5) < 0.08 and unlike > 0.97
+    assert two_sample.told_apart(*pair, cpu, 60) == unlike  # repeatable
+    assert (torch.get_rng_state() == global_state).all()
+
+
 @pytest.fixture
-def real(tmp_path):
+def real(tmp_path, monkeypatch):
+    monkeypatch.setattr(distance, "BIG", 64)
     for k in range(6):
         write_image(tmp_path / "real" / f"{k}.png", to_uint8(rain_layer((48, 60), k).repeat(3, 2), "nearest"))
     return tmp_path
 
 
 def run(real, *flags):
-    words = ["--real", real / "real", "--number", 64, "--patch", 16, "--use_gpu", "false", *flags]
+    words = ["--real", real / "real", "--number", 64, "--patch", 16, "--use_gpu", "false", "--steps", 2, *flags]
     return cli.run(lambda: distance.main(list(map(str, words))))
 
 
+def table(path):
+    with open(path, newline="") as file:
+        return {row.pop("rain"): {name: float(x or "nan") for name, x in row.items()} for row in csv.DictReader(file)}
+
+
 def test_the_command_compares_generators_folders_floor_and_procedural_rain(real, generator, quick, capsys):
-    assert run(real, "--netED", generator, "--rain", real / "real", "--csv", real / "d.csv") == 0
+    flags = "--number", 32, "--hold_out", 2, "--netED", generator, "--rain", real / "real"
+    assert run(real, *flags, "--csv", real / "d.csv") == 0
     printed = capsys.readouterr().out
-    with open(real / "d.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    found = {row["rain"]: float(row["distance"]) for row in rows}
-    assert set(rows[0]) == {"rain", "distance", "16_px"} and all(name in printed for name in found)
-    assert list(found) == [
-        "two halves of the real rain",
-        "ED.pt, patches of G",
-        "ED.pt, whole pictures",
-        "real",
-        "procedural rain, plain",
-        "procedural rain, varied",
-    ]
-    assert found["real"] < found["two halves of the real rain"] < found["ED.pt, patches of G"]
-    run(real, "--netED", generator, "--csv", real / "again.csv")
-    assert (real / "again.csv").read_text().splitlines()[2] in (real / "d.csv").read_text()  # repeatable
+    rows = table(real / "d.csv")
+    columns = ["distance", "16_px", "auc_16", "auc_32", "angles", "within", "bend"]
+    assert all(list(row) == columns for row in rows.values()) and all(name in printed for name in [*rows, *columns[4:]])
+    left_out = {  # AUCs that there are none of
+        "two halves of the real rain": {"auc_16": False, "auc_32": False},
+        "real rain of the training": {"auc_16": True, "auc_32": True},
+        "ED.pt, patches of G": {"auc_16": False, "auc_32": True},
+        "ED.pt, whole pictures": {"auc_16": True, "auc_32": False},
+        "real": {"auc_16": False, "auc_32": False},
+        "procedural rain, plain": {"auc_16": False, "auc_32": False},
+        "procedural rain, varied": {"auc_16": False, "auc_32": False},
+    }
+    assert {name: {k: np.isnan(row[k]) for k in ("auc_16", "auc_32")} for name, row in rows.items()} == left_out
+    assert rows["real"]["distance"] < rows["ED.pt, patches of G"]["distance"]
+    assert run(real, *flags, "--csv", real / "again.csv") == 0
+    assert (real / "again.csv").read_bytes() == (real / "d.csv").read_bytes()  # repeatable
 
 
 def test_only_what_was_held_out_is_compared(real, capsys):
-    assert run(real, "--hold_out", 2) == 0 and "real rain: 2 layers" in capsys.readouterr().out
+    assert run(real, "--hold_out", 2) == 0
+    assert "real rain: 2 layers; classifiers learn from 4, measured on 2" in capsys.readouterr().out
+    assert run(real) == 0
+    assert "real rain: 6 layers; classifiers learn from 3, measured on 3" in capsys.readouterr().out
     for k in (0, 3):  # those that compose.py --hold_out 2 leaves out of six
         (real / "real" / f"{k}.png").unlink()
         write_image(real / "real" / f"{k}.png", np.zeros((48, 60, 3), np.uint8))
     assert run(real, "--hold_out", 2) == 2 and "are black" in capsys.readouterr().err
+    assert run(real, "--hold_out", 6) == 2 and "leaves none" in capsys.readouterr().err
+
+
+def test_real_layers_are_varied_unless_not_wanted(real):
+    for varied in ("true", "false"):
+        assert run(real, "--varied", varied, "--steps", 0, "--csv", real / f"{varied}.csv") == 0
+    angles = [table(real / f"{varied}.csv")[distance.HALVES]["angles"] for varied in ("true", "false")]
+    assert angles[0] > angles[1]
+    assert np.isnan(table(real / "true.csv")[distance.HALVES]["auc_16"])  # --steps 0
+    assert run(real, "--gain", 1, 1) == 2
 
 
 def test_larger_patches_of_a_generator_are_cropped(real, quick, capsys):
@@ -165,5 +249,5 @@ def test_mistakes(real, capsys, what):
             path.unlink()
         if what == "missing":
             folder.rmdir()
-    assert run(real, *(["--gain", 1, 1] if what == "flat" else [])) == 2
+    assert run(real, *(["--varied", "false", "--gain", 1, 1] if what == "flat" else [])) == 2
     assert "--real" in capsys.readouterr().err

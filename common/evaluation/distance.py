@@ -1,17 +1,12 @@
-"""How far generated rain is from real rain: a distance between sets of rain layers, without any trained judge.
+"""How far generated rain is from real rain: a distance, a classifier's judgement, angles and straightness.
 
-    python -m common.evaluation.distance --real STREAKS --netED ED_state_N.pt
-    python -m common.evaluation.distance --real STREAKS --hold_out 20 --rain LAYERS [OTHERS ...]
+    python -m common.evaluation.distance --real STREAKS --hold_out 20 --netED ED_state_N.pt
+    python -m common.evaluation.distance --real STREAKS --rain LAYERS [OTHERS ...] --steps 0
 
 STREAKS and LAYERS are folders of pictures of rain on black (generate_rain.py --save_layer writes such ones to layer/).
-Beside the distances of what is asked for stand two to read them by: that between two halves of the real layers (rain as
-varied as all of them may come nearer than one half to the other, the more so the fewer they are), and that of
-procedural rain, which a generator should beat.
-
-Sliced Wasserstein distance (Karras et al., ICLR 2018): each layer is split by a Laplacian pyramid; 7x7 patches of a
-level are vectors; two sets of vectors are projected on random lines, and the distance on a line is the mean difference
-of the sorted values. It is given in % of the standard deviation of the real set on that level, so that levels weigh
-alike, and brightness counts.
+Real layers are turned, scaled, mirrored and brightened as the generator's training does (--varied true). Rows to read
+the others by: real rain against real rain, and procedural rain, which a generator should beat. Give the --hold_out of
+the generator's training; without it, classifiers learn from every second real layer and are measured on the others.
 """
 
 import argparse
@@ -19,7 +14,8 @@ import csv
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -30,11 +26,14 @@ from common import cli
 from common.data.compose import add_gain, gain_of, part_of
 from common.data.demo import rain_layer
 from common.data.images import list_images, read_image, size_text, to_float
+from common.data.layers import variant
 from common.errors import UserError
 from common.evaluation.metrics import labels
+from common.evaluation.streaks import median_bend, spread_over, spread_within
+from common.evaluation.two_sample import STEPS, told_apart
 from common.files import cell, write_bytes
 from common.generation.latent import base_code
-from common.generation.rain import RAINY, RainMaker, sampled
+from common.generation.rain import RainMaker, sampled
 from common.models import EDNet
 from common.terminal import print_result, printable, progress_bar
 from common.training.checkpoint import load_generator
@@ -45,7 +44,19 @@ LINES = 128  # random directions
 PER_LAYER = 32  # patches of a level of a layer
 SMALLEST = 16  # px: side of the coarsest level
 HALVINGS = 5  # ways of halving the real layers, over which the floor is averaged
-BIG = 256  # px: side of the layers of whole pictures, of which crops are compared
+BIG = 256  # px: side of the layers of whole pictures, of which crops are compared; or twice --patch
+SHARE = 16  # crops from a whole picture
+VARIANTS = 200  # of the real layers together, at least one of each
+LEGEND = """\
+distance  sliced Wasserstein distance (Karras et al., ICLR 2018), mean of the levels of a Laplacian pyramid that follow,
+          in % of the real deviation on a level; two halves of few layers may differ much
+auc_N     how well classifiers tell N px crops from real ones that they never saw, the largest AUC of three: 0.5 chance
+          (less is chance, too), 1 always; N is that of G's patches, and twice that for whole pictures; two_sample.py
+angles    deviation of the angles of patches, in degrees: as large as that of real rain, it is as varied
+within    the same among the patches of a picture, median of pictures: as small as that of real rain, it has one wind
+bend      by how many degrees streaks change their direction along themselves: as small as that of real rain; streaks.py
+"""
+HALVES, TRAINING = "two halves of the real rain", "real rain of the training"  # rows
 
 # Procedural rain, drawn for each layer: as the demo's, and over about the range that learned rain has to cover.
 PLAIN = {"angle": (6, 14), "length": (16, 24), "width": (1.4, 2), "density": (0.08, 0.14), "brightness": (0.35, 0.45)}
@@ -138,15 +149,25 @@ def of_generator(netED: EDNet, number: int, seed: int) -> np.ndarray:
     return rain.clamp(0, 1).mean(1).cpu().numpy()
 
 
-def of_pictures(netED: EDNet, number: int, seed: int) -> list[np.ndarray]:
-    """Layers of 256x256 px as generate_rain.py makes them for whole pictures, each (256, 256) float32 in [0, 1]."""
+def of_pictures(netED: EDNet, number: int, side: int, seed: int) -> list[np.ndarray]:
+    """Square layers as generate_rain.py makes them for whole pictures, each (side, side) float32 in [0, 1]."""
     maker, rng = RainMaker(netED), np.random.RandomState(seed)
-    layers = (maker.layer(BIG, BIG, 0.5, rng) for _ in range(number))
+    layers = (maker.layer(side, side, 0.5, rng) for _ in range(number))
     return [layer.clamp(0, 1).mean(0).cpu().numpy() for layer in layers]
 
 
-def read_layers(folder: Path, flag: str, p: int, hold_out: int = 0) -> list[np.ndarray]:
-    """All pictures of a folder as grey layers, or those alone that ``compose.held_out`` keeps out of training.
+def varied(layers: Sequence[np.ndarray], smallest: int, seed: int) -> list[np.ndarray]:
+    """Variants of real layers as G learns from, see ``layers.variant``: (H, W) in [0, 1] to about that size."""
+    made = []
+    for k in range(max(VARIANTS, len(layers))):
+        turn, i = divmod(k, len(layers))
+        changed = variant(eight_bits(layers[i])[..., None], np.random.RandomState([seed, i, turn]), smallest)
+        made.append(to_float(changed)[..., 0])
+    return made
+
+
+def read_layers(folder: Path, flag: str, p: int) -> list[np.ndarray]:
+    """All pictures of a folder as grey layers.
 
     Raises:
         UserError: the folder is missing or empty, or a picture can't be read or is smaller than a patch.
@@ -154,8 +175,7 @@ def read_layers(folder: Path, flag: str, p: int, hold_out: int = 0) -> list[np.n
     if not folder.is_dir():
         raise UserError(f"{flag}: there is no folder {folder}; name one of pictures of rain on black")
     layers = []
-    names = list_images(folder)[0]
-    for name in part_of(names, hold_out, "held_out") if hold_out and names else names:
+    for name in list_images(folder)[0]:
         pixels = read_image(folder / name)
         if min(pixels.shape[:2]) < p:
             raise UserError(f"{flag}: {folder / name} is {size_text(pixels.shape)}, smaller than the {p} px compared")
@@ -165,16 +185,141 @@ def read_layers(folder: Path, flag: str, p: int, hold_out: int = 0) -> list[np.n
     return layers
 
 
-def floor(layers: Sequence[np.ndarray], number: int, p: int, gain: tuple[float, float]) -> np.ndarray:
-    """Mean distance between two random halves of the real layers, on each level."""
+def some(made: Sequence[np.ndarray], layers: int, chosen: Sequence[int]) -> list[np.ndarray]:
+    """Of what ``varied`` made of so many layers, that of the chosen ones."""
+    return [layer for i in chosen for layer in made[i::layers]]
+
+
+def floor(made: Sequence[np.ndarray], layers: int, number: int, p: int, gain: tuple[float, float]) -> np.ndarray:
+    """Mean distance between two random halves of the real layers, of which ``made`` was made, on each level."""
     found = []
     for k in range(HALVINGS):
         rng = np.random.RandomState(1000 + k)
-        order = rng.permutation(len(layers))
-        half = len(layers) // 2
-        one, other = (crops([layers[i] for i in part], number, p, gain, rng) for part in (order[:half], order[half:]))
-        found.append(sliced_wasserstein(one, other, seed=k))
+        order = rng.permutation(layers)
+        halves = (some(made, layers, part) for part in (order[: layers // 2], order[layers // 2 :]))
+        found.append(sliced_wasserstein(*(crops(half, number, p, gain, rng) for half in halves), seed=k))
     return np.mean(found, 0)
+
+
+@dataclass
+class Rain:
+    """A set of rain that is measured."""
+
+    crops: np.ndarray  # (number, p, p) float32 in [0, 1]
+    pictures: Sequence[np.ndarray]  # whole ones, each (H, W)
+    known: dict[int, np.ndarray]  # by their side: crops that classifiers learn from, (N, p, p) uint8
+    fresh: dict[int, np.ndarray]  # and those that they are measured on
+
+
+def eight_bits(crops: np.ndarray) -> np.ndarray:
+    """[0, 1] to uint8: as pictures hold rain, and in a quarter of the memory."""
+    return np.rint(255 * crops).astype(np.uint8)
+
+
+def by_side(layers: Sequence[np.ndarray], sides: Sequence[int], number: int, gain=(1, 1)) -> dict[int, np.ndarray]:
+    """Crops of each side for which the layers are large enough: {p: (number, p, p) uint8}."""
+    least = min((min(layer.shape) for layer in layers), default=0)
+    return {p: eight_bits(crops(layers, number, p, gain, np.random.RandomState(p))) for p in sides if p <= least}
+
+
+def sets_of(
+    args: argparse.Namespace, sides: Sequence[int], nets: dict[str, EDNet], folders: dict[str, list[np.ndarray]]
+) -> Iterator[tuple[str, Rain]]:
+    """What is compared with real rain, and what its row is called."""
+    p, big, number, seed = sides[0], sides[-1], args.number, args.seed
+    pictures, times = max(2, number // SHARE), 3 if args.steps else 1  # twice as many to learn from
+    for name, netED in nets.items():
+        made = of_generator(netED, times * number, seed)
+        if made.shape[1] != p:
+            made = crops(list(made), len(made), p, (1, 1), np.random.RandomState(seed))
+        yield (
+            f"{name}, patches of G",
+            Rain(made[:number], (), {p: eight_bits(made[number:])}, {p: eight_bits(made[:number])}),
+        )
+        whole = of_pictures(netED, times * pictures, max(BIG, big), seed)
+        ours, rest = whole[:pictures], whole[pictures:]
+        cut = crops(ours, number, p, (1, 1), np.random.RandomState(seed))
+        known, fresh = by_side(rest, [big], 2 * number), by_side(ours, [big], number)
+        yield f"{name}, whole pictures", Rain(cut, ours, known, fresh)
+    for name, layers in folders.items():
+        cut = crops(layers, number, p, (1, 1), np.random.RandomState(seed))
+        known, fresh = by_side(layers[::2], sides, 2 * number), by_side(layers[1::2], sides, number)
+        yield name, Rain(cut, layers, known, fresh)
+    rng = np.random.RandomState(seed)
+    for name, ranges in (("plain", PLAIN), ("varied", VARIED)):
+        made = procedural(times * number, p, ranges, rng)
+        whole = procedural(times * pictures, max(BIG, big), ranges, rng)
+        ours = whole[:pictures]
+        known = by_side(whole[pictures:], [big], 2 * number) | {p: eight_bits(made[number:])}
+        fresh = by_side(ours, [big], number) | {p: eight_bits(made[:number])}
+        yield f"procedural rain, {name}", Rain(made[:number], ours, known, fresh)
+
+
+def aucs(real: Rain, rain: Rain, sides: Sequence[int], steps: int, device: torch.device) -> list[float]:
+    """See ``told_apart``, for crops of each side; nan where there are none."""
+    found = []
+    for p in sides:
+        known, fresh = (
+            [part[p] for part in pair if p in part] for pair in ((real.known, rain.known), (real.fresh, rain.fresh))
+        )
+        there = steps and len(known) == len(fresh) == 2
+        found.append(told_apart(known, fresh, device, steps) if there else float("nan"))
+    return found
+
+
+def rows_of(
+    args: argparse.Namespace,
+    device: torch.device,
+    sides: Sequence[int],
+    parts: Sequence[list[np.ndarray]],
+    others: Iterator[tuple[str, Rain]],
+) -> Iterator[list]:
+    """Rows of the table as they get ready: name, distance, distance by level, AUCs, angles, within, bend.
+
+    Args:
+        sides: of the crops that classifiers tell apart, the first one that of all else.
+        parts: real layers that are compared, that classifiers learn from, and that they are measured on.
+        others: what is compared with them.
+    """
+    p, number, gain = sides[0], args.number, (1, 1) if args.varied else gain_of(args)
+    ready = {id(part): varied(part, sides[-1], args.seed) if args.varied else part for part in parts}
+    made, learnt, fresh = (ready[id(part)] for part in parts)  # of which two may be the same
+
+    def real_rain(layers: Sequence[np.ndarray], known: Sequence[np.ndarray], fresh: Sequence[np.ndarray]) -> Rain:
+        cut = crops(layers, number, p, gain, np.random.RandomState(args.seed))
+        return Rain(cut, layers, by_side(known, sides, 2 * number, gain), by_side(fresh, sides, number, gain))
+
+    def row(name: str, distances: Sequence[float], judged: Sequence[float], rain: Rain) -> list:
+        cut = [picture[:BIG, :BIG] for picture in rain.pictures]  # of one size, since angles drift across a picture
+        seen = spread_over(rain.crops), spread_within(cut, p), median_bend(rain.crops)
+        return [name, np.mean(distances), *distances, *judged, *seen]
+
+    real = real_rain(made, learnt, fresh)
+    if real.crops.std() < 1e-4:
+        raise UserError(f"--real: the pictures of {args.real} (times --gain) are black or all the same")
+    try:
+        distances = floor(made, len(parts[0]), number, p, gain)
+    except ValueError:
+        raise UserError(
+            f"--real: half of the pictures of {args.real} are black or all the same; remove those"
+        ) from None
+    # Real against real: a half of the layers to learn from is real, a quarter the other rain, a quarter fresh.
+    count = len(parts[1])
+    half, quarter, rest = (some(learnt, count, range(i, count, step)) for i, step in ((0, 2), (1, 4), (3, 4)))
+    judged = aucs(
+        replace(real, known=by_side(half, sides, 2 * number, gain)),
+        real_rain(made, quarter, rest),
+        sides,
+        args.steps,
+        device,
+    )
+    yield row(HALVES, distances, judged, real)
+    if args.hold_out:
+        rain = real_rain(learnt, (), ())
+        yield row(TRAINING, sliced_wasserstein(real.crops, rain.crops, args.seed), [np.nan] * len(sides), rain)
+    for name, rain in others:
+        judged = aucs(real, rain, sides, args.steps, device)
+        yield row(name, sliced_wasserstein(real.crops, rain.crops, args.seed), judged, rain)
 
 
 def _names(paths: list[str] | None) -> list[str]:
@@ -185,19 +330,28 @@ def _names(paths: list[str] | None) -> list[str]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__, module=__spec__.name)
-    parser.add_path("--real", required=True, help="folder of real rain on black, which the generator never saw")
+    parser = cli.Parser(__doc__ + "\n" + LEGEND, module=__spec__.name)
+    parser.add_path("--real", required=True, help="folder of real rain on black")
     parser.add_netED(nargs="+")
     parser.add_path("--rain", nargs="+", help="folders of other rain on black")
     parser.add_argument(
         "--hold_out",
         type=cli.count,
         default=0,
-        help="of --real, only the so many that compose.py --hold_out leaves out",
+        help="so many of --real, which training with the same --hold_out never sees, are what is compared",
     )
     parser.add_argument("--patch", type=cli.patch_size, default=64, help="side of what is compared, in px")
     parser.add_argument("--number", type=cli.number(int, 2, 2**20), default=1024, help="crops of each set")
-    add_gain(parser, "range of the factor of real layers, as of the training pairs (compose.py)")
+    parser.add_argument(
+        "--steps", type=cli.count, default=STEPS, help="of training of a classifier; 0: no classifiers, which is quick"
+    )
+    parser.add_argument(
+        "--varied",
+        type=cli.boolean,
+        default=True,
+        help="turn, scale and brighten real layers as G's training does; false: mirror them, and --gain",
+    )
+    add_gain(parser, "range of the factor of real layers with --varied false, as of training pairs (compose.py)")
     parser.add_argument("--seed", type=cli.seed, default=0, help="of codes and crops")
     parser.add_path("--csv", help="also write the table to this file")
     cli.add_device(parser)
@@ -206,51 +360,48 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    p, number, gain = args.patch, args.number, gain_of(args)
-    device = pick_device(args.use_gpu, args.gpu_id)
-    real = read_layers(Path(args.real), "--real", p, args.hold_out)
-    if len(real) < 2:
-        raise UserError(f"--real: {args.real} holds one picture; two halves of several are compared")
-    target = crops(real, number, p, gain, np.random.RandomState(args.seed))
-    if target.std() < 1e-4:
-        raise UserError(f"--real: the pictures of {args.real} (times --gain) are black or all the same")
-    sets: dict[str, np.ndarray] = {}
+    p, device = args.patch, pick_device(args.use_gpu, args.gpu_id)
+    if args.varied and "gain" in args.given:
+        raise UserError("--gain: varied layers have gains of their own; give --varied false with it")
+    layers = read_layers(Path(args.real), "--real", p)
+    parts = layers, layers[::2], layers[1::2]
+    if args.hold_out:
+        try:
+            learnt, kept_out = (part_of(layers, args.hold_out, part) for part in ("train", "held_out"))
+        except ValueError as error:
+            raise UserError(f"--hold_out: {error}") from None
+        parts = kept_out, learnt, kept_out
+    if len(parts[0]) < 2:
+        raise UserError(f"--real: only one picture of {args.real} is compared; two halves of several are needed")
+    nets, folders = {}, {}
     for name, path in zip(_names(args.netED), args.netED or (), strict=True):
-        netED = load_generator(path, "--netED").eval().requires_grad_(False).to(device)
-        if netED.patch_size < p:
-            raise UserError(f"--patch {p}: {path} makes patches of {netED.patch_size} px; give --patch that or less")
-        rng = np.random.RandomState(args.seed)
-        layers = of_generator(netED, number, args.seed)
-        sets[f"{name}, patches of G"] = layers if layers.shape[1] == p else crops(list(layers), number, p, (1, 1), rng)
-        whole = of_pictures(netED, max(2, number // 16), args.seed)
-        sets[f"{name}, whole pictures"] = crops(whole, number, p, (1, 1), rng)
+        nets[name] = load_generator(path, "--netED").eval().requires_grad_(False).to(device)
+        if nets[name].patch_size < p:
+            raise UserError(f"--patch {p}: {path} makes patches of {nets[name].patch_size} px; give that or less")
     for name, folder in zip(_names(args.rain), args.rain or (), strict=True):
-        theirs = read_layers(Path(folder), "--rain", p)
-        sets[name] = crops(theirs, number, p, (1, 1), np.random.RandomState(args.seed))
-    rng = np.random.RandomState(args.seed)
-    sets["procedural rain, plain"] = procedural(number, p, PLAIN, rng)
-    sets["procedural rain, varied"] = procedural(number, p, VARIED, rng)
-    try:
-        rows = [["two halves of the real rain", *floor(real, number, p, gain)]]
-    except ValueError:
-        raise UserError(
-            f"--real: half of the pictures of {args.real} are black or all the same; remove those"
-        ) from None
-    bar = progress_bar(sets.items(), desc="comparing", unit="set", leave=False)
-    rows += [[name, *sliced_wasserstein(target, layers, args.seed)] for name, layers in bar]
-    sides = [f"{p >> level}_px" for level in range(len(rows[0]) - 1)]
-    table = [["rain", "distance", *sides]] + [[name, np.mean(values), *values] for name, *values in rows]
-    print_result(f"real rain: {len(real)} layers, {100 * (target > RAINY).mean():.1f}% of the pixels are rainy")
-    print_result("sliced Wasserstein distance in % of the real deviation, mean and by level of the pyramid:")
-    width = max(len(row[0]) for row in table)
-    for row in table:
-        cells = [f"{value:>9}" if isinstance(value, str) else f"{value:9.2f}" for value in row[1:]]
-        print_result(f"{row[0]:<{width}}  {' '.join(cells)}")
+        folders[name] = read_layers(Path(folder), "--rain", p)
+    sides = [p, 2 * p] if min(min(layer.shape) for layer in layers) >= 2 * p else [p]
+
+    print_result(
+        f"real rain: {len(parts[0])} layers; classifiers learn from {len(parts[1])}, measured on {len(parts[2])}"
+    )
+    columns = [f"{p >> level}_px" for level in range(p.bit_length() - SMALLEST.bit_length() + 1)]
+    columns = ["distance", *columns, *(f"auc_{side}" for side in sides), "angles", "within", "bend"]
+    table = [["rain", *columns]]
+    width = max(map(len, [HALVES, *(f"{name}, whole pictures" for name in nets), *folders]))
+    print_result(f"{'rain':<{width}} {' '.join(f'{column:>8}' for column in columns)}")
+    rows = rows_of(args, device, sides, parts, sets_of(args, sides, nets, folders))
+    for name, *values in progress_bar(rows, desc="comparing", unit="set", leave=False):  # a minute or two each
+        texts = [
+            "-" if np.isnan(value) else f"{value:.{3 if column.startswith('auc') else 2}f}"
+            for column, value in zip(columns, values, strict=True)
+        ]
+        print_result(f"{name:<{width}} {' '.join(f'{text:>8}' for text in texts)}")
+        table.append([cell(name), *("" if np.isnan(value) else f"{value:.4f}" for value in values)])
+    print_result(LEGEND.rstrip())
     if args.csv:
         out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows(
-            [cell(value) if isinstance(value, str) else f"{value:.4f}" for value in row] for row in table
-        )
+        csv.writer(out, lineterminator="\n").writerows(table)
         write_bytes(Path(args.csv), out.getvalue().encode())
     return 0
 
