@@ -72,9 +72,9 @@ def told_apart(
         known: real crops and others to learn from, each (N, p, p) uint8, p a power of two from 16 on.
         fresh: real crops and others to be measured on.
     """
-    pairs = [[torch.from_numpy(crops).to(device) for crops in pair] for pair in (known, fresh)]
+    learned, measured = ([torch.from_numpy(crops).to(device) for crops in pair] for pair in (known, fresh))
     with _one_thread():
-        return max(_auc_of(seed, *pairs, steps) for seed in SEEDS)
+        return max(_auc_of(seed, learned, measured, steps) for seed in SEEDS)
 
 
 def _auc_of(seed: int, known: list[Tensor], fresh: list[Tensor], steps: int) -> float:
