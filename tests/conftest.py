@@ -90,6 +90,5 @@ def generator(tmp_path_factory):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """RainMaker measures a generator on little."""
-    monkeypatch.setattr(rain, "SAMPLES", 2**16)
-    monkeypatch.setattr(rain, "TRIAL", 128)
+    """Rain layers are chosen from few patches."""
+    monkeypatch.setattr(rain, "POOL", 64)

@@ -31,7 +31,8 @@ from common.training.runtime import pick_device
 REACH = {"angle": (-60.0, 60.0), "density": (0.01, 0.6), "thickness": (1.2, 8.0), "brightness": (0.03, 0.5)}
 ROUNDS = 4  # density and brightness depend on each other
 MOST_LAYERS = 6  # that are added for a dense rain
-ALONG, APART = 31, 2  # px: over which a streak is smoothed along itself to find it, and between two of them
+ALONG = 31  # px: over which a streak is smoothed along itself to find it
+DIP = 0.75  # where it is darker than this share of what lies on both sides, one streak ends and another begins
 SEEN = 384  # px: side of the part on which thickness is measured
 
 
@@ -56,7 +57,8 @@ class _Streaks:
     """
 
     def __init__(self, source: np.ndarray, wind: float, inside: np.ndarray, rng: np.random.RandomState) -> None:
-        from skimage.feature import peak_local_max  # takes a second to import
+        from skimage.measure import label  # takes a second to import
+        from skimage.morphology import h_maxima
         from skimage.segmentation import watershed
 
         self.source, self.top, self.inside = source, source.max(2), inside
@@ -65,10 +67,10 @@ class _Streaks:
         kernel[:, ALONG // 2] = 1
         kernel = cv2.warpAffine(kernel, line, (ALONG, ALONG))
         smooth = cv2.filter2D(self.top, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT_101)
-        peaks = peak_local_max(smooth, min_distance=APART, exclude_border=False)
-        markers = np.zeros(smooth.shape, np.int32)
-        markers[tuple(peaks.T)] = 1 + rng.permutation(len(peaks))  # a streak's number is its turn to be left out
-        self.turns = watershed(-smooth, markers) if len(peaks) else markers
+        height = np.log(np.maximum(smooth, 0) + 1e-3)
+        markers, number = label(h_maxima(height, -np.log(DIP)), return_num=True)
+        turns = np.append(0, 1 + rng.permutation(number))  # a streak's number is its turn to be left out
+        self.turns = watershed(-height, turns[markers])
 
     def kept(self, threshold: float, density: float, beside: np.ndarray) -> np.ndarray:
         """The layer with as many streaks as make ``beside`` and it together have a density, or with all."""

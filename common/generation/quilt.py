@@ -21,15 +21,16 @@ def visible(rain: np.ndarray) -> np.ndarray:
 
 def path(cost: np.ndarray) -> np.ndarray:
     """The cheapest way from the first to the last row, one column a row, to neighbours: (n, o) -> (n,) columns."""
-    total = cost.astype(np.float64)
+    total = np.full((len(cost), cost.shape[1] + 2), np.inf)  # a rim on both sides
+    total[:, 1:-1] = cost
     for i in range(1, len(total)):
-        before = np.pad(total[i - 1], 1, constant_values=np.inf)
-        total[i] += np.minimum(np.minimum(before[:-2], before[1:-1]), before[2:])
+        before = total[i - 1]
+        total[i, 1:-1] += np.minimum(np.minimum(before[:-2], before[1:-1]), before[2:])
     columns = np.empty(len(total), int)
     columns[-1] = total[-1].argmin()
     for i in range(len(total) - 2, -1, -1):
-        first = max(columns[i + 1] - 1, 0)
-        columns[i] = first + total[i, first : columns[i + 1] + 2].argmin()
+        columns[i] = columns[i + 1] - 1 + total[i, columns[i + 1] - 1 : columns[i + 1] + 2].argmin()
+    columns -= 1
     return columns
 
 

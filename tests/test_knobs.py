@@ -1,0 +1,170 @@
+"""Knobs on drawn streaks: each reaches what is asked and leaves the others alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from common.generation import knobs
+from common.generation.knobs import REACH, clamped, set_knobs
+from common.generation.measures import Measures, measure
+from common.generation.rain import RainMaker
+from common.models import EDNet
+from for_syn import generate_rain
+from tests.drawn import Drawer
+from tests.golden import fill
+
+pytestmark = pytest.mark.usefixtures("quick")
+SIDE = 192
+# What is asked may be missed by so much: degrees, and shares; a streak more or less, for the density.
+NEAR = {
+    "angle": {"abs": 1},
+    "density": {"rel": 0.1, "abs": 0.004},
+    "thickness": {"rel": 0.1},
+    "brightness": {"rel": 0.05},
+}
+# What is left alone may move by so much: streaks fall at other places, so that their number differs by chance.
+APART = {"angle": {"abs": 2}, "density": {"rel": 0.3}, "thickness": {"rel": 0.08}, "brightness": {"rel": 0.12}}
+
+
+def made(values, seed=0, side=SIDE, scale=1.0):
+    shower = RainMaker(Drawer()).shower(0.5, np.random.RandomState(seed))
+    return set_knobs(shower, side, side, values, scale).pixels()
+
+
+def measured(layer):
+    return measure(np.minimum(layer, 1).transpose(2, 0, 1))._asdict()
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def natural(request):
+    """A seed, and what its rain measures where no knob is set."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("common.generation.rain.POOL", 64)
+        return request.param, measured(made({}, request.param, 2 * SIDE))
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        *(("angle", value) for value in (-45, 0, 45)),
+        *(("density", value) for value in (0.02, 0.1, 0.3)),
+        *(("thickness", value) for value in (1.5, 3, 6)),
+        *(("brightness", value) for value in (0.05, 0.15, 0.4)),
+    ],
+)
+def test_a_knob_reaches_what_is_asked_and_leaves_the_others(natural, name, value):
+    seed, before = natural
+    after = measured(made({name: value}, seed))
+    assert after[name] == pytest.approx(value, **NEAR[name])
+    for other in Measures._fields:
+        if other != name and (name, other) != ("thickness", "density"):  # few thick streaks fit into a small picture
+            assert after[other] == pytest.approx(before[other], **APART[other]), other
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"angle": -30, "density": 0.25, "thickness": 3, "brightness": 0.1},
+        {"angle": 20, "brightness": 0.3},
+        {"density": 0.15, "thickness": 4},
+    ],
+)
+def test_knobs_together(values):
+    after = measured(made(values, 3, 3 * SIDE // 2))
+    for name, value in values.items():
+        assert after[name] == pytest.approx(value, **NEAR[name]), name
+
+
+def test_scale_multiplies_the_thickness():
+    one, two = (measured(made({"thickness": 2, "density": 0.15}, 4, int(SIDE * s), s)) for s in (1, 2))
+    assert one["thickness"] == pytest.approx(2, rel=0.1) and two["thickness"] == pytest.approx(4, rel=0.1)
+    assert two["density"] == pytest.approx(0.15, rel=0.1)
+
+
+def test_beyond_their_reach_knobs_warn_and_clamp():
+    found, warnings = clamped({"angle": 80.0, "density": 0.001, "thickness": 3.0, "brightness": 0.9})
+    assert found == {"angle": 60, "density": 0.01, "thickness": 3, "brightness": 0.5}
+    assert warnings[0] == "angle 80 is out of reach, -60 to 60; 60 is taken" and len(warnings) == 3
+    for name, (low, high) in {"angle": (-45, 45), "density": (0.02, 0.5), "thickness": (1.5, 6)}.items():
+        assert REACH[name][0] <= low and REACH[name][1] >= high
+
+
+def test_no_knob_leaves_the_rain_as_it_is():
+    shower = RainMaker(Drawer()).shower(0.5, np.random.RandomState(0))
+    assert np.array_equal(made({}), shower.layer(SIDE, SIDE).pixels())
+
+
+def test_streaks_are_left_out_whole_and_one_by_one():
+    """Parallel streaks that do not touch: each is there as it was, or not at all."""
+    one = np.zeros((80, 24), np.float32)
+    one[20:60] = 0.4 * np.exp2(-((np.arange(24) - 12.0) ** 2))
+    source = np.tile(one, (10, 10))[..., None] * np.float32(1)
+    inside = np.ones(source.shape[:2], bool)
+    found, nothing = knobs._Streaks(source, 0, inside, np.random.RandomState(1)), np.zeros_like(source)
+    whole, before = (source > 0.02).mean(), None
+    for share in (0.1, 0.5, 0.9, 1):
+        kept = found.kept(0.02, share * whole, nothing)
+        cells = (kept / np.maximum(source, 1e-9)).reshape(10, 80, 10, 24).transpose(0, 2, 1, 3)[..., 20:60, 10:15]
+        left = cells.mean((2, 3))
+        assert np.isin(left, (0, 1)).all() and abs(left.mean() - share) <= 0.011
+        assert before is None or (before <= left).all()  # a denser rain has the streaks of a thinner one
+        before = left
+    half = found.kept(0.02, 0.5 * whole, nothing).reshape(10, 80, 10, 24).max((1, 3)) > 0
+    assert half.mean(0).std() < 0.25 and half.mean(1).std() < 0.25  # all over the layer, 0.16 by chance
+
+
+def test_no_rain_at_all_is_left_alone():
+    net = EDNet(nz=8, nef=4, patch_size=16)
+    for parameter in net.decoder.parameters():
+        parameter.data.zero_()
+    shower = RainMaker(net).shower(0.5, np.random.RandomState(0))
+    layer = set_knobs(shower, 40, 50, {"angle": 10, "density": 0.2, "thickness": 2, "brightness": 0.1})
+    assert layer.pixels().shape == (40, 50, 3) and layer.pixels().max() == 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 90), (90, 1), (17, 40)])
+@pytest.mark.parametrize("values", [{"thickness": 6}, {"angle": 50, "density": 0.6, "brightness": 0.5}])
+def test_small_pictures(size, values):
+    shower = RainMaker(fill(EDNet(nz=8, nef=4, patch_size=16), 6)).shower(0.5, np.random.RandomState(0))
+    layer = set_knobs(shower, *size, values).pixels()
+    assert layer.shape == (*size, 3) and layer.min() >= 0 and np.isfinite(layer).all()
+
+
+def test_the_same_seed_gives_the_same_bytes():
+    one, again, other = (made({"angle": 10, "density": 0.2}, seed, 100) for seed in (5, 5, 6))
+    assert np.array_equal(one, again) and not np.array_equal(one, other)
+
+
+def test_report_and_pictures(tmp_path, monkeypatch, capsys):
+    torch.save(fill(EDNet(nz=5, nef=2, patch_size=64), 1).state_dict(), tmp_path / "ED.pt")
+    two = {name: knobs.RANGES[name] for name in ("angle", "brightness")}
+    for name, value in (("PLACES", 2), ("SIDE", 48), ("RANGES", two)):
+        monkeypatch.setattr(knobs, name, value)
+    words = ["--netED", str(tmp_path / "ED.pt"), "--out", str(tmp_path / "out"), "--pictures", "2"]
+    assert knobs.main(words) == 0
+    text = (tmp_path / "out" / "knobs.md").read_text()
+    assert text in capsys.readouterr().out and "# What the knobs do to the rain of ED.pt" in text
+    names = {"knobs.md", "knobs.png", "angle.gif", "brightness.gif"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    assert text.count("\n| angle |") == 2 and "| -45 | 45 |" in text
+
+
+def test_report_says_what_was_measured():
+    targets = np.linspace(0.02, 0.5, knobs.PLACES)
+    alone = np.random.RandomState(0).standard_normal((16, 4))
+    values = np.zeros((knobs.PLACES, 4, 4))
+    values[..., 1], values[..., 3] = targets[:, None] + 0.024, targets[:, None] * 10
+    text = knobs.report({"density": values}, alone, "x")
+    assert "| density | 0.02 | 0.5 | 1.000 | 0.024 | 0.024 (5.0%) |" in text
+    expected = 4.8 / alone[:, 3].std()
+    assert f"| density | +0.00 | {0.48 / alone[:, 1].std():+.2f} | +0.00 | {expected:+.2f} |" in text
+
+
+def test_flags(capsys):
+    args = generate_rain.parse_args(["--data_path", "x", "--angle", "-10", "--scale", "2"])
+    assert args.angle == -10 and args.scale == 2 and args.density is None
+    assert generate_rain.parse_args(["--data_path", "x", "--scale", "auto"]).scale is None
+    for flags in (["--angle", "91"], ["--density", "1.5"], ["--scale", "0"], ["--scale", "much"]):
+        with pytest.raises(SystemExit):
+            generate_rain.parse_args(["--data_path", "x", *flags])
+        assert flags[0] in capsys.readouterr().err
