@@ -105,20 +105,33 @@ def test_layers_that_are_grey_take_one_channel(streaks_folder):
 
 def test_on_photos_rainy_is_clean_plus_the_layer(streaks_folder, pairs_folder):
     more = {"streaks": str(streaks_folder), "clean": str(pairs_folder / "norain")}
-    dataset = sets(pairs_folder, **more)
-    assert len(dataset.pairs) == 6 and len({id(layer.photo) for layer in dataset.pairs}) == 4
-    for layer in dataset.pairs:
-        rainy, clean = np.split(layer.crop((0.3, 0.9), 16).astype(int), 2)
-        top, left = (int(0.3 * (layer.pixels.shape[0] - 15)), int(0.9 * (layer.pixels.shape[1] - 15)))
-        rain = layer.pixels[top : top + 16, left : left + 16, 0].astype(int)
-        assert np.array_equal(rainy, np.minimum(clean + rain, 255))
+    dataset, met = sets(pairs_folder, **more), set()
+    photos = [read_image(pairs_folder / "norain" / f"{i + 8}.png").astype(int) for i in range(4)]
+    for row, column in np.random.RandomState(0).rand(60, 2):
+        for layer in dataset.pairs:
+            rainy, clean = np.split(layer.crop((row, column), 16).astype(int), 2)
+            top, left = (int(x * (side - 15)) for x, side in zip((row, column), layer.pixels.shape, strict=False))
+            rain = layer.pixels[top : top + 16, left : left + 16, 0].astype(int)
+            assert np.array_equal(rainy, np.minimum(clean + rain, 255))
+        met |= {place_in(photo, clean.transpose(1, 2, 0), i) for i, photo in enumerate(photos)} - {None}
+    assert {i for i, _, _ in met} == {0, 1, 2, 3} and len(met) > 50  # all photos, everywhere
+    assert {0, 8} <= {top for _, top, _ in met}
+
+
+def place_in(photo, crop, number):
+    """(number, row, column) where the crop is cut out of the photo, or None."""
+    windows = np.lib.stride_tricks.sliding_window_view(photo, crop.shape)[:, :, 0]
+    found = np.argwhere((windows == crop).all((2, 3, 4)))
+    return (number, *found[0].tolist()) if len(found) else None
 
 
 def test_of_pairs_the_clean_images_are_the_photos(pairs_folder):
     dataset = sets(pairs_folder, hold_out=1, part="held_out", clean=None)
     (layer,) = dataset.pairs  # as it is, on the photo that was held out with it
-    assert layer.name == "8.png" and np.array_equal(layer.photo, read_image(pairs_folder / "norain" / "8.png"))
-    assert len(sets(pairs_folder, hold_out=1, clean=None).pairs) == 3 * 2
+    (held_out,) = layer.photos
+    assert layer.name == "8.png" and np.array_equal(held_out, read_image(pairs_folder / "norain" / "8.png"))
+    dataset_left = sets(pairs_folder, hold_out=1, clean=None)
+    assert len(dataset_left.pairs) == 3 * 2 and len(dataset_left.pairs[0].photos) == 3
     rainy, clean = to_batch(dataset.__getitems__(list(CropSampler(4, 0, 1, 1))))
     assert rainy.shape == (4, 3, 16, 16) and (rainy >= clean).all() and (rainy > clean).any()
 

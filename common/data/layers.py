@@ -25,17 +25,21 @@ GAIN = (0.8, 1.2)
 
 @dataclass(frozen=True)
 class RainLayer(Pair):
-    """A rain layer in memory, on black or on a photo, as a pair for ``PatchDataset``."""
+    """A rain layer in memory, on black or on photos, as a pair for ``PatchDataset``."""
 
     pixels: np.ndarray = field(default=None, compare=False, repr=False)  # (H, W, 1 or 3) uint8
-    photo: np.ndarray | None = field(default=None, compare=False, repr=False)  # (H, W, 3) uint8, of another size
+    photos: Sequence[np.ndarray] = field(default=(), compare=False, repr=False)  # (H, W, 3) uint8, of any sizes
 
     def crop(self, place: tuple[float, float], p: int) -> np.ndarray:
-        """See ``Pair.crop``; on a photo rainy = clip(clean + layer)."""
+        """See ``Pair.crop``; on a photo rainy = clip(clean + layer).
+
+        Which photo and where in it depends on later digits of the place, so that every layer meets every photo.
+        """
         rain = _cut(self.pixels, place, p)
-        if self.photo is None:
+        if not self.photos:
             return planes(rain, np.zeros_like(rain))
-        clean = _cut(self.photo, place[::-1], p)  # another place, so that more meets
+        row, column, which = 1e4 * place[0] % 1, 1e4 * place[1] % 1, 1e8 * place[0] % 1
+        clean = _cut(self.photos[int(which * len(self.photos))], (row, column), p)
         return planes(composed(clean, [rain], [1]), clean)
 
 
@@ -131,7 +135,7 @@ def variants(sources: Sequence[Path | Pair], number: int, seed: int, patch: int)
 
 
 def on_photos(layers: Sequence[RainLayer], photos: Sequence[Path | Pair], patch: int) -> list[RainLayer]:
-    """Layers that fall on the photos in turn; of pairs the clean images are the photos.
+    """Layers that fall on any of the photos; of pairs the clean images are the photos.
 
     Raises:
         UserError: see ``variants``.
@@ -141,7 +145,7 @@ def on_photos(layers: Sequence[RainLayer], photos: Sequence[Path | Pair], patch:
         path = source.clean if isinstance(source, Pair) else source
         clean.append(to_eight_bits(source.read()[1] if isinstance(source, Pair) else read_image(path)))
         _require_patch(clean[-1], path, patch)
-    return [replace(layer, photo=clean[i % len(clean)]) for i, layer in enumerate(layers)]
+    return [replace(layer, photos=clean) for layer in layers]
 
 
 def layer_set(
