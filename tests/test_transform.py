@@ -1,5 +1,6 @@
 """RainAugment in other people's pipelines: what it changes, what it leaves alone, workers, pickling."""
 
+import functools
 import pickle
 
 import numpy as np
@@ -10,15 +11,43 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from common import generation
 from common.errors import UserError
-from common.generation import RainAugment
+from common.generation import transform
+from common.generation.measures import direction, measure
+from common.generation.rain import RainMaker
+from tests.drawn import Drawer
 
+RainAugment = functools.partial(generation.RainAugment, size=64)  # a bank that is soon made
 pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture
 def checkpoint(generator):
     return generator
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """RainAugment with drawn streaks in place of a generator's; call it with its arguments."""
+    made = []
+
+    def load(path, name):
+        made.append(Drawer(spread=25))
+        return made[-1]
+
+    monkeypatch.setattr(transform, "load_generator", load)
+
+    def augment(**arguments):
+        found = RainAugment(**arguments)
+        found.drawer = made[-1]
+        return found
+
+    return augment
+
+
+def angle_of(image):
+    return direction(image.mean(0).numpy())
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64, torch.float16, torch.bfloat16])
@@ -58,7 +87,7 @@ def test_images_of_a_sample_and_nothing_else(checkpoint):
     assert torch.equal(first, second)
 
 
-def test_probability_intensity_grey_and_coherence(checkpoint):
+def test_probability_intensity_and_grey(checkpoint):
     batch = torch.zeros(200, 3, 16, 16)
     rained = RainAugment(checkpoint, p=0.3, seed=2)(batch).amax((1, 2, 3)) > 0
     assert 40 < rained.sum() < 80
@@ -67,11 +96,6 @@ def test_probability_intensity_grey_and_coherence(checkpoint):
     assert strong == pytest.approx(2 * weak.item(), rel=0.05)
     grey = RainAugment(checkpoint, p=1, grey=True, seed=2)(batch)
     assert torch.equal(grey[:, 0], grey[:, 1]) and torch.equal(grey[:, 0], grey[:, 2])
-    one = RainAugment(checkpoint, p=1, coherence=1, intensity=0.1, seed=2)(torch.zeros(3, 16 * 40, 16))
-    none = RainAugment(checkpoint, p=1, coherence=0, intensity=0.1, seed=2)(torch.zeros(3, 16 * 40, 16))
-    assert (one[:, 320:].mean() / one[:, :320].mean()).item() == pytest.approx(1, abs=0.1) and not torch.equal(
-        one, none
-    )
 
 
 def test_streams(checkpoint):
@@ -134,7 +158,8 @@ def test_gradients_pass(checkpoint):
         (torch.full((3, 20, 20), -2.0), ValueError, r"floats in \[0, 1\], got -2.00 to -2.00; put it before v2.Norm"),
         (torch.full((3, 20, 20), torch.nan), ValueError, r"floats in \[0, 1\]"),
         (np.zeros((8, 8, 3), np.uint8), TypeError, "got ndarray; put v2.ToImage"),
-        (PIL.Image.fromarray(np.zeros((8, 8, 3), np.uint8)), TypeError, "ToImage"),
+        (PIL.Image.fromarray(np.zeros((8, 8, 4), np.uint8)), TypeError, "mode RGB or L, got RGBA; convert it"),
+        (PIL.Image.fromarray(np.zeros((8, 8), np.uint8)).convert("P"), TypeError, "RGB or L, got P"),
     ],
 )
 def test_refused_images(checkpoint, value, error, message):
@@ -153,6 +178,12 @@ def test_refused_images(checkpoint, value, error, message):
         ({"intensity": "ab"}, "intensity must be"),
         ({"seed": -1}, "seed must be"),
         ({"seed": 1.5}, "seed must be"),
+        ({"size": 0}, "size must be"),
+        ({"size": 99.5}, "size must be"),
+        ({"angle": 100}, "angle must be a number from -90 to 90"),
+        ({"angle": (10, -10)}, "angle must be"),
+        ({"density": (0.1, 1.2)}, "density must be"),
+        ({"thickness": "thick"}, "thickness must be"),
     ],
 )
 def test_refused_arguments(checkpoint, arguments, message):
@@ -165,3 +196,103 @@ def test_refused_arguments(checkpoint, arguments, message):
 def test_without_rain_nothing_changes(checkpoint):
     for image in (torch.rand(3, 20, 20, dtype=torch.float64), torch.rand(2, 3, 20, 20).half(), torch.zeros(0, 3, 9, 9)):
         assert torch.equal(RainAugment(checkpoint, p=1, intensity=0)(image), image)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_PIL_images(checkpoint, mode):
+    pixels = np.random.RandomState(0).randint(0, 150, (20, 30, 3)[: 2 + (mode == "RGB")], dtype=np.uint8)
+    image = PIL.Image.fromarray(pixels)
+    rainy = RainAugment(checkpoint, p=1, seed=3)(image)
+    assert isinstance(rainy, PIL.Image.Image) and rainy.mode == mode and rainy.size == (30, 20)
+    assert np.array_equal(np.asarray(image), pixels)
+    same = RainAugment(checkpoint, p=1, seed=3)(v2.functional.pil_to_tensor(image))
+    assert torch.equal(v2.functional.pil_to_tensor(rainy), same) and (same > v2.functional.pil_to_tensor(image)).any()
+
+
+def test_a_video_has_one_wind_and_its_rain_moves(drawn):
+    augment, winds = drawn(p=1, seed=1, size=128), []
+    for _ in range(12):
+        video = augment(tv_tensors.Video(torch.zeros(5, 3, 96, 128)))
+        assert isinstance(video, tv_tensors.Video) and video.shape == (5, 3, 96, 128)
+        assert len({frame.numpy().tobytes() for frame in video}) == 5
+        angles = [angle_of(frame) for frame in video]
+        winds.append(np.mean(angles))
+        assert np.ptp(angles) < 12
+    assert np.std(winds) > 6
+    two = augment(tv_tensors.Video(torch.zeros(2, 3, 3, 40, 50)))
+    assert two.shape == (2, 3, 3, 40, 50) and not torch.equal(two[0], two[1])
+
+
+def test_the_bank_grows_is_bounded_and_is_renewed(drawn, monkeypatch):
+    for name, value in (("EARLY", 4), ("LATE", 10), ("LAYERS", 5)):
+        monkeypatch.setattr(transform, name, value)
+    augment, image = drawn(p=1, seed=2, size=64), torch.zeros(3, 64, 64)
+    assert len(augment._bank) == 2
+    first = [layer for layer, _ in augment._bank]
+    for _ in range(13):
+        augment(image)
+    assert len(augment._bank) == 5 and augment._bank[0][0] is first[0]
+    calls = []
+    for _ in range(40):
+        before = augment.drawer.calls
+        augment(image)
+        calls.append(augment.drawer.calls > before)
+        assert len(augment._bank) == 5
+    assert np.flatnonzero(calls).tolist() == [9, 19, 29, 39]  # one crop in ten waits for G
+    assert not any(layer is one for layer, _ in augment._bank for one in first)
+    assert all(layer.shape == (128, 128, 1) and layer.dtype == np.uint8 for layer, _ in augment._bank)
+
+
+def test_no_two_crops_are_alike(drawn):
+    """Drawn 100 times from the two layers of the beginning: no crop agrees with another at the same place."""
+    augment = drawn(p=1, intensity=1, seed=3, size=64)
+    crops = torch.cat([augment(torch.zeros(10, 3, 64, 64))[:, 0] for _ in range(10)]).flatten(1)
+    assert len(augment._bank) == 3
+    crops = crops - crops.mean(1, keepdim=True)
+    crops = crops / crops.norm(dim=1, keepdim=True)
+    alike = (crops @ crops.T)[~torch.eye(100, dtype=bool)]
+    assert alike.max() < 0.95 and alike.abs().mean() < 0.15
+
+
+def test_images_larger_than_the_bank_get_a_layer_of_their_own(drawn):
+    augment = drawn(p=1, seed=4, size=32)
+    before, bank = augment.drawer.calls, [id(layer) for layer, _ in augment._bank]
+    large = augment(torch.zeros(3, 100, 160))
+    assert augment.drawer.calls > before and [id(layer) for layer, _ in augment._bank] == bank
+    assert large.shape == (3, 100, 160)
+    assert (large.amax(0).reshape(2, 50, 4, 40).amax((1, 3)) > 0.05).all()  # all over the image
+    before = augment.drawer.calls
+    assert augment(torch.zeros(3, 32, 9)).max() > 0 and augment.drawer.calls == before
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 64), (64, 1), (7, 64)])
+def test_small_images(checkpoint, size):
+    image = torch.full((50, 3, *size), 0.2)
+    rainy = RainAugment(checkpoint, p=1, seed=5, size=64)(image)
+    assert rainy.shape == image.shape and (rainy >= image).all() and (rainy > image).any()
+
+
+def test_knobs(drawn):
+    wanted = {"angle": (10, 30), "density": (0.15, 0.25), "thickness": 3, "brightness": (0.1, 0.2)}
+    augment = drawn(p=1, seed=6, size=128, **wanted)
+    assert augment.intensity == (1, 1)  # it would scale density and brightness
+    found = np.array([measure(augment(torch.zeros(3, 128, 128)).numpy()) for _ in range(20)])
+    angle, density, thickness, brightness = found.T
+    assert angle.min() > 7 and angle.max() < 33 and np.ptp(angle) > 8
+    assert np.median(thickness) == pytest.approx(3, rel=0.1)
+    assert 0.1 < np.median(density) < 0.3 and 0.08 < np.median(brightness) < 0.22
+    large = measure(drawn(p=1, seed=6, size=32, **wanted)(torch.zeros(3, 128, 128)).numpy())
+    assert 7 < large.angle < 33 and 0.13 < large.density < 0.28 and large.thickness == pytest.approx(3, rel=0.1)
+
+
+def test_knobs_beyond_their_reach_warn_and_clamp(drawn):
+    with pytest.warns(UserWarning, match="RainAugment: angle 80 is out of reach, -60 to 60; 60 is taken") as said:
+        augment = drawn(seed=0, size=32, angle=(-10, 80), brightness=0.1)
+    assert augment.knobs == {"angle": (-10, 60), "brightness": (0.1, 0.1)} and len(said) == 1
+
+
+def test_winds_of_the_bank_are_those_of_the_generator(drawn):
+    augment = drawn(p=1, seed=7, size=32)
+    assert isinstance(augment._maker, RainMaker)
+    angles = [angle_of(augment(torch.zeros(3, 32, 32))) for _ in range(60)]
+    assert np.nanstd(angles) > 5 and 0.25 < np.mean(np.array(angles) > 0) < 0.75  # mirrored: to either side

@@ -183,10 +183,7 @@ class RainAugment(v2.Transform):
         rng = np.random.RandomState(params["draw"])
         if not inpt.numel():  # an empty batch
             return inpt
-        video = isinstance(inpt, tv_tensors.Video)
-        if video and inpt.ndim < 4:
-            raise ValueError(f"RainAugment takes videos (..., T, C, H, W), got {tuple(inpt.shape)}")
-        frames = inpt.shape[-4] if video else 1
+        frames = inpt.shape[-4] if isinstance(inpt, tv_tensors.Video) else 1
         images = inpt.as_subclass(Tensor).reshape(-1, frames, *inpt.shape[-3:])
         rainy = torch.stack([self._rained_on(clip, rng) if rng.uniform() < self.p else clip for clip in images])
         return tv_tensors.wrap(rainy.reshape(inpt.shape), like=inpt)
