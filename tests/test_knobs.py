@@ -103,13 +103,15 @@ def test_streaks_are_left_out_whole_and_one_by_one():
     found, nothing = knobs._Streaks(source, 0, inside, np.random.RandomState(1)), np.zeros_like(source)
     whole, before = (source > 0.02).mean(), None
     for share in (0.1, 0.5, 0.9, 1):
-        kept = found.kept(0.02, share * whole, nothing)
+        kept, enough = found.kept(0.02, share * whole, nothing)
+        assert enough
         cells = (kept / np.maximum(source, 1e-9)).reshape(10, 80, 10, 24).transpose(0, 2, 1, 3)[..., 20:60, 10:15]
         left = cells.mean((2, 3))
         assert np.isin(left, (0, 1)).all() and abs(left.mean() - share) <= 0.011
         assert before is None or (before <= left).all()  # a denser rain has the streaks of a thinner one
         before = left
-    half = found.kept(0.02, 0.5 * whole, nothing).reshape(10, 80, 10, 24).max((1, 3)) > 0
+    assert np.array_equal(found.kept(0.02, 0.5, nothing)[0], source) and not found.kept(0.02, 0.5, nothing)[1]
+    half = found.kept(0.02, 0.5 * whole, nothing)[0].reshape(10, 80, 10, 24).max((1, 3)) > 0
     assert half.mean(0).std() < 0.25 and half.mean(1).std() < 0.25  # all over the layer, 0.16 by chance
 
 

@@ -19,6 +19,7 @@ from common.data.images import read_image, write_image
 from common.errors import UserError
 from common.generation import photos, rain
 from common.generation.manifest import Manifest
+from common.generation.measures import measure
 from common.models import EDNet
 from for_spa import generate_rain as spa
 from for_syn import generate_rain, train_syn_aug
@@ -111,6 +112,39 @@ def test_variants_intensity_and_grey(mine, tmp_path, generator):
         assert run(mine / "a.png", tmp_path / name, generator, "--intensity", factor, "--save_layer") == 0
     half, full = (read_image(tmp_path / name / "layer/a.png").astype(int) for name in ("half", "full"))
     assert np.abs(2 * half - full)[full < 255].max() <= 1
+
+
+def test_knobs_and_scale(mine, tmp_path, generator, capsys):
+    """They do what they say, are in the manifest, and are settings of a folder as others are."""
+    image, out = mine / "trip" / "b.webp", tmp_path / "out"
+    write_image(image, np.zeros((160, 200, 3), np.uint8))
+    flags = ["--angle", "20", "--density", "0.2", "--brightness", "0.8", "--save_layer", "--scale", "2"]
+    assert run(image, out, generator, *flags) == 0
+    assert "warning: --brightness 0.8 is out of reach, 0.03 to 0.5; 0.5 is taken" in capsys.readouterr().err
+    found = measure(read_image(out / "layer/b.png").transpose(2, 0, 1).astype(np.float32) / 255)
+    assert found.density == pytest.approx(0.2, abs=0.06)  # random weights make blots, not streaks
+    assert found.brightness == pytest.approx(0.5, rel=0.1)
+    (row,) = csv.DictReader((out / "manifest.csv").open())
+    assert row["knobs"] == "angle=20 density=0.2 brightness=0.5 scale=2"
+    assert "knobs angle=20 density=0.2 brightness=0.5 scale=2" in (out / "report.html").read_text()
+    with pytest.raises(UserError, match="made with knobs angle=20 .* scale=2, now knobs scale=3; choose another"):
+        run(image, out, generator, "--save_layer", "--scale", "3")
+    with pytest.raises(UserError, match="--intensity: it scales what --density and --brightness set"):
+        run(image, tmp_path / "two", generator, "--density", "0.2", "--intensity", "0.5")
+    for name, more in (("auto", []), ("one", ["--scale", "1"])):  # up to 512 px the same
+        assert run(image, tmp_path / name, generator, *more) == 0
+    assert (tmp_path / "auto/rain/b.png").read_bytes() == (tmp_path / "one/rain/b.png").read_bytes()
+
+
+def test_auto_scale_lets_streaks_grow_with_the_picture(tmp_path, generator, monkeypatch):
+    monkeypatch.setattr(rain, "FULL_SIZE", 40)
+    write_image(tmp_path / "a.png", np.zeros((120, 160, 3), np.uint8))
+    for name, flags in (("auto", []), ("three", ["--scale", "3"]), ("one", ["--scale", "1"])):
+        assert run(tmp_path / "a.png", tmp_path / name, generator, *flags) == 0
+    auto, three, one = (read_image(tmp_path / name / "rain/a.png") for name in ("auto", "three", "one"))
+    assert np.array_equal(auto, three)
+    change = [np.abs(np.diff(layer.astype(float), axis=1)).mean() for layer in (auto, one)]
+    assert change[0] < 0.6 * change[1]  # larger streaks change more slowly
 
 
 def test_the_rain_depends_on_seed_path_and_variant_alone(mine, tmp_path, generator):
@@ -408,7 +442,7 @@ def test_the_pairs_train_as_they_are(tmp_path, generator):
 
 def test_killed_and_continued(mine, tmp_path, generator):
     for i in range(12):
-        write_image(mine / f"many/{i}.png", photo(200, 300, i))
+        write_image(mine / f"many/{i}.png", photo(60, 80, i))
     command = [sys.executable, "for_syn/generate_rain.py", "--data_path", mine, "--netED", generator]
     command = [*map(str, [*command, "--save_path", tmp_path / "out", "--use_gpu", "false"])]
     process = subprocess.Popen(command, cwd=ROOT, env=THREADS)

@@ -72,13 +72,15 @@ class _Streaks:
         turns = np.append(0, 1 + rng.permutation(number))  # a streak's number is its turn to be left out
         self.turns = watershed(-height, turns[markers])
 
-    def kept(self, threshold: float, density: float, beside: np.ndarray) -> np.ndarray:
-        """The layer with as many streaks as make ``beside`` and it together have a density, or with all."""
+    def kept(self, threshold: float, density: float, beside: np.ndarray) -> tuple[np.ndarray, bool]:
+        """The layer with as many streaks as make ``beside`` and it together have a density; whether it has enough."""
         new = self.inside & (self.top > threshold) & (beside.max(2) <= threshold)
         counts = np.cumsum(np.bincount(self.turns[new], minlength=self.turns.max() + 1))
         there = np.count_nonzero(self.inside & (beside.max(2) > threshold))
-        last = np.searchsorted(counts, density * np.count_nonzero(self.inside) - there)
-        return self.source * (self.turns <= last)[..., None]
+        wanted = density * np.count_nonzero(self.inside) - there
+        if counts[-1] < wanted:
+            return self.source, False
+        return self.source * (self.turns <= np.abs(counts - wanted).argmin())[..., None], True
 
 
 def set_knobs(shower: Shower, height: int, width: int, values: dict[str, float], scale: float = 1.0) -> Layer:
@@ -102,11 +104,14 @@ def set_knobs(shower: Shower, height: int, width: int, values: dict[str, float],
     return _solved(layer, shower, natural._asdict() | values, scale, zoom)
 
 
-def _measured(layer: Layer, scale: float) -> Measures:
-    """What the middle of a picture measures, as it would be at --scale 1."""
+def _middle(layer: Layer, scale: float) -> np.ndarray:
+    """Of a picture, as it would be at --scale 1: (h, w, nc)."""
     height, width = (max(1, min(SEEN, round(side / scale))) for side in (layer.height, layer.width))
-    part = replace(layer, height=height, width=width, scale=layer.scale / scale)
-    return measure(np.minimum(part.pixels(), 1).transpose(2, 0, 1))
+    return replace(layer, height=height, width=width, scale=layer.scale / scale).pixels()
+
+
+def _measured(layer: Layer, scale: float) -> Measures:
+    return measure(np.minimum(_middle(layer, scale), 1).transpose(2, 0, 1))
 
 
 def _solved(layer: Layer, shower: Shower, target: dict[str, float], scale: float, zoom: float) -> Layer:
@@ -125,8 +130,9 @@ def _solved(layer: Layer, shower: Shower, target: dict[str, float], scale: float
             if k == len(streaks):
                 more = shower.layer(layer.height, layer.width, layer.turn, scale * zoom, 1.15).source
                 streaks.append(_Streaks(more.astype(np.float32), shower.wind, inside, np.random.RandomState(k)))
-            made = np.maximum(made, streaks[k].kept(threshold, target["density"], made))
-            if (made.max(2) > threshold)[inside].mean() > 0.98 * target["density"]:
+            kept, enough = streaks[k].kept(threshold, target["density"], made)
+            made = np.maximum(made, kept)
+            if enough or (made.max(2) > threshold)[inside].mean() > 0.98 * target["density"]:
                 break
         gain = _gain(made[inside], target["brightness"])
     layer = replace(layer, source=made.astype(np.float16), gain=gain)
@@ -137,17 +143,19 @@ def _solved(layer: Layer, shower: Shower, target: dict[str, float], scale: float
             break
         tried.append((abs(np.log(thickness / target["thickness"])), layer))
         layer = replace(layer, scale=layer.scale * target["thickness"] / thickness)
-    return min(tried, key=lambda pair: pair[0])[1] if tried else layer
+    layer = min(tried, key=lambda pair: pair[0])[1] if tried else layer
+    rain = _middle(replace(layer, gain=1.0), scale)
+    return replace(layer, gain=_gain(rain.reshape(-1, rain.shape[2]), target["brightness"])) if rain.any() else layer
 
 
 def _gain(rain: np.ndarray, brightness: float) -> float:
     """The factor with which rain (N, nc) has a mean brightness over its rainy pixels."""
     low, high = 1e-2, 1e2
-    top, mean = rain.max(1), rain.mean(1)
+    top = rain.max(1)
     for _ in range(25):
         gain = (low * high) ** 0.5
         rainy = gain * top > RAINY
-        if rainy.any() and np.minimum(gain * mean[rainy], 1).mean() > brightness:
+        if rainy.any() and np.minimum(gain * rain[rainy], 1).mean() > brightness:
             high = gain
         else:
             low = gain

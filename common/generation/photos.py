@@ -232,8 +232,8 @@ def rain_on_photos(
         print(f"warning: --{warning}", file=sys.stderr)
     if {"density", "brightness"} & set(knobs) and intensity != 1:
         raise UserError("--intensity: it scales what --density and --brightness set; leave the one or the others out")
-    made_with = " ".join(f"{name}={value:.4g}" for name, value in knobs.items())
-    made_with += f" scale={scale:.4g}" if scale else ""
+    set_ones = knobs | ({"scale": scale} if scale else {})
+    made_with = " ".join(f"{name}={value:.4g}" for name, value in set_ones.items())
     settings = Settings(seed, num, float(intensity), float(coherence), grey, fingerprint(netED), VERSION, made_with)
     files = {  # photo -> one file a variant
         photo: [f"{names[photo].as_posix()}{f'_v{v:02d}' if num > 1 else ''}.png" for v in range(1, num + 1)]
