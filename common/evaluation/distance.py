@@ -245,10 +245,9 @@ def sets_of(
         cut = crops(layers, number, p, (1, 1), np.random.RandomState(seed))
         known, fresh = by_side(layers[::2], sides, 2 * number), by_side(layers[1::2], sides, number)
         yield name, Rain(cut, layers, known, fresh)
-    rng = np.random.RandomState(seed)
     for name, ranges in (("plain", PLAIN), ("varied", VARIED)):
-        made = procedural(times * number, p, ranges, rng)
-        whole = procedural(times * pictures, max(BIG, big), ranges, rng)
+        made = procedural(times * number, p, ranges, np.random.RandomState(seed))
+        whole = procedural(times * pictures, max(BIG, big), ranges, np.random.RandomState([seed, 1]))
         ours = whole[:pictures]
         known = by_side(whole[pictures:], [big], 2 * number) | {p: eight_bits(made[number:])}
         fresh = by_side(ours, [big], number) | {p: eight_bits(made[:number])}
