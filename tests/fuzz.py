@@ -43,7 +43,7 @@ from common.data.pairs import PairList
 from common.errors import UserError
 from common.evaluation import claims, curves, derain, distance, gallery, metrics, report
 from common.files import FORMULA
-from common.generation import controls, export, rain
+from common.generation import export, knobs, rain
 from common.generation.manifest import Manifest
 from common.training import checkpoint
 from common.training.log import Log
@@ -56,11 +56,11 @@ from tests.golden import ROOT, fill
 SECONDS, MEGABYTES = 10, 1000  # for one case
 STDERR_LINES = 20
 SHARES = {  # of 100 cases
-    "image": 32, "header": 12, "list": 7, "pack": 8, "checkpoint": 8, "generator": 4, "state": 4, "manifest": 4,
-    "controls": 3, "choice": 2, "table": 4, "names": 4, "command": 8,
+    "image": 32, "header": 12, "list": 7, "pack": 8, "checkpoint": 8, "generator": 4, "state": 4, "manifest": 6,
+    "choice": 3, "table": 4, "names": 4, "command": 8,
 }  # fmt: skip
 SCRIPTS = sorted(str(p.relative_to(ROOT)).removesuffix(".py").replace("/", ".") for p in ROOT.glob("for_*/*.py"))
-COMMANDS = (benchmark, claims, compose, controls, curves, demo, distance, export, gallery, metrics, pack, report)
+COMMANDS = (benchmark, claims, compose, curves, demo, distance, export, gallery, knobs, metrics, pack, report)
 
 
 class Finding(Exception):
@@ -84,11 +84,6 @@ class Seeds:
         torch.save(self.nets["joint"].state_dict(), folder / "DerainNet_state_1.pt")
         torch.save(self.nets["augmented"].state_dict(), folder / "Aug_DerainNet_state_1.pt")
         self.pack = self._pack()
-        rows = np.eye(4)[:, : self.ED.nz]
-        curve = np.tile(np.linspace(0.1, 0.9, len(controls.PLACES)), (4, 1))
-        known = controls.Controls(rows, [0.5] * 4, curve, [0.9] * 4, [(0.1, 0.2)] * 4, rain.fingerprint(self.ED))
-        controls.save(known, folder / "ED.controls.json")
-        self.controls = json.loads((folder / "ED.controls.json").read_bytes())
         self.state, self.log = self._trained()
         generate_rain.main(
             ["--data_path", f"{self.pairs}/norain", "--save_path", f"{folder}/made", "--netED", f"{folder}/ED.pt"]
@@ -324,21 +319,6 @@ def manifest(rng: np.random.Generator, folder: Path, seeds: Seeds) -> Callable[[
     return read if rng.random() < 0.75 else lambda: generate_rain.main([*flags, *more, "--use_gpu", "false"])
 
 
-def learned(rng: np.random.Generator, folder: Path, seeds: Seeds) -> Callable[[], object]:
-    """Controls of a generator, read and used."""
-    path = folder / "ED.controls.json"
-    value = mutate.changed(seeds.controls, rng)
-    path.write_bytes(mutate.as_json(mutate.changed(value, rng) if rng.random() < 0.3 else value, rng))
-
-    def use() -> None:
-        found = controls.load(path, seeds.ED)
-        wanted = controls.clamped(found, {"angle": 15.0, "density": 0.2, "thickness": 2.0, "brightness": 0.5})[0]
-        found.digest()
-        controls.steered_to(found, controls.begun(found, wanted))(torch.zeros(1, seeds.ED.nz))
-
-    return use
-
-
 def choice(rng: np.random.Generator, folder: Path, seeds: Seeds) -> Callable[[], object]:
     """The .json beside a derainer's weights."""
     shutil.copy(seeds.folder / "Aug_DerainNet_state_1.pt", folder)
@@ -521,7 +501,7 @@ def _odd_values(rng: np.random.Generator, action: argparse.Action, folder: Path,
 
 KINDS = {
     "image": image, "header": header, "list": listed, "pack": packed, "checkpoint": weights, "generator": generator,
-    "state": state, "manifest": manifest, "controls": learned, "choice": choice, "table": table, "names": names,
+    "state": state, "manifest": manifest, "choice": choice, "table": table, "names": names,
     "command": command,
 }  # fmt: skip
 
@@ -611,11 +591,10 @@ def stubs() -> Iterator[None]:
         raise UserError("--stub: real work would begin here")
 
     with contextlib.ExitStack() as stack:
-        for module, name in ((demo, "make_set"), (benchmark, "measure"), (controls, "learn_controls")):
+        for module, name in ((demo, "make_set"), (benchmark, "measure"), (knobs, "response")):
             stack.enter_context(mock.patch.object(module, name, reached))
         stack.enter_context(mock.patch.object(claims.Running, "call", reached))
-        stack.enter_context(mock.patch.object(rain, "SAMPLES", 2**12))
-        stack.enter_context(mock.patch.object(rain, "TRIAL", 16))
+        stack.enter_context(mock.patch.object(rain, "POOL", 16))
         stack.enter_context(mock.patch.object(distance, "HALVINGS", 1))
         stack.enter_context(mock.patch.object(derain, "MEMORY_LIMIT", 8e9))
         yield

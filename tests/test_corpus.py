@@ -30,7 +30,6 @@ from common.data.pairs import PairList
 from common.errors import UserError
 from common.evaluation import curves, gallery, metrics
 from common.files import cell, read_small, text_of
-from common.generation import controls
 from common.generation.manifest import Manifest
 from common.training import checkpoint
 from common.training.log import Log
@@ -38,7 +37,7 @@ from common.training.run import FRACTIONS, MAY_BE_ZERO, _are_values
 from for_syn import generate_rain, test_syn_aug, train_syn_aug
 from tests import fuzz, mutate
 from tests.conftest import photo
-from tests.golden import ROOT, fill
+from tests.golden import ROOT
 
 CORPUS = Path(__file__).parent / "corpus"
 FILES = sorted(path for path in CORPUS.rglob("*") if path.is_file())
@@ -108,8 +107,6 @@ def call_of(kind, path, tmp_path):
                 pass
 
         return mended
-    if kind == "controls":
-        return lambda: controls.load(path, fill(mutate.small_nets()["ED"], 1))
     if kind == "log":
         shutil.copy(path, tmp_path / "log.csv")
         return lambda: curves.main(["--log_dir", str(tmp_path), "--out", f"{tmp_path}/c.png"])
@@ -302,7 +299,7 @@ def test_an_interrupted_pack_without_its_index_is_not_gone_on_with(tmp_path, see
             pack.main([*seeds.pairs_flags(), "--out", str(tmp_path / "x.h5")])
 
 
-def test_endless_lines_and_texts_are_read_up_to_a_limit(tmp_path, seeds, monkeypatch):
+def test_endless_lines_and_texts_are_read_up_to_a_limit(tmp_path):
     (tmp_path / "real_world.txt").write_bytes(b"rain/8.png norain/8.png\n" + b"a " * 10**7 + b"\n" + b"x\n" * 10**6)
     with Light(300), pytest.raises(UserError, match="1000001 of 1000002 entries(.|\n)*line 2: more than 3 paths"):
         PairList(tmp_path)
@@ -313,22 +310,11 @@ def test_endless_lines_and_texts_are_read_up_to_a_limit(tmp_path, seeds, monkeyp
         file.truncate(2**30)
     with Light(150), pytest.raises(UserError, match="is no list of generated pairs"):
         Manifest(tmp_path)
-    path = tmp_path / "ED.controls.json"
-    path.write_bytes(b"[" * 10**6)
-    with pytest.raises(UserError, match="ED.controls.json: can't be read .no JSON"):
-        controls.load(path, seeds.ED)
-    with open(path, "wb") as file:
-        file.truncate(2**30)
-    with pytest.raises(UserError, match="ED.controls.json: can't be read .it has 1024 MB, up to 64 are read"):
-        controls.load(path, seeds.ED)
-    path.write_text(json.dumps(seeds.controls | {"curves": [[10**400] * 11] * 4}))
-    with pytest.raises(UserError, match="is not what this program reads as controls"):
-        controls.load(path, seeds.ED)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 def test_nothing_waits_for_a_named_pipe(tmp_path, seeds, capsys):
-    pipes = {name: tmp_path / name for name in ("log.csv", "manifest.csv", "ED.controls.json", "data", "x.json")}
+    pipes = {name: tmp_path / name for name in ("log.csv", "manifest.csv", "data", "x.json")}
     for path in pipes.values():
         os.mkfifo(path)
     show = ["--out", f"{tmp_path}/o", "--show", f"{seeds.pairs}/rain/8.png", "text", "--table", str(pipes["log.csv"])]
@@ -337,7 +323,6 @@ def test_nothing_waits_for_a_named_pipe(tmp_path, seeds, capsys):
         "log.csv can't be read": lambda: curves.main(["--log_dir", str(tmp_path), "--out", f"{tmp_path}/c.png"]),
         "--table: .*is no file": lambda: gallery.main(show),
         "manifest.csv: is in the way": lambda: Manifest(tmp_path),
-        "controls.json: can't be read .is no file": lambda: controls.load(pipes["ED.controls.json"], seeds.ED),
         "--data_path: .*data is not a folder": lambda: train_syn_aug.main(
             ["--data_path", str(pipes["data"]), *flags, "--fake_ratio", "0"]
         ),

@@ -585,14 +585,14 @@ def test_deraining_without_memory_for_one_image(commands, tmp_path, monkeypatch,
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("whom", LACKS)
 def test_rain_without_memory_for_one_photo(whole, tmp_path, generator, monkeypatch, capsys, whom):
-    real = photos.RainMaker.tiles
+    real = photos.set_knobs
 
-    def tiles(self, height, width, *more):
-        return lacking(whom)() if width == 21 else real(self, height, width, *more)
+    def set_knobs(shower, height, width, *more):
+        return lacking(whom)() if width == 21 else real(shower, height, width, *more)
 
     words = ["--data_path", whole / "data/norain", "--save_path", tmp_path / "out", "--netED", generator]
     with monkeypatch.context() as patch:
-        patch.setattr(photos.RainMaker, "tiles", tiles)
+        patch.setattr(photos, "set_knobs", set_knobs)
         assert outcome(generate_rain.main, *words, "--use_gpu", "no") == 1
     told = capsys.readouterr().err
     assert "1 of 4 photos" in told and "9.png: does not fit into memory; scale it down" in told

@@ -57,7 +57,7 @@ from common.evaluation import curves, gallery, metrics, report
 from common.generation import rain
 from for_syn import generate_rain, test_interpolation, test_syn_joint, train_syn_joint
 
-rain.SAMPLES, rain.TRIAL = 2**12, 16
+rain.POOL = 16
 pairs = ["--data_path", f"{data}/rain", "--gt_path", f"{data}/norain"]
 ED, cpu = ["--netED", f"{data}/ED.pt"], ["--use_gpu", "false"]
 small = ["--patchSize", "16", "--nz", "4", "--nef", "2", "--ndf", "4", "--stage", "1", "--batchSize", "2"]
