@@ -11,6 +11,10 @@ same turns. The roofline is the least time of the convolutions and matrix produc
 ceiling, or bytes in and out over a large copy, whichever takes longer. Peak memory is that of the process; of a GPU,
 what networks, steps and recordings took, data apart. Without --data_path the data are photos of scikit-image with drawn
 rain, 481x321 px.
+
+transform: RainAugment on one crop of 256 px after another, once its bank is full, new layers included; against it
+(ratios are to RainAugment) torchvision's change of brightness, and the rain of albumentations and kornia where these
+are installed.
 """
 
 import argparse
@@ -59,6 +63,7 @@ MATRIX = {"cpu": 2048, "cuda": 8192}  # side of the ceiling's product
 COPY = {"cpu": 2**26, "cuda": 2**30}  # bytes of the copy
 PROCESS = Path("/proc/self")
 SETTLE = 1.0  # seconds in which workers read ahead after a turn, in order not to disturb the next one
+CROPS, SIDE = 1000, 256  # of a turn of transforms; px
 AHEAD = 2  # batches that each worker reads ahead, as DataLoader does by default
 
 
@@ -504,13 +509,50 @@ def loader(args: argparse.Namespace, device: torch.device, stack: contextlib.Exi
     return cases
 
 
-WORK = {"joint": joint, "aug": aug, "derain": derain_cases, "generate": generate, "loader": loader}
+def transforms(args: argparse.Namespace, device: torch.device, stack: contextlib.ExitStack) -> list[Case]:
+    """Rain on crops in somebody's pipeline, one uint8 crop at a time on the CPU, for each library what it takes."""
+    from torchvision.transforms import v2  # takes three seconds to import
+
+    from common.generation import transform
+
+    crop = torch.randint(256, (3, SIDE, SIDE), dtype=torch.uint8)
+    ours = transform.RainAugment(p=1, seed=0, size=SIDE)
+    for k in progress_bar(range(transform.FIRST, transform.LAYERS), desc="filling the bank", unit="layer", leave=False):
+        ours._add_layer(np.random.RandomState(k))
+    ways = {"RainAugment": (ours, crop), "torchvision ColorJitter": (v2.ColorJitter(brightness=0.5), crop)}
+    with contextlib.suppress(ImportError):
+        import albumentations
+
+        rain = albumentations.RandomRain(p=1)
+        pixels = crop.permute(1, 2, 0).contiguous().numpy()
+        ways["albumentations RandomRain"] = (lambda image: rain(image=image)), pixels
+    with contextlib.suppress(ImportError):
+        from kornia.augmentation import RandomRain
+
+        ways["kornia RandomRain"] = RandomRain(p=1), crop[None] / 255
+
+    def turn(change: Callable, crop: Tensor | np.ndarray) -> None:
+        for _ in range(CROPS):
+            change(crop)
+
+    return [Case(name, functools.partial(turn, *way), CROPS, CROPS) for name, way in ways.items()]
+
+
+WORK = {
+    "joint": joint,
+    "aug": aug,
+    "derain": derain_cases,
+    "generate": generate,
+    "loader": loader,
+    "transform": transforms,
+}
 UNIT = {
     "joint": "joint step",
     "aug": "A+ step",
     "derain": "derain, an image",
     "generate": "rain, a photo",
     "loader": "batch",
+    "transform": "crop",
 }
 
 
@@ -576,9 +618,12 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("--precision tf32: only GPUs have it")
     for precision in args.precision:
         require_fast(precision, device)
+    if args.work == "transform" and device.type == "cuda":
+        raise UserError("--device cuda: transforms are measured on the CPU, where they work; take cpu")
     if args.json:
         _require_place(Path(args.json))
     sizes = f"{args.width}x{args.height} px" if args.work in ("derain", "generate") else ""
+    sizes = f"{SIDE} px" if args.work == "transform" else sizes
     sizes = sizes or f"batch {args.batchSize}, {args.patchSize} px, {min(args.workers, os.cpu_count() or 1)} workers"
     with contextlib.ExitStack() as stack:
         rows = measure(WORK[args.work](args, device, stack), device, args.turns)

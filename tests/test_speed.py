@@ -315,13 +315,14 @@ def small_work(monkeypatch):
     """Networks of one stage and few photos."""
     monkeypatch.setattr(benchmark, "Derain", lambda stages: Derain(1))
     monkeypatch.setattr(benchmark, "PReNet", lambda stages: PReNet(1))
-    monkeypatch.setattr(benchmark, "SETTLE", 0.0)
+    for name, value in (("SETTLE", 0.0), ("CROPS", 3), ("SIDE", 40)):
+        monkeypatch.setattr(benchmark, name, value)
     monkeypatch.setitem(benchmark.MATRIX, "cpu", 64)
     monkeypatch.setitem(benchmark.COPY, "cpu", 4096)
     monkeypatch.setattr(benchmark.demo, "TRAIN", ("camera",))
 
 
-@pytest.mark.parametrize("work", ["joint", "aug", "derain", "generate", "loader"])
+@pytest.mark.parametrize("work", benchmark.WORK)
 def test_benchmark(work, small_work, quick, tmp_path, capsys):
     out = tmp_path / "deep" / "b.json"
     flags = [
@@ -341,11 +342,12 @@ def test_benchmark(work, small_work, quick, tmp_path, capsys):
     assert benchmark.main([work, *flags, "--json", str(out)]) == 0
     printed = capsys.readouterr().out
     rows = json.loads(out.read_text())["rows"]
-    assert "| plain" in printed or "| files (plain)" in printed
+    first = {"loader": "files (plain)", "transform": "RainAugment"}.get(work, "plain")
+    assert f"| {first} " in printed
     assert rows[0]["ratio"] == 1 and all(len(row["seconds"]) == 2 and row["min_s"] > 0 for row in rows)
     for row in rows:
         assert row["steps_per_s"] == pytest.approx(1 / row["median_s"])
-    if work != "loader":
+    if work not in ("loader", "transform"):
         assert "of ceiling" in printed and "GFLOP/s (fp32) in a matrix product" in printed
         assert all(row["share_of_ceiling"] > 0 and row["times_roofline"] > 0 for row in rows)
     if work == "joint":
