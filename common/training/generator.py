@@ -60,9 +60,13 @@ class RainCritic(nn.Module):
 
 
 def seen(rain: Tensor, channels: int = 3) -> Tensor:
-    """Rain layers (N, nc, p, p) >= 0 as the critic sees them, in 3 channels or 1; by the root faint streaks count."""
+    """Rain layers (N, nc, p, p) >= 0 as the critic sees them, of 3 channels or 1: the root makes faint streaks count.
+
+    Above 1, where no real layer reaches, it goes on as a straight line. The root's gradient would vanish there, and
+    single pixels of G would grow without end.
+    """
     rain = rain.mean(1, keepdim=True) if channels == 1 else rain
-    return 2 * (rain + 0.02).sqrt() - 1
+    return 2 * (rain.clamp(max=1) + 0.02).sqrt() - 1 + (rain - 1).clamp(min=0)
 
 
 def init_decoder(decoder: nn.Module, grey: bool = False) -> None:
