@@ -491,7 +491,7 @@ def add_rain(parser: Parser) -> Parser:
     knobs = parser.group("knobs, each for itself; left alone, the rain has what chance gives it")
     knobs.add_argument("--angle", type=number(float, -90, 90), help="degrees from vertical, lower end to the right")
     knobs.add_argument("--density", type=number(float, 0, 1), help="share of rainy pixels")
-    knobs.add_argument("--thickness", type=number(float, 0, 1e3), help="median width of the streaks in px, at --scale 1")
+    knobs.add_argument("--thickness", type=number(float, 0, 1e3), help="median width of streaks in px, at --scale 1")
     knobs.add_argument("--brightness", type=number(float, 0, 1), help="mean of the rain over rainy pixels")
     run = parser.group("run")
     run.add_argument(

@@ -60,6 +60,7 @@ OWN = {  # for single scripts; None leaves the default
     "test_spa_aug.py": {"recurrent_iter": None},
     "generate_rain.py": {"netED": None},  # that of the project
     "train_syn_generator.py": {"niter": None, "iters_per_epoch": "1"},
+    "train_syn_encoder.py": {"niter": None, "iters_per_epoch": "1"},
     "common.data.pack": {"workers": None},
     "common.data.compose": {"workers": None},
     "common.benchmark": {"workers": "1"},

@@ -206,9 +206,9 @@ def run_disentanglement(
         gain = brightening(torch.cat([rains[d] for d in order]))
         labels = [f"z{d}: {changes[s, d]:.2g}" for d in order]
         shown = [strip([enlarged(tile, TILE) for tile in _pixels(gain * rains[d])], WHITE) for d in order]
-        shown = beside(labels, shown, WHITE)
+        whole = beside(labels, shown, WHITE)
         title = f"one dimension of the code a row, from -3 to 3; change in grey levels a step; shown {gain:g}x brighter"
-        write_image(folder / f"seed{seed}" / "sheet.png", row([shown], [title], shown.shape[1]))
+        write_image(folder / f"seed{seed}" / "sheet.png", row([whole], [title], whole.shape[1]))
     bar.close()
     mean = changes.mean(0)
     ranking = np.argsort(-mean, kind="stable")
