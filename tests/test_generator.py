@@ -60,9 +60,14 @@ def softplus(x):
 
 
 def test_layers_as_the_critic_sees_them():
-    rain = torch.tensor([0.0, 0.23, 0.98]).view(1, 3, 1, 1)
-    assert seen(rain).flatten().tolist() == pytest.approx([2 * 0.02**0.5 - 1, 0, 1])
-    assert seen(rain, 1).item() == pytest.approx(2 * (1.21 / 3 + 0.02) ** 0.5 - 1)  # of their mean
+    levels = [0, 51 / 255, 1]
+    rain = torch.tensor([0.001, 51.4 / 255, 3.0], requires_grad=True)
+    shown = seen(rain.view(1, 3, 1, 1))
+    assert shown.flatten().tolist() == pytest.approx([2 * (level + 0.02) ** 0.5 - 1 for level in levels])
+    shown.sum().backward()  # as if it were neither rounded nor clipped
+    assert rain.grad.tolist() == pytest.approx([(level + 0.02) ** -0.5 for level in levels])
+    grey = torch.tensor([60.0, 40.0, 53.0]).view(1, 3, 1, 1) / 255
+    assert seen(grey, 1).item() == pytest.approx(2 * (51 / 255 + 0.02) ** 0.5 - 1)  # of their mean
 
 
 @pytest.mark.parametrize("w_gp", [0, 0.25])

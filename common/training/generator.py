@@ -62,11 +62,12 @@ class RainCritic(nn.Module):
 def seen(rain: Tensor, channels: int = 3) -> Tensor:
     """Rain layers (N, nc, p, p) >= 0 as the critic sees them, of 3 channels or 1: the root makes faint streaks count.
 
-    Above 1, where no real layer reaches, it goes on as a straight line. The root's gradient would vanish there, and
-    single pixels of G would grow without end.
+    They are rounded to 8 bits and clipped at 1, as the real ones are. G can not make steps, by which the critic would
+    know the real ones. The gradient passes as if they were neither.
     """
     rain = rain.mean(1, keepdim=True) if channels == 1 else rain
-    return 2 * (rain.clamp(max=1) + 0.02).sqrt() - 1 + (rain - 1).clamp(min=0)
+    eight_bits = (255 * rain).round().clamp(max=255) / 255
+    return 2 * (rain + (eight_bits - rain).detach() + 0.02).sqrt() - 1
 
 
 def init_decoder(decoder: nn.Module, grey: bool = False) -> None:
