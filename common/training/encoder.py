@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from common.models import EDNet
-from common.speed import Speed, autocast
+from common.speed import Speed, autocast, set_rate
 from common.training.generator import seen
 from common.training.loop import fit
 from common.training.losses import LOGVAR_RANGE
 from common.training.run import Run
 
 SHARE = 4  # real patches for each generated one: they teach RNet faster
+WARM_UP = 200  # steps in which the rate rises to its value; full at once, it leaves RNet with units that are never on
 
 
 def init_encoder(encoder: nn.Module) -> None:
@@ -80,6 +81,8 @@ def encoder_step(
     recorded = speed.recorded(work, next(netED.parameters()).device)
 
     def step(rainy: Tensor, clean: Tensor, index: int) -> dict[str, Tensor]:
+        if index <= WARM_UP:
+            set_rate(optED, optED.param_groups[0]["initial_lr"] * (index + 1) / (WARM_UP + 1))
         codes = torch.randn(-(-len(rainy) // SHARE), netED.nz, device=rainy.device)
         losses, pictures = recorded(rainy, clean, codes)
         shown.update(pictures)
