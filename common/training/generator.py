@@ -90,11 +90,16 @@ def init_decoder(decoder: nn.Module, grey: bool = False) -> None:
 
 
 def leaky_sample(netED: EDNet, z: Tensor) -> Tensor:
-    """G(z), whose last ReLU lets a tenth of the gradient through where it is closed: (N, nz) -> (N, 3, p, p) >= 0."""
+    """G(z), whose last ReLU lets a tenth of the gradient through where it is closed: (N, nz) -> (N, 3, p, p) >= 0.
+
+    Only where that would open it: what is black can't become blacker, and would be pushed down without end.
+    """
     *body, last = netED.decoder.main
     for layer in body:
         z = layer(z)
     below = LEAK * z.clamp(max=0)
+    if below.requires_grad:
+        below.register_hook(lambda grad: grad.clamp(max=0))
     return last(z) + below - below.detach()
 
 
