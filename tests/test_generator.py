@@ -139,7 +139,7 @@ def test_the_closed_relu_lets_a_tenth_of_the_gradient_through():
     assert torch.equal(rain, netED.sample(z))
     pull = double(*rain.shape, seed=3)
     (found,) = torch.autograd.grad(rain, z, pull)
-    leak = torch.where(closed, 0.1 * (pull < 0), 1.0)  # black does not become blacker
+    leak = torch.where(closed, 0.1 * (pull < 0).double(), 1.0)  # black does not become blacker
     (wanted,) = torch.autograd.grad(before_last, z, pull * leak)
     assert torch.allclose(found, wanted, rtol=1e-9)
 
