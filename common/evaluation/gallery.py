@@ -19,7 +19,8 @@ PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
 STYLE = (
     "body{font-family:sans-serif;max-width:1200px;margin:2em auto;padding:0 1em;color:#222}"
     "img{max-width:100%;height:auto;border:1px solid #ddd}figure{margin:2em 0}figcaption{margin-bottom:.5em}"
-    "table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:right;border-bottom:1px solid #ddd}"
+    "table{border-collapse:collapse;display:block;overflow-x:auto}"
+    "td,th{padding:.2em .8em;text-align:right;border-bottom:1px solid #ddd}"
 )
 
 
@@ -46,7 +47,8 @@ def page(title: str, figures: list[tuple[str, str]], rows: list[list[str]] | Non
         for name, sentence in figures
     ]
     parts += [table(rows)] if rows else []
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+    head = '<!doctype html><html lang="en"><meta charset="utf-8">'
+    head += f'<meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
     return f"{head}<style>{STYLE}</style><h1>{html.escape(title)}</h1>{''.join(parts)}</html>\n"
 
 
