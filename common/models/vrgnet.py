@@ -37,6 +37,13 @@ class _Encoder(nn.Module):
         return self.main(rainy)
 
 
+class _FromOnePixel(nn.ConvTranspose2d):
+    """A transposed convolution of 1x1 inputs as a product, which a CPU computes several times faster."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.flatten(1) @ self.weight.flatten(1)).unflatten(1, self.weight.shape[1:])
+
+
 class _Decoder(nn.Module):
     """G: (N, nz) -> (N, nc, p, p), >= 0 because the last layer is a ReLU."""
 
@@ -44,7 +51,7 @@ class _Decoder(nn.Module):
         super().__init__()
         width = nef * 2 ** levels(patch_size)
         layers = [nn.Linear(nz, width), nn.Unflatten(1, (width, 1, 1)), nn.ReLU()]
-        layers += [nn.ConvTranspose2d(width, width // 2, 4, 1, 0, bias=False), nn.ReLU()]  # 1x1 -> 4x4
+        layers += [_FromOnePixel(width, width // 2, 4, bias=False), nn.ReLU()]  # 1x1 -> 4x4
         while width > 2 * nef:
             width //= 2
             layers += [nn.ConvTranspose2d(width, width // 2, 4, 2, 1, bias=False), nn.ReLU()]
