@@ -1,4 +1,4 @@
-"""Where the reference numbers are, and the recipe for the weights that they belong to (golden/README.md)."""
+"""Where the reference numbers are, and the recipe for the weights that they belong to (tests/golden/README.md)."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
-GOLDEN = SHARED / "golden"
+GOLDEN = ROOT / "tests" / "golden"
 DATA = SHARED / "data"
 
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the reference numbers (../shared/golden) are not here")
+needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the reference numbers (tests/golden) are not here")
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the research-only images (../shared/data) are not here")
 
 

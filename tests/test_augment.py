@@ -198,7 +198,7 @@ def test_what_a_training_sees(pairs_folder, generator, tmp_path, monkeypatch, ca
         assert (layer >= 0).all() and layer.max() > 0.02 and netED.patch_size == layer.shape[-1]
 
 
-def test_noaug_is_the_same_training_without_the_generator(spa, tmp_path):  # SPEC section 4
+def test_noaug_is_the_same_training_without_the_generator(spa, tmp_path):  # docs/method.md, 4
     small = ["--patchSize", 16, "--train_num", 3, "--niter", 1]
     train_spa(train_spa_smallsample_noaug, spa, tmp_path / "noaug", *small)
     train_spa(train_spa_smallsample_aug, spa, tmp_path / "aug", *small, "--fake_ratio", 0, "--iters_per_epoch", 6)

@@ -1,4 +1,4 @@
-"""What the rain code z means: interpolation between two rains, sweeps of single dimensions, random rains (SPEC 6)."""
+"""What the rain code z means: from one rain to another, single dimensions, random rains (docs/method.md, 6)."""
 
 import csv
 import io

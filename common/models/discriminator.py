@@ -1,6 +1,6 @@
 """The critic D: spectrally normalised convolutions with self-attention (after SAGAN, Zhang et al., ICML 2019).
 
-Structure and checkpoint names: SPEC section 2.
+Structure and checkpoint names: docs/method.md, 2.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """PReNet (Ren et al., CVPR 2019): one recurrent body with two heads, the plain derainer and the Gaussian BNet.
 
-Structure and checkpoint names: SPEC section 2.
+Structure and checkpoint names: docs/method.md, 2.
 """
 
 import torch

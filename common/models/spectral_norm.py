@@ -1,6 +1,6 @@
 """Spectral normalisation (Miyato et al., ICLR 2018) with one power iteration at every forward, train and eval alike.
 
-Own module instead of torch's: names, order of the iteration and one quirk are part of the numerics (SPEC section 2).
+Own module instead of torch's: names, order of the iteration and one quirk are part of the numerics (docs/method.md, 2).
 """
 
 import torch

@@ -1,6 +1,6 @@
 """The rain side of VRGNet: RNet (encoder of a rainy patch to a rain code) and G (rain code to rain layer).
 
-Structure and checkpoint names: SPEC section 2. One pattern serves every patch size 2^k from 16 on.
+Structure and checkpoint names: docs/method.md, 2. One pattern serves every patch size 2^k from 16 on.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Augmented training (A+): G rains on clean crops while any derainer learns (SPEC section 4)."""
+"""Augmented training (A+): G rains on clean crops while any derainer learns (docs/method.md, 4)."""
 
 import math
 from collections.abc import Callable

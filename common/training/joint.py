@@ -1,4 +1,4 @@
-"""Joint training of BNet, RNet, G and D: the two steps of the paper and their loop (SPEC section 3)."""
+"""Joint training of BNet, RNet, G and D: the two steps of the paper and their loop (docs/method.md, 3)."""
 
 import argparse
 import functools
@@ -70,7 +70,7 @@ def d_step(
     """
     fake = fake.detach()
     optD.zero_grad()
-    # Three calls in this order, one backward: the spectral norm moves on at every call (SPEC section 2).
+    # Three calls in this order, one backward: the spectral norm moves on at every call (docs/method.md, 2).
     d_real = -netD(rainy)[0].mean()
     d_fake = netD(fake)[0].mean()
     gp = gradient_penalty(netD, rainy, fake, alpha)

@@ -1,4 +1,4 @@
-"""The losses as pure functions (SPEC sections 3 and 4)."""
+"""The losses as pure functions (docs/method.md, 3 and 4)."""
 
 import math
 
