@@ -15,12 +15,12 @@ test: $(VENV)/test-ready
 	@echo "== the tests: under five minutes on two cores"
 	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
-# The generator that comes with the project, made again, into $(MADE): a night on two cores. STREAKS: pictures of rain on
+# The generator that comes with the project, made again, into $(MADE): four hours on two cores. STREAKS: pictures of rain on
 # black, CLEAN: photos for RNet. After an interruption the same command goes on.
 CLEAN ?= photos
 STREAKS ?= streaks
 MADE := made_generator
-EPOCHS := 45
+EPOCHS := 32
 generator: $(VENV)/run-ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh docs/generator.sh $(STREAKS) $(CLEAN) $(MADE) $(EPOCHS)
 

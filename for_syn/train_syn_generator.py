@@ -42,7 +42,7 @@ def parse_args(argv=None):
         "--gt_path", "./data/rain100L/train/small/norain", help="folder of their clean partners; rain = O - B"
     )
     data.add_argument("--hold_out", type=cli.count, default=0, help="layers, spread evenly by name, that are left out")
-    data.add_argument("--variants", type=cli.positive_int, default=8, help="of each layer: turned, scaled; in memory")
+    data.add_argument("--variants", type=cli.positive_int, default=12, help="of each layer: turned, scaled; in memory")
     data.add_argument("--batchSize", type=cli.number(int, 2), default=32, help="crops in a step")
     data.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px, a power of two")
     model = parser.group("model")
@@ -51,9 +51,9 @@ def parse_args(argv=None):
     model.add_argument("--nef", type=cli.width, default=32, help="width of G")
     model.add_argument("--ndf", type=cli.width, default=32, help="width of D")
     optim = parser.group("optimisation")
-    optim.add_argument("--niter", type=cli.positive_int, default=60, help="epochs")
+    optim.add_argument("--niter", type=cli.positive_int, default=32, help="epochs")
     optim.add_argument("--w_gp", type=cli.nonnegative, default=0.5, help="weight of the gradient penalties R1 + R2")
-    optim.add_argument("--milestone", type=cli.positive_int, nargs="+", default=[40, 50], help="epochs: rate x 0.5")
+    optim.add_argument("--milestone", type=cli.positive_int, nargs="+", default=[22, 28], help="epochs: rate x 0.5")
     optim.add_argument("--lr", type=cli.positive, default=2e-4, help="learning rate of G and D")
     optim.add_argument("--ema", type=cli.below_one, default=0.999, help="decay of the moving average of G")
     cli.add_run(
