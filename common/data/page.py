@@ -4,16 +4,16 @@ The page holds its pictures itself, in a size for the screen, and asks no other 
 """
 
 import base64
-import html
+import contextlib
 import io
 import math
 import os
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote_from_bytes
 
+import jinja2
 from PIL import Image
 
 from common.data.images import ImageError, read_image, to_eight_bits
@@ -83,26 +83,36 @@ def write(
     Raises:
         UserError: the page can't be written.
     """
-    shown: dict[str, str] = {}
-    position = {item.name: number for number, item in enumerate(items)}
+    figures, places = [], {item.name: place for place, item in enumerate(items)}
     for item in picked(items, order):
-        try:
-            shown[item.name] = _figure(item, position[item.name], path.parent, sides, order)
-        except ImageError:  # somebody moved it
-            continue
-    template = string.Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
-    text = template.substitute(
-        title=_text(title),
-        lead="".join(f"<p>{_text(paragraph)}</p>\n" for paragraph in lead),
-        table=_table(items, means or {}, {name: f"#i{position[name]}" for name in shown}),
-        figures=_figures(list(shown.values()), len(items), order),
+        with contextlib.suppress(ImageError):  # somebody moved it
+            figures.append(_figure(item, places[item.name], path.parent, order))
+    text = render(
+        "page.html",
+        title=title,
+        lead=lead,
+        items=items,
+        columns=list(items[0].values) if items else [],
+        means=means,
+        shown={figure["number"] for figure in figures},
+        figures=figures,
+        sides=sides,
+        order=order,
     )
     write_bytes(path, text.encode())
 
 
-def _text(value: str) -> str:
-    """Plain text as HTML; file names may hold anything."""
-    return html.escape(printable(value))
+def render(template: str, **values: object) -> str:
+    """A page of a template beside this file. All text in it is escaped; file names may hold anything."""
+    pages = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return pages.get_template(template).render(number=_number, exact=_exact, **values)
 
 
 def _number(value: float) -> str:
@@ -118,82 +128,28 @@ def _exact(value: float) -> str:
     return repr(float(value)).replace("inf", "Infinity").replace("nan", "NaN")
 
 
-def _cell(value: float) -> str:
-    return f'<td data-value="{_exact(value)}">{_number(value)}</td>'
-
-
-def _table(items: Sequence[Item], means: dict[str, float], links: dict[str, str]) -> str:
-    columns = list(items[0].values) if items else []
-    if not columns:
-        return ""
-    heads = "".join(
-        f'<th scope="col"><button type="button">{_text(name)}</button></th>' for name in ["image", *columns]
-    )
-    rows = []
-    for number, item in enumerate(items):
-        name = _text(item.name)
-        name = f'<a href="{links[item.name]}">{name}</a>' if item.name in links else name
-        rows.append(f'<tr><td data-value="{number}">{name}</td>{"".join(map(_cell, item.values.values()))}</tr>')
-    foot = f"<tr><td>mean</td>{''.join(_cell(means[c]) for c in columns)}</tr>" if means else ""
-    body = "\n".join(rows)
-    return (
-        f'<div class="wide"><table><thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody>'
-        f"<tfoot>{foot}</tfoot></table></div>"
-    )
-
-
-def _figures(figures: list[str], number: int, order: Order | None) -> str:
-    if not figures:
-        return ""
-    which = f"{len(figures)} of {number} images" if len(figures) < number else "All images"
-    if order:
-        ends = (f"{order.low} first", "value", "true"), (f"{order.high} first", "value", "false")
-        buttons = " ".join(
-            f'<button type="button" data-key="{key}" data-up="{up}">{_text(text)}</button>'
-            for text, key, up in (*ends, ("by name", "number", "true"))
-        )
-        some = f": the {order.low} and the {order.high}" if len(figures) < number else ""
-        which = f'{which}{some}, by {_text(order.column)}. <span class="order">{buttons}</span>'
-    return f'<h2>Before and after</h2>\n<p>{which}</p>\n<div class="figures">\n{"".join(figures)}</div>'
-
-
-def _figure(item: Item, number: int, folder: Path, sides: tuple[str, str], order: Order | None) -> str:
-    images, size = [], (0, 0)
+def _figure(item: Item, place: int, folder: Path, order: Order | None) -> dict[str, object]:
+    """What the template says of an image; its pictures as JPEGs in base64."""
+    pictures, size = [], (0, 0)
     for label, file in item.pictures.items():
         pixels = reduced(to_eight_bits(read_image(file)), SIDE)
         size = pixels.shape[:2]
         data = io.BytesIO()
         Image.fromarray(pixels).save(data, "JPEG", quality=QUALITY, subsampling=0)
-        side = " ".join(name for name, first in zip(("left", "right"), sides, strict=True) if first == label)
-        coded = base64.b64encode(data.getvalue()).decode()
-        images.append(f'<img class="{side}" alt="{_text(label)}" src="data:image/jpeg;base64,{coded}">')
+        pictures.append((label, base64.b64encode(data.getvalue()).decode()))
     height, width = size
     scale = max(1, min(SMALL / max(width, height), 8))
-    wide, high = round(scale * width), round(scale * height)
-    choices = "".join(
-        _choice(name, list(item.pictures), first) for name, first in zip(("left", "right"), sides, strict=True)
-    )
-    values = ", ".join(f"{_text(name)} {_number(value)}" for name, value in item.values.items())
-    value = _exact(item.values[order.column]) if order else ""
-    small = " small" if scale > 1 else ""
-    shape = f"width:{wide}px;max-height:{high}px;aspect-ratio:{width}/{height}"
-    return (
-        f'<figure id="i{number}" data-number="{number}" data-value="{value}" style="max-width:{max(wide, SMALL)}px">'
-        f"<figcaption>{_link(item, folder)}{': ' if values else ''}{values}</figcaption>\n"
-        f'<div class="view{small}" style="{shape}">{"".join(images)}<i></i>'
-        f'<input type="range" min="0" max="100" value="50" step="0.5" aria-label="from {_text(sides[0])} to '
-        f'{_text(sides[1])}"></div>\n<div class="sides">{choices}</div></figure>\n'
-    )
-
-
-def _choice(name: str, labels: Sequence[str], first: str) -> str:
-    options = "".join(f"<option{' selected' if label == first else ''}>{_text(label)}</option>" for label in labels)
-    return f'<select name="{name}" aria-label="picture on the {name}">{options}</select>'
-
-
-def _link(item: Item, folder: Path) -> str:
     inside = [file for file in item.pictures.values() if file.is_relative_to(folder)]
-    if not inside:
-        return _text(item.name)
-    address = quote_from_bytes(os.fsencode(inside[-1].relative_to(folder).as_posix()))
-    return f'<a href="./{address}">{_text(item.name)}</a>'
+    return {
+        "number": place,
+        "name": item.name,
+        "address": inside and quote_from_bytes(os.fsencode(inside[-1].relative_to(folder).as_posix())),
+        "values": item.values,
+        "value": _exact(item.values[order.column]) if order else "",
+        "pictures": pictures,
+        "enlarged": scale > 1,
+        "width": round(scale * width),
+        "height": round(scale * height),
+        "ratio": f"{width}/{height}",
+        "widest": max(round(scale * width), SMALL),
+    }

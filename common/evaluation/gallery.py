@@ -5,51 +5,29 @@ python -m common.evaluation.gallery --out results --title "A run" --show sheet.p
 
 import argparse
 import csv
-import html
 import io
 import re
 import sys
 from pathlib import Path
 
 from common import cli
+from common.data.page import render
 from common.errors import UserError
 from common.files import read_small, text_of, write_bytes
 
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
-STYLE = (
-    "body{font-family:sans-serif;max-width:1200px;margin:2em auto;padding:0 1em;color:#222}"
-    "img{max-width:100%;height:auto;border:1px solid #ddd}figure{margin:2em 0}figcaption{margin-bottom:.5em}"
-    "table{border-collapse:collapse;display:block;overflow-x:auto}"
-    "td,th{padding:.2em .8em;text-align:right;border-bottom:1px solid #ddd}"
-)
 
 
-def table(rows: list[list[str]]) -> str:
-    """Rows of a CSV, the first one its head and the first column names, as an HTML table; numbers rounded."""
+def rounded(rows: list[list[str]]) -> list[list[str]]:
+    """Rows of a CSV, the first one its head and the first column names, with its numbers rounded for the eye."""
 
     def shown(cell: str) -> str:
         try:
             return f"{float(cell):.4f}" if abs(float(cell)) < 10 else f"{float(cell):.2f}"
         except ValueError:
-            return html.escape(cell.replace("_", " "))
+            return cell.replace("_", " ")
 
-    def line(cells: list[str], tag: str) -> str:
-        texts = [html.escape(cells[0]), *map(shown, cells[1:])]
-        return "<tr>" + "".join(f"<{tag}>{text}</{tag}>" for text in texts) + "</tr>"
-
-    return f"<table>{line(rows[0], 'th')}{''.join(line(row, 'td') for row in rows[1:])}</table>"
-
-
-def page(title: str, figures: list[tuple[str, str]], rows: list[list[str]] | None) -> str:
-    """The page: (file name beside it, sentence) each, and a table below; everything is escaped."""
-    parts = [
-        f'<figure><figcaption>{html.escape(sentence)}</figcaption><img src="{html.escape(name)}" alt=""></figure>'
-        for name, sentence in figures
-    ]
-    parts += [table(rows)] if rows else []
-    head = '<!doctype html><html lang="en"><meta charset="utf-8">'
-    head += f'<meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
-    return f"{head}<style>{STYLE}</style><h1>{html.escape(title)}</h1>{''.join(parts)}</html>\n"
+    return [[row[0], *map(shown, row[1:])] for row in rows]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -76,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--show: there is no {path}")
         plain = re.sub(r"[^A-Za-z0-9._-]", "_", path.stem)[:100]  # a name that needs no quoting in an address
         figures.append((f"{number:02d}_{plain}{path.suffix.lower()}", sentence, path.read_bytes()))
-    rows = None
+    rows = []
     if args.table:
         try:
             text = read_small(args.table).decode(errors="replace")
@@ -88,7 +66,8 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--table: {args.table} is empty")
     for name, _, data in figures:
         write_bytes(out / name, data)
-    write_bytes(out / "index.html", page(args.title, [figure[:2] for figure in figures], rows).encode(errors="replace"))
+    page = render("gallery.html", title=args.title, figures=[figure[:2] for figure in figures], rows=rounded(rows))
+    write_bytes(out / "index.html", page.encode())
     print(f"pictures: {out / 'index.html'}")
     return 0
 
