@@ -20,7 +20,7 @@ test: $(VENV)/test-ready
 CLEAN ?= photos
 STREAKS ?= streaks
 MADE := made_generator
-EPOCHS := 32
+EPOCHS := 40
 generator: $(VENV)/run-ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh docs/generator.sh $(STREAKS) $(CLEAN) $(MADE) $(EPOCHS)
 

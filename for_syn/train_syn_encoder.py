@@ -3,8 +3,8 @@
 Writes ED_state_N.pt (RNet, and G as it was) and the full training state to --model_dir, logs to --log_dir.
 The two losses: common/training/encoder.py.
 
-    python train_syn_encoder.py --netED ED_ema_state_32.pt --streaks STREAKS --clean PHOTOS --hold_out 20
-    python train_syn_encoder.py --netED ED_ema_state_32.pt --data_path rain --gt_path norain --hold_out 20
+    python train_syn_encoder.py --netED ED_ema_state_40.pt --streaks STREAKS --clean PHOTOS --hold_out 20
+    python train_syn_encoder.py --netED ED_ema_state_40.pt --data_path rain --gt_path norain --hold_out 20
 
 With --hold_out an epoch ends with the correlation of G(RNet(O)) with O - B on what was held out, beside that with
 another patch's rain. Next: test_interpolation.py --netED ED_state_N.pt; joint training by --init_ED ED_state_N.pt.
@@ -48,7 +48,7 @@ def parse_args(argv=None):
         "--patchSize", type=cli.patch_size, default=64, help="side of a crop in px, that of the generator"
     )
     model = parser.group("model")
-    cli.add_generator(model, "./generator_syn100lmodels/ED_ema_state_32.pt")
+    cli.add_generator(model, "./generator_syn100lmodels/ED_ema_state_40.pt")
     optim = parser.group("optimisation")
     optim.add_argument("--niter", type=cli.positive_int, default=10, help="epochs")
     optim.add_argument("--w_real", type=cli.nonnegative, default=100, help="weight of the distance to real rain")

@@ -51,9 +51,9 @@ def parse_args(argv=None):
     model.add_argument("--nef", type=cli.width, default=32, help="width of G")
     model.add_argument("--ndf", type=cli.width, default=32, help="width of D")
     optim = parser.group("optimisation")
-    optim.add_argument("--niter", type=cli.positive_int, default=32, help="epochs")
+    optim.add_argument("--niter", type=cli.positive_int, default=40, help="epochs")
     optim.add_argument("--w_gp", type=cli.nonnegative, default=0.5, help="weight of the gradient penalties R1 + R2")
-    optim.add_argument("--milestone", type=cli.positive_int, nargs="+", default=[22, 28], help="epochs: rate x 0.5")
+    optim.add_argument("--milestone", type=cli.positive_int, nargs="+", default=[26, 34], help="epochs: rate x 0.5")
     optim.add_argument("--lr", type=cli.positive, default=2e-4, help="learning rate of G and D")
     optim.add_argument("--ema", type=cli.below_one, default=0.999, help="decay of the moving average of G")
     cli.add_run(
