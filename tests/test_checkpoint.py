@@ -1,3 +1,4 @@
+import argparse
 import os
 
 import pytest
@@ -131,6 +132,17 @@ def test_a_network_whose_own_names_begin_like_that(tmp_path):
         assert torch.equal(net.net.weight, other.net.weight)
 
 
+def test_counters_of_others_are_no_weights(tmp_path):
+    """thop adds total_ops and total_params; PyTorch before 0.4.1 had no num_batches_tracked."""
+    net, other = (torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3)) for _ in range(2))
+    state = {key: value for key, value in net.state_dict().items() if "num_batches" not in key}
+    state |= {"total_ops": torch.zeros(1), "0.total_ops": torch.zeros(1), "0.total_params": torch.zeros(1)}
+    for prefix in ("", "module."):
+        torch.save(after(prefix, state), tmp_path / "x.pt")
+        load_weights(other, tmp_path / "x.pt", "own", "--model_dir")
+        assert torch.equal(net[0].weight, other[0].weight)
+
+
 def test_PReNet_r_is_PReNet_with_equal_blocks(tmp_path, capsys):
     net = fill(PReNet(2), 3)
     blocks = [net.res_conv1, net.res_conv2, net.res_conv3, net.res_conv4, net.res_conv5]
@@ -186,6 +198,9 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, zipped):
     with pytest.raises(UserError, match="save its state_dict"):
         load_weights(Derain(1), tmp_path / "y.pt", "joint", "--net")
     assert not (tmp_path / "ran").exists()
+    torch.save({"state_dict": {}, "args": argparse.Namespace()}, tmp_path / "z.pt")
+    with pytest.raises(UserError, match=r"nothing of it was run \(argparse.Namespace\). If you trust it, save its"):
+        load_weights(Derain(1), tmp_path / "z.pt", "joint", "--net")
 
 
 def test_damaged_and_missing_files(tmp_path):
@@ -197,6 +212,14 @@ def test_damaged_and_missing_files(tmp_path):
     for name in ("half.pt", "empty.pt", "text.pt"):
         with pytest.raises(UserError, match=f"{name} is not a PyTorch checkpoint, or a damaged one"):
             load_weights(Derain(1), tmp_path / name, "joint", "--net")
+    for text, message in {
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a": "lfs.pt is a pointer of Git LFS",
+        "\n<!DOCTYPE html><html>Quota exceeded</html>": "lfs.pt is a web page, not a checkpoint",
+    }.items():
+        (tmp_path / "lfs.pt").write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_weights(Derain(1), tmp_path / "lfs.pt", "joint", "--net")
+    (tmp_path / "lfs.pt").unlink()
     with pytest.raises(
         UserError, match=r"--net: there is no \S+z.pt. \S+ holds empty.pt, half.pt, text.pt, x.pt. Train"
     ):

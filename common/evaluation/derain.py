@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -481,6 +482,14 @@ def _report(done: list[tuple[Path, _Result]], save: Path, folder: Path, others: 
         table.save(save / "metrics.csv")
         print_result(table)
         print(f"written: {save / 'metrics.csv'}")
+        means = table.means()
+        if means["derained"].psnr_y < means["rainy"].psnr_y:
+            print(
+                "warning: the derained images are farther from the ground truth than the rainy ones. Check the weights "
+                "and their number of stages (--stage, --recurrent_iter), that --gt_path belongs to --data_path, and "
+                "that the derainer gives back the image, not the rain",
+                file=sys.stderr,
+            )
     problems = [result.problem for result in results if result.problem]
     if problems:
         tell(problems, f"{len(problems)} of {len(done)} images could not be derained or measured")

@@ -43,6 +43,7 @@ _REMEDIES = {
     "augmented": f"If it is of another network: {_OTHER}.",
 }
 # What saving from DataParallel, torch.compile or a network around the network puts before all names.
+_PROFILED = ("total_ops", "total_params")  # what counting operations (thop) leaves in a network
 _PREFIXES = ("module.", "_orig_mod.", "net.", "model.", "network.", "netG.", "generator.")
 
 
@@ -106,18 +107,30 @@ def load(path: Path, flag: str, hint: str = "") -> object:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch says so in several wordings; anything else that can't be unpickled is damage
-        if code := re.search(
-            r"[^.\n]*(unsupported (global|class|function)|not an allowed global)[^\n]*", str(error), re.I
-        ):
+        text = str(error)
+        if code := re.search(r"[^.\n]*(unsupported (global|class|function)|not an allowed global)[^\n]*", text, re.I):
+            named = re.search(r"\bGLOBAL ([\w.]+)", text)
             raise UserError(
                 f"{flag}: {path} holds code or objects, not just weights; refused, nothing of it was run "
-                f"({code[0].strip().rstrip('.')}). If you trust it, save its state_dict() alone and load that."
+                f"({named[1] if named else code[0].strip()}). If you trust it, save its state_dict() alone and load "
+                "that."
             ) from None
-        raise UserError(f"{flag}: {path} {_DAMAGED}") from None
+        raise UserError(f"{flag}: {path} {_damage(path)}") from None
     except PermissionError:
         raise UserError(f"{flag}: {path} may not be read; check its permissions") from None
     except Exception:  # the readers of damaged files raise many kinds
-        raise UserError(f"{flag}: {path} {_DAMAGED}") from None
+        raise UserError(f"{flag}: {path} {_damage(path)}") from None
+
+
+def _damage(path: Path) -> str:
+    """What a file is that can't be read as a checkpoint."""
+    with open(path, "rb") as file:
+        start = file.read(100).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the weights themselves. Fetch them with git lfs pull."
+    if start.startswith((b"<!doctype", b"<html")):
+        return "is a web page, not a checkpoint: the download was refused or needs a click. Fetch it again."
+    return _DAMAGED
 
 
 def _check_sizes(path: Path) -> None:
@@ -338,6 +351,8 @@ def put_weights(net: nn.Module, content: object, kind: str, where: str) -> None:
             f"keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else type(content).__name__
         )
         raise UserError(f"{where}: this is no state dict ({shape}). Expected: {expected}.")
+    content = {key: value for key, value in content.items() if key in own or not key.endswith(_PROFILED)}
+    content = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")} | content  # < 0.4.1
     missing = sorted(own.keys() - content.keys())
     surplus = sorted(content.keys() - own.keys())
     shapes = [
