@@ -270,6 +270,18 @@ def test_one_image_and_its_ground_truth(tmp_path, run, pairs_folder):
         run("--data_path", pairs_folder / "rain" / "9.png", "--save_path", pairs_folder / "rain")
 
 
+def test_deraining_that_makes_it_worse_is_warned_of(tmp_path, run, pairs_folder, capsys):
+    data = ["--data_path", pairs_folder / "rain", "--gt_path", pairs_folder / "norain"]
+    net = Derain(1)
+    for value, worse in ((0, False), (0.5, True)):
+        torch.nn.init.zeros_(net.derainet.convfinal[0].weight)
+        torch.nn.init.constant_(net.derainet.convfinal[0].bias, value)  # mu_b = input + value
+        torch.save(net.state_dict(), tmp_path / "w.pt")
+        assert run(*data, "--netDerain", tmp_path / "w.pt") == 0
+        warned = "farther from the ground truth than the rainy ones. Check the weights" in capsys.readouterr().err
+        assert warned == worse
+
+
 def test_metrics_come_from_the_saved_file(tmp_path, run, pairs_folder):
     from common.evaluation.metrics import score
 
