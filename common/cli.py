@@ -327,8 +327,8 @@ def add_deraining(group: argparse.ArgumentParser) -> None:
         "--tile",
         type=number(int, -1),
         default=-1,
-        help="core of a tile in px, its halo comes on top; 0: whole image; -1: tiles only where it needs over 1 GB, or "
-        "half of the free memory of a GPU",
+        help="core of a tile in px, its halo comes on top; 0: whole image; -1: tiles only where it needs more than "
+        "half of the free memory, or on a CPU 1 GB",
     )
     group.add_argument(
         "--rounding",

@@ -34,6 +34,7 @@ SIZES = (
     "Sizes that a network can't take: --pad_to 8 (say) pads them, --pad_square to squares; in training --patchSize and "
     "--batchSize."
 )
+GPU = "It asks for a GPU by itself; an argument of its class may spare that, --derainer_args use_GPU=false, say."
 
 
 class DerainerError(UserError):
@@ -172,7 +173,8 @@ def apply(net: nn.Module, rainy: Tensor) -> Tensor:
     except (Exception, SystemExit) as error:
         if is_out_of_memory(error) or is_dead_worker(error):
             raise
-        raise DerainerError(f"{name} failed on a batch {shape}: {_short(error)}. {SIZES}") from None
+        asks = rainy.device.type == "cpu" and re.search("cuda|nvidia", str(error), re.I)
+        raise DerainerError(f"{name} failed on a batch {shape}: {_short(error)}. {GPU if asks else SIZES}") from None
     first = out[0] if isinstance(out, (tuple, list)) and out else out
     if not isinstance(first, Tensor) or first.shape != rainy.shape or not first.is_floating_point():
         is_tensor = isinstance(first, Tensor)

@@ -138,19 +138,20 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16; on CPUs AVX-512 bf16, AMX and others."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)
+
+
 def require_fast(precision: str, device: torch.device) -> None:
     """Refuse bf16 where it would not be faster but a hundred times slower.
 
     Raises:
         UserError: the processor has no instructions for it.
     """
-    if precision != "bf16":
-        return
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)
-    if not native:
+    if precision == "bf16" and not has_bfloat16(device):
         what = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
         raise UserError(
             f"--precision bf16: {what} has no bfloat16 instructions, it would be many times slower; take fp32"

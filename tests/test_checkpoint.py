@@ -1,3 +1,4 @@
+import argparse
 import os
 
 import pytest
@@ -7,7 +8,7 @@ from common.errors import TrainingStopped, UserError
 from common.models import Derain, Discriminator, EDNet, PReNet
 from common.training import checkpoint
 from common.training.checkpoint import load_weights
-from tests.golden import DATA, needs_data
+from tests.golden import DATA, fill, needs_data
 
 NETS = {
     "joint": lambda: Derain(1),
@@ -18,14 +19,12 @@ NETS = {
 
 
 @pytest.mark.parametrize("kind", NETS)
-@pytest.mark.parametrize("form", ["zip", "old", "half", "DataParallel"])
+@pytest.mark.parametrize("form", ["zip", "old", "half"])
 def test_load(tmp_path, kind, form):
     net, other = NETS[kind](), NETS[kind]()
     state = net.state_dict()
     if form == "half":
         state = {key: value.half() for key, value in state.items()}
-    if form == "DataParallel":
-        state = {f"module.{key}": value for key, value in state.items()}
     torch.save(state, tmp_path / "x.pt", _use_new_zipfile_serialization=form != "old")
     load_weights(other, tmp_path / "x.pt", kind, "--net")
     for key, value in net.state_dict().items():
@@ -73,7 +72,7 @@ def test_another_size_names_the_keys_and_shapes(tmp_path):
 
 
 def test_what_is_no_state_dict(tmp_path):
-    for content in ([1, 2], {"a": 1}, {0: torch.ones(1)}, {"state_dict": {"x": torch.ones(1)}}, torch.ones(2)):
+    for content in ([1, 2], {"a": 1}, {0: torch.ones(1)}, {"state_dict": {"x": 1}}, torch.ones(2)):
         torch.save(content, tmp_path / "x.pt")
         with pytest.raises(UserError, match="this is no state dict .*Expected: a joint derainer"):
             load_weights(Derain(1), tmp_path / "x.pt", "joint", "--net")
@@ -83,6 +82,103 @@ def test_what_is_no_state_dict(tmp_path):
     torch.save({"vrgnet_state": 1}, tmp_path / "x.pt")
     with pytest.raises(UserError, match="this is a training state; use the network's own file"):
         load_weights(Derain(1), tmp_path / "x.pt", "joint", "--net")
+
+
+def after(prefix, state):
+    return {prefix + key: value for key, value in state.items()}
+
+
+FORMS = {
+    "DataParallel": (lambda s: after("module.", s), "taking the weights, what stands behind 'module.'"),
+    "MPRNet": (lambda s: {"epoch": 3, "state_dict": after("module.", s), "optimizer": {"state": {0: {"n": s}}}},
+        "taking state_dict, what stands behind 'module.'"),
+    "BasicSR": (lambda s: {"params": {k: v * 0 for k, v in s.items()}, "params_ema": s},
+        "taking params_ema; also there: params"),
+    "Lightning": (lambda s: {"state_dict": after("net.", s) | {"loss.vgg.weight": torch.ones(1)}, "callbacks": {}},
+        "taking state_dict, what stands behind 'net.'"),
+    "compiled": (lambda s: {"model": after("module._orig_mod.", s)},
+        "taking model, what stands behind 'module._orig_mod.'"),
+    "two networks": (lambda s: {"netX": {"a": torch.ones(1)}, "nets": {"mine": s}},
+        "taking nets.mine; also there: netX"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NETS)
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_as_other_projects_publish_them(tmp_path, capsys, kind, form):
+    net, other = NETS[kind](), NETS[kind]()
+    wrap, message = FORMS[form]
+    torch.save(wrap(net.state_dict()), tmp_path / "x.pt")
+    load_weights(other, tmp_path / "x.pt", kind, "--net")
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in net.state_dict().items())
+    assert f"--net: {tmp_path / 'x.pt'}: {message}\n" == capsys.readouterr().out
+    if kind == "ED":
+        assert checkpoint.load_generator(tmp_path / "x.pt", "--netED").nz == 4
+    torch.save(wrap(net.state_dict() | {"vrgnet_state": torch.ones(1)}), tmp_path / "x.pt")
+    with pytest.raises(UserError):  # strict as ever
+        load_weights(other, tmp_path / "x.pt", kind, "--net")
+
+
+def test_a_network_whose_own_names_begin_like_that(tmp_path):
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.Conv2d(3, 3, 1)
+
+    for prefix in ("", "module.", "net.", "model."):
+        net, other = Own(), Own()
+        torch.save(after(prefix, net.state_dict()), tmp_path / "x.pt")
+        load_weights(other, tmp_path / "x.pt", "own", "--derainer")
+        assert torch.equal(net.net.weight, other.net.weight)
+
+
+def test_counters_of_others_are_no_weights(tmp_path):
+    """thop adds total_ops and total_params; PyTorch before 0.4.1 had no num_batches_tracked."""
+    net, other = (torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3)) for _ in range(2))
+    state = {key: value for key, value in net.state_dict().items() if "num_batches" not in key}
+    state |= {"total_ops": torch.zeros(1), "0.total_ops": torch.zeros(1), "0.total_params": torch.zeros(1)}
+    for prefix in ("", "module."):
+        torch.save(after(prefix, state), tmp_path / "x.pt")
+        load_weights(other, tmp_path / "x.pt", "own", "--model_dir")
+        assert torch.equal(net[0].weight, other[0].weight)
+
+
+def test_PReNet_r_is_PReNet_with_equal_blocks(tmp_path, capsys):
+    net = fill(PReNet(2), 3)
+    blocks = [net.res_conv1, net.res_conv2, net.res_conv3, net.res_conv4, net.res_conv5]
+    for block in blocks[1:]:
+        block.load_state_dict(blocks[0].state_dict())
+    state = {key: value for key, value in net.state_dict().items() if not key.startswith(("res_conv2", "res_conv3",
+        "res_conv4", "res_conv5"))}  # fmt: skip
+    torch.save(after("module.", state), tmp_path / "x.pt")
+    other = PReNet(2)
+    load_weights(other, tmp_path / "x.pt", "augmented", "--model_dir")
+    assert "this is PReNet_r, whose one residual block stands for all five" in capsys.readouterr().out
+    rainy = torch.rand(1, 3, 9, 8)
+    assert torch.equal(net(rainy)[0], other(rainy)[0])
+    with pytest.raises(UserError, match="this is PReNet_r, .*; use test_syn_aug.py"):
+        load_weights(Derain(1), tmp_path / "x.pt", "joint", "--netDerain")
+
+
+def test_the_other_networks_of_PReNets_repository_are_named(tmp_path):
+    state = PReNet(1).state_dict()
+    gates = {key for key in state if key.startswith("conv_")}
+    plain = {key: value for key, value in state.items() if key not in gates}
+    blocks = {key for key in state if key.startswith("res_conv") and not key.startswith("res_conv1")}
+    published = {
+        r"PRN, a PReNet without its LSTM": plain,
+        r"PRN_r, a PReNet without its LSTM": {key: value for key, value in plain.items() if key not in blocks},
+        r"a PReNet with another recurrent unit": plain | {f"conv_{k}.0.weight": torch.ones(1) for k in "zbo"},
+        r"PReNet_x, a PReNet whose stages": state | {"conv0.0.weight": torch.ones(32, 3, 3, 3)},
+    }
+    for message, content in published.items():
+        torch.save(content, tmp_path / "x.pt")
+        with pytest.raises(UserError, match=rf"this is {message}.*; test_syn_aug.py --derainer .*:Class tests it") as e:
+            load_weights(PReNet(1), tmp_path / "x.pt", "augmented", "--model_dir")
+        assert "Set the flags" not in str(e.value)
+    torch.save({"conv.weight": torch.ones(1)}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="this is something else.*If it is of another network: test_syn_aug.py"):
+        load_weights(PReNet(1), tmp_path / "x.pt", "augmented", "--model_dir")
 
 
 class Code:
@@ -102,6 +198,9 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, zipped):
     with pytest.raises(UserError, match="save its state_dict"):
         load_weights(Derain(1), tmp_path / "y.pt", "joint", "--net")
     assert not (tmp_path / "ran").exists()
+    torch.save({"state_dict": {}, "args": argparse.Namespace()}, tmp_path / "z.pt")
+    with pytest.raises(UserError, match=r"nothing of it was run \(argparse.Namespace\). If you trust it, save its"):
+        load_weights(Derain(1), tmp_path / "z.pt", "joint", "--net")
 
 
 def test_damaged_and_missing_files(tmp_path):
@@ -113,6 +212,14 @@ def test_damaged_and_missing_files(tmp_path):
     for name in ("half.pt", "empty.pt", "text.pt"):
         with pytest.raises(UserError, match=f"{name} is not a PyTorch checkpoint, or a damaged one"):
             load_weights(Derain(1), tmp_path / name, "joint", "--net")
+    for text, message in {
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a": "lfs.pt is a pointer of Git LFS",
+        "\n<!DOCTYPE html><html>Quota exceeded</html>": "lfs.pt is a web page, not a checkpoint",
+    }.items():
+        (tmp_path / "lfs.pt").write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_weights(Derain(1), tmp_path / "lfs.pt", "joint", "--net")
+    (tmp_path / "lfs.pt").unlink()
     with pytest.raises(
         UserError, match=r"--net: there is no \S+z.pt. \S+ holds empty.pt, half.pt, text.pt, x.pt. Train"
     ):

@@ -98,13 +98,16 @@ def test_wrong_shapes_are_refused():
 
 def test_when_tiles_are_taken(monkeypatch):
     cpu = torch.device("cpu")
-    monkeypatch.setattr(module, "_bytes_before", lambda: 6e8)  # as measured after the imports
-    assert tile_size(-1, 321, 481, 78, cpu) == 0  # Rain100L goes whole
+    monkeypatch.setattr(module, "free_memory", lambda: 64e9)
+    assert tile_size(-1, 321, 481, 78, cpu) == tile_size(-1, 512, 512, 78, cpu) == 0
     assert tile_size(-1, 3000, 4000, 78, cpu) == 340
     assert tile_size(-1, 3000, 4000, 13, cpu) == 470
     assert tile_size(0, 3000, 4000, 78, cpu) == 0 and tile_size(128, 10, 10, 78, cpu) == 128
-    monkeypatch.setattr(module, "_bytes_before", lambda: 5e9)
-    assert tile_size(-1, 100, 100, 78, cpu) == 340
+    assert tile_size(-1, 500, 500, 78, cpu, 4) == 166  # four at once
+    monkeypatch.setattr(module, "free_memory", lambda: 6e8)
+    assert tile_size(-1, 321, 481, 78, cpu) == 197  # half of what is free
+    monkeypatch.setattr(module, "free_memory", lambda: 0)
+    assert tile_size(-1, 321, 481, 78, cpu) == 128  # as small as is worth it
 
 
 def test_a_gpu_takes_whole_images_or_large_tiles_and_several_at_once(monkeypatch):
@@ -153,7 +156,7 @@ def test_where_a_gpu_has_too_little_room_after_all_small_tiles_are_taken(monkeyp
             raise torch.OutOfMemoryError("CUDA out of memory")
         return window
 
-    monkeypatch.setattr(module, "_bytes_before", lambda: 0)
+    monkeypatch.setattr(module, "free_memory", lambda: 64e9)
     monkeypatch.setattr(module, "_infer", small_gpu)
     cpu = torch.device("cpu")
     with pytest.raises(torch.OutOfMemoryError):
@@ -267,6 +270,18 @@ def test_one_image_and_its_ground_truth(tmp_path, run, pairs_folder):
         run("--data_path", pairs_folder / "rain" / "9.png", "--save_path", pairs_folder / "rain")
 
 
+def test_deraining_that_makes_it_worse_is_warned_of(tmp_path, run, pairs_folder, capsys):
+    data = ["--data_path", pairs_folder / "rain", "--gt_path", pairs_folder / "norain"]
+    net = Derain(1)
+    for value, worse in ((0, False), (0.5, True)):
+        torch.nn.init.zeros_(net.derainet.convfinal[0].weight)
+        torch.nn.init.constant_(net.derainet.convfinal[0].bias, value)  # mu_b = input + value
+        torch.save(net.state_dict(), tmp_path / "w.pt")
+        assert run(*data, "--netDerain", tmp_path / "w.pt") == 0
+        warned = "farther from the ground truth than the rainy ones. Check the weights" in capsys.readouterr().err
+        assert warned == worse
+
+
 def test_metrics_come_from_the_saved_file(tmp_path, run, pairs_folder):
     from common.evaluation.metrics import score
 
@@ -367,3 +382,15 @@ def test_the_wrong_number_of_stages_still_loads_but_the_wrong_file_does_not(tmp_
     with pytest.raises(UserError, match="there is no .*Train one with train_spa_joint.py"):
         run("--data_path", pairs_folder / "rain", "--netDerain", tmp_path / "no.pt", script=test_spa_joint)
     assert run("--data_path", pairs_folder / "rain", "--stage", 2) == 0
+
+
+def test_bfloat16_is_offered_where_the_processor_has_it(monkeypatch, capsys):
+    cpu = torch.device("cpu")
+    for there in (True, False):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda there=there: {"avx512_bf16": there})
+        module.prepare(PReNet(1), cpu, "fp32", False, False)
+        assert ("--precision bf16 takes about half the time" in capsys.readouterr().out) == there
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    for net, precision in ((PReNet(1), "bf16"), (torch.nn.Conv2d(3, 3, 1), "fp32")):  # given; of unknown gain
+        module.prepare(net, cpu, precision, False, False)
+        assert "half the time" not in capsys.readouterr().out

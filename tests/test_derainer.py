@@ -326,6 +326,15 @@ def test_a_dead_worker_is_not_blamed_on_the_network():
         derainer.apply(Net(), torch.rand(1, 3, 8, 8))
 
 
+def test_a_network_that_asks_for_a_gpu_by_itself():
+    class Net(nn.Module):
+        def forward(self, rainy):
+            raise RuntimeError("Found no NVIDIA driver on your system")
+
+    with pytest.raises(UserError, match="Found no NVIDIA driver .* asks for a GPU by itself; .* use_GPU=false, say"):
+        derainer.apply(Net(), torch.rand(1, 3, 8, 8))
+
+
 def test_sizes_of_validation_are_tried_before_training(pairs_folder, net_file, tmp_path):
     flags = ["--derainer", f"{net_file}:Net", "--derainer_args", "multiple=8"]
     val = ["--val_data_path", pairs_folder / "rain", "--val_gt_path", pairs_folder / "norain"]

@@ -196,6 +196,26 @@ def test_a_batch_across_a_resumed_epoch_is_the_same_on_the_device(pairs_folder):
     assert len(found[0]) == 8 and torch.equal(*found)
 
 
+def test_free_memory_is_that_of_the_machine_or_of_the_container(monkeypatch):
+    files = {"/proc/meminfo": "MemTotal: 8000 kB MemAvailable: 5000 kB", "/sys/fs/cgroup/memory.max": "max"}
+
+    def read(path):
+        if str(path) not in files:
+            raise FileNotFoundError
+        return files[str(path)]
+
+    monkeypatch.setattr(cache.Path, "read_text", read)
+    monkeypatch.setattr(cache, "memory", lambda: 8_192_000)
+    assert cache.free_memory() == 5_120_000
+    files |= {"/sys/fs/cgroup/memory.max": "2000000", "/sys/fs/cgroup/memory.current": "1500000"}
+    files["/sys/fs/cgroup/memory.stat"] = "anon 1000000 inactive_file 400000"
+    assert cache.free_memory() == 900_000  # cached files make room
+    files["/sys/fs/cgroup/memory.current"] = "9000000"
+    assert cache.free_memory() == 0
+    files.clear()
+    assert cache.free_memory() == 8_192_000
+
+
 def test_memory_is_that_of_the_machine_or_of_the_container(monkeypatch):
     there = cache.memory()
     assert 2**28 < there < 2**50

@@ -1,6 +1,7 @@
 """Decoded images in memory: in RAM, where other processes can share them, or on the device; crops are cut there."""
 
 import argparse
+import contextlib
 import mmap
 import os
 import shutil
@@ -33,6 +34,29 @@ def memory() -> int:
         except (OSError, ValueError):  # no such limit, or "max"
             continue
     return min(limits, default=8 * GIB)
+
+
+def free_memory() -> int:
+    """Bytes of RAM that can be had now: of the machine, or of the container where that is less."""
+    limits = [memory()]  # where the system tells no more
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        limits.append(1024 * _count("/proc/meminfo", "MemAvailable:"))
+    for limit, used, files in (
+        ("memory.max", "memory.current", "inactive_file"),  # cached files make room
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            taken = _count(f"/sys/fs/cgroup/{used}") - _count(
+                Path("/sys/fs/cgroup", used).with_name("memory.stat"), files
+            )
+            limits.append(_count(f"/sys/fs/cgroup/{limit}") - taken)
+    return max(min(limits), 0)
+
+
+def _count(path: str | Path, name: str = "") -> int:
+    """The number behind a name in a file, or at its beginning."""
+    words = Path(path).read_text().split()
+    return int(words[words.index(name) + 1 if name else 0])
 
 
 def decoded_bytes(pairs: Sequence[Pair]) -> float:

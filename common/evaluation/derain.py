@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import functools
 import math
 import sys
 import time
@@ -17,17 +16,18 @@ from torch import Tensor, nn
 
 from common import derainer, ranks
 from common.data import page
+from common.data.cache import free_memory
 from common.data.images import ImageError, image_size, inputs, read_image, size_text, write_image
 from common.data.pairs import Pair, find_pairs, fingerprint
 from common.data.patches import floats
 from common.errors import UserError, is_out_of_memory
 from common.evaluation import metrics
 from common.graphs import kept, replay_forward
-from common.speed import autocast, compile_net, describe, order, require_fast, set_arithmetic, unprepared
+from common.speed import autocast, compile_net, describe, has_bfloat16, order, require_fast, set_arithmetic, unprepared
 from common.terminal import print_result, progress_bar, tell
 
-MEMORY_LIMIT = 1e9  # bytes of the whole process, imports included, above which --tile -1 takes tiles on a CPU
-GPU_SHARE = 0.5  # of its free memory, that deraining takes
+MEMORY_LIMIT = 1e9  # bytes that an image may need on a CPU, beyond what the process holds, before --tile -1 takes tiles
+FREE_SHARE = 0.5  # of the free memory, that deraining takes
 AUTO_WINDOW = 496  # px; 32 float channels of such a window stay below 32 MiB, where malloc still reuses memory
 LARGEST_WINDOW = 2**24 - 1  # px; 128 channels of gates are then as many values as 31 bits count
 LARGEST_RECORDED = 2**20  # px; above that a GPU is busy anyway, and a recording keeps memory
@@ -103,42 +103,32 @@ def _bytes_needed(pixels: int) -> float:
     return pixels * (2400 if pixels <= AUTO_WINDOW**2 else 1500)
 
 
-@functools.cache
-def _bytes_before() -> float:
-    """Memory of the process before the first image; half a gigabyte where the system does not tell."""
-    try:
-        import resource
-    except ImportError:
-        return 5e8
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def _room(device: torch.device) -> float:
-    """Bytes that deraining may take on a GPU now."""
+    """Bytes that deraining may take now."""
+    if device.type != "cuda":
+        return min(FREE_SHARE * free_memory() / ranks.local_count(), MEMORY_LIMIT)
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     free -= torch.cuda.memory_allocated(device) + kept(device)
-    return min(GPU_SHARE * max(free, 0), _bytes_needed(LARGEST_WINDOW))
+    return min(FREE_SHARE * max(free, 0), _bytes_needed(LARGEST_WINDOW))
 
 
 def tile_size(tile: int, height: int, width: int, halo: int, device: torch.device, number: int = 1) -> int:
     """The core of the tiles in px for --tile, 0 for the whole image.
 
     Args:
-        tile: N > 0 for that core, 0 for the whole image, -1 for tiles only where the whole image needs over 1 GB, or
-            half of the free memory of a GPU.
+        tile: N > 0 for that core, 0 for the whole image, -1 for tiles only where the whole image needs more than
+            half of the free memory, or on a CPU more than 1 GB, beyond what the process holds.
         height, width: of the image, in px.
         halo: margin around the core in px, see ``derain``.
         number: of images that are derained at once.
     """
     if tile >= 0:
         return tile
-    needed = _bytes_needed(height * width * number)
-    if device.type == "cuda":
-        room = _room(device)
-        window = math.isqrt(int(room / (_bytes_needed(1) * number)))  # as large as there is room
-    else:
-        room, window = MEMORY_LIMIT - _bytes_before(), AUTO_WINDOW
-    return 0 if needed <= room else _core(window, halo)
+    room = _room(device)
+    if _bytes_needed(height * width * number) <= room:
+        return 0
+    window = math.isqrt(int(room / (_bytes_needed(1) * number)))  # as large as there is room
+    return _core(window if device.type == "cuda" else min(window, AUTO_WINDOW), halo)
 
 
 def _core(window: int, halo: int) -> int:
@@ -189,8 +179,8 @@ def derain(net: nn.Module, rainy: Tensor, tile: int = -1, **windows) -> Tensor:
     Args:
         net: Derain, PReNet or any other derainer, on the device of ``rainy`` and in the mode that is wanted (eval).
         rainy: (N, 3, H, W) in [0, 1], H and W at least 1.
-        tile: core of a tile in px; 0 for the whole image; -1 for tiles only where the whole image needs over 1 GB, or
-            half of the free memory of a GPU.
+        tile: core of a tile in px; 0 for the whole image; -1 for tiles only where the whole image needs more than
+            half of the free memory, or on a CPU more than 1 GB, beyond what the process holds.
         windows: halo, pad_to, pad_square for other derainers, see ``Windows``.
 
     Returns:
@@ -332,6 +322,8 @@ def prepare(net: nn.Module, device: torch.device, precision: str, compiled: bool
     set_arithmetic(precision)
     if text := describe(precision, device):
         print(text)
+    elif derainer.is_ours(net) and has_bfloat16(device):
+        print("this processor has bfloat16 instructions: --precision bf16 takes about half the time, see the README")
     if derainer.is_ours(net) and (device.type == "cpu" or precision != "fp32"):
         net.to(memory_format=torch.channels_last)  # faster, and leaner on a CPU; see ``order``
     if compiled:
@@ -405,7 +397,6 @@ def derain_folder(
                 f"--save_path: {save / name} is an input file and would be overwritten; choose another folder"
             )
     ranks.require_shared("--save_path", save)
-    _bytes_before()  # remembered from here on
     prepare(net.eval(), device, precision, compiled, recorded)
     if derainer.is_ours(net):
         with unprepared(net):
@@ -491,6 +482,14 @@ def _report(done: list[tuple[Path, _Result]], save: Path, folder: Path, others: 
         table.save(save / "metrics.csv")
         print_result(table)
         print(f"written: {save / 'metrics.csv'}")
+        means = table.means()
+        if means["derained"].psnr_y < means["rainy"].psnr_y:
+            print(
+                "warning: the derained images are farther from the ground truth than the rainy ones. Check the weights "
+                "and their number of stages (--stage, --recurrent_iter), that --gt_path belongs to --data_path, and "
+                "that the derainer gives back the image, not the rain",
+                file=sys.stderr,
+            )
     problems = [result.problem for result in results if result.problem]
     if problems:
         tell(problems, f"{len(problems)} of {len(done)} images could not be derained or measured")

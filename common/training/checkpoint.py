@@ -7,7 +7,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from common.terminal import printable
 
 KEYS_SHOWN = 4
 _DAMAGED = "is not a PyTorch checkpoint, or a damaged one. Fetch or save it again."
+_OTHER = "test_syn_aug.py --derainer path/to/file.py:Class tests it, with its authors' code"
 # What a state dict looks like -> what to call it, and where it belongs.
 _KINDS = {
     "joint": ("a joint derainer, BNet (DerainNet_state)", "use test_syn_joint.py or test_spa_joint.py"),
@@ -28,7 +29,22 @@ _KINDS = {
     "own": ("the network of --derainer", "name it with --derainer"),
     "D": ("a critic, D", "only joint training uses it, D_state_N.pt"),
     "state": ("a training state", "use the network's own file beside it (..._state_N.pt); --resume -1 goes on from it"),
+    "PReNet_r": ("PReNet_r, a PReNet with one residual block for all", "use test_syn_aug.py or test_spa_aug.py"),
+    "PRN": ("PRN, a PReNet without its LSTM", _OTHER),
+    "PRN_r": ("PRN_r, a PReNet without its LSTM and with one residual block for all", _OTHER),
+    "PReNet_x": ("PReNet_x, a PReNet whose stages do not see the rainy image", _OTHER),
+    "ablation": ("a PReNet with another recurrent unit than the LSTM (GRU, say)", _OTHER),
 }
+# What to do where names or shapes differ; PReNet and BNet have no sizes to set.
+_REMEDIES = {
+    "ED": "Set the flags of the network (--nz, --nef, --patchSize) as in its training.",
+    "D": "Set the flags of the network (--ndf, --patchSize) as in its training.",
+    "own": "Give --derainer and --derainer_args as in its training.",
+    "augmented": f"If it is of another network: {_OTHER}.",
+}
+# What saving from DataParallel, torch.compile or a network around the network puts before all names.
+_PROFILED = ("total_ops", "total_params")  # what counting operations (thop) leaves in a network
+_PREFIXES = ("module.", "_orig_mod.", "net.", "model.", "network.", "netG.", "generator.")
 
 
 def save(value: object, path: Path, keep: Path | None = None) -> None:
@@ -91,18 +107,30 @@ def load(path: Path, flag: str, hint: str = "") -> object:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch says so in several wordings; anything else that can't be unpickled is damage
-        if code := re.search(
-            r"[^.\n]*(unsupported (global|class|function)|not an allowed global)[^\n]*", str(error), re.I
-        ):
+        text = str(error)
+        if code := re.search(r"[^.\n]*(unsupported (global|class|function)|not an allowed global)[^\n]*", text, re.I):
+            named = re.search(r"\bGLOBAL ([\w.]+)", text)
             raise UserError(
                 f"{flag}: {path} holds code or objects, not just weights; refused, nothing of it was run "
-                f"({code[0].strip().rstrip('.')}). If you trust it, save its state_dict() alone and load that."
+                f"({named[1] if named else code[0].strip()}). If you trust it, save its state_dict() alone and load "
+                "that."
             ) from None
-        raise UserError(f"{flag}: {path} {_DAMAGED}") from None
+        raise UserError(f"{flag}: {path} {_damage(path)}") from None
     except PermissionError:
         raise UserError(f"{flag}: {path} may not be read; check its permissions") from None
     except Exception:  # the readers of damaged files raise many kinds
-        raise UserError(f"{flag}: {path} {_DAMAGED}") from None
+        raise UserError(f"{flag}: {path} {_damage(path)}") from None
+
+
+def _damage(path: Path) -> str:
+    """What a file is that can't be read as a checkpoint."""
+    with open(path, "rb") as file:
+        start = file.read(100).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the weights themselves. Fetch them with git lfs pull."
+    if start.startswith((b"<!doctype", b"<html")):
+        return "is a web page, not a checkpoint: the download was refused or needs a click. Fetch it again."
+    return _DAMAGED
 
 
 def _check_sizes(path: Path) -> None:
@@ -198,19 +226,32 @@ def load_derainer(args: argparse.Namespace, hint: str = "") -> nn.Module:
 
 
 def kind_of(content: object) -> str | None:
-    """What a loaded file is: 'joint', 'augmented', 'ED', 'D', 'state', or None for anything else."""
+    """What a loaded file is: a key of ``_KINDS`` ('joint', 'augmented', 'ED', 'D', 'state', ...) or None."""
     if not isinstance(content, dict):
         return None
-    keys = set(content)
+    keys = {str(key) for key in content}
     if "vrgnet_state" in keys:
         return "state"
-    if any(str(key).startswith("derainet.") for key in keys):
+    if any(key.startswith("derainet.") for key in keys):
         return "joint"
-    if {"conv0.0.weight", "conv_i.0.weight"} <= keys:
-        return "augmented"
-    if any(str(key).startswith("encoder.main.") for key in keys):
+    if {"conv0.0.weight", "conv.0.weight", "res_conv1.0.weight"} <= keys:
+        return _kind_of_prenet(content)
+    if any(key.startswith("encoder.main.") for key in keys):
         return "ED"
     return "D" if "l4.0.module.weight_bar" in keys else None
+
+
+def _kind_of_prenet(content: dict) -> str:
+    """Which of the networks that PReNet's repository publishes."""
+    gates = {key for key in content if re.fullmatch(r"conv_\w+\.0\.weight", str(key))}
+    one_block = "res_conv2.0.weight" not in content
+    if not gates:
+        return "PRN_r" if one_block else "PRN"
+    if gates != {f"conv_{gate}.0.weight" for gate in "ifgo"}:
+        return "ablation"
+    if getattr(content["conv0.0.weight"], "shape", ())[1:2] == (3,):
+        return "PReNet_x"
+    return "PReNet_r" if one_block else "augmented"
 
 
 def load_generator(path: Path, flag: str, hint: str = "") -> EDNet:
@@ -219,7 +260,8 @@ def load_generator(path: Path, flag: str, hint: str = "") -> EDNet:
     Raises:
         UserError: see ``load`` and ``load_weights``.
     """
-    content = _unwrapped(load(path, flag, hint))
+    ends = {"encoder.main.0.weight", "decoder.main.0.weight"}  # which every size has
+    content = _unwrapped(load(path, flag, hint), ends, "ED", f"{flag}: {path}")
     net = EDNet()
     if kind_of(content) == "ED":
         tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
@@ -291,10 +333,14 @@ def put_weights(net: nn.Module, content: object, kind: str, where: str) -> None:
     """``load_weights`` for a file that is read already; ``where`` names it in messages. Raises the same."""
     expected = _KINDS[kind][0]
     own = net.state_dict()
-    content = content if _wrapped(own) else _unwrapped(content)
+    content = _unwrapped(content, own.keys(), kind, where)
     found = kind_of(content)
     if kind == "own" and found != "state":
         found = None  # whatever else it may look like
+    if found == "PReNet_r" and kind == "augmented":
+        print(f"{where}: this is PReNet_r, whose one residual block stands for all five")
+        found, one = kind, {key: value for key, value in content.items() if key.startswith("res_conv1.")}
+        content = content | {key.replace("1", str(k), 1): value for k in range(2, 6) for key, value in one.items()}
     if found not in (kind, None):
         is_a, remedy = _KINDS[found]
         raise UserError(f"{where}: this is {is_a}; {remedy}. Expected here: {expected}.")
@@ -305,6 +351,8 @@ def put_weights(net: nn.Module, content: object, kind: str, where: str) -> None:
             f"keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else type(content).__name__
         )
         raise UserError(f"{where}: this is no state dict ({shape}). Expected: {expected}.")
+    content = {key: value for key, value in content.items() if key in own or not key.endswith(_PROFILED)}
+    content = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")} | content  # < 0.4.1
     missing = sorted(own.keys() - content.keys())
     surplus = sorted(content.keys() - own.keys())
     shapes = [
@@ -315,13 +363,7 @@ def put_weights(net: nn.Module, content: object, kind: str, where: str) -> None:
     if missing or surplus or shapes:
         parts = [_some("missing", missing), _some("not expected", surplus), _some("of another shape", shapes)]
         looks = f"this looks like {_KINDS[found][0]}, but of another size" if found else "this is something else"
-        remedy = (
-            "Set the flags of the network (--stage, --nz, --nef, --ndf, --patchSize) as in its training."
-            if found
-            else "Give --derainer and --derainer_args as in its training."
-            if kind == "own"
-            else ""
-        )
+        remedy = _REMEDIES.get(kind, "") if found or kind in ("own", "augmented") else ""
         raise UserError(f"{where}: {looks}. Expected: {expected}. {' '.join(filter(None, parts))} {remedy}".rstrip())
     other = [k for k, v in content.items() if v.is_complex() or v.is_quantized or v.layout != own[k].layout]
     if other:
@@ -333,15 +375,61 @@ def put_weights(net: nn.Module, content: object, kind: str, where: str) -> None:
     net.load_state_dict(content)
 
 
-def _wrapped(state: object) -> bool:
-    return (
-        isinstance(state, dict) and bool(state) and all(isinstance(k, str) and k.startswith("module.") for k in state)
-    )
+def _unwrapped(content: object, names: Set[str], kind: str, where: str) -> object:
+    """The weights in a file as other projects publish them, {"params": {"module.conv.weight": ...}}; says what it took.
+
+    Args:
+        content: what was read. Of several state dicts in it that one counts which fits the network, then an average
+            (ema), then the first.
+        names: of the network's own weights.
+        kind: what is expected, see ``kind_of``.
+        where: names the file.
+
+    Returns:
+        A state dict, or ``content`` where there is none in it.
+    """
+    if kind_of(content) == "state":
+        return content
+    parts = [(name, *_bare(part, names)) for name, part in _state_dicts(content)]
+    if not parts:
+        return content
+
+    def rank(part: tuple[str, dict, str]) -> tuple[bool, bool]:
+        name, state, _ = part
+        return not (names <= state.keys() or kind_of(state) == kind), "ema" not in name.lower()
+
+    name, state, prefix = taken = min(parts, key=rank)
+    if name or prefix:
+        others = ", ".join(part[0] for part in parts if part is not taken)
+        text = f"taking {name or 'the weights'}" + (f", what stands behind {prefix!r}" if prefix else "")
+        print(printable(f"{where}: {text}{f'; also there: {others:.200}' if others else ''}"))
+    return state
 
 
-def _unwrapped(content: object) -> object:
-    """Without the prefix that saving from DataParallel leaves."""
-    return {key.removeprefix("module."): value for key, value in content.items()} if _wrapped(content) else content
+def _state_dicts(content: object, name: str = "", depth: int = 2) -> Iterator[tuple[str, dict]]:
+    """The state dicts in a file, and under which names they lie there."""
+    if not isinstance(content, dict) or not content:
+        return
+    if all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
+        yield name, content
+    elif depth:
+        for key, value in content.items():
+            yield from _state_dicts(value, f"{name}.{key}" if name else str(key), depth - 1)
+
+
+def _bare(state: dict, names: Set[str]) -> tuple[dict, str]:
+    """A state dict without what stands before all names, or before those of the network; and what that was."""
+    words = ""
+    while not names <= state.keys():
+        for prefix in _PREFIXES:
+            inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            foreign = len(inside) == len(state) and not any(name.startswith(prefix) for name in names)
+            if names <= inside.keys() or foreign:
+                state, words = inside, words + prefix
+                break
+        else:
+            break
+    return state, words
 
 
 def _some(label: str, items: list[str]) -> str:
