@@ -1,4 +1,4 @@
-"""Every command and every piece of Python in the README runs, in small; names and links in it exist.
+"""Every command and every piece of Python in the README and in docs runs, in small; names and links exist.
 
 Of commands, `make demo`, `make test` and pip are left to the reader. A command is taken as it stands; what it leaves
 alone is set to something small, and default paths lie in a folder of the test.
@@ -25,7 +25,8 @@ from tests.conftest import photo
 from tests.golden import ROOT, fill
 from tests.test_claims import calls, write_sets  # noqa: F401 (a fixture)
 
-README = (ROOT / "README.md").read_text()
+PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
+TEXT = "\n".join(PAGES.values())
 # What a command sets to something small, where it has such a flag and says nothing else.
 SMALL = {
     "use_gpu": "false",
@@ -69,9 +70,9 @@ OWN = {  # for single scripts; None leaves the default
 }
 
 
-def sections():
-    """(heading, text) of the README."""
-    parts = re.split(r"^## (.*)$", README, flags=re.M)
+def sections(text):
+    """(heading, text) of a page."""
+    parts = re.split(r"^## (.*)$", text, flags=re.M)
     return list(zip(parts[1::2], parts[2::2], strict=True))
 
 
@@ -85,7 +86,12 @@ def commands_in(text):
     return lines + ["cd /"] * bool(inline) + [" ".join(line.split()) for line in inline]
 
 
-COMMANDS = {heading: commands_in(text) for heading, text in sections() if commands_in(text)}
+COMMANDS = {
+    f"{path.stem}: {heading}": commands_in(text)
+    for path, page in PAGES.items()
+    for heading, text in sections(page)
+    if commands_in(text)
+}
 
 
 @pytest.fixture
@@ -116,7 +122,7 @@ def world(tmp_path, monkeypatch):
     small = EDNet(nz=5, nef=4, patch_size=16)
     for name, net in (nets | {"ED_state_700": small, "ED_state_800": small, "ED": small}).items():
         torch.save(fill(net, 1).state_dict(), tmp_path / f"{name}.pt")
-    (block,) = (code for code in python_in(README) if "class Small" in code)
+    (block,) = (code for code in python_in(TEXT) if "class Small" in code)
     (tmp_path / "small.py").write_text(block)
     for family in ("for_syn", "for_spa"):
         (tmp_path / family).mkdir()
@@ -236,19 +242,21 @@ def test_there_are_commands_of_every_script_and_module():
     assert not [name for name in scripts | modules - only_for_pages if name not in said]
 
 
-@pytest.mark.parametrize("number", range(len(python_in(README))))
+@pytest.mark.parametrize("number", range(len(python_in(TEXT))))
 def test_python_runs(number, world):
-    exec(compile(python_in(README)[number], f"README block {number}", "exec"), {"__name__": "readme"})
+    exec(compile(python_in(TEXT)[number], f"block {number} of the pages", "exec"), {"__name__": "readme"})
 
 
-def test_make_targets_and_links_exist():
+def test_make_targets_and_files_exist():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
-    assert set(re.findall(r"\bmake ([a-z]+)\b", " ".join(re.findall("`[^`]*`", README)))) <= targets
-    links = re.findall(r"\]\(([^)#]*)(#[^)]*)?\)", README)
-    assert links and not [
-        path for path, _ in links if path and not path.startswith("http") and not (ROOT / path).exists()
-    ]
-    headings = {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading, _ in sections()}
-    assert {anchor[1:] for _, anchor in links if anchor} <= headings
-    files = re.findall(r"`((?:common|tests|for_\w+|docs)/[\w./]+)`", README)
+    assert set(re.findall(r"\bmake ([a-z]+)\b", " ".join(re.findall("`[^`]*`", TEXT)))) <= targets
+    files = re.findall(r"`((?:common|tests|for_\w+|docs)/[\w./]+)`", TEXT)
     assert files and not [name for name in files if not (ROOT / name).exists() and not re.search("models/|_N.pt", name)]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_links_lead_somewhere(path):
+    links = re.findall(r"\]\(([^)#]*)(#[^)]*)?\)", PAGES[path])
+    assert not [name for name, _ in links if name and not name.startswith("http") and not (path.parent / name).exists()]
+    headings = {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading, _ in sections(PAGES[path])}
+    assert {anchor[1:] for name, anchor in links if anchor and not name} <= headings
