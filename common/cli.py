@@ -254,7 +254,7 @@ def add_derainer(group: argparse.ArgumentParser, sizes: argparse.ArgumentParser)
         type=derainer_name,
         default="prenet",
         metavar="NAME",
-        help="prenet, or a network of your own: package.module:Class or path/to/file.py:Class (see the README)",
+        help="prenet, or a network of your own: package.module:Class or path/to/file.py:Class (docs/derainers.md)",
     )
     group.add_argument(
         "--derainer_args",

@@ -1,4 +1,4 @@
-"""Any derainer by one flag: PReNet, or a network that the user names on the command line (--derainer, README).
+"""Any derainer by one flag: PReNet, or a network of the user (--derainer, docs/derainers.md).
 
 The contract: a torch.nn.Module from rainy (N, 3, H, W) in [0, 1] to derained of the same shape, or to a tuple or list
 whose first element is that. Code is only ever imported for a name on the command line, never for one in a stored file.

@@ -323,7 +323,7 @@ def prepare(net: nn.Module, device: torch.device, precision: str, compiled: bool
     if text := describe(precision, device):
         print(text)
     elif derainer.is_ours(net) and has_bfloat16(device):
-        print("this processor has bfloat16 instructions: --precision bf16 takes about half the time, see the README")
+        print("this processor has bfloat16 instructions: --precision bf16 takes about half the time (docs/scaling.md)")
     if derainer.is_ours(net) and (device.type == "cpu" or precision != "fp32"):
         net.to(memory_format=torch.channels_last)  # faster, and leaner on a CPU; see ``order``
     if compiled:

@@ -229,7 +229,7 @@ def check_sizes(pairs: list[Pair], flags: str, leave: bool = False) -> None:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__, module=__spec__.name)
     parser.add_path("--pred", required=True, nargs="+", help="folder of derained images, of any method; or several")
-    parser.add_path("--gt", required=True, help="folder of clean images (names: see the README's data layout)")
+    parser.add_path("--gt", required=True, help="folder of clean images (names: docs/data.md)")
     parser.add_path("--csv", help="also write the table to this file")
     parser.add_path("--report", help="also write a page with the table and before/after sliders to this file (.html)")
     return parser.parse_args(argv)
