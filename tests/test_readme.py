@@ -67,6 +67,7 @@ OWN = {  # for single scripts; None leaves the default
     "common.benchmark": {"workers": "1"},
     "common.evaluation.distance": {"patch": "16"},
     "common.evaluation.report": {"number": None},
+    "common.evaluation.which_rain": {"kinds": "procedural", "variants": "1"},
 }
 
 

@@ -1,0 +1,247 @@
+"""Which rain is worth training on? One derainer for each kind of rain, on the same photos, tested on real pairs.
+
+    python -m common.evaluation.which_rain --clean PHOTOS --streaks STREAKS --test light=FOLDER heavy=FOLDER --out OUT
+
+Kinds: real streak layers (the upper bound), the generator of --netED, the project's procedural rain, and RandomRain of
+albumentations and of kornia, where these are installed. For each kind every photo gets --variants rains; PReNet then
+learns from these pairs, from the same crops in as many steps, once for each seed. A FOLDER of --test holds rain/ and
+norain/. What is done is kept: the same command goes on. Writes results.csv, results.md, curves.png and examples.png.
+"""
+
+import argparse
+import csv
+import functools
+import io
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from common import cli
+from common.data.compose import composed, fitted, part_of
+from common.data.demo import rain_layer
+from common.data.images import list_images, read_image, to_eight_bits, to_float, to_uint8, write_image
+from common.data.pairs import find_pairs
+from common.data.pictures import sheet
+from common.errors import TrainingStopped, UserError
+from common.evaluation import curves
+from common.evaluation.claims import Running, train
+from common.evaluation.distance import VARIED
+from common.evaluation.metrics import mean, score
+from common.files import write_bytes
+from common.generation.rain import RainMaker
+from common.terminal import progress_bar
+from common.training.checkpoint import load_generator
+from common.training.runtime import pick_device
+
+EPOCHS = 10  # of a training: so many points has its curve
+LAST = f"Aug_DerainNet_state_{EPOCHS}.pt"
+GAIN = 0.8, 1.2  # of real layers, as in the generator's training
+SETTINGS = {  # as the table states them
+    "real": f"real streak layers, cropped, mirrored, gain {GAIN[0]:g} to {GAIN[1]:g}",
+    "generated": "generate_rain.py's layers, defaults",
+    "procedural": "drawn streaks, " + ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in VARIED.items()),
+    "albumentations": "RandomRain(slant -20 to 20, drop length 10 to 30, width 1 or 2, brightness 0.8 to 1, blur 3)",
+    "kornia": "RandomRain(200 to 2000 drops, height 5 to 20, width -5 to 5)",
+}
+Rain = Callable[[np.ndarray, np.random.RandomState], np.ndarray]  # (H, W, 3) uint8 -> the same with rain
+
+
+def real(layers: list[Path], clean: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
+    """A real layer, as compose.py adds it."""
+    layer = to_eight_bits(read_image(layers[rng.randint(len(layers))]))
+    return composed(clean, [fitted(layer, clean.shape[0], clean.shape[1], rng)], [rng.uniform(*GAIN)])
+
+
+def generated(maker: RainMaker, clean: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
+    """A layer as generate_rain.py makes it."""
+    layer = maker.layer(clean.shape[0], clean.shape[1], 0.5, rng).permute(1, 2, 0).numpy()
+    return to_uint8(to_float(clean) + layer, "nearest")
+
+
+def procedural(clean: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
+    """Drawn streaks, as varied as in the table of the distance."""
+    drawn = {name: rng.uniform(*ends) for name, ends in VARIED.items()}
+    return to_uint8(to_float(clean) + rain_layer(clean.shape[:2], rng.randint(2**31), **drawn), "nearest")
+
+
+def by_albumentations(clean: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
+    """RandomRain of albumentations, whose drops have one length and width a picture."""
+    import albumentations
+
+    rain = albumentations.RandomRain(
+        slant_range=(-20, 20),
+        drop_length=int(rng.randint(10, 31)),
+        drop_width=int(rng.randint(1, 3)),
+        blur_value=3,
+        brightness_coefficient=rng.uniform(0.8, 1),
+        p=1,
+    )
+    rain.set_random_seed(int(rng.randint(2**31)))
+    return rain(image=clean)["image"]
+
+
+def by_kornia(clean: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
+    """RandomRain of kornia."""
+    import torch
+    from kornia.augmentation import RandomRain
+
+    rain = RandomRain(number_of_drops=(200, 2000), drop_height=(5, 20), drop_width=(-5, 5), p=1)
+    with torch.random.fork_rng():
+        torch.manual_seed(int(rng.randint(2**31)))
+        made = rain(torch.from_numpy(to_float(clean)).permute(2, 0, 1)[None])
+    return to_uint8(made[0].permute(1, 2, 0).numpy(), "nearest")
+
+
+def rains(args: argparse.Namespace) -> dict[str, Rain]:
+    """How each kind that is asked for falls on a photo.
+
+    Raises:
+        UserError: the streaks or the generator can't be read, or a library is missing.
+    """
+    found: dict[str, Rain] = {"procedural": procedural, "albumentations": by_albumentations, "kornia": by_kornia}
+    if "real" in args.kinds:
+        layers = [Path(args.streaks, name) for name in list_images(Path(args.streaks))[0]]
+        found["real"] = functools.partial(real, part_of(layers, args.hold_out, "train"))
+    if "generated" in args.kinds:
+        netED = load_generator(args.netED, "--netED").to(pick_device(args.use_gpu, args.gpu_id))
+        found["generated"] = functools.partial(generated, RainMaker(netED))
+    for name in {"albumentations", "kornia"} & set(args.kinds):
+        try:
+            __import__(name)
+        except ImportError:
+            raise UserError(f"--kinds {name}: pip install {name}, or leave it out") from None
+    return {kind: found[kind] for kind in args.kinds}
+
+
+def make_pairs(args: argparse.Namespace, kind: str, rain: Rain) -> Path:
+    """Rain on all photos: a folder with rain/ and norain/. The number of a rain decides what it is like."""
+    folder = Path(args.out, kind)
+    names = list_images(Path(args.clean))[0]
+    if not names:
+        raise UserError(f"--clean: no image in {args.clean}")
+    jobs = [(i, k) for i in range(len(names)) for k in range(args.variants)]
+    for i, k in progress_bar(jobs, desc=f"rain: {kind}", unit="picture", leave=False):
+        name = f"{Path(names[i]).stem}_v{k}.png"
+        if (folder / "norain" / name).exists():  # written last
+            continue
+        clean = to_eight_bits(read_image(Path(args.clean, names[i])))
+        write_image(folder / "rain" / name, rain(clean, np.random.RandomState([i, k])))
+        write_image(folder / "norain" / name, clean)
+    return folder
+
+
+def derain(args: argparse.Namespace, kind: str, seed: int, sets: dict[str, Path], running: Running) -> list[dict]:
+    """Train PReNet on a kind of rain and test it: a row for each test set."""
+    data, folder = Path(args.out, kind), Path(args.out, kind, f"seed{seed}")
+    net = ["--recurrent_iter", args.recurrent_iter, "--precision", args.precision]
+    device = ["--use_gpu", str(args.use_gpu).lower(), "--gpu_id", args.gpu_id]
+    first = next(iter(sets.values()))
+    flags = ["--data_path", data / "rain", "--gt_path", data / "norain", "--fake_ratio", 0, "--manualSeed", seed]
+    flags += ["--val_data_path", first / "rain", "--val_gt_path", first / "norain", "--batchSize", args.batchSize]
+    flags += ["--patchSize", args.patchSize, "--niter", EPOCHS, "--milestone", 6, 8, "--workers", 0]
+    flags += ["--iters_per_epoch", math.ceil(args.steps / EPOCHS), *net, *device]
+    minutes = train("for_syn/train_syn_aug.py", folder / "model", LAST, flags, running)
+    rows = []
+    for name, pairs in sets.items():
+        out = folder / name
+        if not (out / "metrics.csv").exists():
+            words = ["--data_path", pairs / "rain", "--gt_path", pairs / "norain", "--save_path", out, *net, *device]
+            running.call(
+                ["for_syn/test_syn_aug.py", "--model_dir", folder / "model" / LAST, *words], folder / f"{name}.txt"
+            )
+        rows.append({"kind": kind, "seed": seed, "test": name, **measured(out, pairs), "minutes": minutes})
+    return rows
+
+
+def measured(folder: Path, pairs: Path) -> dict[str, float]:
+    """PSNR and SSIM on Y, PSNR on RGB, means over the images of a folder."""
+    found = find_pairs(folder, pairs / "norain", "--out, --test")[0]
+    return asdict(mean([score(read_image(pair.rainy), read_image(pair.clean)) for pair in found]))
+
+
+def table(args: argparse.Namespace, rows: list[dict], rainy: dict[str, dict[str, float]]) -> str:
+    """Mean and standard deviation over the seeds, as Markdown; a row for each kind, a column for each test set."""
+    lines = [f"| trained on | {' | '.join(rainy)} | seeds | minutes |", "|---" * (len(rainy) + 3) + "|"]
+    lines.append(
+        "| (rainy) | " + " | ".join(f"{v['psnr_y']:.2f} / {v['ssim_y']:.4f}" for v in rainy.values()) + " | | |"
+    )
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        cells, own = [], [row for row in rows if row["kind"] == kind]
+        for name in rainy:
+            there = [row for row in own if row["test"] == name]
+            psnr, ssim = ([row[key] for row in there] for key in ("psnr_y", "ssim_y"))
+            spread = f" ± {np.std(psnr, ddof=1):.2f}" if len(psnr) > 1 else ""
+            cells.append(f"{np.mean(psnr):.2f}{spread} / {np.mean(ssim):.4f}")
+        spent = sum({row["seed"]: row["minutes"] for row in own}.values())
+        lines.append(f"| {kind} | {' | '.join(cells)} | {len({row['seed'] for row in own})} | {spent:.0f} |")
+    how = f"PReNet of {args.recurrent_iter} stages, {args.steps} steps, batch {args.batchSize}, {args.precision}"
+    lines += ["", f"PSNR in dB / SSIM on Y, mean and standard deviation over the seeds; {how}.", ""]
+    return "\n".join([*lines, *(f"- {kind}: {SETTINGS[kind]}" for kind in args.kinds)]) + "\n"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.Parser(__doc__, module=__spec__.name)
+    parser.add_path("--clean", required=True, help="folder of photos without rain")
+    parser.add_path("--streaks", help="folder of real rain on black, for the kind 'real'")
+    parser.add_argument("--hold_out", type=cli.count, default=20, help="of --streaks, left out as in G's training")
+    parser.add_netED("default")
+    parser.add_argument("--test", nargs="+", required=True, metavar="NAME=FOLDER", help="test sets: rain/ and norain/")
+    parser.add_path("--out", required=True, help="folder for everything; the same one goes on")
+    parser.add_argument("--kinds", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="of rain")
+    parser.add_argument("--variants", type=cli.positive_int, default=8, help="rains on each photo")
+    parser.add_argument("--seeds", nargs="+", type=cli.seed, default=[1, 2, 3], help="of the trainings")
+    parser.add_argument("--steps", type=cli.positive_int, default=4000, help="of each training")
+    parser.add_argument("--batchSize", type=cli.positive_int, default=8, help="crops in a step")
+    parser.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px")
+    parser.add_argument("--recurrent_iter", type=cli.stages, default=3, help="stages of PReNet")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of PReNet")
+    cli.add_device(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    if "real" in args.kinds and not args.streaks:
+        raise UserError("--streaks: the kind 'real' needs a folder of real rain on black; or leave it out of --kinds")
+    out, sets = Path(args.out), {}
+    for text in args.test:
+        name, equals, folder = text.partition("=")
+        if not (equals and name.isidentifier() and Path(folder, "rain").is_dir()):
+            raise UserError(f"--test {text}: give NAME=FOLDER, with rain/ and norain/ in the folder")
+        sets[name] = Path(folder).expanduser().resolve()
+    rainy = {name: measured(folder / "rain", folder) for name, folder in sets.items()}
+    for kind, rain in rains(args).items():
+        make_pairs(args, kind, rain)
+    examples = []
+    for kind in args.kinds:
+        files = sorted((out / kind / "rain").glob("*_v0.png"))[:3]
+        examples.append(([read_image(file) for file in files], [kind, *[""] * (len(files) - 1)]))
+    write_image(out / "examples.png", sheet(examples))
+    running, rows = Running(), []
+    for seed in dict.fromkeys(args.seeds):
+        for kind in args.kinds:
+            try:
+                rows += derain(args, kind, seed, sets, running)
+            except KeyboardInterrupt:
+                running.stop()
+                raise KeyboardInterrupt(f"stopped; what is done is in {out}, the same command goes on") from None
+            except TrainingStopped as error:
+                raise TrainingStopped(f"{kind}, seed {seed}: {error}; the same command goes on") from None
+            text = io.StringIO()
+            writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({k: f"{v:.5f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+            write_bytes(out / "results.csv", text.getvalue().encode())
+            write_bytes(out / "results.md", table(args, rows, rainy).encode())
+    logs = [str(out / kind / f"seed{args.seeds[0]}" / "model_logs") for kind in args.kinds]
+    curves.main(["--log_dir", *logs, "--out", str(out / "curves.png")])
+    print(f"{table(args, rows, rainy)}\ntable: {out / 'results.md'}, {out / 'results.csv'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
