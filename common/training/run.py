@@ -420,6 +420,10 @@ def _are_values(stored: dict, args: argparse.Namespace) -> bool:
 
 
 def _is_value(key: str, value: object, now: object) -> bool:
+    if key == "side_by_side":
+        return value in (None, "left", "right")
+    if key == "pair_by":
+        return value is None or (isinstance(value, list) and len(value) == 2 and all(type(v) is str for v in value))
     if value is None or now is None:
         return value is None or isinstance(value, str if key.endswith("_path") or key in PATHS else int)
     if isinstance(now, list):
