@@ -241,7 +241,7 @@ def match(
         patterns = f"--pair_by '{pair_by[0]}' '{pair_by[1]}'"
         rules = iter([(patterns, _shared(rainy, pair_by[0]), _shared(clean, pair_by[1]))])
     best: dict[Path, list[Path]] = {}
-    best_rule, best_count = "", -1
+    best_rule, best_score = "", (-1, 0)
     closer: dict[Path, list[Path]] = {}
     for rule, rainy_keys, clean_keys in rules:
         groups: dict[Key, list[Path]] = {}
@@ -253,8 +253,8 @@ def match(
             best = {path: list(dict.fromkeys(closer.get(path, []) + partners)) for path, partners in found.items()}
             best_rule = rule
             break
-        if len(sure) > best_count:
-            best, best_rule, best_count = found, rule, len(sure)
+        if (score := (len(sure), sum(map(bool, found.values())))) > best_score:
+            best, best_rule, best_score = found, rule, score
         closer = sure | closer
     problems = [
         f"{path}: {'several clean partners: ' + ', '.join(map(str, partners)) if partners else 'no clean partner'}"
@@ -338,7 +338,9 @@ def find_pairs(
         if not one:
             raise UserError(f"{clean_flag}: {clean_folder} is not needed, --side_by_side takes both from {rainy_flag}")
         pairs = [Pair(p.as_posix(), Path(rainy_folder, p), Path(rainy_folder, p), 0, pairing.halves) for p in rainy]
-        return pairs, f"side by side, rainy on the {pairing.side_by_side}"
+        rule = f"side by side, rainy on the {pairing.side_by_side}"
+        print(f"{rainy_flag}: {len(pairs)} pairs by the rule: {rule}")
+        return pairs, rule
     clean = images_in(clean_folder, clean_flag, hint)
     tries = [] if one and not pairing.pair_by else [(rainy, clean)]
     marked = _sides(clean)
