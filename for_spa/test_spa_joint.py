@@ -14,8 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import cli
 from common.data.pairs import Pairing
 from common.evaluation.derain import Windows, derain_folder
-from common.models import Derain
-from common.training.checkpoint import load_weights
+from common.training.checkpoint import load_joint
 from common.training.runtime import pick_device
 
 DATA = "Put the rainy test images of SPA-Data there (Wang et al., CVPR 2019), or name your own with --data_path."
@@ -41,8 +40,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     device = pick_device(args.use_gpu, args.gpu_id)
-    net = Derain(stage=args.stage)
-    load_weights(net, args.netDerain, "joint", "--netDerain", CHECKPOINT)
+    net = load_joint(args, CHECKPOINT)
     return derain_folder(
         net=net.to(device),
         data_path=args.data_path,
