@@ -135,7 +135,7 @@ def test_public_sets_as_they_come(name, tmp_path, capsys):
     found = {Path(pair.name).with_suffix("").as_posix(): pair.clean for pair in pairs}
     for stem, partner in zip(rainy, clean or rainy, strict=True):
         assert found[stem] == (tmp_path / "B" / f"{partner}.jpg" if clean else tmp_path / "O" / f"{stem}.png")
-    assert f": {len(rainy)} pairs by the rule: {rule}" in capsys.readouterr().out
+    assert f"{len(rainy)} pairs in {tmp_path}/O by the rule: {rule}" in capsys.readouterr().out
     assert f"| {name} |" in (ROOT / "docs" / "data.md").read_text()
 
 

@@ -339,7 +339,7 @@ def find_pairs(
             raise UserError(f"{clean_flag}: {clean_folder} is not needed, --side_by_side takes both from {rainy_flag}")
         pairs = [Pair(p.as_posix(), Path(rainy_folder, p), Path(rainy_folder, p), 0, pairing.halves) for p in rainy]
         rule = f"side by side, rainy on the {pairing.side_by_side}"
-        print(f"{rainy_flag}: {len(pairs)} pairs by the rule: {rule}")
+        print(f"{len(pairs)} pairs in {rainy_folder} by the rule: {rule}")
         return pairs, rule
     clean = images_in(clean_folder, clean_flag, hint)
     tries = [] if one and not pairing.pair_by else [(rainy, clean)]
@@ -373,7 +373,7 @@ def find_pairs(
         more = ", ..." if len(left) > NAMES_SHOWN else ""
         print_result(f"note: left out of {rainy_folder}: {len(left)} images ({', '.join(left[:NAMES_SHOWN])}{more})")
     rule = printable(f"{rule} ({pairs[0].name} with {partners[Path(pairs[0].name)].as_posix()})")
-    print(f"{flags}: {len(pairs)} pairs by the rule: {rule}")
+    print(f"{len(pairs)} pairs in {rainy_folder} by the rule: {rule}")
     return pairs, rule
 
 

@@ -18,7 +18,7 @@ from common import derainer, ranks
 from common.data import page
 from common.data.cache import free_memory
 from common.data.images import ImageError, image_size, inputs, read_image, size_text, write_image
-from common.data.pairs import Pair, Pairing, find_pairs, fingerprint, half_of
+from common.data.pairs import REMEDY, SAME, Pair, Pairing, find_pairs, fingerprint, half_of
 from common.data.patches import floats
 from common.errors import UserError, is_out_of_memory
 from common.evaluation import metrics
@@ -488,6 +488,9 @@ def _report(done: list[tuple[Path, _Result]], save: Path, folder: Path, others: 
     if seconds := [r.seconds for r in results if r.seconds is not None and not r.warm_up]:
         left_out = ", the first one left out as warm-up" if any(result.warm_up for result in results) else ""
         print(f"average time per image: {sum(seconds) / len(seconds):.3f} s on {device}{left_out}")
+    rainy = [result.scores["rainy"] for result in results if result.scores]
+    if rainy and all(math.isinf(scores.psnr_rgb) for scores in rainy):
+        raise UserError(f"--data_path, --gt_path: {SAME}. {REMEDY}")
     table = metrics.Table()
     for name, result in done:
         if result.scores:
