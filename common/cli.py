@@ -217,6 +217,29 @@ def shard(text: str) -> tuple[int, int]:
     return int(part), int(parts)
 
 
+def pattern(text: str) -> str:
+    """A pattern of names, with one {}."""
+    if text.count("{}") != 1:
+        raise argparse.ArgumentTypeError(f"expected one {{}}, for the part that both names share, got {text!r}")
+    return _printable(text)
+
+
+def add_pairing(group: argparse.ArgumentParser) -> None:
+    """--pair_by and --side_by_side, for every pair of folders of a command, see ``pairs.Pairing``."""
+    group.add_argument(
+        "--pair_by",
+        type=pattern,
+        nargs=2,
+        metavar=("RAINY", "CLEAN"),
+        help="how names pair, where no rule finds it: {} is what both share, * anything, as in 'rain-{}' 'norain-{}'",
+    )
+    group.add_argument(
+        "--side_by_side",
+        choices=("left", "right"),
+        help="the half that is rainy, where each image holds both; leave the folder of clean images out then",
+    )
+
+
 def derainer_name(text: str) -> str:
     """prenet, package.module:Class, or path/to/file.py:Class, whose path is made absolute."""
     module, _, name = text.rpartition(":")
@@ -392,6 +415,7 @@ def add_training(parser: Parser, log_dir: str, model_dir: str) -> Parser:
     val = parser.group("validation")
     val.add_path("--val_data_path", help="folder of rainy images; the best derainer on them is kept as ..._best.pt")
     val.add_path("--val_gt_path", help="folder of their clean partners")
+    add_pairing(val)
     val.add_argument("--val_every", type=positive_int, default=1, help="epochs between validations; the last always")
     return val
 

@@ -23,6 +23,7 @@ from torch.nn.parameter import is_lazy
 from common.errors import UserError, is_dead_worker, is_out_of_memory
 from common.files import read_small
 from common.models import Derain, PReNet
+from common.terminal import print_result
 
 PRENET = "prenet"
 MOST_STAGES, MOST_PADDING = 1000, 4096  # that flags and files may ask for
@@ -229,7 +230,9 @@ def flags(choice: dict) -> str:
 
 
 def choice_of(args: argparse.Namespace) -> dict:
-    """What is stored of the flags."""
+    """What is stored of the flags; of joint training only the stages of BNet."""
+    if "derainer" not in args:
+        return {"stage": args.stage}
     return {key: getattr(args, key) for key in ("derainer", "derainer_args", "recurrent_iter", "pad_to", "pad_square")}
 
 
@@ -255,6 +258,8 @@ def stored(weights: Path) -> dict | None:
 
 def valid(choice: object) -> bool:
     """Whether stored values have the kinds of a choice, and texts that are safe to print."""
+    if isinstance(choice, dict) and choice.keys() == {"stage"}:
+        return type(choice["stage"]) is int and 1 <= choice["stage"] <= MOST_STAGES
     kinds = {"derainer": str, "derainer_args": list, "recurrent_iter": int, "pad_to": int, "pad_square": bool}
     if not isinstance(choice, dict) or not all(type(choice.get(key)) is kind for key, kind in kinds.items()):
         return False
@@ -284,7 +289,8 @@ def require_named(choice: dict, args: argparse.Namespace, where: str) -> None:
 
 
 def settle(args: argparse.Namespace, weights: Path) -> str:
-    """Bring the flags of a test script in line with the choice beside the weights; says what differs from it.
+    """Bring the flags of a test script in line with the choice beside the weights; says what differs from it, and with
+    how many stages PReNet is tested.
 
     Args:
         args: recurrent_iter, pad_to and pad_square are set from the stored choice, unless they were given.
@@ -296,7 +302,9 @@ def settle(args: argparse.Namespace, weights: Path) -> str:
         UserError: see ``require_named``.
     """
     choice = stored(weights)
-    if choice is None:
+    if choice is None or "derainer" not in choice:
+        if args.derainer == PRENET:
+            tell_stages("--recurrent_iter", args.recurrent_iter, None)
         return ""
     require_named(choice, args, f"--model_dir: {weights} was trained with")
     trained = f"{weights.name} was trained with {flags(choice)}"
@@ -306,4 +314,30 @@ def settle(args: argparse.Namespace, weights: Path) -> str:
                 setattr(args, key, choice[key])
     if flags(choice_of(args)) != flags(choice):
         print(f"warning: {trained}; now it is {flags(choice_of(args))}", file=sys.stderr)
+    elif args.derainer == PRENET:
+        tell_stages("--recurrent_iter", args.recurrent_iter, args.recurrent_iter)
     return trained
+
+
+def settle_stage(args: argparse.Namespace, weights: Path) -> None:
+    """Set --stage as it was in the training of BNet, if that stands beside the weights and the flag was not given."""
+    trained = (stored(weights) or {}).get("stage")
+    if trained and "stage" not in args.given:
+        args.stage = trained
+    tell_stages("--stage", args.stage, trained)
+
+
+def tell_stages(flag: str, used: int, trained: int | None) -> None:
+    """Say how many stages a network is used with; weights for another number load, and give garbage.
+
+    Args:
+        trained: those of its training; None where nothing beside the weights tells.
+    """
+    if trained is None:
+        print_result(
+            f"note: {used} stages ({flag}); it must be the number of the training, which the weights don't tell"
+        )
+    elif used == trained:
+        print(f"{used} stages, as in the training")
+    else:
+        print(f"warning: {used} stages ({flag}), the training had {trained}", file=sys.stderr)

@@ -63,7 +63,7 @@ def main(argv=None):
         netED = pick_generator(run, device, GENERATOR)
         derainer.check(net, args.batchSize, args.patchSize, device)
         dataset, rule = listed_set(args, device, DATA)
-        held_out = validation_pairs(args.val_data_path, args.val_gt_path)
+        held_out = validation_pairs(args)
         validate = validator(net, held_out, device, Windows.from_flags(args))
         if args.dry_run:
             return describe(run, dataset, rule, held_out, {"derainer": net, "netED": netED}, device)

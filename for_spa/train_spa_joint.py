@@ -69,7 +69,7 @@ def main(argv=None):
         args.manualSeed = seed_everything(args.manualSeed)
         args.ndf = args.ndf or min(64, 64 * 64 // args.patchSize)
         dataset, rule = listed_set(args, device, DATA)
-        held_out = validation_pairs(args.val_data_path, args.val_gt_path)
+        held_out = validation_pairs(args)
         netDerain = Derain(stage=args.stage).to(device)
         netED = EDNet(nc=args.nc, nz=args.nz, nef=args.nef, patch_size=args.patchSize).to(device)
         netD = Discriminator(image_size=args.patchSize, conv_dim=args.ndf).to(device)

@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli
+from common.data.pairs import Pairing
 from common.evaluation.derain import Windows, derain_folder
 from common.training.checkpoint import load_derainer
 from common.training.runtime import pick_device
@@ -26,6 +27,7 @@ def parse_args(argv=None):
     data = parser.group("data")
     data.add_path("--data_path", "./data/rain100L/test/small/rain", help="folder of rainy images, or one image")
     data.add_path("--gt_path", help="clean images, for PSNR and SSIM")
+    cli.add_pairing(data)
     data.add_path("--save_path", "./aug_derained_results/rain100L/", help="where the derained images go")
     model = parser.group("model")
     model.add_path(
@@ -49,6 +51,7 @@ def main(argv=None):
         data_path=args.data_path,
         save_path=args.save_path,
         gt_path=args.gt_path,
+        pairing=Pairing.from_flags(args),
         device=device,
         windows=Windows.from_flags(args),
         rounding=args.rounding,

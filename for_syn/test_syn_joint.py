@@ -12,9 +12,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli
+from common.data.pairs import Pairing
 from common.evaluation.derain import Windows, derain_folder
-from common.models import Derain
-from common.training.checkpoint import load_weights
+from common.training.checkpoint import load_joint
 from common.training.runtime import pick_device
 
 DATA = "Put the rainy test images of Rain100L there (Yang et al., CVPR 2017), or name your own with --data_path."
@@ -28,6 +28,7 @@ def parse_args(argv=None):
     data = parser.group("data")
     data.add_path("--data_path", "./data/rain100L/test/small/rain", help="folder of rainy images, or one image")
     data.add_path("--gt_path", help="clean images, for PSNR and SSIM")
+    cli.add_pairing(data)
     data.add_path("--save_path", "./derained_results/rain100L/", help="where the derained images go")
     model = parser.group("model")
     model.add_argument("--stage", type=cli.stages, default=6, help="stages of BNet, as in its training")
@@ -39,13 +40,13 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     device = pick_device(args.use_gpu, args.gpu_id)
-    net = Derain(stage=args.stage)
-    load_weights(net, args.netDerain, "joint", "--netDerain", CHECKPOINT)
+    net = load_joint(args, CHECKPOINT)
     return derain_folder(
         net=net.to(device),
         data_path=args.data_path,
         save_path=args.save_path,
         gt_path=args.gt_path,
+        pairing=Pairing.from_flags(args),
         device=device,
         windows=Windows.from_flags(args),
         rounding=args.rounding,

@@ -39,6 +39,7 @@ def parse_args(argv=None):
     data.add_path("--clean", help="folder of photos without rain, for --streaks")
     data.add_path("--data_path", "./data/rain100L/train/small/rain", help="folder of rainy images, or a pack")
     data.add_path("--gt_path", "./data/rain100L/train/small/norain", help="folder of their clean partners")
+    cli.add_pairing(data)
     data.add_argument("--hold_out", type=cli.count, default=0, help="layers and photos, or pairs, to measure on")
     data.add_argument("--variants", type=cli.positive_int, default=8, help="of each layer: turned, scaled; in memory")
     data.add_argument(

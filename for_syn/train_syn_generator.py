@@ -41,6 +41,7 @@ def parse_args(argv=None):
     data.add_path(
         "--gt_path", "./data/rain100L/train/small/norain", help="folder of their clean partners; rain = O - B"
     )
+    cli.add_pairing(data)
     data.add_argument("--hold_out", type=cli.count, default=0, help="layers, spread evenly by name, that are left out")
     data.add_argument("--variants", type=cli.positive_int, default=12, help="of each layer: turned, scaled; in memory")
     data.add_argument("--batchSize", type=cli.number(int, 2), default=32, help="crops in a step")

@@ -141,8 +141,19 @@ def test_flags_that_contradict_the_generator(pairs_folder, generator, tmp_path, 
     with pytest.raises(UserError, match=r"--netED: there is no \S+gone.pt.*Train one with train_syn_joint.py"):
         train(pairs_folder, tmp_path / "model", "--netED", tmp_path / "gone.pt")
     assert not (tmp_path / "model").exists()
-    train(pairs_folder, tmp_path / "model", "--netED", generator, "--niter", 1, "--batchSize", 2)
-    assert "warning: --batchSize 2 with --fake_ratio 0.5 leaves no sample" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("batch, ratio, least", [(2, 0.5, 3), (1, 1, 2), (18, 0.05, 21), (3, 0.3, 5)])
+def test_a_batch_without_generated_rain_is_refused(pairs_folder, generator, tmp_path, capsys, batch, ratio, least):
+    flags = ["--netED", generator, "--fake_ratio", ratio, "--dry_run"]
+    with pytest.raises(
+        UserError, match=rf"--batchSize: {batch} with --fake_ratio {ratio} .* --batchSize {least} or more"
+    ):
+        train(pairs_folder, tmp_path / "model", *flags, "--batchSize", batch)
+    with pytest.raises(UserError, match="leaves no sample"):
+        train(pairs_folder, tmp_path / "model", *flags, "--batchSize", least - 1)
+    train(pairs_folder, tmp_path / "model", *flags, "--batchSize", least)
+    assert f"a batch: {least - 1} crops with their own rain, 1 with generated rain" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("sizes", [(3, 128, 32, 64), (3, 5, 2, 16), (3, 4, 2, 128), (1, 4, 2, 32)])

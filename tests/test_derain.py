@@ -4,7 +4,6 @@ import csv
 import itertools
 import math
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -328,12 +327,12 @@ def test_a_write_error_is_not_taken_for_a_bad_input(tmp_path, run, pairs_folder)
 
 def test_odd_names(tmp_path, run, capsys):
     folder = os.fsencode(tmp_path / "odd")
-    os.mkdir(folder)
     for name in (b"a b.png", b"-x.png", b"\xff.png", "1\u00b2.png".encode(), b"[1].png", b"new\nline.png"):
-        write_image(Path(os.fsdecode(os.path.join(folder, name))), photo(12, 12, 0))
+        write_image(tmp_path / "odd" / os.fsdecode(name), photo(12, 12, 0))
+        write_image(tmp_path / "clean" / os.fsdecode(name), photo(12, 12, 1))
     os.mkfifo(os.path.join(folder, b"pipe.png"))
     (tmp_path / "odd" / "gone.png").symlink_to("nowhere")
-    gt = ["--gt_path", tmp_path / "odd"]
+    gt = ["--gt_path", tmp_path / "clean"]
     assert run("--data_path", tmp_path / "odd") == 1
     assert "2 of 8 images" in (err := capsys.readouterr().err) and "pipe.png: is no file" in err and "gone.png" in err
     for name in ("pipe.png", "gone.png"):
@@ -344,7 +343,9 @@ def test_odd_names(tmp_path, run, capsys):
 
 def test_ground_truth_is_checked_before_any_work(tmp_path, run, pairs_folder):
     write_image(pairs_folder / "norain" / "9.png", photo(23, 21, 0))
-    with pytest.raises(UserError, match=r"1 of 4 images can't be measured:\s+\S+9.png is 21x24, \S+9.png is 21x23"):
+    with pytest.raises(
+        UserError, match=r"1 of 4 images can't be measured:\s+\S+9.png is 21x24, its clean partner 9.png 21x23"
+    ):
         run("--data_path", pairs_folder / "rain", "--gt_path", pairs_folder / "norain")
     (pairs_folder / "norain" / "9.png").unlink()
     with pytest.raises(UserError, match=r"9.png: no clean partner"):
@@ -382,6 +383,47 @@ def test_the_wrong_number_of_stages_still_loads_but_the_wrong_file_does_not(tmp_
     with pytest.raises(UserError, match="there is no .*Train one with train_spa_joint.py"):
         run("--data_path", pairs_folder / "rain", "--netDerain", tmp_path / "no.pt", script=test_spa_joint)
     assert run("--data_path", pairs_folder / "rain", "--stage", 2) == 0
+
+
+def test_the_number_of_stages_is_said(tmp_path, run, pairs_folder, checkpoint, capsys):
+    flags = ["--data_path", pairs_folder / "rain" / "8.png"]
+    run(*flags)
+    assert "note: 1 stages (--stage); it must be the number of the training" in capsys.readouterr().out
+    (tmp_path / "DerainNet.json").write_text('{"stage": 1}')  # as joint training leaves it
+    run(*flags)
+    assert "1 stages, as in the training" in capsys.readouterr().out
+    run(*flags, "--stage", 2)
+    assert "warning: 2 stages (--stage), the training had 1" in capsys.readouterr().err
+    without = ["--netDerain", str(checkpoint), "--use_gpu", "false", "--save_path", str(tmp_path / "out")]
+    test_syn_joint.main([*without, *map(str, flags)])
+    assert "1 stages, as in the training" in capsys.readouterr().out
+    (tmp_path / "DerainNet.json").write_text('{"stage": -1}')
+    run(*flags)
+    assert "can't be understood" in (said := capsys.readouterr()).err and "note: 1 stages" in said.out
+
+
+def test_images_that_hold_both_halves(tmp_path, run, capsys):
+    rainy, clean = photo(20, 30, 0), photo(20, 30, 1)
+    write_image(tmp_path / "set" / "1.png", np.concatenate((rainy, clean), 1))
+    write_image(tmp_path / "set" / "2.png", np.concatenate((rainy, rainy), 1))
+    write_image(tmp_path / "two" / "rain" / "1.png", rainy)
+    assert run("--data_path", tmp_path / "two" / "rain") == 0
+    expected = read_image(tmp_path / "out" / "1.png")
+    assert run("--data_path", tmp_path / "set", "--side_by_side", "left") == 0
+    assert np.array_equal(read_image(tmp_path / "out" / "1.png"), expected)
+    row = table(tmp_path / "out")["1.png"]
+    assert float(row["rainy_psnr_y"]) == pytest.approx(module.metrics.score(rainy, clean).psnr_y, abs=1e-4)
+    (tmp_path / "set" / "1.png").unlink()
+    with pytest.raises(UserError, match="--data_path, --gt_path: each rainy image is its own clean partner"):
+        run("--data_path", tmp_path / "set", "--side_by_side", "left")
+
+
+def test_one_folder_of_rainy_and_clean_images(tmp_path, run, capsys):
+    for name, seed in (("rain-1", 0), ("norain-1", 1), ("rainstreak-1", 2)):
+        write_image(tmp_path / "set" / f"{name}.png", photo(20, 30, seed))
+    assert run("--data_path", tmp_path / "set", "--gt_path", tmp_path / "set") == 0
+    assert "1 images derained" in (out := capsys.readouterr().out) and "1 images (rainstreak-1.png)" in out
+    assert list(table(tmp_path / "out")) == ["rain-1.png", "mean"]
 
 
 def test_bfloat16_is_offered_where_the_processor_has_it(monkeypatch, capsys):

@@ -115,7 +115,8 @@ def test_several_folders_give_one_table(tmp_path, capsys):
     flags = ["--pred", str(tmp_path / "a"), str(tmp_path / "b"), "--gt", str(tmp_path / "gt")]
     assert metrics.main([*flags, "--csv", str(tmp_path / "t.csv")]) == 0
     printed = capsys.readouterr().out
-    assert "2 images of a, paired by: rain-K" in printed and "1 images of b, paired by: equal names" in printed
+    assert "a by the rule: equal but for rain (rainy), norain (clean) (rain-1.png with norain-1.png)" in printed
+    assert f"1 pairs in {tmp_path / 'b'} by the rule: equal names" in printed
     assert "note: the table is over the 1 images that every folder of --pred has" in printed
     rows = (tmp_path / "t.csv").read_text().splitlines()
     assert rows[0].startswith("image,a_psnr_y") and "b_psnr_rgb" in rows[0] and len(rows) == 3
@@ -132,3 +133,16 @@ def test_labels_of_several_folders():
     assert metrics.labels(["/x/a"]) == ["result"] and metrics.labels(["/x/a", "/x/b"]) == ["a", "b"]
     assert metrics.labels(["/x/a", "/y/a", "/y/b"]) == ["x/a", "y/a", "y/b"]
     assert metrics.labels(["/x/a", "/x/a"]) == ["1: /x/a", "2: /x/a"]
+
+
+def test_results_of_images_that_hold_both_halves(tmp_path, capsys):
+    rainy, clean = (np.full((16, 16, 3), value, np.uint8) for value in (100, 110))
+    write_image(tmp_path / "set" / "1.png", np.concatenate((clean, rainy), 1))
+    write_image(tmp_path / "derained" / "1.png", clean - 1)
+    flags = ["--pred", str(tmp_path / "derained"), "--gt", str(tmp_path / "set"), "--report", str(tmp_path / "t.html")]
+    with pytest.raises(UserError, match="1.png is 16x16, its clean partner 1.png 32x16"):
+        metrics.main(flags)
+    assert metrics.main([*flags, "--side_by_side", "right"]) == 0
+    assert f"{20 * math.log10(255):.4f}" in capsys.readouterr().out and (tmp_path / "t.html").exists()
+    with pytest.raises(UserError, match=r"--pred, --gt: each rainy image is its own|both are .*/set"):
+        metrics.main(["--pred", str(tmp_path / "set"), "--gt", str(tmp_path / "set")])

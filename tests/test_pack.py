@@ -118,6 +118,29 @@ def test_a_list_and_its_small_sample(pairs_folder, tmp_path, capsys):
     assert "spa.h5, 4 pairs, 2 of them drawn with --seed 5" in capsys.readouterr().out
 
 
+def test_a_pack_of_images_that_hold_both_halves(pairs_folder, tmp_path, capsys):
+    for pair in pairs_of(pairs_folder):
+        write_image(tmp_path / "set" / pair.name, np.concatenate(pair.read()[::-1], 1))
+    out = tmp_path / "a.h5"
+    assert main(["--data_path", str(tmp_path / "set"), "--side_by_side", "right", "--out", str(out)]) == 0
+    both = zip(Pack(out), pairs_of(pairs_folder), strict=True)
+    assert all(np.array_equal(a, b) for packed, files in both for a, b in zip(packed.read(), files.read(), strict=True))
+
+
+def test_a_pack_of_pairs_without_rain_is_refused(pairs_folder, tmp_path, capsys):
+    rain, clean = pairs_folder / "rain", pairs_folder / "norain"
+    flags = ["--data_path", str(rain), "--gt_path", str(clean), "--out", str(tmp_path / "a.h5")]
+    (rain / "8.png").write_bytes((clean / "8.png").read_bytes())
+    assert main(flags) == 0 and "1 of 4 pairs have no rain" in (err := capsys.readouterr().err) and "8.png" in err
+    for path in rain.iterdir():
+        path.write_bytes((clean / path.name).read_bytes())
+    with pytest.raises(UserError, match="each rainy image is its own clean partner.*8.png: the same pixels"):
+        main([*flags, "--overwrite"])
+    with pytest.raises(UserError, match="--pair_by: real_world.txt says what pairs already"):
+        spa_list(tmp_path, "1.png 2.png")
+        main(["--data_path", str(tmp_path), "--out", str(tmp_path / "b.h5"), "--pair_by", "a{}", "b{}"])
+
+
 # --- damage --------------------------------------------------------------------------------------------------------
 
 

@@ -9,16 +9,26 @@ import torch
 
 from common.data import pairs as module
 from common.data.images import write_image
-from common.data.pairs import PairList, find_pairs, match, small_sample
+from common.data.pairs import Pairing, PairList, find_pairs, match, small_sample
 from common.data.patches import CropSampler, PatchDataset, crop_loader, listed_set, to_batch, training_set
 from common.errors import UserError
 from tests.conftest import photo
+from tests.golden import ROOT
 
 
 def flags(data_path, gt_path=None, patch_size=16, **more):
     """What the scripts give to training_set and listed_set."""
     values = {"data_path": str(data_path), "gt_path": gt_path and str(gt_path), "patchSize": patch_size}
-    defaults = {"precision": "fp32", "manualSeed": 0, "cache": "none", "dry_run": False, "given": set()}
+    defaults = {
+        "pair_by": None,
+        "side_by_side": None,
+        "val_data_path": None,
+        "precision": "fp32",
+        "manualSeed": 0,
+        "cache": "none",
+        "dry_run": False,
+        "given": set(),
+    }
     return argparse.Namespace(**defaults | values | more)
 
 
@@ -33,11 +43,24 @@ def paths(*names):
     "rainy, clean, rule, partners",
     [
         (["b.png", "a.jpg"], ["a.png", "b.png"], "equal names", ["b.png", "a.png"]),
-        (["1_1.jpg", "1_14.jpg", "12_3.jpg"], ["1.jpg", "12.jpg"], "Rain1400", ["1.jpg", "1.jpg", "12.jpg"]),
-        (["rain-7.png"], ["norain-7.png", "norain-8.png"], "rain-K with norain-K", ["norain-7.png"]),
-        (["norain-1x2.png"], ["norain-1.png"], "NAMEx2", ["norain-1.png"]),
         (["a/1.png", "b/1.png"], ["b/1.png", "a/1.png"], "equal names", ["a/1.png", "b/1.png"]),
         (["x.png", "x.jpg"], ["x.png", "x.jpg"], "equal names", ["x.png", "x.jpg"]),
+        (["IMG_1.JPG", "Img-02.jpg"], ["img_1.png", "img_2.png"], "case, zeros and sep", ["img_1.png", "img_2.png"]),
+        (
+            ["\u1112\u1161\u11ab_1.png"],
+            ["\ud55c-1.png"],
+            "case, zeros",
+            ["\ud55c-1.png"],
+        ),  # as macOS writes it, and Linux
+        (["rain-001.png"], ["norain-1.png", "norain-8.png"], "rain (rainy), norain (clean)", ["norain-1.png"]),
+        (["1_rain.png", "2_rain.png"], ["1_clean.png", "2_clean.png"], "clean (clean)", ["1_clean.png", "2_clean.png"]),
+        (["s-R-001.png", "s-R-002.png"], ["s-C-001.png", "s-C-002.png"], "r (rainy)", ["s-C-001.png", "s-C-002.png"]),
+        (["3_rs.png", "4_rs.png"], ["3_gt.png", "4_gt.png"], "rs (rainy), gt (clean)", ["3_gt.png", "4_gt.png"]),
+        (["003_in.png"], ["003_GT.png"], "in (rainy), gt (clean)", ["003_GT.png"]),
+        (["im_3_s100_a04.png", "im_3_s80_a05.png"], ["im_3.png", "im_30.png"], "2 parts", ["im_3.png", "im_3.png"]),
+        (["1_1.jpg", "1_14.jpg", "12_3.jpg"], ["1.jpg", "12.jpg"], "the last part", ["1.jpg", "1.jpg", "12.jpg"]),
+        (["norain-1x2.png"], ["norain-1.png"], "the last 2 parts (rainy)", ["norain-1.png"]),
+        (["a-R-7.png", "b-R-0.png"], ["a-C-0.png", "b-C-0.png"], "the last number (clean)", ["a-C-0.png", "b-C-0.png"]),
     ],
 )
 def test_rules(rainy, clean, rule, partners):
@@ -46,13 +69,176 @@ def test_rules(rainy, clean, rule, partners):
     assert [str(found[path]) for path in paths(*rainy)] == partners
 
 
-def test_never_by_position_and_one_rule_for_all():
-    _, _, problems = match(paths("1_15.jpg", "b.jpg"), paths("1.jpg", "2.jpg"))
-    assert len(problems) == 2
-    found, used, problems = match(paths("5.png", "6.png", "5_1.png"), paths("5.png", "6.png"))
-    assert used == "equal names" and problems == ["5_1.png: no clean partner"] and len(found) == 2
-    _, _, problems = match(paths("a.bmp"), paths("a.png", "a.jpg"))
-    assert "several clean partners: a.png, a.jpg" in problems[0]
+@pytest.mark.parametrize(
+    "rainy, clean, problems",
+    [
+        (["1_15.jpg", "b.jpg"], ["1.jpg", "2.jpg"], ["b.jpg: no clean partner"]),  # never by position
+        (["5.png", "6.png", "5_1.png"], ["5.png", "6.png"], ["5_1.png: no clean partner"]),  # one rule for all
+        (["cat_1.png", "dog_1.png"], ["cow_1.png", "fox_1.png"], ["cat_1.png: no clean", "dog_1.png: no clean"]),
+        (["cat_1.png"], ["cow_1.png", "cow_2.png"], ["cat_1.png: no clean"]),  # one name shows no mark
+        (["a_1.png", "a_2.png", "b_1.png"], ["a_1.png", "b_1.png"], ["a_2.png: no clean partner"]),
+        (["1_1.png", "1_2.png", "2_1.png"], ["1.png"], ["2_1.png: no clean partner"]),  # not by its last number either
+        (["rain-1.png", "rain-2.png"], ["norain-3.png"], ["rain-1.png: no clean", "rain-2.png: no clean"]),
+        (["a.bmp"], ["a.png", "a.jpg"], ["a.bmp: several clean partners: a.png, a.jpg"]),
+        (["1.png"], ["01.png", "001.png"], ["1.png: several clean partners: 01.png, 001.png"]),
+        (["12_3.png", "12_4.png"], ["12_3.png", "12.png"], ["12_3.png: several clean partners: 12_3.png, 12.png"]),
+    ],
+)
+def test_names_that_do_not_pair(rainy, clean, problems):
+    found, _, said = match(paths(*rainy), paths(*clean))
+    assert len(found) == len(rainy) - len(problems) and len(said) == len(problems)
+    assert all(text.startswith(problem) for text, problem in zip(said, problems, strict=True))
+
+
+def made(folder, *names):
+    """Files that are only listed, never read."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+CITY = "ulm/ulm_0000{}_000019_leftImg8bit"
+RAIN = "_rain_alpha_0.0{}_beta_0.01_dropsize_0.005_pattern_{}"
+# Row of the table in docs/data.md -> rainy names, clean names, and what the user types beyond the two folders.
+SETS = {
+    "Rain100L, Rain100H, old": (["rain-001", "rain-002"], ["norain-001", "norain-002"], {}),
+    "RainTrainL, RainTrainH": (["rain-1", "rain-10"], ["norain-1", "norain-10"], {"one": True}),
+    "Rain100L, Rain100H, new": (["norain-1x2", "norain-2x2"], ["norain-1", "norain-2"], {}),
+    "Rain200L, Rain200H": (["1x2", "2x2"], ["1", "2"], {}),
+    "Rain12": (["001_in", "002_in"], ["001_GT", "002_GT"], {"one": True}),
+    "Rain800": (["1", "2"], None, {"side_by_side": "left"}),
+    "Rain1200 (DID-MDN)": (["0", "1"], None, {"side_by_side": "left"}),
+    "Rain1400 (DDN)": (["901_1", "901_14", "902_1"], ["901", "901", "902"], {}),
+    "Rain13K, Test100, Test1200, Test2800": (["1", "2"], ["1", "2"], {}),
+    "SPA-Data, test": (["000", "001"], ["000gt", "001gt"], {}),
+    "RainDS, synthetic": (["rd-rain-1", "pie-rd-rain-1"], ["norain-1", "pie-norain-1"], {}),
+    "RainDS, real": (["2", "3"], ["2", "3"], {}),
+    "GT-RAIN": (["a/a-R-000", "a/a-R-001", "b/b-R-017"], ["a/a-C-000", "a/a-C-000", "b/b-C-000"], {"one": True}),
+    "LHP-Rain": (["7/7_0", "7/7_1", "8/8_0"], ["7", "7", "8"], {}),
+    "RainCityscapes": (
+        [CITY.format(4) + RAIN.format(1, 5), CITY.format(5) + RAIN.format(3, 12)],
+        [CITY.format(4), CITY.format(5)],
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_public_sets_as_they_come(name, tmp_path, capsys):
+    rainy, clean, flags = SETS[name]
+    made(tmp_path / "O", *(f"{stem}.png" for stem in rainy))
+    (tmp_path / "B").symlink_to(tmp_path / "O") if "one" in flags else (tmp_path / "B").mkdir()
+    clean_folder = made(tmp_path / "B", *(f"{stem}.jpg" for stem in clean)) if clean else None
+    pairing = Pairing(side_by_side=flags.get("side_by_side"))
+    pairs, rule = find_pairs(tmp_path / "O", clean_folder, "--a, --b", pairing=pairing)
+    found = {Path(pair.name).with_suffix("").as_posix(): pair.clean for pair in pairs}
+    for stem, partner in zip(rainy, clean or rainy, strict=True):
+        assert found[stem] == (tmp_path / "B" / f"{partner}.jpg" if clean else tmp_path / "O" / f"{stem}.png")
+    assert f"{len(rainy)} pairs in {tmp_path}/O by the rule: {rule}" in capsys.readouterr().out
+    assert f"| {name} |" in (ROOT / "docs" / "data.md").read_text()
+
+
+def test_the_table_of_public_sets_has_no_row_without_a_test():
+    rows = [
+        line.split(" | ")[0][2:] for line in (ROOT / "docs" / "data.md").read_text().splitlines() if "| " in line[:2]
+    ]
+    assert set(rows) - {"set", "SPA-Data, training"} == set(SETS)  # of lists there are tests below
+
+
+def flat(folder):
+    """RainTrainL as it comes, and the rest of its files."""
+    kinds = ("norain", "rain", "rainstreak", "rainregion")
+    return made(folder, *(f"{kind}-{n}.png" for kind in kinds for n in (1, 2, 10)))
+
+
+def test_one_folder_of_rainy_and_clean_images(tmp_path, capsys):
+    folder = flat(tmp_path / "RainTrainL")
+    pairs, _ = find_pairs(folder, folder, "--data_path, --gt_path")
+    assert [(pair.name, pair.clean.name) for pair in pairs] == [
+        (f"rain-{n}.png", f"norain-{n}.png") for n in (1, 2, 10)
+    ]
+    out = capsys.readouterr().out
+    assert "left out of" in out and "6 images (rainregion-1.png, rainregion-2.png, " in out
+    assert "norain (clean) (rain-1.png with norain-1.png)" in out
+    for rainy, clean in (("a/rain/1.png", "a/norain/1.png"), ("b/s-R-3.png", "b/s-C-3.png")):
+        folder = made(tmp_path, rainy, clean) / rainy[0]
+        ((pair,), _) = find_pairs(folder, folder, "--a, --b")
+        assert pair.rainy == tmp_path / rainy and pair.clean == tmp_path / clean
+
+
+def test_results_find_the_clean_images_among_rainy_ones_of_their_name(tmp_path):
+    folder, results = flat(tmp_path / "RainTrainL"), made(tmp_path / "derained", "rain-1.png", "rain-10.png")
+    pairs, _ = find_pairs(results, folder, "--pred, --gt")
+    assert [pair.clean.name for pair in pairs] == ["norain-1.png", "norain-10.png"]
+    made(results, "clear-1.png")  # scenes of such names in both folders stay what they are
+    made(tmp_path / "clean", "rain-1.png", "rain-10.png", "clear-1.png")
+    assert all(pair.name == pair.clean.name for pair in find_pairs(results, tmp_path / "clean", "--pred, --gt")[0])
+
+
+def test_a_folder_that_is_its_own_partner(tmp_path):
+    made(tmp_path / "X", "1.png", "2.png")
+    (tmp_path / "link").symlink_to(tmp_path / "X")
+    for other in (tmp_path / "X", tmp_path / "link"):
+        with pytest.raises(UserError, match=r"--a, --b: both are .* names don't tell rainy from clean.*--side_by_side"):
+            find_pairs(tmp_path / "X", other, "--a, --b")
+    (tmp_path / "Y").mkdir()
+    for name in ("1.png", "2.png"):
+        (tmp_path / "Y" / name).symlink_to(tmp_path / "X" / name)
+    with pytest.raises(UserError, match=r"each rainy image is its own clean partner.*1.png"):
+        find_pairs(tmp_path / "X", tmp_path / "Y", "--a, --b")
+
+
+def test_pair_by(tmp_path, capsys):
+    made(tmp_path / "O", "wet7 b.png", "Wet007 a.png", "wet8 a.png", "sub/wet7 a.png", "notes.png")
+    made(tmp_path / "B", "dry-007.png", "dry-8.png", "sub/dry-7.png")
+    with pytest.raises(UserError, match=r"notes.png: no clean partner(.|\n)*--pair_by 'rain-\{\}' 'norain-\{\}'"):
+        find_pairs(tmp_path / "O", tmp_path / "B", "--a, --b")
+    pairing = Pairing(("wet{} *", "dry-{}"))
+    pairs, rule = find_pairs(tmp_path / "O", tmp_path / "B", "--a, --b", pairing=pairing)
+    assert {pair.name: pair.clean.relative_to(tmp_path / "B").as_posix() for pair in pairs} == {
+        "Wet007 a.png": "dry-007.png",
+        "wet7 b.png": "dry-007.png",
+        "wet8 a.png": "dry-8.png",
+        "sub/wet7 a.png": "sub/dry-7.png",
+    }
+    assert "--pair_by 'wet{} *' 'dry-{}'" in rule and "1 images (notes.png)" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"wet8 a.png: no clean partner"):
+        (tmp_path / "B" / "dry-8.png").unlink()
+        find_pairs(tmp_path / "O", tmp_path / "B", "--a, --b", pairing=pairing)
+    with pytest.raises(UserError, match="no such name"):
+        find_pairs(tmp_path / "O", tmp_path / "B", "--a, --b", pairing=Pairing(("x{}", "y{}")))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_side_by_side(tmp_path, side):
+    rainy, clean = photo(20, 17, 0), photo(20, 17, 1)
+    both = (rainy, clean) if side == "left" else (clean, rainy)
+    write_image(tmp_path / "1.png", np.concatenate(both, 1))
+    given = {"gt_path"}  # which may name the folder once more
+    for folder, names in (("nowhere", set()), (tmp_path, given)):
+        dataset, rule = training_set(flags(tmp_path, folder, side_by_side=side, given=names), CPU, "")
+        assert side in rule and dataset.pairs[0].format() == (20, 17, np.uint8)
+        assert all(map(np.array_equal, dataset.pairs[0].read(), (rainy, clean)))
+    with pytest.raises(UserError, match="--gt_path: .*elsewhere is not needed"):
+        training_set(flags(tmp_path, tmp_path / "elsewhere", side_by_side=side, given=given), CPU, "")
+
+
+def test_pairs_without_rain(tmp_path, capsys):
+    for n in range(3):
+        write_image(tmp_path / "rain" / f"{n}.png", photo(20, 20, n))
+        write_image(tmp_path / "norain" / f"{n}.png", photo(20, 20, n))
+    with pytest.raises(UserError, match="each rainy image is its own clean partner.*0.png: the same pixels"):
+        training_set(flags(tmp_path / "rain", tmp_path / "norain"), CPU, "")
+    write_image(tmp_path / "rain" / "1.png", photo(20, 20, 9))
+    training_set(flags(tmp_path / "rain", tmp_path / "norain"), CPU, "")
+    assert "warning: 2 of 3 pairs have no rain" in (said := capsys.readouterr().err) and "\n  0.png\n  2.png" in said
+
+
+def test_flags_of_pairing_are_refused_where_they_change_nothing(tmp_path):
+    spa_list(tmp_path, "r/1.png c/1.png")
+    with pytest.raises(UserError, match="--side_by_side: the pack or real_world.txt says what pairs already"):
+        listed_set(flags(tmp_path, side_by_side="left", given={"side_by_side"}), CPU, "")
 
 
 def test_the_first_ten_problems_are_named(tmp_path):
@@ -79,10 +265,10 @@ def test_grey_alpha_and_16_bit_files_train(tmp_path):
     (tmp_path / "rain").mkdir()
     (tmp_path / "norain").mkdir()
     cv2.imwrite(str(tmp_path / "rain" / "1.png"), grey.astype(np.uint16) * 257)
-    cv2.imwrite(str(tmp_path / "norain" / "1.png"), np.concatenate([grey] * 4, -1))
+    cv2.imwrite(str(tmp_path / "norain" / "1.png"), np.concatenate([grey] * 4, -1) // 2)
     dataset, _ = training_set(flags(tmp_path / "rain", tmp_path / "norain"), CPU, "")
     rainy, clean = dataset[0, 0.5, 0.5]
-    assert rainy.dtype == torch.float32 and torch.allclose(rainy, clean, atol=1e-6) and rainy.max() <= 1
+    assert rainy.dtype == torch.float32 and torch.allclose(rainy, 2 * clean, atol=1 / 255) and rainy.max() <= 1
 
 
 def crops(pairs_folder, workers, first=1, last=2, skip=0):
@@ -195,7 +381,7 @@ def test_spa_list_missing_or_empty(tmp_path):
 
 def test_file_names_of_any_bytes_and_links_in_a_spa_list(tmp_path):
     for folder in ("rain", "norain"):
-        write_image(tmp_path / "elsewhere" / folder / "1.png", photo(20, 20, 0))
+        write_image(tmp_path / "elsewhere" / folder / "1.png", photo(20, 20, len(folder)))
         write_image(tmp_path / "elsewhere" / folder / "\u96e8.png", photo(20, 20, 1))
     (tmp_path / "spa").mkdir()
     (tmp_path / "spa" / "real").symlink_to(tmp_path / "elsewhere")
@@ -236,12 +422,13 @@ def test_a_long_spa_list_is_checked_by_samples(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "CHECK_ALL", 10)
     monkeypatch.setattr(module, "CHECK_SOME", 3)
     write_image(tmp_path / "a.png", photo(20, 20, 0))
+    write_image(tmp_path / "b.png", photo(20, 20, 1))
     opened, real = [], module.read_image
     monkeypatch.setattr(module, "read_image", lambda path: opened.append(path) or real(path))
-    spa_list(tmp_path, "a.png a.png\n" * 5 + "gone.png gone.png\n" + "a.png a.png\n" * 5)
+    spa_list(tmp_path, "a.png b.png\n" * 5 + "gone.png gone.png\n" + "a.png b.png\n" * 5)
     with pytest.raises(UserError, match=r"1 of 3 pairs can't be used(.|\n)*line 6 of"):
         listed_set(flags(tmp_path), CPU, "")
-    spa_list(tmp_path, "a.png a.png\n" * 4 + "gone.png gone.png\n" + "a.png a.png\n" * 6)
+    spa_list(tmp_path, "a.png b.png\n" * 4 + "gone.png gone.png\n" + "a.png b.png\n" * 6)
     opened.clear()
     dataset, _ = listed_set(flags(tmp_path), CPU, "")
     pairs = dataset.pairs

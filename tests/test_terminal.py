@@ -86,7 +86,7 @@ def test_quiet_prints_results_alone(pair, tmp_path, capsys):
     said = capsys.readouterr().out
     assert cli.run(lambda: metrics.main([*flags, "--quiet"])) == 0
     quiet = capsys.readouterr().out
-    assert "paired by" in said and "written" in said and "paired by" not in quiet and "written" not in quiet
+    assert "by the rule" in said and "written" in said and "by the rule" not in quiet and "written" not in quiet
     assert "PSNR-Y [dB]" in quiet and quiet in said and sys.stdout is out
 
 

@@ -12,7 +12,7 @@ import torch
 from common.data.compose import composed, part_of
 from common.data.images import ImageError, read_image, size_text, to_eight_bits
 from common.data.pack import Pack, is_pack
-from common.data.pairs import Pair, crop_at, find_pairs, images_in, planes
+from common.data.pairs import Pair, crop_at, images_in, pairs_of, planes
 from common.data.patches import PatchDataset
 from common.errors import UserError
 from common.speed import require_fast
@@ -163,7 +163,7 @@ def layer_set(
         The data set, and where its layers come from, in words.
 
     Raises:
-        UserError: see ``images_in``, ``find_pairs``, ``Pack``, ``variants`` and ``on_photos``.
+        UserError: see ``images_in``, ``pairs_of``, ``Pack``, ``variants`` and ``on_photos``.
     """
     require_fast(args.precision, device)
     photos = getattr(args, "clean", None)
@@ -178,7 +178,7 @@ def layer_set(
     elif is_pack(args.data_path):
         sources, rule = Pack(Path(args.data_path)), "O - B of a pack"
     else:
-        sources, rule = find_pairs(args.data_path, args.gt_path, "--data_path, --gt_path", hint)
+        sources, rule = pairs_of(args, hint)
 
     def chosen(files: Sequence[Path | Pair]) -> list[Path | Pair]:
         try:

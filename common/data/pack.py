@@ -1,6 +1,7 @@
 """A pack: all pairs of a data set, decoded, in one HDF5 file of which a crop reads a few kilobytes.
 
     python -m common.data.pack --data_path RAINY --gt_path CLEAN --out rain100L.h5
+    python -m common.data.pack --data_path RAIN800 --side_by_side left --out rain800.h5
     python -m common.data.pack --data_path SPA_DATA --out spa.h5
     python -m common.data.pack --verify rain100L.h5
 
@@ -35,10 +36,25 @@ from h5py import h5d, h5p, h5s, h5t
 
 from common import cli
 from common.data.images import ImageError, size_text
-from common.data.pairs import LIST, Pair, PairList, crop_at, fail, find_pairs, fingerprint, planes, some_of, widened
+from common.data.pairs import (
+    LIST,
+    REMEDY,
+    SAME,
+    Pair,
+    PairList,
+    both_widened,
+    crop_at,
+    fail,
+    fingerprint,
+    pairs_of,
+    planes,
+    require_no_pairing,
+    some_of,
+    widened,
+)
 from common.errors import Unwritable, UserError
 from common.files import umask
-from common.terminal import printable, progress_bar
+from common.terminal import printable, progress_bar, tell
 
 VERSION = 1
 KIND = "vrgnet pairs"
@@ -339,18 +355,24 @@ def _lay_out(path: str, meta: dict, names: bytes, index: np.ndarray) -> None:
 
 
 def _estimate(pairs: Sequence[Pair]) -> tuple[float, float]:
-    """Bytes of the pack, and seconds it will take with one thread; from a few pairs."""
-    total, seconds, some, timed = 0, 0.0, some_of(pairs), 0
+    """Bytes of the pack, and seconds it will take with one thread; from a few pairs.
+
+    Raises:
+        UserError: rainy and clean hold the same pixels in all that were read.
+    """
+    total, seconds, some, timed, same = 0, 0.0, some_of(pairs), 0, 0
     for i, pair in enumerate(some):
         try:
             height, width, kind = pair.format()
             total += 6 * height * width * np.dtype(kind).itemsize
             if i % max(1, len(some) // 8) == 0:
                 began = time.perf_counter()
-                pair.read()
+                same += np.array_equal(*both_widened(*pair.read()))
                 seconds, timed = seconds + time.perf_counter() - began, timed + 1
         except ImageError:
             continue
+    if 0 < same == timed:
+        raise UserError(f"--data_path: {SAME} ({some[0].name}: the same pixels). {REMEDY}")
     return total / len(some) * len(pairs), seconds / max(timed, 1) * len(pairs)
 
 
@@ -457,6 +479,7 @@ def _stamp(pair: Pair) -> int:
         with contextlib.suppress(OSError):  # the decoder tells
             found = os.stat(path)
             text += os.fsencode(os.path.realpath(path)) + b"\0%d %d\0" % (found.st_size, found.st_mtime_ns)
+    text += "".join(pair.halves).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:7], "little")
 
 
@@ -468,7 +491,7 @@ def _decode(pair: Pair) -> np.ndarray | str:
 
 
 def _fill(pairs: Sequence[Pair], part: Path, out: Path, workers: int, skip_bad: bool) -> list[str]:
-    problems = []
+    problems, same = [], []
     with h5py.File(part, "r+", rdcc_nbytes=BUFFER) as file, ThreadPoolExecutor(max(workers, 1)) as pool:
         meta, index, stamps = json.loads(file["meta"][:].tobytes()), file["index"][:], file["stamps"][:]
         for i in np.flatnonzero(index[:, 2] >= 0).tolist():  # other files than those that were packed are packed again
@@ -493,6 +516,8 @@ def _fill(pairs: Sequence[Pair], part: Path, out: Path, workers: int, skip_bad: 
                     bar.update()
                     problem = values if isinstance(values, str) else _put(datasets, index[i], values)
                     stamps[i] = 0 if problem else _stamp(pairs[i])
+                    if not isinstance(values, str) and np.array_equal(values[:3], values[3:]):
+                        same.append(pairs[i].name)
                     if problem:
                         problems.append(problem if isinstance(values, str) else f"{pairs[i].rainy}: {problem}")
                     if time.monotonic() - flushed > FLUSH_SECONDS:
@@ -523,6 +548,8 @@ def _fill(pairs: Sequence[Pair], part: Path, out: Path, workers: int, skip_bad: 
     with open(part, "rb+") as whole:
         os.fsync(whole.fileno())
     os.replace(part, out)
+    if same:
+        tell(same, f"warning: {len(same)} of {len(pairs)} pairs have no rain, rainy and clean are the same")
     return problems
 
 
@@ -554,6 +581,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__, module=__spec__.name)
     parser.add_path("--data_path", help=f"folder of rainy images, or folder of {LIST}")
     parser.add_path("--gt_path", help="folder of their clean partners; left out for a list")
+    cli.add_pairing(parser)
     parser.add_path("--out", help="the pack, NAME.h5")
     parser.add_path("--verify", help="read a whole pack and compare the checksums of all pairs")
     parser.add_argument("--workers", type=cli.positive_int, default=4, help="threads that decode")
@@ -579,11 +607,11 @@ def main(argv: list[str] | None = None) -> int:
     if is_pack(args.data_path):
         raise UserError(f"--data_path: {args.data_path} is a pack already")
     pairs: Sequence[Pair]
-    if args.gt_path:
-        pairs, rule = find_pairs(Path(args.data_path), Path(args.gt_path), "--data_path, --gt_path")
+    if args.gt_path or args.side_by_side:
+        pairs, _ = pairs_of(args)
     else:
-        pairs, rule = PairList(Path(args.data_path), "For pairs in two folders give --gt_path, too."), LIST
-    print(f"pairs by the rule: {rule}")
+        require_no_pairing(args, LIST)
+        pairs = PairList(Path(args.data_path), "For pairs in two folders give --gt_path, too.")
     return make(pairs, out, args.workers, args.skip_bad, args.overwrite)
 
 

@@ -8,8 +8,8 @@ import contextlib
 import io
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote_from_bytes
 
@@ -17,6 +17,7 @@ import jinja2
 from PIL import Image
 
 from common.data.images import ImageError, read_image, to_eight_bits
+from common.data.pairs import half_of
 from common.data.pictures import reduced
 from common.files import write_bytes
 from common.terminal import printable
@@ -37,6 +38,7 @@ class Item:
     name: str
     pictures: dict[str, Path]
     values: dict[str, float]
+    halves: Mapping[str, str] = field(default_factory=dict)  # label -> 'left' or 'right', where half a file is shown
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def _figure(item: Item, place: int, folder: Path, order: Order | None) -> dict[s
     """What the template says of an image; its pictures as JPEGs in base64."""
     pictures, size = [], (0, 0)
     for label, file in item.pictures.items():
-        pixels = reduced(to_eight_bits(read_image(file)), SIDE)
+        pixels = reduced(to_eight_bits(half_of(read_image(file), item.halves.get(label, ""))), SIDE)
         size = pixels.shape[:2]
         data = io.BytesIO()
         Image.fromarray(pixels).save(data, "JPEG", quality=QUALITY, subsampling=0)

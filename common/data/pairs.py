@@ -1,31 +1,38 @@
 """Rainy/clean pairs in two folders or in a list, and their checks."""
 
+import argparse
 import hashlib
 import os
 import random
 import re
+import unicodedata
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from common.data.images import ImageError, image_format, list_images, natural_key, read_image, size_text
 from common.errors import UserError
 from common.files import LONGEST_NAME, read_small
-from common.terminal import printable, progress_bar
+from common.terminal import print_result, printable, progress_bar, tell
 
-# How the public sets name the clean partner of a rainy file. One rule holds for a whole set, never mere position.
-# Each is a pattern for the rainy stem and what the clean stem is then.
-RULES = {
-    "equal names": (r"(.*)", r"\1"),
-    "K_1 ... K_14 with K (Rain1400)": (r"(.*)_(?:[1-9]|1[0-4])", r"\1"),
-    "rain-K with norain-K (Rain100L, Rain100H)": (r"rain-(.*)", r"norain-\1"),
-    "NAMEx2 with NAME (Rain100L, Rain100H)": (r"(.*)x2", r"\1"),
-}
-PROBLEMS_SHOWN, SHOWN = 10, 200  # problems in a message, bytes of a path in it
+# What names an image or a folder clean (first group) or rainy (second).
+MARKS = re.compile(
+    r"(?<![a-z])(?:(no[-_ ]?rain|clean|clear|gt|ground[-_ ]?truth|target|c)|(rain|rainy|input|in|lq|r))(?![a-z])"
+)
+PARTS = re.compile(r"[0-9]+|[^\W0-9_]+")  # numbers and words of a name
+Key = tuple[str, ...]  # the parts of a name that a rule compares
+Rule = tuple[str, dict[Path, Key], dict[Path, Key]]  # in words, and the keys of rainy and of clean files
+PROBLEMS_SHOWN, NAMES_SHOWN, SHOWN = 10, 4, 200  # problems and names in a message, bytes of a path in it
+SAME = "each rainy image is its own clean partner, so there is no rain to learn or to measure"
+PAIR_BY = "--pair_by 'rain-{}' 'norain-{}', say, with {} for the part that both names share and * for anything"
+REMEDY = (
+    f"Name a folder of rainy and one of clean images; or give --side_by_side, if each image holds both; or {PAIR_BY}."
+)
 LONGEST_LIST = 2**29  # bytes, ten times SPA-Data's list
 LONGEST_PATH = 4000  # bytes: no system has longer ones
 LIST = "real_world.txt"  # SPA-Data's list of pairs, in --data_path
@@ -40,6 +47,7 @@ class Pair:
     rainy: Path
     clean: Path
     line: int = 0  # of the list that names the pair, counted from 1; 0 for pairs of folders
+    halves: tuple[str, str] = ("", "")  # 'left' or 'right': the part of either file that counts; empty for all of it
 
     @property
     def place(self) -> str:
@@ -52,9 +60,11 @@ class Pair:
         Raises:
             ImageError: a header can't be read, or the sizes differ.
         """
-        (*size, kind), (*clean_size, clean_kind) = self._both(image_format)
-        self.require_one_size(size, clean_size)
-        return *size, max(kind, clean_kind, key=lambda kind: np.dtype(kind).itemsize)
+        rainy, clean = (
+            (height, width // 2 if half else width, kind) for half, (height, width, kind) in self._both(image_format)
+        )
+        self.require_one_size(rainy, clean)
+        return *rainy[:2], max(rainy[2], clean[2], key=lambda kind: np.dtype(kind).itemsize)
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """Decode both: rainy and clean, each (H, W, 3) uint8 or uint16.
@@ -62,7 +72,7 @@ class Pair:
         Raises:
             ImageError: a file can't be read, or the sizes differ.
         """
-        rainy, clean = self._both(read_image)
+        rainy, clean = (half_of(image, half) for half, image in self._both(read_image))
         self.require_one_size(rainy.shape, clean.shape)
         return rainy, clean
 
@@ -79,11 +89,14 @@ class Pair:
         crop = crop_at(place, height, width, p)
         return planes(rainy[crop], clean[crop])
 
-    def _both(self, read: Callable) -> tuple:
+    def _both(self, read: Callable) -> Iterator[tuple[str, Any]]:
+        """The half that counts, and what ``read`` makes of the file, for rainy and clean; one file is read once."""
         try:
-            return read(self.rainy), read(self.clean)
+            rainy = read(self.rainy)
+            clean = rainy if self.clean == self.rainy else read(self.clean)
         except ImageError as error:
             raise ImageError(f"{error}{self.place}") from None
+        return zip(self.halves, (rainy, clean), strict=True)
 
     def require_one_size(self, rainy: Sequence[int], clean: Sequence[int]) -> None:
         """Compare (height, width, ...) of both.
@@ -96,6 +109,12 @@ class Pair:
             raise ImageError(f"{self.rainy} is {sizes}{self.place}")
 
 
+def half_of(pixels: np.ndarray, half: str) -> np.ndarray:
+    """The 'left' or 'right' half of (H, W, 3) pixels, W // 2 px wide; all of them for ''."""
+    width = pixels.shape[1] // 2
+    return {"left": pixels[:, :width], "right": pixels[:, -width:], "": pixels}[half]
+
+
 def crop_at(place: tuple[float, float], height: int, width: int, p: int) -> tuple[slice, slice]:
     """Rows and columns of a crop of p px, from a place in [0, 1) x [0, 1); the last ones are reached (T8)."""
     row, column = int(place[0] * (height - p + 1)), int(place[1] * (width - p + 1))
@@ -104,11 +123,15 @@ def crop_at(place: tuple[float, float], height: int, width: int, p: int) -> tupl
 
 def planes(rainy: np.ndarray, clean: np.ndarray) -> np.ndarray:
     """Two (H, W, 3) arrays as one (6, H, W), of the deeper type of the two; the values in [0, 1] stay the same."""
-    deep = np.uint16 in (rainy.dtype, clean.dtype)
-    both = np.empty((6, *rainy.shape[:2]), np.uint16 if deep else np.uint8)  # not concatenated: that keeps their order
-    for part, image in ((both[:3], rainy), (both[3:], clean)):
-        part[:] = (widened(image) if deep else image).transpose(2, 0, 1)
+    rainy, clean = both_widened(rainy, clean)
+    both = np.empty((6, *rainy.shape[:2]), rainy.dtype)  # not concatenated: that keeps their order
+    both[:3], both[3:] = rainy.transpose(2, 0, 1), clean.transpose(2, 0, 1)
     return both
+
+
+def both_widened(rainy: np.ndarray, clean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two arrays of uint8 or uint16 pixels as the deeper type of the two, see ``widened``."""
+    return (rainy, clean) if rainy.dtype == clean.dtype else (widened(rainy), widened(clean))
 
 
 def widened(pixels: np.ndarray) -> np.ndarray:
@@ -116,41 +139,145 @@ def widened(pixels: np.ndarray) -> np.ndarray:
     return pixels if pixels.dtype == np.uint16 else pixels.astype(np.uint16) * np.uint16(257)
 
 
-def match(rainy: list[Path], clean: list[Path]) -> tuple[dict[Path, Path], str, list[str]]:
-    """Find the clean partner of every rainy file by one rule for all.
+# --- names -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """What the user says of how files pair, see ``cli.add_pairing``.
+
+    Attributes:
+        pair_by: patterns of the rainy and of the clean names: {} is the part that both share, * is anything.
+        side_by_side: the half that is rainy, 'left' or 'right', of images that hold both.
+    """
+
+    pair_by: Sequence[str] | None = None
+    side_by_side: str | None = None
+
+    @classmethod
+    def from_flags(cls, args: argparse.Namespace) -> "Pairing":
+        """That of a script."""
+        return cls(args.pair_by, args.side_by_side)
+
+    @property
+    def halves(self) -> tuple[str, str]:
+        """See ``Pair``."""
+        return {None: ("", ""), "left": ("left", "right"), "right": ("right", "left")}[self.side_by_side]
+
+
+def _key(name: str) -> Key:
+    """The words and numbers of a name: no case, no leading zeros, no separators."""
+    found = PARTS.findall(unicodedata.normalize("NFC", name).casefold())
+    return tuple(part.lstrip("0") or "0" if part.isdecimal() else part for part in found)
+
+
+def _stem(path: Path) -> str:
+    return path.with_suffix("").as_posix()
+
+
+def _rules(rainy: list[Path], clean: list[Path]) -> Iterator[Rule]:
+    """Ways to compare names, the closest first.
+
+    A word in all names of one side and in none of the other is a mark (rain and norain, R and C), which may be left
+    out. So may the last parts of the rainy names, as many of each (several rains of one scene), and with them a last
+    number that is the same in all clean names.
+    """
+    yield "equal names", {path: (_stem(path),) for path in rainy}, {path: (_stem(path),) for path in clean}
+    keys = [{path: _key(_stem(path)) for path in side} for side in (rainy, clean)]
+    words = [[set(key) - {part for part in key if part.isdecimal()} for key in side.values()] for side in keys]
+    marks = [set.intersection(*own) - set.union(*other) for own, other in (words, words[::-1])]
+    for side, own in enumerate(words):
+        if len(own) == 1:  # one name can't show what all have in common
+            marks[side] = {word for word in marks[side] if MARKS.fullmatch(word)}
+    bare = [
+        {path: tuple(part for part in key if part not in own) for path, key in side.items()}
+        for side, own in zip(keys, marks, strict=True)
+    ]
+    named = [f"{' '.join(sorted(own))} ({side})" for own, side in zip(marks, ("rainy", "clean"), strict=True) if own]
+    last = {key[-1:] for key in bare[1].values()}
+    numbered = all(marks) and len(clean) > 1 and len(last) == 1 and "".join(*last).isdecimal()
+    for cut in range(max(map(len, keys[0].values()))):
+        ends = [f"the last {f'{cut} parts' if cut > 1 else 'part'} (rainy)"] if cut else []
+        yield f"equal but for {', '.join(ends or ['case, zeros and separators'])}", _cut(keys[0], cut), keys[1]
+        if named:
+            yield f"equal but for {', '.join(named + ends)}", _cut(bare[0], cut), bare[1]
+        if cut and numbered:
+            ends.append("the last number (clean)")
+            yield f"equal but for {', '.join(named + ends)}", _cut(bare[0], cut), _cut(bare[1], 1)
+
+
+def _cut(keys: dict[Path, Key], number: int) -> dict[Path, Key]:
+    return {path: key[: len(key) - number] for path, key in keys.items()}
+
+
+def _shared(files: list[Path], pattern: str) -> dict[Path, Key]:
+    """What stands for {} in the files that a pattern fits; without a / in it sub-folders belong to that."""
+    wild = {r"\{\}": "(.+?)", r"\*": ".*?"}
+    literal = re.split(r"(\{\}|\*)", pattern)
+    expression = re.compile("".join(wild.get(re.escape(part), re.escape(part)) for part in literal), re.I | re.DOTALL)
+    found = {}
+    for path in files:
+        folder, name = ("", _stem(path)) if "/" in pattern else (path.parent.as_posix(), path.stem)
+        if fits := expression.fullmatch(name):
+            found[path] = _key(f"{folder}/{fits[1]}")
+    return found
+
+
+def match(
+    rainy: list[Path], clean: list[Path], pair_by: Sequence[str] | None = None
+) -> tuple[dict[Path, Path], str, list[str]]:
+    """Find the clean partner of every rainy file by one rule for all; several rainy files may share a partner.
 
     Args:
-        rainy, clean: paths relative to their folders; sub-folders must agree.
+        rainy, clean: paths relative to their folders; the sub-folders are a part of the names.
+        pair_by: see ``Pairing``; files that the patterns do not fit are left out.
 
     Returns:
-        The partners, the rule that finds most (the first of equals), and a problem for each file left without.
+        The partners, the first rule that finds all of them (else the one that finds most), and a problem for each file
+        that is left without, or for which a closer rule found another one.
     """
-    stems: dict[Path, list[Path]] = {}
-    for path in clean:
-        stems.setdefault(path.with_suffix(""), []).append(path)
-    exact = set(clean)
-
-    def candidates(path: Path, label: str) -> list[Path]:
-        if label == "equal names" and path in exact:
-            return [path]
-        rule = re.fullmatch(RULES[label][0], path.stem, re.DOTALL)
-        found = stems.get(path.parent / rule.expand(RULES[label][1]), []) if rule else []
-        return [p for p in found if p.suffix == path.suffix] or found
-
-    best, best_rule, best_count = {}, "", -1
-    for label in RULES:
-        found = {path: candidates(path, label) for path in rainy}
-        count = sum(len(partners) == 1 for partners in found.values())
-        if count > best_count:
-            best, best_rule, best_count = found, label, count
-        if count == len(rainy):
+    rules = _rules(rainy, clean)
+    if pair_by:
+        patterns = f"--pair_by '{pair_by[0]}' '{pair_by[1]}'"
+        rules = iter([(patterns, _shared(rainy, pair_by[0]), _shared(clean, pair_by[1]))])
+    best: dict[Path, list[Path]] = {}
+    best_rule, best_score = "", (-1, 0)
+    closer: dict[Path, list[Path]] = {}
+    for rule, rainy_keys, clean_keys in rules:
+        groups: dict[Key, list[Path]] = {}
+        for path, key in clean_keys.items():
+            groups.setdefault(key, []).append(path)
+        found = {path: _nearest(path, groups.get(key, []) if key else []) for path, key in rainy_keys.items()}
+        sure = {path: partners for path, partners in found.items() if len(partners) == 1}
+        if len(sure) == len(found):
+            best = {path: list(dict.fromkeys(closer.get(path, []) + partners)) for path, partners in found.items()}
+            best_rule = rule
             break
+        if (score := (len(sure), sum(map(bool, found.values())))) > best_score:
+            best, best_rule, best_score = found, rule, score
+        closer = sure | closer
     problems = [
         f"{path}: {'several clean partners: ' + ', '.join(map(str, partners)) if partners else 'no clean partner'}"
         for path, partners in best.items()
         if len(partners) != 1
     ]
     return {path: partners[0] for path, partners in best.items() if len(partners) == 1}, best_rule, problems
+
+
+def _nearest(path: Path, found: list[Path]) -> list[Path]:
+    """Of several files the one of this very name, or those of its ending where there are any."""
+    same = [p for p in found if p == path] or [p for p in found if p.suffix.lower() == path.suffix.lower()]
+    return same or found
+
+
+def _sides(files: list[Path]) -> tuple[list[Path], list[Path]]:
+    """The rainy and the clean of the files of one folder, as the first sub-folder says, or else the end of the name."""
+    sides: tuple[list[Path], list[Path]] = ([], [])
+    for path in files:
+        marks = [found[-1] for part in path.with_suffix("").parts if (found := MARKS.findall(part.lower()))]
+        if marks:
+            sides[bool(marks[0][0])].append(path)
+    return sides
 
 
 def fail(problems: list[str], headline: str, remedy: str) -> None:
@@ -180,32 +307,91 @@ def images_in(folder: Path, flag: str, hint: str = "") -> list[Path]:
 
 
 def find_pairs(
-    rainy_folder: str | Path, clean_folder: str | Path, flags: str, hint: str = "", names: list[Path] | None = None
+    rainy_folder: str | Path,
+    clean_folder: str | Path | None,
+    flags: str,
+    hint: str = "",
+    names: list[Path] | None = None,
+    pairing: Pairing = Pairing(),
 ) -> tuple[list[Pair], str]:
-    """Pair the images of two folders, sub-folders included, in natural order (T12).
+    """Pair the images of two folders, sub-folders included, in natural order (T12); says by which rule.
+
+    Both may be one folder whose sub-folders or names tell rainy from clean; what neither are is left out, and said.
 
     Args:
-        names: the rainy images to pair, where they are listed already; None for all in the folder.
+        clean_folder: None with side_by_side.
         flags: the two flags that name the folders, for messages ('--data_path, --gt_path').
         hint: what belongs into the folders and where it comes from, for the message when one is missing.
+        names: the rainy images to pair, where they are listed already; None for all in the folder.
+        pairing: what the user says of it.
 
     Returns:
-        The pairs and the naming rule that was used.
+        The pairs, and the naming rule with an example.
 
     Raises:
-        UserError: a folder is missing or empty, or a rainy image has no partner or several.
+        UserError: a folder is missing or empty, a rainy image has no partner or several, or is its own partner.
     """
     rainy_flag, clean_flag = re.split(", *", flags)
-    names = images_in(rainy_folder, rainy_flag, hint) if names is None else names
-    partners, rule, problems = match(names, images_in(clean_folder, clean_flag, hint))
+    rainy = images_in(rainy_folder, rainy_flag, hint) if names is None else names
+    one = clean_folder is None or os.path.realpath(rainy_folder) == os.path.realpath(clean_folder)
+    if pairing.side_by_side:
+        if not one:
+            raise UserError(f"{clean_flag}: {clean_folder} is not needed, --side_by_side takes both from {rainy_flag}")
+        pairs = [Pair(p.as_posix(), Path(rainy_folder, p), Path(rainy_folder, p), 0, pairing.halves) for p in rainy]
+        rule = f"side by side, rainy on the {pairing.side_by_side}"
+        print(f"{len(pairs)} pairs in {rainy_folder} by the rule: {rule}")
+        return pairs, rule
+    clean = images_in(clean_folder, clean_flag, hint)
+    tries = [] if one and not pairing.pair_by else [(rainy, clean)]
+    marked = _sides(clean)
+    if all(marked) and not pairing.pair_by:  # rain-1.png finds norain-1.png, even if there is a rain-1.png, too
+        listed = set(rainy)
+        tries.insert(0, ([path for path in marked[0] if path in listed] if one else rainy, marked[1]))
+    if not tries or not tries[0][0]:
+        raise UserError(
+            f"{flags}: both are {clean_folder}, where names don't tell rainy from clean (as rain-1 and norain-1 do). "
+            + REMEDY
+        )
+    for chosen in tries:
+        partners, rule, problems = match(*chosen, pairing.pair_by)
+        if not problems:
+            break
+    if not (partners or problems):
+        problems = [f"{path}: no such name" for path in chosen[0]]
     fail(
         problems,
-        f"{len(problems)} of {len(names)} rainy images of {rainy_folder} have no partner in {clean_folder} "
-        f"by the rule that fits best, '{rule}':",
-        f"Rules: {'; '.join(RULES)}. Rename, add or remove these files ({flags}).",
+        f"{len(problems)} of {len(chosen[0])} rainy images of {rainy_folder} find no single partner in {clean_folder} "
+        f"by the rule that fits best, {rule}:",
+        f"Rename, add or remove these files ({flags}); or say how names pair: {PAIR_BY}.",
     )
     pairs = [Pair(p.as_posix(), Path(rainy_folder, p), Path(clean_folder, q)) for p, q in partners.items()]
-    return sorted(pairs, key=lambda pair: natural_key(pair.name)), rule
+    if all(os.path.realpath(pair.rainy) == os.path.realpath(pair.clean) for pair in pairs):
+        raise UserError(f"{flags}: {SAME} ({pairs[0].rainy}). {REMEDY}")
+    pairs.sort(key=lambda pair: natural_key(pair.name))
+    used = {*partners, *partners.values()} if one else set(partners)
+    if left := [printable(str(path)) for path in rainy if path not in used]:
+        more = ", ..." if len(left) > NAMES_SHOWN else ""
+        print_result(f"note: left out of {rainy_folder}: {len(left)} images ({', '.join(left[:NAMES_SHOWN])}{more})")
+    rule = printable(f"{rule} ({pairs[0].name} with {partners[Path(pairs[0].name)].as_posix()})")
+    print(f"{len(pairs)} pairs in {rainy_folder} by the rule: {rule}")
+    return pairs, rule
+
+
+def pairs_of(args: argparse.Namespace, hint: str = "") -> tuple[list[Pair], str]:
+    """``find_pairs`` for --data_path and --gt_path, whose default does not count with --side_by_side."""
+    gt_path = args.gt_path if "gt_path" in args.given or not args.side_by_side else None
+    return find_pairs(args.data_path, gt_path, "--data_path, --gt_path", hint, pairing=Pairing.from_flags(args))
+
+
+def require_no_pairing(args: argparse.Namespace, what: str) -> None:
+    """Let no flag be without effect.
+
+    Raises:
+        UserError: a flag says how names pair where a list or a pack does, and there are no folders for validation.
+    """
+    given = sorted({"pair_by", "side_by_side"} & args.given)
+    if given and not getattr(args, "val_data_path", None):
+        raise UserError(f"--{given[0]}: {what} says what pairs already; leave the flag out")
 
 
 class PairList(Sequence[Pair]):
@@ -341,8 +527,10 @@ def check_pairs(
         keep: is given the number of each good pair and its images, see ``Pair.read``.
 
     Raises:
-        UserError: lists the problems, the first ten by name.
+        UserError: lists the problems, the first ten by name; or rainy and clean have the same pixels in all pairs (in
+            some, a warning names them).
     """
+    same: list[str] = []
 
     def problem_of(number: int) -> str | None:
         pair = pairs[number]
@@ -352,6 +540,8 @@ def check_pairs(
             return str(error)
         if min(rainy.shape[:2]) < patch_size:
             return f"{pair.rainy} is {size_text(rainy.shape)}, smaller than the {patch_size} px patch{pair.place}"
+        if np.array_equal(*both_widened(rainy, clean)):
+            same.append(f"{pair.name}{pair.place}")
         if keep:
             keep(number, rainy, clean)
         return None
@@ -370,6 +560,13 @@ def check_pairs(
         f"{len(problems)} of {len(pairs)} pairs can't be used for training:",
         f"Mend or remove these files ({flags}), or choose a smaller --patchSize where they are too small.",
     )
+    if len(same) == len(pairs):
+        raise UserError(f"{flags}: {SAME} ({same[0]}: the same pixels). {REMEDY}")
+    if same:
+        tell(
+            sorted(same, key=natural_key),
+            f"warning: {len(same)} of {len(pairs)} pairs have no rain, rainy and clean are the same",
+        )
 
 
 def some_of(pairs: Sequence[Pair]) -> Sequence[Pair]:
@@ -379,17 +576,17 @@ def some_of(pairs: Sequence[Pair]) -> Sequence[Pair]:
     return [pairs[i] for i in np.linspace(0, len(pairs) - 1, CHECK_SOME).astype(int)]
 
 
-def validation_pairs(data_path: str | None, gt_path: str | None) -> list[Pair]:
+def validation_pairs(args: argparse.Namespace) -> list[Pair]:
     """Find and check the pairs of --val_data_path and --val_gt_path; none where neither is given.
 
     Raises:
         UserError: only one of the two is given, or see ``find_pairs`` and ``check_pairs``.
     """
+    data_path, gt_path, flags = args.val_data_path, args.val_gt_path, "--val_data_path, --val_gt_path"
     if not data_path and not gt_path:
         return []
-    flags = "--val_data_path, --val_gt_path"
-    if not (data_path and gt_path):
+    if not data_path or not (gt_path or args.side_by_side):
         raise UserError(f"{flags}: give both or none")
-    pairs, _ = find_pairs(data_path, gt_path, flags)
+    pairs, _ = find_pairs(data_path, gt_path, flags, pairing=Pairing.from_flags(args))
     check_pairs(pairs, 1, flags)
     return pairs

@@ -24,8 +24,9 @@ from common.data.pairs import (
     PairList,
     check_pairs,
     fail,
-    find_pairs,
     fingerprint,
+    pairs_of,
+    require_no_pairing,
     small_sample,
     some_of,
     widened,
@@ -219,16 +220,16 @@ def training_set(args: argparse.Namespace, device: torch.device, hint: str) -> t
         The data set, and by which rule pairs were found.
 
     Raises:
-        UserError: see ``find_pairs``, ``check_pairs``, ``Pack`` and ``Decoded``.
+        UserError: see ``pairs_of``, ``check_pairs``, ``Pack`` and ``Decoded``.
     """
     require_fast(args.precision, device)  # before anything that takes long
     if pack.is_pack(args.data_path):
         if "gt_path" in args.given:
             raise UserError(f"--gt_path: the pack {args.data_path} holds the clean images, too; leave the flag out")
+        require_no_pairing(args, "the pack")
         return _packed(args, device)
-    flags = "--data_path, --gt_path"
-    pairs, rule = find_pairs(args.data_path, args.gt_path, flags, hint)
-    return _checked(pairs, pairs, args, device, flags), rule
+    pairs, rule = pairs_of(args, hint)
+    return _checked(pairs, pairs, args, device, "--data_path, --gt_path"), rule
 
 
 def listed_set(args: argparse.Namespace, device: torch.device, hint: str) -> tuple[PatchDataset, str]:
@@ -243,6 +244,7 @@ def listed_set(args: argparse.Namespace, device: torch.device, hint: str) -> tup
         UserError: see ``PairList``, ``small_sample``, ``check_pairs``, ``Pack`` and ``Decoded``.
     """
     require_fast(args.precision, device)
+    require_no_pairing(args, f"the pack or {LIST}")
     if pack.is_pack(args.data_path):
         return _packed(args, device)
     pairs: Sequence[Pair] = PairList(Path(args.data_path), hint)

@@ -18,7 +18,7 @@ from common import derainer, ranks
 from common.data import page
 from common.data.cache import free_memory
 from common.data.images import ImageError, image_size, inputs, read_image, size_text, write_image
-from common.data.pairs import Pair, find_pairs, fingerprint
+from common.data.pairs import REMEDY, SAME, Pair, Pairing, find_pairs, fingerprint, half_of
 from common.data.patches import floats
 from common.errors import UserError, is_out_of_memory
 from common.evaluation import metrics
@@ -299,7 +299,7 @@ def validator(
     windows = windows or Windows()
     if not derainer.is_ours(net):
         with _evaluating(net):
-            for height, width in sorted({image_size(pair.rainy) for pair in pairs}):
+            for height, width in sorted({pair.format()[:2] for pair in pairs}):
                 trial = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
                 try:
                     derain_pixels(net, trial, device, windows, "truncate")
@@ -333,15 +333,17 @@ def prepare(net: nn.Module, device: torch.device, precision: str, compiled: bool
         replay_forward(net, device, LARGEST_RECORDED)
 
 
-def _partners(folder: Path, names: list[Path], gt_path: Path, save_path: Path) -> dict[Path, Pair]:
+def _partners(
+    folder: Path, names: list[Path], gt_path: Path | None, save_path: Path, pairing: Pairing
+) -> dict[Path, Pair]:
     """Every input with its ground truth, checked for existence and size before any work."""
-    if gt_path.is_dir() and save_path.resolve().is_relative_to(gt_path.resolve()):
+    if gt_path and gt_path.is_dir() and save_path.resolve().is_relative_to(gt_path.resolve()):
         raise UserError(f"--save_path: {save_path} is the folder of --gt_path or lies in it; choose another one")
     flags = "--data_path, --gt_path"
-    if gt_path.is_file() and len(names) == 1:
+    if gt_path and gt_path.is_file() and len(names) == 1 and not pairing.side_by_side:
         pairs = [Pair(str(names[0]), folder / names[0], gt_path)]
     else:
-        pairs, _ = find_pairs(folder, gt_path, flags, names=names)
+        pairs, _ = find_pairs(folder, gt_path, flags, names=names, pairing=pairing)
     metrics.check_sizes(pairs, flags, leave=True)
     return {Path(pair.name): pair for pair in pairs}
 
@@ -364,6 +366,7 @@ def derain_folder(
     data_path: str,  # a folder, sub-folders kept, or one image
     save_path: str,  # the same names below it
     gt_path: str | None,  # folder (or image) of clean images; None for no metrics
+    pairing: Pairing | None = None,  # what the user says of how names pair
     device: torch.device,
     windows: Windows,  # tiles and padding
     rounding: str,  # see to_uint8
@@ -387,9 +390,12 @@ def derain_folder(
         UserError: paths that are missing, empty or overlap, ground truth that is missing or of another size.
         DerainerError: a derainer of the user's failed on the first image.
     """
-    save = Path(save_path)
+    save, pairing = Path(save_path), pairing or Pairing()
     folder, names, others = inputs(Path(data_path), save, hint)
-    pairs = _partners(folder, names, Path(gt_path), save) if gt_path else {}
+    pairs = {}
+    if gt_path or pairing.side_by_side:
+        pairs = _partners(folder, names, Path(gt_path) if gt_path else None, save, pairing)
+        names = [name for name in names if name in pairs]
     used = {path.resolve() for path in [*(folder / name for name in names), *(pair.clean for pair in pairs.values())]}
     for name in names:
         if (save / name).resolve() in used:
@@ -408,7 +414,7 @@ def derain_folder(
     for number, name in enumerate(progress_bar(mine, unit="image")):
         result = done[name] = _Result()
         try:
-            rainy = read_image(folder / name)
+            rainy = half_of(read_image(folder / name), pairing.halves[0])
             began = time.perf_counter()
             with autocast(device, precision):
                 derained = derain_pixels(net, rainy, device, windows, rounding)
@@ -416,7 +422,7 @@ def derain_folder(
             write_image(save / name, derained)
             result.written = True
             if name in pairs:
-                truth = read_image(pairs[name].clean)
+                truth = half_of(read_image(pairs[name].clean), pairing.halves[1])
                 pairs[name].require_one_size(rainy.shape, truth.shape)
                 rainy_score, derained_score = (metrics.score(x, truth) for x in (rainy, read_image(save / name)))
                 result.scores = {"rainy": rainy_score, "derained": derained_score}
@@ -441,11 +447,18 @@ def derain_folder(
     everything = [(name, done[name]) for name in names]
     code = _report(everything, save, folder, others, device)
     if ranks.first() and any(result.written for _, result in everything):
-        _page(everything, save, folder, pairs, Path(weights).name)
+        _page(everything, save, folder, pairs, Path(weights).name, pairing)
     return code
 
 
-def _page(done: list[tuple[Path, _Result]], save: Path, folder: Path, pairs: dict[Path, Pair], weights: str) -> None:
+def _page(
+    done: list[tuple[Path, _Result]],
+    save: Path,
+    folder: Path,
+    pairs: dict[Path, Pair],
+    weights: str,
+    pairing: Pairing,
+) -> None:
     """The images that were written as report.html."""
     pictures, table = {}, metrics.Table()
     for name, result in done:
@@ -459,7 +472,8 @@ def _page(done: list[tuple[Path, _Result]], save: Path, folder: Path, pairs: dic
     if table.rows:
         lead.append("PSNR and SSIM on the Y channel, as the paper computes them, and PSNR on RGB.")
     title = f"Rain removed from {len(pictures)} image{'s' * (len(pictures) > 1)}"
-    table.page(save / page.NAME, title, pictures, [line for line in lead if line], ("rainy", "derained"))
+    halves = dict(zip(("rainy", "clean"), pairing.halves, strict=True))
+    table.page(save / page.NAME, title, pictures, [line for line in lead if line], ("rainy", "derained"), halves)
     print(f"page: {save / page.NAME}")
 
 
@@ -474,6 +488,9 @@ def _report(done: list[tuple[Path, _Result]], save: Path, folder: Path, others: 
     if seconds := [r.seconds for r in results if r.seconds is not None and not r.warm_up]:
         left_out = ", the first one left out as warm-up" if any(result.warm_up for result in results) else ""
         print(f"average time per image: {sum(seconds) / len(seconds):.3f} s on {device}{left_out}")
+    rainy = [result.scores["rainy"] for result in results if result.scores]
+    if rainy and all(math.isinf(scores.psnr_rgb) for scores in rainy):
+        raise UserError(f"--data_path, --gt_path: {SAME}. {REMEDY}")
     table = metrics.Table()
     for name, result in done:
         if result.scores:

@@ -10,7 +10,8 @@ import csv
 import io
 import math
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -18,8 +19,8 @@ import numpy as np
 
 from common import cli
 from common.data import page
-from common.data.images import ImageError, image_size, list_images, size_text, to_float
-from common.data.pairs import Pair, fail, find_pairs
+from common.data.images import ImageError, image_size, list_images, to_float
+from common.data.pairs import Pair, Pairing, fail, find_pairs
 from common.errors import UserError
 from common.files import cell, write_bytes
 from common.terminal import print_result, printable, progress_bar, tell
@@ -163,7 +164,13 @@ class Table:
         write_bytes(path, self.csv().encode("utf-8", "surrogateescape"))
 
     def page(
-        self, path: Path, title: str, pictures: dict[str, dict[str, Path]], lead: list[str], sides: tuple[str, str]
+        self,
+        path: Path,
+        title: str,
+        pictures: dict[str, dict[str, Path]],
+        lead: list[str],
+        sides: tuple[str, str],
+        halves: Mapping[str, str],
     ) -> None:
         """Write the scores as a page with sliders, see common/data/page.py.
 
@@ -171,6 +178,7 @@ class Table:
             pictures: for every image, with a row of the table or not, its versions: label -> file.
             lead: paragraphs below the title.
             sides: labels of the versions that are compared at first.
+            halves: see ``page.Item``.
 
         Raises:
             UserError: the page can't be written.
@@ -185,7 +193,7 @@ class Table:
                 row[GAIN] = row[columns[3]] - row[columns[0]]
             return row
 
-        items = [page.Item(name, files, values(self.rows.get(name, {}))) for name, files in pictures.items()]
+        items = [page.Item(name, files, values(self.rows.get(name, {})), halves) for name, files in pictures.items()]
         means = values(self.means())
         if GAIN in means:  # not that of the means, which may be over different images
             means[GAIN] = _finite_mean([item.values[GAIN] for item in items])
@@ -210,17 +218,14 @@ def check_sizes(pairs: list[Pair], flags: str, leave: bool = False) -> None:
     problems = []
     for pair in pairs:
         try:
-            size_gt = image_size(pair.clean)
-        except UserError as error:
-            problems.append(str(error))
-            continue
-        try:
-            size = image_size(pair.rainy)
-        except UserError as error:
+            image_size(pair.rainy)
+        except ImageError as error:
             problems += [] if leave else [str(error)]
             continue
-        if size != size_gt:
-            problems.append(f"{pair.rainy} is {size_text(size)}, {pair.clean} is {size_text(size_gt)}")
+        try:
+            pair.format()
+        except ImageError as error:
+            problems.append(str(error))
     fail(
         problems, f"{len(problems)} of {len(pairs)} images can't be measured:", f"Mend or remove these files ({flags})."
     )
@@ -230,6 +235,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__, module=__spec__.name)
     parser.add_path("--pred", required=True, nargs="+", help="folder of derained images, of any method; or several")
     parser.add_path("--gt", required=True, help="folder of clean images (names: docs/data.md)")
+    cli.add_pairing(parser)
     parser.add_path("--csv", help="also write the table to this file")
     parser.add_path("--report", help="also write a page with the table and before/after sliders to this file (.html)")
     return parser.parse_args(argv)
@@ -259,12 +265,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     if args.report and Path(args.report).suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--report: {args.report} must end in .html")
-    columns = labels(args.pred)
+    columns, half = labels(args.pred), Pairing.from_flags(args).halves[1]
     found: dict[str, list[Pair]] = {}
     for label, folder in zip(columns, args.pred, strict=True):
-        found[label], rule = find_pairs(folder, args.gt, "--pred, --gt")
+        pairs, _ = find_pairs(folder, args.gt, "--pred, --gt", pairing=Pairing(args.pair_by))
+        found[label] = [replace(pair, halves=("", half)) for pair in pairs]
         check_sizes(found[label], "--pred, --gt")
-        print(f"{len(found[label])} images{f' of {label}' if len(columns) > 1 else ''}, paired by: {rule}")
     methods = _rows(found)
     common = [key for key in methods[columns[0]] if all(key in methods[label] for label in columns)]
     if not common:
@@ -298,7 +304,7 @@ def main(argv: list[str] | None = None) -> int:
             results = {label: method[key].rainy for label, method in methods.items()}
             pictures[first.name] = results | {"clean": first.clean}
         title = f"{', '.join(columns)} beside the ground truth: {len(common)} image{'s' * (len(common) > 1)}"
-        table.page(Path(args.report), title, pictures, [], (columns[0], [*columns, "clean"][1]))
+        table.page(Path(args.report), title, pictures, [], (columns[0], [*columns, "clean"][1]), {"clean": half})
         print(f"page: {args.report}")
     if problems:
         tell(problems, f"{len(problems)} of {len(common)} images could not be measured")

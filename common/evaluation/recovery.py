@@ -15,7 +15,7 @@ from torch import Tensor
 
 from common import cli
 from common.data.pack import Pack, is_pack
-from common.data.pairs import check_pairs, find_pairs
+from common.data.pairs import check_pairs, pairs_of
 from common.data.patches import CropSampler, PatchDataset, to_batch
 from common.generation.measures import RAINY
 from common.models import EDNet
@@ -73,6 +73,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_netED(required=True)
     parser.add_path("--data_path", required=True, help="folder of rainy images, or a pack")
     parser.add_path("--gt_path", help="folder of their clean partners")
+    cli.add_pairing(parser)
     cli.add_device(parser)
     return parser.parse_args(argv)
 
@@ -84,9 +85,8 @@ def main(argv: list[str] | None = None) -> None:
     if is_pack(args.data_path):
         pairs = Pack(Path(args.data_path))
     else:
-        flags = "--data_path, --gt_path"
-        pairs, _ = find_pairs(args.data_path, args.gt_path, flags)
-        check_pairs(pairs, netED.patch_size, flags)
+        pairs, _ = pairs_of(args)
+        check_pairs(pairs, netED.patch_size, "--data_path, --gt_path")
     rainy, clean = some_patches(PatchDataset(pairs, netED.patch_size, 0))
     found = recovery(netED, rainy.to(device), clean.to(device))
     print_result("  ".join(f"{name} {value:.4f}" for name, value in found.items()))

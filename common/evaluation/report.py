@@ -5,6 +5,7 @@ python -m common.evaluation.report --rainy RAIN --derained OUT --clean NORAIN --
 
 import argparse
 import sys
+from pathlib import Path
 
 from common import cli
 from common.data.images import read_image, to_eight_bits, write_image
@@ -31,13 +32,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     out = cli.picture(args)
+    pairs = find_pairs(args.rainy, args.clean, "--rainy, --clean")[0][: args.number]
+    names = [Path(pair.name) for pair in pairs]
     derained = [
-        {pair.name: pair.clean for pair in find_pairs(args.rainy, folder, "--rainy, --derained")[0]}
+        {pair.name: pair.clean for pair in find_pairs(args.rainy, folder, "--rainy, --derained", names=names)[0]}
         for folder in args.derained
     ]
     methods = ["derained"] if len(derained) == 1 else labels(args.derained)
     rows = []
-    for pair in find_pairs(args.rainy, args.clean, "--rainy, --clean")[0][: args.number]:
+    for pair in pairs:
         paths = (pair.rainy, *(results[pair.name] for results in derained), pair.clean)
         images = [read_image(path) for path in paths]
         rows.append(([to_eight_bits(image) for image in images], [f"{pair.name}: rainy", *methods, "clean"]))

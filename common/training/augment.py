@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from common import derainer, ranks
+from common.errors import UserError
 from common.models import EDNet
 from common.speed import Speed
 from common.training.checkpoint import generator_of
@@ -80,7 +81,8 @@ def pick_generator(run: Run, device: torch.device, hint: str) -> EDNet | None:
     Its sizes go to the flags --nz, --nef and --patchSize, and are said, where these were left alone.
 
     Raises:
-        UserError: the file is missing or the wrong one, or its sizes contradict flags that were given.
+        UserError: the file is missing or the wrong one, its sizes contradict flags that were given, or a batch has no
+            sample for generated rain.
     """
     args = run.args
     if args.fake_ratio == 0:
@@ -89,11 +91,15 @@ def pick_generator(run: Run, device: torch.device, hint: str) -> EDNet | None:
         return None
     net = generator_of(args, device, hint, run.settled)
     whole = args.batchSize * ranks.count()
-    if real_samples(whole, args.fake_ratio) == whole:
-        print(
-            f"warning: --batchSize {args.batchSize} with --fake_ratio {args.fake_ratio:g} leaves no sample of a batch "
-            "for generated rain; raise one of them"
+    n_real = real_samples(whole, args.fake_ratio)
+    if n_real == whole:
+        ratio = _exact(args.fake_ratio)
+        least = math.ceil(math.ceil((1 + ratio) / ratio) / ranks.count())
+        raise UserError(
+            f"--batchSize: {args.batchSize} with --fake_ratio {args.fake_ratio:g} leaves no sample of a batch for "
+            f"generated rain; give --batchSize {least} or more, a larger --fake_ratio, or --fake_ratio 0 to do without"
         )
+    print(f"a batch: {n_real} crops with their own rain, {whole - n_real} with generated rain")
     return net
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from common import derainer
 from common.errors import TrainingStopped, UserError, is_dead_worker
-from common.models import EDNet
+from common.models import Derain, EDNet
 from common.terminal import printable
 
 KEYS_SHOWN = 4
@@ -222,6 +222,19 @@ def load_derainer(args: argparse.Namespace, hint: str = "") -> nn.Module:
         put_weights(net, content, kind_of_derainer(args), f"--model_dir: {path}")
     except UserError as error:
         raise UserError(f"{error} {trained}".rstrip()) from None
+    return net
+
+
+def load_joint(args: argparse.Namespace, hint: str = "") -> Derain:
+    """BNet of --netDerain with the stages of --stage, filled, on the CPU; --stage may be set, see ``settle_stage``.
+
+    Raises:
+        UserError: see ``load_weights``.
+    """
+    content = load(args.netDerain, "--netDerain", hint)
+    derainer.settle_stage(args, Path(args.netDerain))
+    net = Derain(stage=args.stage)
+    put_weights(net, content, "joint", f"--netDerain: {args.netDerain}")
     return net
 
 

@@ -3,13 +3,14 @@
 import argparse
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from common import ranks
+from common import derainer, ranks
 from common.speed import Speed
 from common.training.averaging import Average
 from common.training.checkpoint import load_weights
@@ -200,6 +201,8 @@ def start_from(args: argparse.Namespace, netDerain: nn.Module, netED: nn.Module)
         load_weights(netED, args.init_ED, "ED", "--init_ED")
     if args.init_Derain:
         load_weights(netDerain, args.init_Derain, "joint", "--init_Derain")
+        trained = derainer.stored(Path(args.init_Derain)) or {}
+        derainer.tell_stages("--stage", args.stage, trained.get("stage"))
 
 
 def train_joint(

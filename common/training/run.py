@@ -1,8 +1,7 @@
 """A training run in its folder: the lock, the state to go on from, the options that win, the saving (T5, T6).
 
-``model_dir`` holds ``PREFIX_state_N.pt`` (bare state dicts after N epochs), ``PREFIX_best.pt``, for augmented
-training ``PREFIX.json`` (which derainer), and the full state ``train_state_last.pt`` with its predecessor
-``train_state_prev.pt``.
+``model_dir`` holds ``PREFIX_state_N.pt`` (bare state dicts after N epochs), ``PREFIX_best.pt``, ``PREFIX.json`` (which
+derainer, of how many stages), and the full state ``train_state_last.pt`` with its predecessor ``train_state_prev.pt``.
 """
 
 import argparse
@@ -126,7 +125,7 @@ class Run:
         if states:
             self._saved = states[0]["options"]
             self._restore_options(self._shared_out(state or states[0]))
-        elif resume > 0 and "derainer" in self.args:
+        elif resume > 0:
             choice = derainer.stored(self.model_dir / f"{self.prefixes[0]}_state_{resume}.pt")
             self._restore_options(choice or {})
         self._check_folders()  # those that were stored
@@ -308,7 +307,7 @@ class Run:
             left = path.with_name(path.name.replace("train_state", "left_state"))
             os.replace(path, left)
             print(f"resume: {path.name} is not part of this run any more; kept as {left.name}")
-        if "derainer" in self.args:
+        if "derainer" in self.args or "stage" in self.args:
             choice = json.dumps(derainer.choice_of(self.args), indent=2)
             write_bytes(self.model_dir / f"{self.prefixes[0]}.json", f"{choice}\n".encode())
 
@@ -420,6 +419,10 @@ def _are_values(stored: dict, args: argparse.Namespace) -> bool:
 
 
 def _is_value(key: str, value: object, now: object) -> bool:
+    if key == "side_by_side":
+        return value in (None, "left", "right")
+    if key == "pair_by":
+        return value is None or (isinstance(value, list) and len(value) == 2 and all(type(v) is str for v in value))
     if value is None or now is None:
         return value is None or isinstance(value, str if key.endswith("_path") or key in PATHS else int)
     if isinstance(now, list):
