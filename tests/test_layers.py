@@ -27,7 +27,15 @@ def measured(layer):
 
 def sets(folder, patch=16, hold_out=0, part="train", number=2, **more):
     args = argparse.Namespace(
-        streaks=None, precision="fp32", hold_out=hold_out, variants=number, manualSeed=4, patchSize=patch
+        pair_by=None,
+        side_by_side=None,
+        given=set(),
+        streaks=None,
+        precision="fp32",
+        hold_out=hold_out,
+        variants=number,
+        manualSeed=4,
+        patchSize=patch,
     )
     args.data_path, args.gt_path = str(folder / "rain"), str(folder / "norain")
     vars(args).update(more)
