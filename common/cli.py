@@ -310,8 +310,8 @@ def add_recording(group: argparse.ArgumentParser) -> None:
         "--cuda_graphs",
         choices=("auto", "on", "off"),
         default="auto",
-        help="on a GPU, record whole steps and replay them; auto: with networks of this project, off with others, "
-        "whose Python would run only once",
+        help="on a GPU, record whole steps and replay them; auto: with networks of this project in one process. Not with "
+        "others, whose Python would run only once, nor in several processes, whose sums can hang in a recording",
     )
 
 
@@ -524,7 +524,7 @@ def records(args: argparse.Namespace) -> bool:
     ours = getattr(args, "derainer", "prenet") == "prenet"
     if args.cuda_graphs == "on" and not (getattr(args, "use_gpu", True) and torch.cuda.is_available()):
         print("--cuda_graphs on: no GPU is used, so nothing is recorded")
-    return args.cuda_graphs == "on" or (args.cuda_graphs == "auto" and ours)
+    return args.cuda_graphs == "on" or (args.cuda_graphs == "auto" and ours and ranks.count() == 1)
 
 
 def loop_settings(args: argparse.Namespace) -> dict:
