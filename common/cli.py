@@ -310,8 +310,8 @@ def add_recording(group: argparse.ArgumentParser) -> None:
         "--cuda_graphs",
         choices=("auto", "on", "off"),
         default="auto",
-        help="on a GPU, record whole steps and replay them; auto: with networks of this project in one process. Not with "
-        "others, whose Python would run only once, nor in several processes, whose sums can hang in a recording",
+        help="on a GPU, record whole steps and replay them; auto: with networks of this project, in one process. "
+        "Others' Python would run only once, and sums of several processes can hang in a recording",
     )
 
 

@@ -25,6 +25,8 @@ ARITHMETIC = {
     "tf32": "factors in convolutions and matrix products of all networks rounded to 10 bits (TF32)",
     "bf16": "the derainer in bfloat16 (8 bits), factors in the other networks rounded to 10 bits (TF32)",
 }
+TENSOR_CORES = ("tf32", "bf16")  # precisions in which products are rounded, too
+_tensor_cores = True  # whether a GPU rounds in convolutions, see ``set_arithmetic``
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,15 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def set_arithmetic(precision: str | None) -> None:
-    """How a GPU computes convolutions and products of fp32; None: PyTorch's own choice, TF32 in convolutions alone."""
-    torch.backends.cudnn.allow_tf32 = precision != "fp32"
-    torch.backends.cuda.matmul.allow_tf32 = precision in ("tf32", "bf16")
+    """How a GPU computes convolutions and products of fp32; None: PyTorch's own choice, TF32 in convolutions alone.
+
+    PyTorch's older switches (``allow_tf32``) can't be read or set beside these: it raises RuntimeError.
+    """
+    global _tensor_cores
+    _tensor_cores = precision != "fp32"
+    convolutions, products = ("tf32" if rounded else "ieee" for rounded in (_tensor_cores, precision in TENSOR_CORES))
+    torch.backends.cudnn.conv.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = convolutions
+    torch.backends.cuda.matmul.fp32_precision = products
 
 
 def order(x: Tensor) -> Tensor:
@@ -127,7 +135,7 @@ def order(x: Tensor) -> Tensor:
     channels_last for tensor cores, which compute all but full fp32, and on a CPU where there are no gradients.
     """
     if x.device.type == "cuda":
-        last = torch.backends.cudnn.allow_tf32 or torch.is_autocast_enabled("cuda")
+        last = _tensor_cores or torch.is_autocast_enabled("cuda")
     else:
         last = not torch.is_grad_enabled()
     return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)

@@ -541,9 +541,7 @@ def test_local_rank_decides_the_gpu(monkeypatch, gpu_id, place, processes, taken
     monkeypatch.setattr(ranks, "launched", lambda: True)
     monkeypatch.setattr(ranks, "local_rank", lambda: place)
     monkeypatch.setattr(ranks, "local_count", lambda: processes)
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     assert runtime.pick_device(True, gpu_id) == torch.device("cuda", taken)
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.mark.parametrize(("gpu_id", "processes"), [("0", 5), ("0,1", 3), ("3", 2)])

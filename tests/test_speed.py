@@ -2,6 +2,7 @@
 
 import copy
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -211,11 +212,18 @@ def test_tf32_on_a_cpu_is_fp32_and_says_so(pairs_folder, tmp_path, capsys):
 
 @pytest.fixture
 def switches():
-    """PyTorch's, put back afterwards."""
-    backends = torch.backends
-    before = backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, backends.cudnn.benchmark
-    yield backends
-    backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, backends.cudnn.benchmark = before
+    """PyTorch's, put back afterwards; and a reader of those of convolutions, recurrent networks and products."""
+    parts, every = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul), torch.backends
+    before = (
+        [part.fp32_precision for part in parts],
+        every.fp32_precision,
+        torch.backends.cudnn.benchmark,
+        speed._tensor_cores,
+    )
+    yield lambda: tuple(part.fp32_precision for part in parts)
+    every.fp32_precision, torch.backends.cudnn.benchmark, speed._tensor_cores = before[1:]
+    for part, value in zip(parts, before[0], strict=True):
+        part.fp32_precision = value
 
 
 def test_switches_of_each_precision(switches):
@@ -223,21 +231,34 @@ def test_switches_of_each_precision(switches):
     speeds = {"plain": Speed(plain=True)} | {p: Speed(p) for p in ("fp32", "tf32", "bf16")}
     for name, how in speeds.items():
         how.switch()
-        found[name] = switches.cudnn.allow_tf32, switches.cuda.matmul.allow_tf32, switches.cudnn.benchmark
-    exact, rounded = (False, False, True), (True, True, True)
-    assert found == {"plain": (True, False, False), "fp32": exact, "tf32": rounded, "bf16": rounded}
+        found[name] = *switches(), torch.backends.cudnn.benchmark
+    exact, rounded = ("ieee", "ieee", "ieee", True), ("tf32", "tf32", "tf32", True)
+    assert found == {"plain": ("tf32", "tf32", "ieee", False), "fp32": exact, "tf32": rounded, "bf16": rounded}
     with speed.unprepared(torch.nn.Conv2d(1, 1, 1)):
-        assert not switches.cudnn.benchmark
-    assert switches.cudnn.benchmark
+        assert not torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize("before", ["tf32", "ieee", "none"])
+def test_whatever_a_program_has_set_before_the_switches_are_ours(switches, before):
+    """Older ones would leave convolutions in TF32, and reading them raises RuntimeError."""
+    torch.backends.fp32_precision = before
+    speed.set_arithmetic("fp32")
+    assert switches() == ("ieee", "ieee", "ieee")
+    on_gpu = mock.Mock(device=torch.device("cuda", 0))
+    for precision, last in (("fp32", torch.contiguous_format), ("tf32", torch.channels_last)):
+        speed.set_arithmetic(precision)
+        speed.order(on_gpu)
+        on_gpu.contiguous.assert_called_with(memory_format=last)
 
 
 def test_a_gpu_starts_exact(switches, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
-    switches.cudnn.allow_tf32 = True
+    torch.backends.fp32_precision = "tf32"
     assert pick_device(True, "0") == torch.device("cuda", 0)
-    assert not switches.cudnn.allow_tf32 and not switches.cuda.matmul.allow_tf32
+    assert switches() == ("ieee", "ieee", "ieee")
 
 
 def test_tensor_cores_get_weights_in_their_order(switches):
