@@ -129,6 +129,17 @@ def set_arithmetic(precision: str | None) -> None:
     torch.backends.cuda.matmul.fp32_precision = products
 
 
+@contextlib.contextmanager
+def full_fp32() -> Iterator[None]:
+    """Within it a GPU rounds no factors, forth or back, whatever the precision."""
+    conv = torch.backends.cudnn.conv
+    before, conv.fp32_precision = conv.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        conv.fp32_precision = before
+
+
 def order(x: Tensor) -> Tensor:
     """A batch in the order of memory in which the convolutions of PReNet are fastest.
 

@@ -185,6 +185,22 @@ def test_recorded_augmented_steps(capsys):
     assert found[0] == pytest.approx(found[1], rel=1e-3) and "not possible" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_ssim_of_an_augmented_step_is_that_of_float64(precision):
+    """Its windows in TF32 would give an SSIM beyond 1 on flat areas, and a gradient of another size."""
+    flat = torch.stack([torch.from_numpy(photo(48, 48, i)) for i in range(2)]).permute(0, 3, 1, 2) / 5100 + 0.9
+    found = []
+    for kind, how in ((torch.float64, "fp32"), (torch.float32, precision)):
+        speed.set_arithmetic(how)
+        clean = flat.to(GPU, kind)
+        weight = nn.Parameter(torch.ones_like(clean, memory_format=torch.channels_last))
+        optimizer = torch.optim.Adam([weight], 0.0)
+        losses, _ = augment.a_step(lambda x, w=weight: w * x, optimizer, speed.order(0.98 * clean), clean)
+        found.append((losses["loss"].item(), weight.grad.double()))
+    (exact, gradient), (loss, near) = found
+    assert loss == pytest.approx(exact, abs=1e-4) and (near - gradient).norm() < 1e-2 * gradient.norm()
+
+
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 @pytest.mark.parametrize("recorded", [False, True], ids=["run", "recorded"])
 def test_derained_pictures(precision, recorded):

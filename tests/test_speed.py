@@ -1,5 +1,6 @@
 """The fast way against the plain one: same losses, same gradients, same files; and the benchmark that compares them."""
 
+import contextlib
 import copy
 import json
 from unittest import mock
@@ -14,6 +15,7 @@ from common.errors import UserError
 from common.evaluation.derain import derain
 from common.models import Derain, EDNet, PReNet
 from common.speed import Speed, compile_net, fuse, keep_memory, require_fast
+from common.training import augment, joint
 from common.training.augment import aug_step
 from common.training.joint import joint_optimizers, joint_step
 from common.training.runtime import pick_device
@@ -21,6 +23,7 @@ from for_syn import test_syn_joint as derain_script
 from for_syn import train_syn_joint
 from tests.conftest import photo
 from tests.golden import fill, uniform
+from tests.tensor_cores import TensorCores
 from tests.test_joint import batch
 from tests.test_training import arguments, load, same
 
@@ -277,6 +280,60 @@ def test_order_of_a_batch(switches):
         with torch.no_grad():
             assert speed.order(x).is_contiguous(memory_format=last)
         assert speed.order(x).is_contiguous() and torch.equal(speed.order(x), x)
+
+
+def smooth(number, p):
+    """Bright, flat photos without noise, and the same a little darker."""
+    clean = torch.stack([torch.from_numpy(photo(p, p, i)) for i in range(number)]).permute(0, 3, 1, 2) / 5100 + 0.9
+    return clean, 0.98 * clean
+
+
+def ssim_step(kind, derain=lambda x: x):
+    """Loss of an A+ step in some type, and the gradient by what the derainer made."""
+    rainy, clean = (x.to(kind) for x in smooth(2, 48))
+    scale = torch.nn.Parameter(torch.ones_like(rainy).contiguous(memory_format=torch.channels_last))
+    with mock.patch.object(torch.optim.Adam, "step"):
+        optimizer = torch.optim.Adam([scale])
+        losses, _ = augment.a_step(lambda x: scale * x, optimizer, speed.order(rainy), clean)
+    return losses["loss"].item(), scale.grad.double()
+
+
+def test_ssim_is_computed_in_full_whatever_the_precision(switches, monkeypatch):
+    """E[x^2] - mu^2 of rounded factors would give an SSIM beyond 1, and a wrong gradient."""
+    exact, gradient = ssim_step(torch.float64)
+    for precision in ("tf32", "bf16"):
+        Speed(precision).switch()
+        with TensorCores() as cores:
+            loss, found = ssim_step(torch.float32)
+        assert cores.rounded == 0 and loss == pytest.approx(exact, abs=1e-4)
+        assert (found - gradient).norm() < 1e-2 * gradient.norm()
+    assert switches() == ("tf32", "tf32", "tf32")
+    monkeypatch.setattr(augment, "full_fp32", contextlib.nullcontext)  # what the test would find without
+    with TensorCores() as cores:
+        loss, found = ssim_step(torch.float32)
+    assert cores.rounded and loss < -1.1 and (found - gradient).norm() > gradient.norm()
+
+
+def test_other_losses_and_the_spectral_norm_bear_rounded_factors(switches):
+    """None of them cancels: a penalty, KL terms and sigma differ by the rounding alone, below one in a hundred."""
+    found = {}
+    for kind in (torch.float64, torch.float32):
+        Speed("fp32" if kind == torch.float64 else "tf32").switch()
+        nets = fill(Derain(2), 21, 0.02), fill(EDNet(3, 8, 4, 16), 22, 0.02), fill(benchmark.Discriminator(16, 8), 23)
+        nets = [net.to(kind) for net in nets]
+        rainy, clean = (x.to(kind) for x in smooth(2, 16))
+        step = joint_step(*nets, joint_optimizers(*nets, 2e-4, 1e-4, 4e-4), 1.0, 10.0, 5, 1e-6, Speed(), {})
+        torch.manual_seed(1)
+        with (
+            TensorCores(),
+            mock.patch.object(
+                joint,
+                "draw",
+                lambda n, nz, _, k=kind: (torch.ones(n, nz, dtype=k), torch.full((n, 1, 1, 1), 0.5, dtype=k)),
+            ),
+        ):
+            found[kind] = {name: value.item() for name, value in step(rainy, clean, 0).items()}
+    assert found[torch.float32] == pytest.approx(found[torch.float64], rel=1e-2, abs=1e-4)
 
 
 # --- compilation ---------------------------------------------------------------------------------------------------
