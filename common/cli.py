@@ -278,18 +278,17 @@ def add_derainer(group: argparse.ArgumentParser, sizes: argparse.ArgumentParser)
 
 
 def add_arithmetic(group: argparse.ArgumentParser) -> None:
-    """--precision where no derainer is trained, and --cuda_graphs."""
+    """--precision where no derainer is trained."""
     group.add_argument(
         "--precision",
         choices=("fp32", "tf32"),
         default="fp32",
         help="fp32: exact; tf32 (GPUs): factors of all convolutions and products rounded to 10 bits",
     )
-    add_recording(group)
 
 
 def add_speed(group: argparse.ArgumentParser, several: bool = False) -> None:
-    """--precision, of which ``several`` may be allowed, --compile and --cuda_graphs."""
+    """--precision, of which ``several`` may be allowed, and --compile."""
     group.add_argument(
         "--precision",
         choices=("fp32", "tf32", "bf16"),
@@ -301,7 +300,6 @@ def add_speed(group: argparse.ArgumentParser, several: bool = False) -> None:
     group.add_argument(
         "--compile", type=boolean, nargs="?", const=True, default=False, help="torch.compile the derainer"
     )
-    add_recording(group)
 
 
 def add_recording(group: argparse.ArgumentParser) -> None:
@@ -382,6 +380,7 @@ def add_run(
         add_speed(run)
     else:
         add_arithmetic(run)
+    add_recording(run)
     add_device(run)
     return run
 

@@ -108,23 +108,6 @@ def recorder(device: torch.device) -> Recorder | None:
     return CudaRecorder(device) if device.type == "cuda" else None
 
 
-def kept(device: torch.device) -> int:
-    """Bytes that recordings on a device keep for themselves."""
-    return getattr(recorder(device), "kept", 0)
-
-
-def replay_forward(net: nn.Module, device: torch.device, largest: int, most: int = 4) -> None:
-    """Let a network replay its forward on the sizes that come again, in place; for inference on a GPU.
-
-    Args:
-        largest: so many px of all images of a batch; more run as they are.
-        most: see ``Replayed``.
-    """
-    if made := recorder(device):
-        forward, replayed = net.forward, Replayed(net.forward, made, most)
-        net.forward = lambda rainy: (replayed if rainy[:, 0].numel() <= largest else forward)(rainy)
-
-
 class CudaRecorder:
     """CUDA graphs of a GPU, all on one stream of their own, as PyTorch's notes on CUDA graphs advise.
 

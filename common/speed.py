@@ -195,12 +195,8 @@ def fuse(net: nn.Module, fused: bool) -> None:
             module.fused = fused
 
 
-def compile_net(net: nn.Module, device: torch.device, **how) -> None:
-    """torch.compile a network in place (names of its weights stay); says so and goes on without where that fails.
-
-    Args:
-        how: further arguments of torch.compile.
-    """
+def compile_net(net: nn.Module, device: torch.device) -> None:
+    """torch.compile a network in place (names of its weights stay); says so and goes on without where that fails."""
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.zeros(8, device=device))
     except Exception as error:  # no C++ compiler or Triton, a Python that is too new, ...
@@ -209,7 +205,7 @@ def compile_net(net: nn.Module, device: torch.device, **how) -> None:
         print(f"--compile: not possible here, going on without ({reason[:200]})")
         return
     print("--compile: the first steps, or the first image of a size, take up to a minute", flush=True)
-    net.compile(**how)
+    net.compile()
 
 
 @contextlib.contextmanager
