@@ -453,7 +453,7 @@ def derain_cases(args: argparse.Namespace, device: torch.device, stack: contextl
                         own(rainy) if speed.plain else derain(own, rainy, tile=0)
 
             def switch(speed: Speed = speed) -> None:
-                set_arithmetic(None if speed.plain else speed.precision)
+                set_arithmetic("auto" if speed.plain else speed.precision)
 
             switch()
             eager = copy.deepcopy(net)
@@ -481,7 +481,7 @@ def generate(args: argparse.Namespace, device: torch.device, stack: contextlib.E
         return maker.layer(args.height, args.width, 0.5, np.random.RandomState(0))
 
     work = count_work(turn)
-    plain, fast = (functools.partial(set_arithmetic, precision) for precision in (None, "fp32"))
+    plain, fast = (functools.partial(set_arithmetic, precision) for precision in ("auto", "fp32"))
     return [Case("plain", turn, 1, 1, Speed(plain=True), plain, work), Case("fast", turn, 1, 1, Speed(), fast, work)]
 
 

@@ -277,13 +277,19 @@ def add_derainer(group: argparse.ArgumentParser, sizes: argparse.ArgumentParser)
     )
 
 
+ROUNDED = (
+    "auto: as PyTorch does by itself, on a GPU factors of convolutions rounded to 10 bits (TF32), fp32 on a CPU; fp32: "
+    "exact; tf32 (GPUs): factors of products, too"
+)
+
+
 def add_arithmetic(group: argparse.ArgumentParser) -> None:
     """--precision where no derainer is trained."""
     group.add_argument(
         "--precision",
-        choices=("fp32", "tf32"),
-        default="fp32",
-        help="fp32: exact; tf32 (GPUs): factors of all convolutions and products rounded to 10 bits",
+        choices=("auto", "fp32", "tf32"),
+        default="auto",
+        help=ROUNDED,
     )
 
 
@@ -291,11 +297,11 @@ def add_speed(group: argparse.ArgumentParser, several: bool = False) -> None:
     """--precision, of which ``several`` may be allowed, and --compile."""
     group.add_argument(
         "--precision",
-        choices=("fp32", "tf32", "bf16"),
-        default=["fp32"] if several else "fp32",
+        choices=("auto", "fp32", "tf32", "bf16"),
+        default=["fp32"] if several else "auto",
         **({"nargs": "+"} if several else {}),
-        help="fp32: exact; tf32 (GPUs): factors of all convolutions and products rounded to 10 bits; bf16: the "
-        "derainer in bfloat16 (8 bits), the rest as tf32 on a GPU and as fp32 on a CPU. Weights and losses stay fp32",
+        help=f"{ROUNDED}; bf16: the derainer in bfloat16 (8 bits), the rest as tf32 on a GPU and as fp32 on a CPU. "
+        "Weights and losses stay fp32",
     )
     group.add_argument(
         "--compile", type=boolean, nargs="?", const=True, default=False, help="torch.compile the derainer"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 WARM_UP = 3  # runs before the recording: libraries choose their algorithms and make room, Adam makes its averages
 SYNCHRONISES = "synchronizing CUDA operation"  # how torch warns of one,

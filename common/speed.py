@@ -21,6 +21,7 @@ from common.models.prenet import Body
 MEBI = 2**20
 # What a precision changes on a GPU. Weights, losses and the averages of Adam are fp32 in each.
 ARITHMETIC = {
+    "auto": "factors in convolutions rounded to 10 bits (TF32), as PyTorch does by itself; fp32 is exact and slower",
     "fp32": "convolutions and matrix products in full fp32",
     "tf32": "factors in convolutions and matrix products of all networks rounded to 10 bits (TF32)",
     "bf16": "the derainer in bfloat16 (8 bits), factors in the other networks rounded to 10 bits (TF32)",
@@ -34,7 +35,7 @@ class Speed:
     """How the networks of a training are called.
 
     Attributes:
-        precision: 'fp32'; 'tf32', on GPUs alone; or 'bf16' for autocast of the derainer. Losses and Adam stay fp32.
+        precision: 'fp32'; 'auto' or 'tf32', on GPUs alone; or 'bf16', autocast of the derainer. Losses, Adam stay fp32.
         compile: torch.compile the derainer.
         record: on a GPU, record whole steps and replay them, see common/graphs.py.
         plain: gradients even where none is needed, a convolution for each gate, one order of memory, no recording,
@@ -48,7 +49,7 @@ class Speed:
 
     def switch(self) -> None:
         """Set the switches of PyTorch."""
-        set_arithmetic(None if self.plain else self.precision)
+        set_arithmetic("auto" if self.plain else self.precision)
         torch.backends.cudnn.benchmark = not self.plain  # batches are of one size
 
     def prepare(self, net: nn.Module, device: torch.device, say: bool = False) -> None:
@@ -117,8 +118,8 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = rate
 
 
-def set_arithmetic(precision: str | None) -> None:
-    """How a GPU computes convolutions and products of fp32; None: PyTorch's own choice, TF32 in convolutions alone.
+def set_arithmetic(precision: str) -> None:
+    """How a GPU computes convolutions and products of fp32; 'auto': PyTorch's own choice, TF32 in convolutions alone.
 
     PyTorch's older switches (``allow_tf32``) can't be read or set beside these: it raises RuntimeError.
     """
@@ -178,9 +179,9 @@ def require_fast(precision: str, device: torch.device) -> None:
 
 
 def describe(precision: str, device: torch.device) -> str:
-    """What a precision means on a device, in a line; empty for fp32 on a CPU, where there is nothing to say."""
+    """What a precision means on a device, in a line; empty where that is fp32 on a CPU: there is nothing to say."""
     if device.type == "cuda":
-        old = precision == "tf32" and not torch.cuda.is_tf32_supported()
+        old = precision in ("auto", "tf32") and not torch.cuda.is_tf32_supported()
         return f"--precision {precision}: " + (
             "this GPU has no TF32, it computes in fp32" if old else ARITHMETIC[precision]
         )

@@ -206,11 +206,12 @@ def test_bf16_is_near_fp32(any_processor, tmp_path, pairs_folder):
 
 
 def test_tf32_on_a_cpu_is_fp32_and_says_so(pairs_folder, tmp_path, capsys):
-    for precision in ("tf32", "fp32"):
+    for precision in ("tf32", "fp32", "auto"):
         train_syn_joint.main(arguments(pairs_folder, tmp_path / precision, "--precision", precision, "--niter", 1))
         said = "--precision tf32: only GPUs have TF32; computing in fp32" in capsys.readouterr().out
         assert said == (precision == "tf32")
-    assert same(*(load(tmp_path / precision / "DerainNet_state_1.pt") for precision in ("tf32", "fp32")))
+    rounded, exact, auto = (load(tmp_path / p / "DerainNet_state_1.pt") for p in ("tf32", "fp32", "auto"))
+    assert same(rounded, exact) and same(auto, exact)
 
 
 @pytest.fixture
@@ -231,12 +232,13 @@ def switches():
 
 def test_switches_of_each_precision(switches):
     found = {}
-    speeds = {"plain": Speed(plain=True)} | {p: Speed(p) for p in ("fp32", "tf32", "bf16")}
+    speeds = {"plain": Speed(plain=True)} | {p: Speed(p) for p in ("auto", "fp32", "tf32", "bf16")}
     for name, how in speeds.items():
         how.switch()
         found[name] = *switches(), torch.backends.cudnn.benchmark
     exact, rounded = ("ieee", "ieee", "ieee", True), ("tf32", "tf32", "tf32", True)
-    assert found == {"plain": ("tf32", "tf32", "ieee", False), "fp32": exact, "tf32": rounded, "bf16": rounded}
+    own = "tf32", "tf32", "ieee"  # PyTorch's
+    assert found == {"plain": (*own, False), "auto": (*own, True), "fp32": exact, "tf32": rounded, "bf16": rounded}
     with speed.unprepared(torch.nn.Conv2d(1, 1, 1)):
         assert not torch.backends.cudnn.benchmark
     assert torch.backends.cudnn.benchmark
@@ -264,8 +266,20 @@ def test_a_gpu_starts_exact(switches, monkeypatch):
     assert switches() == ("ieee", "ieee", "ieee")
 
 
+def test_the_default_says_on_a_gpu_what_it_means(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    assert train_syn_joint.parse_args([]).precision == derain_script.parse_args([]).precision == "auto"
+    assert speed.describe("auto", cpu) == ""
+    for supported, text in (
+        (True, "as PyTorch does by itself; fp32 is exact"),
+        (False, "no TF32, it computes in fp32"),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda supported=supported: supported)
+        assert text in speed.describe("auto", gpu)
+
+
 def test_tensor_cores_get_weights_in_their_order(switches):
-    for precision, last in (("fp32", False), ("tf32", True)):
+    for precision, last in (("fp32", False), ("auto", True), ("tf32", True)):
         net, own = Derain(1), torch.nn.Conv2d(3, 3, 3)
         for each in (net, own):
             Speed(precision).prepare(each, torch.device("cuda", 0))
