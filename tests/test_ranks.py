@@ -23,7 +23,7 @@ from torch.distributed.run import parse_args
 from common import cli, ranks
 from common.data.patches import CropSampler
 from common.models import EDNet, PReNet
-from common.training import runtime
+from common.training import device, runtime
 from for_syn import train_syn_joint
 from tests import in_ranks
 from tests.conftest import begin, write_pairs
@@ -541,6 +541,7 @@ def test_local_rank_decides_the_gpu(monkeypatch, gpu_id, place, processes, taken
     monkeypatch.setattr(ranks, "launched", lambda: True)
     monkeypatch.setattr(ranks, "local_rank", lambda: place)
     monkeypatch.setattr(ranks, "local_count", lambda: processes)
+    monkeypatch.setattr(device, "try_kernel", lambda device: "")
     assert runtime.pick_device(True, gpu_id) == torch.device("cuda", taken)
 
 

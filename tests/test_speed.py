@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.evaluation.derain import derain
 from common.models import Derain, EDNet, PReNet
 from common.speed import Speed, compile_net, fuse, keep_memory, require_fast
-from common.training import augment, joint
+from common.training import augment, device, joint
 from common.training.augment import aug_step
 from common.training.joint import joint_optimizers, joint_step
 from common.training.runtime import pick_device
@@ -261,6 +261,7 @@ def test_a_gpu_starts_exact(switches, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    monkeypatch.setattr(device, "try_kernel", lambda device: "")
     torch.backends.fp32_precision = "tf32"
     assert pick_device(True, "0") == torch.device("cuda", 0)
     assert switches() == ("ieee", "ieee", "ieee")
@@ -271,8 +272,8 @@ def test_the_default_says_on_a_gpu_what_it_means(monkeypatch):
     assert train_syn_joint.parse_args([]).precision == derain_script.parse_args([]).precision == "auto"
     assert speed.describe("auto", cpu) == ""
     for supported, text in (
-        (True, "as PyTorch does by itself; fp32 is exact"),
-        (False, "no TF32, it computes in fp32"),
+        (True, "as PyTorch does by itself"),
+        (False, "this GPU has no TF32"),
     ):
         monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda supported=supported: supported)
         assert text in speed.describe("auto", gpu)
@@ -459,11 +460,10 @@ def test_benchmark_replaces_no_file_of_the_users(tmp_path):
 
 def test_benchmark_compares_what_it_says(small_work, monkeypatch):
     """Plain cases compute gradients and have four convolutions; ratios are per step and turn by turn."""
-    device = torch.device("cpu")
     clock = iter([0, 1, 0, 2, 0, 4, 0, 2, 0, 6, 0, 1])
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
     cases = [benchmark.Case("a", lambda: None, 2, 4, Speed(plain=True)), benchmark.Case("b", lambda: None, 1, 2)]
-    a, b = benchmark.measure(cases, device, 2)
+    a, b = benchmark.measure(cases, torch.device("cpu"), 2)
     assert a["seconds"] == [4, 6] and b["seconds"] == [2, 1]
     assert b["ratio"] == np.median([2 / 2, 3 / 1]) and a["steps_per_s"] == 2 / 5 and b["samples_per_s"] == 2 / 1.5
 
