@@ -453,7 +453,7 @@ def derain_cases(args: argparse.Namespace, device: torch.device, stack: contextl
                         own(rainy) if speed.plain else derain(own, rainy, tile=0)
 
             def switch(speed: Speed = speed) -> None:
-                set_arithmetic(None if speed.plain else speed.precision)
+                set_arithmetic("auto" if speed.plain else speed.precision)
 
             switch()
             eager = copy.deepcopy(net)
@@ -464,7 +464,7 @@ def derain_cases(args: argparse.Namespace, device: torch.device, stack: contextl
                 fuse(own, not speed.plain)
                 if not speed.plain:
                     with contextlib.redirect_stdout(sys.stderr):
-                        prepare(own, device, speed.precision, speed.compile, speed.record)
+                        prepare(own, device, speed.precision, speed.compile)
                 turn(own)
             several = f", {images} in one call" if images > 1 else ""  # of derain(); the scripts take one by one
             run = functools.partial(turn, own)
@@ -481,7 +481,7 @@ def generate(args: argparse.Namespace, device: torch.device, stack: contextlib.E
         return maker.layer(args.height, args.width, 0.5, np.random.RandomState(0))
 
     work = count_work(turn)
-    plain, fast = (functools.partial(set_arithmetic, precision) for precision in (None, "fp32"))
+    plain, fast = (functools.partial(set_arithmetic, precision) for precision in ("auto", "fp32"))
     return [Case("plain", turn, 1, 1, Speed(plain=True), plain, work), Case("fast", turn, 1, 1, Speed(), fast, work)]
 
 
@@ -574,6 +574,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where")
     parser.add_argument("--gpu_id", default="0", help="which GPU")
     cli.add_speed(parser, several=True)
+    cli.add_recording(parser)
     parser.add_argument("--turns", type=cli.positive_int, default=5, help="of each way, besides the warm-up")
     parser.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step")
     parser.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px")

@@ -300,31 +300,35 @@ def add_derainer(group: argparse.ArgumentParser, sizes: argparse.ArgumentParser)
     )
 
 
+ROUNDED = (
+    "auto: as PyTorch does by itself, on a GPU factors of convolutions rounded to 10 bits (TF32), fp32 on a CPU; fp32: "
+    "exact; tf32 (GPUs): factors of products, too"
+)
+
+
 def add_arithmetic(group: argparse.ArgumentParser) -> None:
-    """--precision where no derainer is trained, and --cuda_graphs."""
+    """--precision where no derainer is trained."""
     group.add_argument(
         "--precision",
-        choices=("fp32", "tf32"),
-        default="fp32",
-        help="fp32: exact; tf32 (GPUs): factors of all convolutions and products rounded to 10 bits",
+        choices=("auto", "fp32", "tf32"),
+        default="auto",
+        help=ROUNDED,
     )
-    add_recording(group)
 
 
 def add_speed(group: argparse.ArgumentParser, several: bool = False) -> None:
-    """--precision, of which ``several`` may be allowed, --compile and --cuda_graphs."""
+    """--precision, of which ``several`` may be allowed, and --compile."""
     group.add_argument(
         "--precision",
-        choices=("fp32", "tf32", "bf16"),
-        default=["fp32"] if several else "fp32",
+        choices=("auto", "fp32", "tf32", "bf16"),
+        default=["fp32"] if several else "auto",
         **({"nargs": "+"} if several else {}),
-        help="fp32: exact; tf32 (GPUs): factors of all convolutions and products rounded to 10 bits; bf16: the "
-        "derainer in bfloat16 (8 bits), the rest as tf32 on a GPU and as fp32 on a CPU. Weights and losses stay fp32",
+        help=f"{ROUNDED}; bf16: the derainer in bfloat16 (8 bits), the rest as tf32 on a GPU and as fp32 on a CPU. "
+        "Weights and losses stay fp32",
     )
     group.add_argument(
         "--compile", type=boolean, nargs="?", const=True, default=False, help="torch.compile the derainer"
     )
-    add_recording(group)
 
 
 def add_recording(group: argparse.ArgumentParser) -> None:
@@ -333,8 +337,8 @@ def add_recording(group: argparse.ArgumentParser) -> None:
         "--cuda_graphs",
         choices=("auto", "on", "off"),
         default="auto",
-        help="on a GPU, record whole steps and replay them; auto: with networks of this project, off with others, "
-        "whose Python would run only once",
+        help="on a GPU, record whole steps and replay them; auto: with networks of this project, in one process. "
+        "Others' Python would run only once, and sums of several processes can hang in a recording",
     )
 
 
@@ -405,6 +409,7 @@ def add_run(
         add_speed(run)
     else:
         add_arithmetic(run)
+    add_recording(run)
     add_device(run)
     return run
 
@@ -548,7 +553,7 @@ def records(args: argparse.Namespace) -> bool:
     ours = getattr(args, "derainer", "prenet") == "prenet"
     if args.cuda_graphs == "on" and not (getattr(args, "use_gpu", True) and torch.cuda.is_available()):
         print("--cuda_graphs on: no GPU is used, so nothing is recorded")
-    return args.cuda_graphs == "on" or (args.cuda_graphs == "auto" and ours)
+    return args.cuda_graphs == "on" or (args.cuda_graphs == "auto" and ours and ranks.count() == 1)
 
 
 def loop_settings(args: argparse.Namespace) -> dict:

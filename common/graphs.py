@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 WARM_UP = 3  # runs before the recording: libraries choose their algorithms and make room, Adam makes its averages
 SYNCHRONISES = "synchronizing CUDA operation"  # how torch warns of one,
@@ -106,23 +106,6 @@ class Replayed:
 def recorder(device: torch.device) -> Recorder | None:
     """What records on a device; None where nothing does."""
     return CudaRecorder(device) if device.type == "cuda" else None
-
-
-def kept(device: torch.device) -> int:
-    """Bytes that recordings on a device keep for themselves."""
-    return getattr(recorder(device), "kept", 0)
-
-
-def replay_forward(net: nn.Module, device: torch.device, largest: int, most: int = 4) -> None:
-    """Let a network replay its forward on the sizes that come again, in place; for inference on a GPU.
-
-    Args:
-        largest: so many px of all images of a batch; more run as they are.
-        most: see ``Replayed``.
-    """
-    if made := recorder(device):
-        forward, replayed = net.forward, Replayed(net.forward, made, most)
-        net.forward = lambda rainy: (replayed if rainy[:, 0].numel() <= largest else forward)(rainy)
 
 
 class CudaRecorder:

@@ -35,6 +35,7 @@ PATIENCE = datetime.timedelta(days=7)
 START, SILENCE = 120, 20  # seconds in which a process must have come, and for which it may then be silent
 ASK = 5  # seconds in which the store must say who left first
 FOLLOW = 15  # seconds in which a process must have followed one that left; it may be saving
+STUCK = 600  # seconds between two steps, where nothing is known to take long
 LEFT = "left"  # in the store: "RANK EXITCODE" of the first to leave
 
 
@@ -260,10 +261,16 @@ class Watch:
 
     One thread beats and listens, another judges; the first gets stuck where the store's machine is gone.
 
+    The pulse says nothing about the main thread, which counts its steps instead.
+
     Args:
         store: of this object alone.
         lost: called with the reason and the exit code, or with an empty reason where another process has told its own.
         tick: seconds between beats.
+
+    Attributes:
+        steps: how often the main thread said that it goes on.
+        patient: whether it is in a phase that may take long.
     """
 
     def __init__(
@@ -273,6 +280,7 @@ class Watch:
         self.after = (rank + 1) % count
         self.beats = {rank: 0, self.after: 0}
         self.left: int | None = None  # the exit code of the first to leave
+        self.steps, self.patient = 0, True
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._listen, self._judge)]
 
@@ -318,6 +326,7 @@ class Watch:
 
     def _judge(self) -> None:
         last, silent, told = self.beats, dict.fromkeys(self.beats, 0), 0
+        done, still = self.steps, 0
         while not self._ended.wait(self.tick):  # in ticks, not in seconds: a job that is halted and goes on is well
             beats = self.beats
             silent = {number: 0 if beats[number] != last[number] else silent[number] + 1 for number in beats}
@@ -325,6 +334,11 @@ class Watch:
             told += self.left is not None
             if told * self.tick > FOLLOW:  # the main thread is stuck
                 return self.lost("", self.left)
+            still = 0 if self.patient or self.steps != done else still + 1
+            done = self.steps
+            if still * self.tick > STUCK:
+                text = f"rank {self.rank} made no step for {STUCK // 60} minutes: its GPU, the network or a disk hangs"
+                return self.lost(text, 1)
             gone = [n for n, ticks in silent.items() if ticks * self.tick > (SILENCE if beats[n] else START)]
             if gone and silent[self.rank] * self.tick > SILENCE / 2:  # not even its own pulse arrives
                 return self.lost("torchrun, or the machine of rank 0, does not answer any more", 1)
@@ -347,6 +361,16 @@ class _Aside(io.TextIOBase):
         for line in text.splitlines(keepends=True):
             yield self._new, line
             self._new = line.endswith("\n")
+
+
+def goes_on(patient: bool = False) -> None:
+    """Say that the main thread makes steps; a job of several processes ends where none follows for ``STUCK`` seconds.
+
+    Args:
+        patient: what comes now may take long; until the next call nobody waits for a step.
+    """
+    if _job.watch:
+        _job.watch.steps, _job.watch.patient = _job.watch.steps + 1, patient
 
 
 def advise(advice: Callable[[], str]) -> None:
@@ -409,6 +433,7 @@ def joined() -> Iterator[None]:
     _job.watch.start()
     if number:
         sys.stdout, sys.stderr = open(os.devnull, "w"), _Aside(number)  # noqa: SIM115 (as long as the process)
+    os.environ.setdefault("NCCL_GRAPH_REGISTER", "0")  # buffers of recorded steps, at which some versions hang
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     group = dist.PrefixStore("group", store)
     _together(lambda: dist.init_process_group(backend, store=group, rank=number, world_size=size, timeout=PATIENCE))

@@ -21,10 +21,13 @@ from common.models.prenet import Body
 MEBI = 2**20
 # What a precision changes on a GPU. Weights, losses and the averages of Adam are fp32 in each.
 ARITHMETIC = {
+    "auto": "factors in convolutions rounded to 10 bits (TF32), as PyTorch does by itself; fp32 is exact and slower",
     "fp32": "convolutions and matrix products in full fp32",
     "tf32": "factors in convolutions and matrix products of all networks rounded to 10 bits (TF32)",
     "bf16": "the derainer in bfloat16 (8 bits), factors in the other networks rounded to 10 bits (TF32)",
 }
+TENSOR_CORES = ("tf32", "bf16")  # precisions in which products are rounded, too
+_tensor_cores = True  # whether a GPU rounds in convolutions, see ``set_arithmetic``
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Speed:
     """How the networks of a training are called.
 
     Attributes:
-        precision: 'fp32'; 'tf32', on GPUs alone; or 'bf16' for autocast of the derainer. Losses and Adam stay fp32.
+        precision: 'fp32'; 'auto' or 'tf32', on GPUs alone; or 'bf16', autocast of the derainer. Losses, Adam stay fp32.
         compile: torch.compile the derainer.
         record: on a GPU, record whole steps and replay them, see common/graphs.py.
         plain: gradients even where none is needed, a convolution for each gate, one order of memory, no recording,
@@ -46,7 +49,7 @@ class Speed:
 
     def switch(self) -> None:
         """Set the switches of PyTorch."""
-        set_arithmetic(None if self.plain else self.precision)
+        set_arithmetic("auto" if self.plain else self.precision)
         torch.backends.cudnn.benchmark = not self.plain  # batches are of one size
 
     def prepare(self, net: nn.Module, device: torch.device, say: bool = False) -> None:
@@ -115,10 +118,27 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = rate
 
 
-def set_arithmetic(precision: str | None) -> None:
-    """How a GPU computes convolutions and products of fp32; None: PyTorch's own choice, TF32 in convolutions alone."""
-    torch.backends.cudnn.allow_tf32 = precision != "fp32"
-    torch.backends.cuda.matmul.allow_tf32 = precision in ("tf32", "bf16")
+def set_arithmetic(precision: str) -> None:
+    """How a GPU computes convolutions and products of fp32; 'auto': PyTorch's own choice, TF32 in convolutions alone.
+
+    PyTorch's older switches (``allow_tf32``) can't be read or set beside these: it raises RuntimeError.
+    """
+    global _tensor_cores
+    _tensor_cores = precision != "fp32"
+    convolutions, products = ("tf32" if rounded else "ieee" for rounded in (_tensor_cores, precision in TENSOR_CORES))
+    torch.backends.cudnn.conv.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = convolutions
+    torch.backends.cuda.matmul.fp32_precision = products
+
+
+@contextlib.contextmanager
+def full_fp32() -> Iterator[None]:
+    """Within it a GPU rounds no factors, forth or back, whatever the precision."""
+    conv = torch.backends.cudnn.conv
+    before, conv.fp32_precision = conv.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        conv.fp32_precision = before
 
 
 def order(x: Tensor) -> Tensor:
@@ -127,7 +147,7 @@ def order(x: Tensor) -> Tensor:
     channels_last for tensor cores, which compute all but full fp32, and on a CPU where there are no gradients.
     """
     if x.device.type == "cuda":
-        last = torch.backends.cudnn.allow_tf32 or torch.is_autocast_enabled("cuda")
+        last = _tensor_cores or torch.is_autocast_enabled("cuda")
     else:
         last = not torch.is_grad_enabled()
     return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
@@ -159,9 +179,9 @@ def require_fast(precision: str, device: torch.device) -> None:
 
 
 def describe(precision: str, device: torch.device) -> str:
-    """What a precision means on a device, in a line; empty for fp32 on a CPU, where there is nothing to say."""
+    """What a precision means on a device, in a line; empty where that is fp32 on a CPU: there is nothing to say."""
     if device.type == "cuda":
-        old = precision == "tf32" and not torch.cuda.is_tf32_supported()
+        old = precision in ("auto", "tf32") and not torch.cuda.is_tf32_supported()
         return f"--precision {precision}: " + (
             "this GPU has no TF32, it computes in fp32" if old else ARITHMETIC[precision]
         )
@@ -176,12 +196,8 @@ def fuse(net: nn.Module, fused: bool) -> None:
             module.fused = fused
 
 
-def compile_net(net: nn.Module, device: torch.device, **how) -> None:
-    """torch.compile a network in place (names of its weights stay); says so and goes on without where that fails.
-
-    Args:
-        how: further arguments of torch.compile.
-    """
+def compile_net(net: nn.Module, device: torch.device) -> None:
+    """torch.compile a network in place (names of its weights stay); says so and goes on without where that fails."""
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.zeros(8, device=device))
     except Exception as error:  # no C++ compiler or Triton, a Python that is too new, ...
@@ -190,7 +206,7 @@ def compile_net(net: nn.Module, device: torch.device, **how) -> None:
         print(f"--compile: not possible here, going on without ({reason[:200]})")
         return
     print("--compile: the first steps, or the first image of a size, take up to a minute", flush=True)
-    net.compile(**how)
+    net.compile()
 
 
 @contextlib.contextmanager

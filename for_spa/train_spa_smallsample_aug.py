@@ -59,7 +59,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     with open_run(args, __file__, lambda args: (f"Aug{ratio_digits(args.fake_ratio)}_DerainNet",)) as run:
-        device = pick_device(args.use_gpu, args.gpu_id)
+        device = pick_device(args.use_gpu, args.gpu_id, training=True)
         args.manualSeed = seed_everything(args.manualSeed)
         net = derainer.build(args).to(device)  # before G: it starts the same with and without augmentation
         netED = pick_generator(run, device, GENERATOR)

@@ -51,7 +51,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     with open_run(args, __file__, lambda args: (f"NoAug{ratio_digits(args.fake_ratio)}_DerainNet",)) as run:
-        device = pick_device(args.use_gpu, args.gpu_id)
+        device = pick_device(args.use_gpu, args.gpu_id, training=True)
         args.manualSeed = seed_everything(args.manualSeed)
         net = derainer.build(args).to(device)
         derainer.check(net, args.batchSize, args.patchSize, device)

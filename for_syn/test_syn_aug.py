@@ -57,7 +57,6 @@ def main(argv=None):
         rounding=args.rounding,
         precision=args.precision,
         compiled=args.compile,
-        recorded=cli.records(args),
         weights=args.model_dir,
         hint=DATA,
     )

@@ -52,7 +52,6 @@ def main(argv=None):
         rounding=args.rounding,
         precision=args.precision,
         compiled=args.compile,
-        recorded=cli.records(args),
         weights=args.netDerain,
         hint=DATA,
     )

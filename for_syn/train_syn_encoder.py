@@ -69,7 +69,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     with open_run(args, __file__, networks) as run:
-        device = pick_device(args.use_gpu, args.gpu_id)
+        device = pick_device(args.use_gpu, args.gpu_id, training=True)
         args.manualSeed = seed_everything(args.manualSeed)
         netED = generator_of(args, device, NETED, run.settled)
         dataset, rule = layer_set(args, device, DATA)

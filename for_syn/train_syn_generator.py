@@ -71,7 +71,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     with open_run(args, __file__, networks) as run:
-        device = pick_device(args.use_gpu, args.gpu_id)
+        device = pick_device(args.use_gpu, args.gpu_id, training=True)
         args.manualSeed = seed_everything(args.manualSeed)
         dataset, rule = layer_set(args, device, DATA)
         netED = EDNet(nc=args.nc, nz=args.nz, nef=args.nef, patch_size=args.patchSize).to(device)

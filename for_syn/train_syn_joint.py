@@ -66,7 +66,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     with open_run(args, __file__, joint_networks) as run:
-        device = pick_device(args.use_gpu, args.gpu_id)
+        device = pick_device(args.use_gpu, args.gpu_id, training=True)
         args.manualSeed = seed_everything(args.manualSeed)
         args.ndf = args.ndf or min(64, 64 * 64 // args.patchSize)
         dataset, rule = training_set(args, device, DATA)

@@ -12,7 +12,7 @@ import torch
 from common import cli
 from common.errors import TrainingStopped, UserError
 from common.models import Derain
-from common.training import runtime
+from common.training import device, runtime
 from tests.golden import ROOT, golden_json, needs_golden
 
 SCRIPTS = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("for_*/*.py"))
@@ -112,6 +112,7 @@ def test_device(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda i: None)
+    monkeypatch.setattr(device, "try_kernel", lambda device: "")
     assert runtime.pick_device(True, "1") == torch.device("cuda", 1)
     assert (
         runtime.pick_device(True, "0,1") == torch.device("cuda", 0)
@@ -119,6 +120,65 @@ def test_device(monkeypatch, capsys):
     )
     with pytest.raises(UserError, match="--gpu_id: there is no GPU 2; this machine has 0, 1"):
         runtime.pick_device(True, "2")
+
+
+CASES = {
+    "a build for CPUs": ("595.71", None, "whl/cu130"),
+    "a build for CPUs, and an older driver": ("550.54", None, "whl/cu126"),
+    "too old for this PyTorch (CUDA 13.0": ("550.54", "13.0", "whl/cu126"),
+    "but PyTorch can't use it (no luck)": ("595.71", "13.0", "nvidia-smi must list the GPU"),
+    "": ("", "13.0", ""),
+}
+
+
+@pytest.mark.parametrize("text", CASES)
+def test_why_there_is_no_gpu(text, monkeypatch, capsys):
+    """A training must not run for a month on the CPU beside a GPU."""
+    version, cuda, remedy = CASES[text]
+
+    def init():
+        raise RuntimeError("no luck\nmore")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(device, "driver", lambda: version)
+    assert runtime.pick_device(True, "0") == torch.device("cpu")
+    said = capsys.readouterr().out
+    assert text.partition(",")[0] in said and remedy in said and "unning on the CPU" in said
+    if not version:
+        assert runtime.pick_device(True, "0", training=True) == torch.device("cpu")
+        return
+    with pytest.raises(UserError, match="(?s)^--use_gpu: .*--use_gpu false trains on the CPU"):
+        runtime.pick_device(True, "0", training=True)
+    assert runtime.pick_device(False, "0", training=True) == torch.device("cpu")
+
+
+def test_a_gpu_that_is_too_old_is_named(monkeypatch, capsys):
+    def no_kernel(*args, **kwargs):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+    fakes = {"is_available": True, "device_count": 1, "set_device": None, "get_device_name": "Tesla P100"}
+    for name, value in (fakes | {"get_device_capability": (6, 0)}).items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch, "ones", no_kernel)
+    with pytest.raises(UserError, match=r"Tesla P100 \(compute capability 6.0\) is too old.*\n.*pip install .*<2.15"):
+        runtime.pick_device(True, "0", training=True)
+    assert runtime.pick_device(True, "0") == torch.device("cpu")
+    assert "The GPU can't be used: Tesla P100" in capsys.readouterr().out
+
+
+def test_a_driver_is_asked_for_by_nvidia_smi(monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 595.71.05\necho 595.71.05\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert device.driver() == "595.71.05"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert device.driver() == ""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
+    assert device.driver() == ""
 
 
 def test_a_number_may_be_as_large_as_is_said():

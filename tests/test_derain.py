@@ -134,13 +134,12 @@ def test_a_gpu_takes_whole_images_or_large_tiles_and_several_at_once(monkeypatch
     assert {len(tiles) for tiles in module.Windows(64).of(net, 400, 400, gpu)} == {1}
 
 
-def test_what_recordings_keep_is_not_free(monkeypatch):
+def test_what_the_allocator_keeps_is_free(monkeypatch):
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4e9, 24e9))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 18e9)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1e9)
-    monkeypatch.setattr(module, "kept", lambda device: 16e9)
-    assert module._room(gpu) == 0.5 * 5e9
+    assert module._room(gpu) == 0.5 * 21e9
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80e9, 81e9))
     assert module._room(gpu) == module._bytes_needed(2**24 - 1)
 
@@ -430,9 +429,9 @@ def test_bfloat16_is_offered_where_the_processor_has_it(monkeypatch, capsys):
     cpu = torch.device("cpu")
     for there in (True, False):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda there=there: {"avx512_bf16": there})
-        module.prepare(PReNet(1), cpu, "fp32", False, False)
+        module.prepare(PReNet(1), cpu, "fp32", False)
         assert ("--precision bf16 takes about half the time" in capsys.readouterr().out) == there
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
     for net, precision in ((PReNet(1), "bf16"), (torch.nn.Conv2d(3, 3, 1), "fp32")):  # given; of unknown gain
-        module.prepare(net, cpu, precision, False, False)
+        module.prepare(net, cpu, precision, False)
         assert "half the time" not in capsys.readouterr().out

@@ -4,20 +4,16 @@ import copy
 import csv
 import weakref
 
-import numpy as np
 import pytest
 import torch
 
 from common import graphs
-from common.data.images import read_image, write_image
 from common.graphs import Replayed
 from common.models import Derain, Discriminator, EDNet, PReNet
 from common.speed import Speed, set_rate
 from common.training import augment, encoder, generator, joint, run
 from common.training.averaging import Average
-from for_syn import test_syn_joint as derain_script
 from for_syn import train_syn_aug, train_syn_joint
-from tests.conftest import photo
 from tests.golden import fill, golden_json, needs_golden
 from tests.tape import Tape
 from tests.test_joint import NAMES, batch
@@ -212,28 +208,6 @@ def test_a_rehearsal_that_waits_is_not_recorded(tape, monkeypatch, capsys):
     assert tape.recorded == 0 and "(the step waits for results of the GPU)" in capsys.readouterr().out
 
 
-def test_other_sizes_run_as_they_are(tape):
-    replayed = Replayed(lambda x: x + 1, tape, most=2)
-    for size in (3, 4, 5, 3, 4, 5) * 4:
-        assert torch.equal(replayed(torch.zeros(size)), torch.ones(size))
-    assert tape.recorded == 2
-
-
-def test_a_recording_is_of_one_kind_of_call(tape):
-    """With gradients or without, with autocast or without."""
-    conv = torch.nn.Conv2d(3, 3, 3)
-    replayed = Replayed(conv, tape, most=4)
-    for _ in range(6):
-        for grad in (True, False):
-            for half in (True, False):
-                x = torch.rand(1, 3, 8, 8)
-                with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16, enabled=half):
-                    out = replayed(x)
-                assert out.dtype == (torch.bfloat16 if half else torch.float32) and out.requires_grad == grad
-                assert torch.allclose(out.float(), conv(x), atol=2e-2)
-    assert tape.recorded == 4
-
-
 def test_what_is_given_stays_as_it_is(tape):
     replayed, given = Replayed(lambda x: x + 1, tape), [torch.full((2,), float(i)) for i in range(8)]
     for x in given:
@@ -365,30 +339,6 @@ def test_own_derainers_are_recorded_where_that_is_asked_for(tape, pairs_folder, 
         assert tape.recorded == recorded
     a, b = (torch.load(tmp_path / name / "Aug_DerainNet_state_1.pt") for name in ("auto", "on"))
     assert_same(a, b, 1e-3)
-
-
-def test_derained_bytes_are_those_of_a_run_without(tape, tmp_path):
-    net = fill(Derain(2), 11, 0.02)
-    torch.save(net.state_dict(), tmp_path / "net.pt")
-    for i in range(7):
-        write_image(tmp_path / "in" / f"{i}.png", photo(20, 24 + 8 * (i == 6), i))
-    for name in ("auto", "off"):
-        flags = ["--data_path", tmp_path / "in", "--netDerain", tmp_path / "net.pt", "--stage", 2, "--use_gpu", "false"]
-        flags += ["--save_path", tmp_path / name, "--cuda_graphs", name]
-        assert derain_script.main(list(map(str, flags))) == 0
-    assert tape.recorded == 1 and tape.replayed == 6 - graphs.WARM_UP
-    for i in range(7):
-        assert np.array_equal(read_image(tmp_path / "auto" / f"{i}.png"), read_image(tmp_path / "off" / f"{i}.png"))
-
-
-def test_only_small_pictures_are_recorded(tape):
-    net = fill(Derain(1), 11, 0.02)
-    graphs.replay_forward(net, torch.device("cpu"), 20 * 20)
-    with torch.no_grad():
-        for _ in range(6):
-            small, large = net(torch.rand(1, 3, 20, 20)), net(torch.rand(1, 3, 20, 21))
-    assert tape.recorded == 1 and small[0].shape[-1] == 20 and large[0].shape[-1] == 21
-    assert list(net.state_dict()) == list(Derain(1).state_dict())
 
 
 def generator_run(steps, record):

@@ -1,5 +1,6 @@
 """Two processes under torchrun do what one does: the same numbers, the same files, and nothing hangs."""
 
+import argparse
 import atexit
 import csv
 import functools
@@ -22,7 +23,7 @@ from torch.distributed.run import parse_args
 from common import cli, ranks
 from common.data.patches import CropSampler
 from common.models import EDNet, PReNet
-from common.training import runtime
+from common.training import device, runtime
 from for_syn import train_syn_joint
 from tests import in_ranks
 from tests.conftest import begin, write_pairs
@@ -490,6 +491,32 @@ def test_the_first_to_leave_tells_and_its_exit_code_counts(monkeypatch):
         watch.stop()
 
 
+def test_watch_ends_a_job_whose_main_thread_hangs(monkeypatch):
+    """The pulse goes on in its own thread; what counts is steps, where nothing is known to take long."""
+    monkeypatch.setattr(ranks, "STUCK", 0.3)
+    (first, second), lost = watched(2)
+    monkeypatch.setattr(ranks._job, "watch", first)
+    for _ in range(30):
+        ranks.goes_on()
+        time.sleep(0.02)
+    ranks.goes_on(patient=True)
+    time.sleep(0.6)  # validation, say
+    assert not any(lost)
+    ranks.goes_on()
+    wait(lambda: lost[0])
+    first.stop()
+    second.stop()
+    assert "rank 0 made no step for" in lost[0][0][0] and lost[0][0][1] == 1 and not lost[1]
+
+
+def test_steps_of_several_processes_are_recorded_only_on_demand(monkeypatch):
+    """The sums between processes may hang in a recording, at some versions of NCCL for ever."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for processes, flag, records in ((1, "auto", True), (2, "auto", False), (2, "on", True), (1, "off", False)):
+        monkeypatch.setattr(ranks, "count", lambda processes=processes: processes)
+        assert cli.records(argparse.Namespace(cuda_graphs=flag)) == records
+
+
 # --- devices -------------------------------------------------------------------------------------------------------
 
 
@@ -514,9 +541,8 @@ def test_local_rank_decides_the_gpu(monkeypatch, gpu_id, place, processes, taken
     monkeypatch.setattr(ranks, "launched", lambda: True)
     monkeypatch.setattr(ranks, "local_rank", lambda: place)
     monkeypatch.setattr(ranks, "local_count", lambda: processes)
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    monkeypatch.setattr(device, "try_kernel", lambda device: "")
     assert runtime.pick_device(True, gpu_id) == torch.device("cuda", taken)
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.mark.parametrize(("gpu_id", "processes"), [("0", 5), ("0,1", 3), ("3", 2)])

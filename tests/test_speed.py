@@ -1,7 +1,9 @@
 """The fast way against the plain one: same losses, same gradients, same files; and the benchmark that compares them."""
 
+import contextlib
 import copy
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from common.errors import UserError
 from common.evaluation.derain import derain
 from common.models import Derain, EDNet, PReNet
 from common.speed import Speed, compile_net, fuse, keep_memory, require_fast
+from common.training import augment, device, joint
 from common.training.augment import aug_step
 from common.training.joint import joint_optimizers, joint_step
 from common.training.runtime import pick_device
@@ -20,6 +23,7 @@ from for_syn import test_syn_joint as derain_script
 from for_syn import train_syn_joint
 from tests.conftest import photo
 from tests.golden import fill, uniform
+from tests.tensor_cores import TensorCores
 from tests.test_joint import batch
 from tests.test_training import arguments, load, same
 
@@ -202,46 +206,81 @@ def test_bf16_is_near_fp32(any_processor, tmp_path, pairs_folder):
 
 
 def test_tf32_on_a_cpu_is_fp32_and_says_so(pairs_folder, tmp_path, capsys):
-    for precision in ("tf32", "fp32"):
+    for precision in ("tf32", "fp32", "auto"):
         train_syn_joint.main(arguments(pairs_folder, tmp_path / precision, "--precision", precision, "--niter", 1))
         said = "--precision tf32: only GPUs have TF32; computing in fp32" in capsys.readouterr().out
         assert said == (precision == "tf32")
-    assert same(*(load(tmp_path / precision / "DerainNet_state_1.pt") for precision in ("tf32", "fp32")))
+    rounded, exact, auto = (load(tmp_path / p / "DerainNet_state_1.pt") for p in ("tf32", "fp32", "auto"))
+    assert same(rounded, exact) and same(auto, exact)
 
 
 @pytest.fixture
 def switches():
-    """PyTorch's, put back afterwards."""
-    backends = torch.backends
-    before = backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, backends.cudnn.benchmark
-    yield backends
-    backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, backends.cudnn.benchmark = before
+    """PyTorch's, put back afterwards; and a reader of those of convolutions, recurrent networks and products."""
+    parts, every = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul), torch.backends
+    before = (
+        [part.fp32_precision for part in parts],
+        every.fp32_precision,
+        torch.backends.cudnn.benchmark,
+        speed._tensor_cores,
+    )
+    yield lambda: tuple(part.fp32_precision for part in parts)
+    every.fp32_precision, torch.backends.cudnn.benchmark, speed._tensor_cores = before[1:]
+    for part, value in zip(parts, before[0], strict=True):
+        part.fp32_precision = value
 
 
 def test_switches_of_each_precision(switches):
     found = {}
-    speeds = {"plain": Speed(plain=True)} | {p: Speed(p) for p in ("fp32", "tf32", "bf16")}
+    speeds = {"plain": Speed(plain=True)} | {p: Speed(p) for p in ("auto", "fp32", "tf32", "bf16")}
     for name, how in speeds.items():
         how.switch()
-        found[name] = switches.cudnn.allow_tf32, switches.cuda.matmul.allow_tf32, switches.cudnn.benchmark
-    exact, rounded = (False, False, True), (True, True, True)
-    assert found == {"plain": (True, False, False), "fp32": exact, "tf32": rounded, "bf16": rounded}
+        found[name] = *switches(), torch.backends.cudnn.benchmark
+    exact, rounded = ("ieee", "ieee", "ieee", True), ("tf32", "tf32", "tf32", True)
+    own = "tf32", "tf32", "ieee"  # PyTorch's
+    assert found == {"plain": (*own, False), "auto": (*own, True), "fp32": exact, "tf32": rounded, "bf16": rounded}
     with speed.unprepared(torch.nn.Conv2d(1, 1, 1)):
-        assert not switches.cudnn.benchmark
-    assert switches.cudnn.benchmark
+        assert not torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize("before", ["tf32", "ieee", "none"])
+def test_whatever_a_program_has_set_before_the_switches_are_ours(switches, before):
+    """Older ones would leave convolutions in TF32, and reading them raises RuntimeError."""
+    torch.backends.fp32_precision = before
+    speed.set_arithmetic("fp32")
+    assert switches() == ("ieee", "ieee", "ieee")
+    on_gpu = mock.Mock(device=torch.device("cuda", 0))
+    for precision, last in (("fp32", torch.contiguous_format), ("tf32", torch.channels_last)):
+        speed.set_arithmetic(precision)
+        speed.order(on_gpu)
+        on_gpu.contiguous.assert_called_with(memory_format=last)
 
 
 def test_a_gpu_starts_exact(switches, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
-    switches.cudnn.allow_tf32 = True
+    monkeypatch.setattr(device, "try_kernel", lambda device: "")
+    torch.backends.fp32_precision = "tf32"
     assert pick_device(True, "0") == torch.device("cuda", 0)
-    assert not switches.cudnn.allow_tf32 and not switches.cuda.matmul.allow_tf32
+    assert switches() == ("ieee", "ieee", "ieee")
+
+
+def test_the_default_says_on_a_gpu_what_it_means(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    assert train_syn_joint.parse_args([]).precision == derain_script.parse_args([]).precision == "auto"
+    assert speed.describe("auto", cpu) == ""
+    for supported, text in (
+        (True, "as PyTorch does by itself"),
+        (False, "this GPU has no TF32"),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda supported=supported: supported)
+        assert text in speed.describe("auto", gpu)
 
 
 def test_tensor_cores_get_weights_in_their_order(switches):
-    for precision, last in (("fp32", False), ("tf32", True)):
+    for precision, last in (("fp32", False), ("auto", True), ("tf32", True)):
         net, own = Derain(1), torch.nn.Conv2d(3, 3, 3)
         for each in (net, own):
             Speed(precision).prepare(each, torch.device("cuda", 0))
@@ -256,6 +295,60 @@ def test_order_of_a_batch(switches):
         with torch.no_grad():
             assert speed.order(x).is_contiguous(memory_format=last)
         assert speed.order(x).is_contiguous() and torch.equal(speed.order(x), x)
+
+
+def smooth(number, p):
+    """Bright, flat photos without noise, and the same a little darker."""
+    clean = torch.stack([torch.from_numpy(photo(p, p, i)) for i in range(number)]).permute(0, 3, 1, 2) / 5100 + 0.9
+    return clean, 0.98 * clean
+
+
+def ssim_step(kind, derain=lambda x: x):
+    """Loss of an A+ step in some type, and the gradient by what the derainer made."""
+    rainy, clean = (x.to(kind) for x in smooth(2, 48))
+    scale = torch.nn.Parameter(torch.ones_like(rainy).contiguous(memory_format=torch.channels_last))
+    with mock.patch.object(torch.optim.Adam, "step"):
+        optimizer = torch.optim.Adam([scale])
+        losses, _ = augment.a_step(lambda x: scale * x, optimizer, speed.order(rainy), clean)
+    return losses["loss"].item(), scale.grad.double()
+
+
+def test_ssim_is_computed_in_full_whatever_the_precision(switches, monkeypatch):
+    """E[x^2] - mu^2 of rounded factors would give an SSIM beyond 1, and a wrong gradient."""
+    exact, gradient = ssim_step(torch.float64)
+    for precision in ("tf32", "bf16"):
+        Speed(precision).switch()
+        with TensorCores() as cores:
+            loss, found = ssim_step(torch.float32)
+        assert cores.rounded == 0 and loss == pytest.approx(exact, abs=1e-4)
+        assert (found - gradient).norm() < 1e-2 * gradient.norm()
+    assert switches() == ("tf32", "tf32", "tf32")
+    monkeypatch.setattr(augment, "full_fp32", contextlib.nullcontext)  # what the test would find without
+    with TensorCores() as cores:
+        loss, found = ssim_step(torch.float32)
+    assert cores.rounded and loss < -1.1 and (found - gradient).norm() > gradient.norm()
+
+
+def test_other_losses_and_the_spectral_norm_bear_rounded_factors(switches):
+    """None of them cancels: a penalty, KL terms and sigma differ by the rounding alone, below one in a hundred."""
+    found = {}
+    for kind in (torch.float64, torch.float32):
+        Speed("fp32" if kind == torch.float64 else "tf32").switch()
+        nets = fill(Derain(2), 21, 0.02), fill(EDNet(3, 8, 4, 16), 22, 0.02), fill(benchmark.Discriminator(16, 8), 23)
+        nets = [net.to(kind) for net in nets]
+        rainy, clean = (x.to(kind) for x in smooth(2, 16))
+        step = joint_step(*nets, joint_optimizers(*nets, 2e-4, 1e-4, 4e-4), 1.0, 10.0, 5, 1e-6, Speed(), {})
+        torch.manual_seed(1)
+        with (
+            TensorCores(),
+            mock.patch.object(
+                joint,
+                "draw",
+                lambda n, nz, _, k=kind: (torch.ones(n, nz, dtype=k), torch.full((n, 1, 1, 1), 0.5, dtype=k)),
+            ),
+        ):
+            found[kind] = {name: value.item() for name, value in step(rainy, clean, 0).items()}
+    assert found[torch.float32] == pytest.approx(found[torch.float64], rel=1e-2, abs=1e-4)
 
 
 # --- compilation ---------------------------------------------------------------------------------------------------
@@ -367,11 +460,10 @@ def test_benchmark_replaces_no_file_of_the_users(tmp_path):
 
 def test_benchmark_compares_what_it_says(small_work, monkeypatch):
     """Plain cases compute gradients and have four convolutions; ratios are per step and turn by turn."""
-    device = torch.device("cpu")
     clock = iter([0, 1, 0, 2, 0, 4, 0, 2, 0, 6, 0, 1])
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
     cases = [benchmark.Case("a", lambda: None, 2, 4, Speed(plain=True)), benchmark.Case("b", lambda: None, 1, 2)]
-    a, b = benchmark.measure(cases, device, 2)
+    a, b = benchmark.measure(cases, torch.device("cpu"), 2)
     assert a["seconds"] == [4, 6] and b["seconds"] == [2, 1]
     assert b["ratio"] == np.median([2 / 2, 3 / 1]) and a["steps_per_s"] == 2 / 5 and b["samples_per_s"] == 2 / 1.5
 

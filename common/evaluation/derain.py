@@ -22,7 +22,6 @@ from common.data.pairs import REMEDY, SAME, Pair, Pairing, find_pairs, fingerpri
 from common.data.patches import floats
 from common.errors import UserError, is_out_of_memory
 from common.evaluation import metrics
-from common.graphs import kept, replay_forward
 from common.speed import autocast, compile_net, describe, has_bfloat16, order, require_fast, set_arithmetic, unprepared
 from common.terminal import print_result, progress_bar, tell
 
@@ -30,7 +29,6 @@ MEMORY_LIMIT = 1e9  # bytes that an image may need on a CPU, beyond what the pro
 FREE_SHARE = 0.5  # of the free memory, that deraining takes
 AUTO_WINDOW = 496  # px; 32 float channels of such a window stay below 32 MiB, where malloc still reuses memory
 LARGEST_WINDOW = 2**24 - 1  # px; 128 channels of gates are then as many values as 31 bits count
-LARGEST_RECORDED = 2**20  # px; above that a GPU is busy anyway, and a recording keeps memory
 
 
 class Windows(NamedTuple):
@@ -108,7 +106,7 @@ def _room(device: torch.device) -> float:
     if device.type != "cuda":
         return min(FREE_SHARE * free_memory() / ranks.local_count(), MEMORY_LIMIT)
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    free -= torch.cuda.memory_allocated(device) + kept(device)
+    free -= torch.cuda.memory_allocated(device)
     return min(FREE_SHARE * max(free, 0), _bytes_needed(LARGEST_WINDOW))
 
 
@@ -309,11 +307,11 @@ def validator(
     return lambda stop: validate(net, pairs, device, windows, stop)
 
 
-def prepare(net: nn.Module, device: torch.device, precision: str, compiled: bool, recorded: bool) -> None:
+def prepare(net: nn.Module, device: torch.device, precision: str, compiled: bool) -> None:
     """Set the switches of a network, and those of PyTorch, before it derains; says what the precision means.
 
     Args:
-        precision, compiled, recorded: see ``derain_folder``.
+        precision, compiled: see ``derain_folder``.
 
     Raises:
         UserError: see ``require_fast``.
@@ -327,10 +325,7 @@ def prepare(net: nn.Module, device: torch.device, precision: str, compiled: bool
     if derainer.is_ours(net) and (device.type == "cpu" or precision != "fp32"):
         net.to(memory_format=torch.channels_last)  # faster, and leaner on a CPU; see ``order``
     if compiled:
-        graphs = {"mode": "reduce-overhead"} if device.type == "cuda" and recorded else {}  # torch's own recordings
-        compile_net(net, device, **graphs)
-    elif recorded:
-        replay_forward(net, device, LARGEST_RECORDED)
+        compile_net(net, device)
 
 
 def _partners(
@@ -372,7 +367,6 @@ def derain_folder(
     rounding: str,  # see to_uint8
     precision: str = "fp32",  # or tf32, bf16
     compiled: bool = False,  # by torch.compile
-    recorded: bool = True,  # on a GPU, for the sizes that come again; see common/graphs.py
     weights: str = "",  # file of the derainer's weights, for the page
     hint: str = "",  # what belongs into data_path, for the message when it is missing
 ) -> int:
@@ -403,7 +397,7 @@ def derain_folder(
                 f"--save_path: {save / name} is an input file and would be overwritten; choose another folder"
             )
     ranks.require_shared("--save_path", save)
-    prepare(net.eval(), device, precision, compiled, recorded)
+    prepare(net.eval(), device, precision, compiled)
     if derainer.is_ours(net):
         with unprepared(net):
             _infer(net, torch.zeros(1, 3, 32, 32, device=device), windows)  # warm-up

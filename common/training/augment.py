@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from common import derainer, ranks
 from common.errors import UserError
 from common.models import EDNet
-from common.speed import Speed
+from common.speed import Speed, full_fp32
 from common.training.checkpoint import generator_of
 from common.training.loop import fit
 from common.training.losses import ssim
@@ -67,8 +67,13 @@ def a_step(
     """
     optimizer.zero_grad()
     derained = derain(rainy)
-    loss = -ssim(derained, clean)
-    loss.backward()
+    seen = derained.detach().requires_grad_()
+    with (
+        full_fp32()
+    ):  # E[x^2] - mu^2 cancels: of rounded factors SSIM exceeds 1; and so for the backward of the windows
+        loss = -ssim(seen, clean)
+        (gradient,) = torch.autograd.grad(loss, seen)
+    derained.backward(gradient)
     derained = derained.detach()
     losses = ranks.average(optimizer, mse=torch.mean((derained - clean) ** 2), loss=loss)
     optimizer.step()

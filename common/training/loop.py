@@ -162,6 +162,7 @@ def fit(
     loader, close = crop_loader(dataset, sampler, batch_size, workers, pin_memory=device.type == "cuda")
 
     def save() -> None:
+        ranks.goes_on(patient=True)
         ledger.require_finite(run)
         run.sums = ledger.sums() if run.step else {}
         run.save_state(nets, optimizers)
@@ -192,6 +193,7 @@ def fit(
                             problem = str(error)
                         late = time.monotonic() - saved_at > 60 * save_minutes
                         stopping, late, lost = ranks.any_wish(stop(), late, bool(problem))
+                        ranks.goes_on()  # with the others: all are here
                         if stopping or late or lost:
                             save()
                             saved_at = time.monotonic()
@@ -216,6 +218,7 @@ def fit(
                             log.scalars({f"loss/{name}": value for name, value in newest.items()}, index)
                             bar.set_postfix({name: f"{value:.3g}" for name, value in newest.items()}, refresh=False)
                 seconds = time.monotonic() - began
+                ranks.goes_on(patient=True)
                 ledger.require_finite(run)
                 ranks.spread(nets.values(), weights=False)
                 scores = {}

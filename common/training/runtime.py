@@ -14,18 +14,21 @@ import torch
 from common import ranks
 from common.errors import UserError
 from common.speed import keep_memory, set_arithmetic
+from common.training import device
 
 
-def pick_device(use_gpu: bool, gpu_id: str, several: bool = True) -> torch.device:
-    """The device for --use_gpu and --gpu_id; says so where a GPU is asked for and none is there.
+def pick_device(use_gpu: bool, gpu_id: str, several: bool = True, training: bool = False) -> torch.device:
+    """The device for --use_gpu and --gpu_id; says so where a GPU is asked for and none can be used, and why.
 
     Of several processes on a machine, LOCAL_RANK decides: each takes the GPU of its number, or of its place in a list.
 
     Args:
         several: whether the command can run in several processes.
+        training: a GPU that is there must be usable: on the CPU the command would take a month.
 
     Raises:
-        UserError: --gpu_id is no list of numbers, or names a GPU that is not there; more processes than GPUs.
+        UserError: a training can't use the GPU that is there; --gpu_id is no list of numbers, or names a GPU that is
+            not there; more processes than GPUs.
     """
     try:
         ids = [int(part) for part in str(gpu_id).split(",")]
@@ -39,8 +42,7 @@ def pick_device(use_gpu: bool, gpu_id: str, several: bool = True) -> torch.devic
         if several:
             print(f"A process for each of them:\n  {ranks.torchrun(len(ids))} {shlex.join(sys.argv)}")
     if not torch.cuda.is_available():
-        print("No CUDA GPU here: running on the CPU (--use_gpu false says so without this line).")
-        return torch.device("cpu")
+        return _without_gpu(device.trouble(), training)
     there = torch.cuda.device_count()
     place, processes = ranks.local_rank(), ranks.local_count()
     if processes > 1 and ids == [0]:  # the default
@@ -53,9 +55,20 @@ def pick_device(use_gpu: bool, gpu_id: str, several: bool = True) -> torch.devic
     for i in ids:
         if not 0 <= i < there:
             raise UserError(f"--gpu_id: there is no GPU {i}; this machine has {', '.join(map(str, range(there)))}")
-    torch.cuda.set_device(ids[place])
+    chosen = torch.device("cuda", ids[place])
+    torch.cuda.set_device(chosen)
+    if reason := device.try_kernel(chosen):
+        return _without_gpu(reason, training)
     set_arithmetic("fp32")  # exact, until --precision says otherwise
-    return torch.device("cuda", ids[place])
+    return chosen
+
+
+def _without_gpu(reason: str, training: bool) -> torch.device:
+    if reason and training:
+        raise UserError(f"--use_gpu: {reason}\n--use_gpu false trains on the CPU all the same.")
+    why = f"The GPU can't be used: {reason}\nRunning" if reason else "No CUDA GPU here: running"
+    print(f"{why} on the CPU (--use_gpu false says so without this line).")
+    return torch.device("cpu")
 
 
 def seed_everything(seed: int | None) -> int:
