@@ -9,6 +9,7 @@ import ctypes
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -126,14 +127,16 @@ def set_arithmetic(precision: str) -> None:
     global _tensor_cores
     _tensor_cores = precision != "fp32"
     convolutions, products = ("tf32" if rounded else "ieee" for rounded in (_tensor_cores, precision in TENSOR_CORES))
-    torch.backends.cudnn.conv.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = convolutions
+    cudnn: Any = torch.backends.cudnn  # mypy does not know its parts
+    cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = convolutions
     torch.backends.cuda.matmul.fp32_precision = products
 
 
 @contextlib.contextmanager
 def full_fp32() -> Iterator[None]:
     """Within it a GPU rounds no factors, forth or back, whatever the precision."""
-    conv = torch.backends.cudnn.conv
+    cudnn: Any = torch.backends.cudnn
+    conv = cudnn.conv
     before, conv.fp32_precision = conv.fp32_precision, "ieee"
     try:
         yield
