@@ -366,7 +366,7 @@ def names(rng: np.random.Generator, folder: Path, seeds: Seeds) -> Callable[[], 
         ending = str(rng.choice([".png", ".PNG", ".bmp"]))
         for kind in ("rain", "norain"):
             with contextlib.suppress(UserError):  # a folder where the other one has a file
-                write_image(folder / "data" / kind / f"{inside}{ending}", photo(24, 20, number))
+                write_image(folder / "data" / kind / f"{inside}{ending}", photo(24, 20, number + len(kind)))
     rainy, clean, out = folder / "data" / "rain", folder / "data" / "norain", folder / "out"
     rain_flags, ED = ["--data_path", str(rainy), "--gt_path", str(clean)], ["--netED", f"{seeds.folder}/ED.pt"]
     cpu = ["--use_gpu", "false"]

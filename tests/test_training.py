@@ -410,7 +410,7 @@ def test_all_data_problems_come_in_one_message_before_training(pairs_folder, tmp
 @pytest.mark.parametrize("patch", [32, 64])
 def test_other_patch_sizes_train(tmp_path, patch):  # T3, T8: the images are exactly patch-sized
     for folder in ("rain", "norain"):
-        write_image(tmp_path / folder / "a.png", photo(patch, patch, 1))
+        write_image(tmp_path / folder / "a.png", photo(patch, patch, len(folder)))
     more = ["--patchSize", patch, "--niter", 1, "--iters_per_epoch", 1, "--milestone", 5]
     train(tmp_path, tmp_path / "model", *more)
     assert (tmp_path / "model" / "D_state_1.pt").exists()
@@ -420,7 +420,7 @@ def test_other_patch_sizes_train(tmp_path, patch):  # T3, T8: the images are exa
 def test_width_of_the_critic(pairs_folder, tmp_path, capsys, patch, ndf):
     for i in range(4):
         for folder in ("rain", "norain"):
-            write_image(pairs_folder / folder / f"{i + 8}.png", photo(patch, patch, i))
+            write_image(pairs_folder / folder / f"{i + 8}.png", photo(patch, patch, i + len(folder)))
     given = arguments(pairs_folder, tmp_path / "model", "--dry_run")
     i = given.index("--ndf")
     train_syn_joint.main([*given[:i], *given[i + 2 :], "--patchSize", str(patch)])
