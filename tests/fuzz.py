@@ -366,7 +366,7 @@ def names(rng: np.random.Generator, folder: Path, seeds: Seeds) -> Callable[[], 
         ending = str(rng.choice([".png", ".PNG", ".bmp"]))
         for kind in ("rain", "norain"):
             with contextlib.suppress(UserError):  # a folder where the other one has a file
-                write_image(folder / "data" / kind / f"{inside}{ending}", photo(24, 20, number))
+                write_image(folder / "data" / kind / f"{inside}{ending}", photo(24, 20, number + len(kind)))
     rainy, clean, out = folder / "data" / "rain", folder / "data" / "norain", folder / "out"
     rain_flags, ED = ["--data_path", str(rainy), "--gt_path", str(clean)], ["--netED", f"{seeds.folder}/ED.pt"]
     cpu = ["--use_gpu", "false"]
@@ -428,13 +428,13 @@ def good_flags(module: ModuleType, folder: Path, seeds: Seeds) -> dict[str, list
         "netED": [seeds.folder / "ED.pt"], "netDerain": [seeds.folder / "DerainNet_state_1.pt"],
         "model_dir": [folder / "m" if "train" in name else seeds.folder / "Aug_DerainNet_state_1.pt"],
         "log_dir": [folder / "l" if "train" in name else seeds.folder / "logs"], "patchSize": [16], "patch_size": [16],
-        "nz": [4], "nef": [2], "ndf": [4], "stage": [1], "recurrent_iter": [1], "use_gpu": ["false"], "batchSize": [2],
+        "nz": [4], "nef": [2], "ndf": [4], "stage": [1], "recurrent_iter": [1], "use_gpu": ["false"], "batchSize": [3],
         "train_num": [1], "dry_run": ["true"], "workers": [0], "niter": [1], "iters_per_epoch": [1], "cache": ["none"],
         "save_patch": [folder / "p"], "save_inputfake": [folder / "i"], "save_rainfake": [folder / "r"],
         "save_fake": [folder / "f"], "manualSeed": [1], "clean": [seeds.pairs / "norain"],
         "streaks": [seeds.pairs / "rain"], "out": [folder / "o.png"], "num": [1], "real": [seeds.pairs / "rain"],
         "number": [2], "patch": [16], "pred": [seeds.pairs / "rain"], "gt": [seeds.pairs / "norain"],
-        "rainy": [seeds.pairs / "rain"], "derained": [seeds.pairs / "rain"], "data": [folder / "d"], "turns": [1],
+        "rainy": [seeds.pairs / "rain"], "derained": [seeds.pairs / "norain"], "data": [folder / "d"], "turns": [1],
         "show": [seeds.pairs / "rain" / "8.png", "text"],
     }  # fmt: skip
     if module in (compose, gallery, claims, demo):

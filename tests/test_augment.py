@@ -245,7 +245,7 @@ def test_both_small_samples_are_the_same_pairs(spa, generator, tmp_path, monkeyp
 @pytest.mark.parametrize("ratio, digits", [("0.25", "025"), ("1.0", "10"), ("0.5", "05")])
 def test_names_of_the_files_follow_the_ratio_and_resume_finds_them(spa, generator, tmp_path, ratio, digits, capsys):
     model = tmp_path / "model"
-    more = ["--netED", generator, "--fake_ratio", ratio, "--train_num", 2, "--save_every", 1]
+    more = ["--netED", generator, "--fake_ratio", ratio, "--batchSize", 5, "--train_num", 2, "--save_every", 1]
     train_spa(train_spa_smallsample_aug, spa, model, *more, "--niter", 1)
     assert (model / f"Aug{digits}_DerainNet_state_1.pt").exists() and (model / f"Aug{digits}_DerainNet.json").exists()
     for resume, n in (("-1", 2), ("1", 3)):  # the stored ratio, not the default

@@ -632,7 +632,7 @@ def test_real_networks_of_spandrel(pairs_folder, tmp_path, run):
     pytest.importorskip("spandrel", reason="spandrel (requirements-derainers.txt) is not here")
     for i in range(4):
         for folder in ("rain", "norain"):
-            write_image(pairs_folder / folder / f"{i + 8}.png", photo(130 + i, 128, i))
+            write_image(pairs_folder / folder / f"{i + 8}.png", photo(130 + i, 128, i + len(folder)))
     nets = {
         "NAFNet:NAFNet": "width=4 enc_blk_nums=1,1 dec_blk_nums=[1,1] middle_blk_num=1 --pad_to 4",
         "SwinIR:SwinIR": "img_size=32 window_size=8 depths=2, embed_dim=8 num_heads=2, upsampler= upscale=1 --pad_to 8",

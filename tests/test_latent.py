@@ -127,13 +127,14 @@ def test_the_posterior_is_drawn_from_the_seed(small):
         (["--netED", "{}/no.pt"], "--netED: there is no"),
         (["--save_patch", "{}/data/rain/x"], "is an input folder or lies in it"),
         (["--data_path", "{}/none"], "--data_path: .*none is not a folder. Put two rainy images"),
-        (["--data_path", "{}/data/small", "--gt_path", "{}/data/small"], "is 15x30, smaller than the 16 px patch"),
+        (["--data_path", "{}/data/small", "--gt_path", "{}/data/plain"], "is 15x30, smaller than the 16 px patch"),
     ],
 )
 def test_refused_by_the_interpolation(small, flags, message):
     write_image(small / "data/one/9.png", photo(30, 40, 0))
     for name in "ab":
         write_image(small / f"data/small/{name}.png", photo(30, 15, 0))
+        write_image(small / f"data/plain/{name}.png", photo(30, 15, 1))
     with pytest.raises(UserError, match=message):
         interpolate(test_interpolation, small, *[flag.format(small) for flag in flags])
     assert not (small / "out").exists()

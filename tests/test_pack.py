@@ -318,7 +318,7 @@ def slow_pack(folder, out):
 def test_an_interrupted_pack_goes_on(tmp_path, how, capsys):
     for i in range(60):
         for folder in ("rain", "norain"):
-            write_image(tmp_path / folder / f"{i}.png", photo(20, 20, i))
+            write_image(tmp_path / folder / f"{i}.png", photo(20, 20, i + len(folder)))
     out = tmp_path / "set.h5"
     process = slow_pack(tmp_path, out)
     part = tmp_path / "set.h5.part"
@@ -373,7 +373,7 @@ def test_two_sets_of_equal_names_are_not_mixed(pairs_folder, tmp_path, monkeypat
     other = tmp_path / "other"
     for i in range(4):
         for folder in ("rain", "norain"):
-            write_image(other / folder / f"{i + 8}.png", photo(24, 20 + i, 90 + i))
+            write_image(other / folder / f"{i + 8}.png", photo(24, 20 + i, 90 + i + len(folder)))
     out = tmp_path / "set.h5"
     stopped(pairs_of(pairs_folder), out, monkeypatch)
     write(pairs_of(other), out, 1)

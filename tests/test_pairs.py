@@ -206,6 +206,9 @@ def test_pair_by(tmp_path, capsys):
     with pytest.raises(UserError, match=r"wet8 a.png: no clean partner"):
         (tmp_path / "B" / "dry-8.png").unlink()
         find_pairs(tmp_path / "O", tmp_path / "B", "--a, --b", pairing=pairing)
+    folder = made(tmp_path / "GT-RAIN", "a/a-R-000.png", "a/a-R-001.png", "a/a-C-000.png")  # a single scene
+    pairs, _ = find_pairs(folder, folder, "--a, --b", pairing=Pairing(("{}-R-*", "{}-C-*")))
+    assert [pair.name for pair in pairs] == ["a/a-R-000.png", "a/a-R-001.png"] and len({p.clean for p in pairs}) == 1
     with pytest.raises(UserError, match="no such name"):
         find_pairs(tmp_path / "O", tmp_path / "B", "--a, --b", pairing=Pairing(("x{}", "y{}")))
 

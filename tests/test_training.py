@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -409,7 +410,7 @@ def test_all_data_problems_come_in_one_message_before_training(pairs_folder, tmp
 @pytest.mark.parametrize("patch", [32, 64])
 def test_other_patch_sizes_train(tmp_path, patch):  # T3, T8: the images are exactly patch-sized
     for folder in ("rain", "norain"):
-        write_image(tmp_path / folder / "a.png", photo(patch, patch, 1))
+        write_image(tmp_path / folder / "a.png", photo(patch, patch, len(folder)))
     more = ["--patchSize", patch, "--niter", 1, "--iters_per_epoch", 1, "--milestone", 5]
     train(tmp_path, tmp_path / "model", *more)
     assert (tmp_path / "model" / "D_state_1.pt").exists()
@@ -419,7 +420,7 @@ def test_other_patch_sizes_train(tmp_path, patch):  # T3, T8: the images are exa
 def test_width_of_the_critic(pairs_folder, tmp_path, capsys, patch, ndf):
     for i in range(4):
         for folder in ("rain", "norain"):
-            write_image(pairs_folder / folder / f"{i + 8}.png", photo(patch, patch, i))
+            write_image(pairs_folder / folder / f"{i + 8}.png", photo(patch, patch, i + len(folder)))
     given = arguments(pairs_folder, tmp_path / "model", "--dry_run")
     i = given.index("--ndf")
     train_syn_joint.main([*given[:i], *given[i + 2 :], "--patchSize", str(patch)])
@@ -447,3 +448,33 @@ def test_a_folder_that_may_not_be_written(pairs_folder, tmp_path):
     tmp_path.joinpath("locked").mkdir(mode=0o500)
     with pytest.raises(UserError, match="--model_dir: .* can't be written to"):
         train(pairs_folder, tmp_path / "locked" / "model")
+
+
+def test_how_names_pair_and_the_stages_are_stored(pairs_folder, tmp_path, capsys):
+    for path in list((pairs_folder / "rain").iterdir()):
+        path.rename(path.with_name(f"wet {path.name}"))
+        (pairs_folder / "norain" / path.name).rename(pairs_folder / "norain" / f"{path.stem} dry.png")
+    model, pairing = tmp_path / "model", ["--pair_by", "wet {}", "{} dry"]
+    train(pairs_folder, model, *pairing, "--niter", 1, "--save_every", 1)
+    assert json.loads((model / "DerainNet.json").read_text()) == {"stage": 1}
+    resume(model, "--resume", -1, "--niter", 2)
+    assert "by the rule: --pair_by 'wet {}' '{} dry' (wet 8.png with 8 dry.png)" in capsys.readouterr().out
+    for path in model.glob("train_state*"):
+        path.unlink()
+    with pytest.raises(UserError, match="--stage is 2, the run has 1"):
+        train(pairs_folder, model, *pairing, "--niter", 3, "--resume", 2, "--stage", 2)
+    state = load(model / "DerainNet_state_2.pt")
+    torch.save(state, tmp_path / "DerainNet_state_7.pt")
+    start = ["--init_Derain", tmp_path / "DerainNet_state_7.pt", "--dry_run"]
+    train(pairs_folder, tmp_path / "new", *pairing, *start)
+    assert "note: 1 stages (--stage); it must be the number of the training" in capsys.readouterr().out
+
+
+def test_validation_on_images_that_hold_both_halves(pairs_folder, tmp_path, capsys):
+    write_image(tmp_path / "val" / "1.png", np.concatenate((photo(20, 20, 0), photo(20, 20, 1)), 1))
+    write_image(tmp_path / "set" / "1.png", np.concatenate((photo(20, 20, 2), photo(20, 20, 3)), 1))
+    flags = ["--data_path", tmp_path / "set", "--val_data_path", tmp_path / "val", "--side_by_side", "left"]
+    words = [*flags, *SMALL, "--model_dir", tmp_path / "model", "--log_dir", tmp_path / "logs", "--niter", 1]
+    train_syn_joint.main(list(map(str, words)))
+    assert "val_psnr_y" in (tmp_path / "logs" / "log.csv").read_text()
+    assert (tmp_path / "model" / "DerainNet_best.pt").exists()

@@ -331,7 +331,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--generator_steps", type=cli.positive_int, default=15000, help="of each generator")
     parser.add_argument("--generator", choices=("alone", "joint"), default="alone", help="how it is trained")
     parser.add_argument("--jobs", type=cli.positive_int, default=1, help="cells at a time, on one GPU as well")
-    parser.add_argument("--batchSize", type=cli.number(int, 2), default=18, help="crops in a step")
+    parser.add_argument("--batchSize", type=cli.number(int, 3), default=18, help="crops in a step")
     parser.add_argument("--recurrent_iter", type=cli.stages, default=6, help="stages of PReNet")
     parser.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px")
     cli.add_device(parser)
