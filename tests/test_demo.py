@@ -1,5 +1,7 @@
 """The demo's procedural rain and its picture."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -62,9 +64,19 @@ def test_the_set_is_split_by_photo_and_its_rain_is_light_to_medium(tmp_path, cap
 
 def test_the_picture(tmp_path, capsys):
     demo.make_set(tmp_path, rains=1)
-    rainy, clean = tmp_path / "test" / "rain", tmp_path / "test" / "norain"
+    rainy, derained, clean = tmp_path / "test" / "rain", tmp_path / "derained", tmp_path / "test" / "norain"
+    shutil.copytree(rainy, derained)
     torch.save(EDNet(nz=4, nef=2, patch_size=16).state_dict(), tmp_path / "ED.pt")
-    flags = ["--rainy", str(rainy), "--derained", str(rainy), "--clean", str(clean), "--out", str(tmp_path / "x.png")]
+    flags = [
+        "--rainy",
+        str(rainy),
+        "--derained",
+        str(derained),
+        "--clean",
+        str(clean),
+        "--out",
+        str(tmp_path / "x.png"),
+    ]
     assert report.main([*flags, "--netED", str(tmp_path / "ED.pt")]) == 0
     picture = read_image(tmp_path / "x.png")
     first = read_image(rainy / "chelsea.png")
@@ -88,7 +100,7 @@ def test_the_page(tmp_path, capsys):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"01_a_b.png", "02_a_b.png", "index.html"}
     assert (tmp_path / "out" / "01_a_b.png").read_bytes() == picture.read_bytes()
     page = (tmp_path / "out" / "index.html").read_text()
-    assert '<img src="01_a_b.png" alt="">' in page and "It says &quot;5 &gt; 4&quot;." in page
+    assert '<img src="01_a_b.png" alt="">' in page and "It says &#34;5 &gt; 4&#34;." in page
     assert "<h1>a &lt; b</h1>" in page and "&lt;b&gt;" in page and "<td>21.23</td>" in page and "<b>" not in page
     assert "index.html" in capsys.readouterr().out
     for show, message in (("no.png", "there is no"), (str(table), "is no picture")):

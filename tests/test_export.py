@@ -58,7 +58,7 @@ def test_half_precision_loads_wherever_a_generator_does(full, tmp_path, pairs_fo
         read_image(tmp_path / "pairs" / "rain" / "a.png") > read_image(tmp_path / "pairs" / "norain" / "a.png")
     ).any()
     assert test_disentanglement.main([*cpu, "--figure", "generated", "--save_fake", str(tmp_path / "sheet")]) == 0
-    small = ["--batchSize", "2", "--niter", "1", "--iters_per_epoch", "1", "--recurrent_iter", "1", "--workers", "0"]
+    small = ["--batchSize", "3", "--niter", "1", "--iters_per_epoch", "1", "--recurrent_iter", "1", "--workers", "0"]
     train_syn_aug.main([*folders(pairs_folder, tmp_path / "m"), *cpu, *small])
     assert (tmp_path / "m" / "Aug_DerainNet_state_1.pt").exists()
     rainy = RainAugment(half, p=1.0)(torch.zeros(3, 40, 40))

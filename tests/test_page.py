@@ -87,7 +87,7 @@ def test_the_table_of_metrics_as_a_page(tmp_path):
         table.add(f"{k}.png", rainy=metrics.Scores(20 + k, 0.5, 21), derained=metrics.Scores(30 + 3 * k, 0.9, math.inf))
         write_image(tmp_path / f"{k}.png", photo(20, 30, k))
     pictures = {f"{k}.png": {"rainy": tmp_path / f"{k}.png"} for k in range(2)}
-    table.page(tmp_path / "r.html", "t", pictures, [], ("rainy", "rainy"))
+    table.page(tmp_path / "r.html", "t", pictures, [], ("rainy", "rainy"), {})
     text = (tmp_path / "r.html").read_text()
     rows = [re.findall(r">([^<>]*)</td>", row) for row in re.findall("<tr>.*?</tr>", text)[1:]]
     assert rows[0][-7:] == ["20.00", "0.5000", "21.00", "30.00", "0.9000", "\N{INFINITY}", "10.00"]
@@ -199,7 +199,7 @@ def test_a_gain_below_all_numbers_and_means_over_other_images(tmp_path):
         table.add(f"{k}.png", rainy=metrics.Scores(rainy, 1, 20), derained=metrics.Scores(50 if k == 0 else 25, 1, 25))
     write_image(tmp_path / "a.png", photo(4, 4, 1))
     pictures = {name: {"rainy": tmp_path / "a.png"} for name in table.rows}
-    table.page(tmp_path / "r.html", "t", pictures, [], ("rainy", "rainy"))
+    table.page(tmp_path / "r.html", "t", pictures, [], ("rainy", "rainy"), {})
     text = (tmp_path / "r.html").read_text()
     gains = re.findall(r'<td data-value="([^"]*)">([^<]*)</td></tr>', text)
     assert gains == [("-Infinity", "-\N{INFINITY}"), ("5.0", "5.00"), ("3.0", "3.00"), ("4.0", "4.00")]
