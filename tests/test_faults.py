@@ -308,7 +308,7 @@ def test_output_into_a_full_disk_does_not_stop_training(whole, tmp_path, monkeyp
 def test_which_derainer_it_was_is_still_known_after_a_full_disk(whole, generator, disk, capsys):
     model = disk.folder / "model"
     words = ["--data_path", whole / "data/rain", "--gt_path", whole / "data/norain", "--log_dir", f"{model}_logs"]
-    words += ["--model_dir", model, "--netED", generator, "--batchSize", 2, "--iters_per_epoch", 2, "--use_gpu", "no"]
+    words += ["--model_dir", model, "--netED", generator, "--batchSize", 3, "--iters_per_epoch", 2, "--use_gpu", "no"]
     assert outcome(train_syn_aug.main, *words, "--recurrent_iter", 2, "--niter", 1) == 0
     before = (model / "Aug_DerainNet.json").read_bytes()
     shutil.rmtree(f"{model}_logs")

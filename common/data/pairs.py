@@ -561,7 +561,7 @@ def check_pairs(
         f"Mend or remove these files ({flags}), or choose a smaller --patchSize where they are too small.",
     )
     if len(same) == len(pairs):
-        raise UserError(f"{flags}: {SAME} ({same[0]}: the same pixels). {REMEDY}")
+        raise UserError(f"{flags}: {SAME} ({min(same, key=natural_key)}: the same pixels). {REMEDY}")
     if same:
         tell(
             sorted(same, key=natural_key),
