@@ -100,7 +100,8 @@ def set_knobs(shower: Shower, height: int, width: int, values: dict[str, float],
     layer = shower.layer(height, width, turn, scale * zoom, spare)
     if spare == 1:
         return layer
-    natural = _measured(layer, scale)
+    seen = (min(side, round(SEEN * scale)) for side in (height, width))
+    natural = _measured(shower.layer(*seen, turn, scale) if zoom != 1 else layer, scale)  # before it is zoomed
     return _solved(layer, shower, natural._asdict() | values, scale, zoom)
 
 
