@@ -9,7 +9,7 @@ else python for_syn/train_syn_generator.py --streaks "$streaks" --hold_out 20 --
 if begun RNet; then python for_syn/train_syn_encoder.py --model_dir $made/RNet --log_dir $made/RNet_logs --resume -1
 else python for_syn/train_syn_encoder.py --streaks "$streaks" --clean "$clean" --hold_out 20 --manualSeed 1 \
   --netED $made/G/ED_ema_state_$epochs.pt --model_dir $made/RNet --log_dir $made/RNet_logs; fi
-python -m common.generation.export --netED $made/RNet/ED_state_10.pt --out $made/ED.pt --overwrite
+python -m common.generation.export --netED $made/RNet/ED_state_20.pt --out $made/ED.pt --overwrite
 python -m common.evaluation.distance --real "$streaks" --hold_out 20 --netED $made/ED.pt --csv $made/distance.csv
 python -m common.generation.knobs --netED $made/ED.pt --out $made
 python for_syn/test_disentanglement.py --netED $made/ED.pt --figure generated --save_fake $made

@@ -51,9 +51,9 @@ def parse_args(argv=None):
     model = parser.group("model")
     cli.add_generator(model, "./generator_syn100lmodels/ED_ema_state_40.pt")
     optim = parser.group("optimisation")
-    optim.add_argument("--niter", type=cli.positive_int, default=10, help="epochs")
+    optim.add_argument("--niter", type=cli.positive_int, default=20, help="epochs")
     optim.add_argument("--w_real", type=cli.nonnegative, default=100, help="weight of the distance to real rain")
-    optim.add_argument("--milestone", type=cli.positive_int, nargs="+", default=[6, 8], help="epochs: rate x 0.3")
+    optim.add_argument("--milestone", type=cli.positive_int, nargs="+", default=[14, 18], help="epochs: rate x 0.3")
     optim.add_argument("--lr", type=cli.positive, default=1e-3, help="learning rate of RNet")
     cli.add_run(
         parser,

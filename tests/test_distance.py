@@ -145,12 +145,13 @@ def test_classifiers_tell_wavy_from_straight_and_not_like_from_like():
     cpu, global_state = torch.device("cpu"), torch.get_rng_state()
     real, fresh, other, more = (drawn(300, seed, 32) for seed in (1, 2, 3, 4))
     eight = distance.eight_bits
-    like = two_sample.told_apart((eight(real), eight(other)), (eight(fresh), eight(more)), cpu, 60)
     waves = [eight(wavy(layers, 10, 1.5, 12)) for layers in (other, more)]
     pair = (eight(real), waves[0]), (eight(fresh), waves[1])
-    unlike = two_sample.told_apart(*pair, cpu, 60)
-    assert abs(like - 0.5) < 0.08 and unlike > 0.97
-    assert two_sample.told_apart(*pair, cpu, 60) == unlike  # repeatable
+    for kind, steps in ((two_sample.STRICT, 60), (two_sample.SMALL, 120)):
+        like = two_sample.told_apart((eight(real), eight(other)), (eight(fresh), eight(more)), cpu, steps, kind)
+        unlike = two_sample.told_apart(*pair, cpu, steps, kind)
+        assert abs(like - 0.5) < 0.08 and unlike > 0.97
+        assert two_sample.told_apart(*pair, cpu, steps, kind) == unlike  # repeatable
     assert (torch.get_rng_state() == global_state).all()
 
 
@@ -177,7 +178,7 @@ def test_the_command_compares_generators_folders_floor_and_procedural_rain(real,
     assert run(real, *flags, "--csv", real / "d.csv") == 0
     printed = capsys.readouterr().out
     rows = table(real / "d.csv")
-    columns = ["distance", "16_px", "auc_16", "auc_32", "angles", "within", "bend"]
+    columns = ["distance", "16_px", "auc_16", "auc_32", "strict_16", "strict_32", "angles", "within", "bend"]
     assert all(list(row) == columns for row in rows.values()) and all(name in printed for name in [*rows, *columns[4:]])
     left_out = {  # AUCs that there are none of
         "two halves of the real rain": {"auc_16": False, "auc_32": False},
@@ -189,6 +190,7 @@ def test_the_command_compares_generators_folders_floor_and_procedural_rain(real,
         "procedural rain, varied": {"auc_16": False, "auc_32": False},
     }
     assert {name: {k: np.isnan(row[k]) for k in ("auc_16", "auc_32")} for name, row in rows.items()} == left_out
+    assert all(np.isnan(row[f"auc_{p}"]) == np.isnan(row[f"strict_{p}"]) for row in rows.values() for p in (16, 32))
     assert rows["real"]["distance"] < rows["ED.pt, patches of G"]["distance"]
     assert run(real, *flags, "--csv", real / "again.csv") == 0
     assert (real / "again.csv").read_bytes() == (real / "d.csv").read_bytes()  # repeatable

@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import cv2
@@ -30,7 +31,7 @@ from common.data.layers import variant
 from common.errors import UserError
 from common.evaluation.metrics import labels
 from common.evaluation.streaks import median_bend, spread_over, spread_within
-from common.evaluation.two_sample import STEPS, told_apart
+from common.evaluation.two_sample import SMALL, STEPS, STRICT, told_apart
 from common.files import cell, write_bytes
 from common.generation.latent import base_code
 from common.generation.rain import RainMaker, sampled
@@ -50,8 +51,9 @@ VARIANTS = 200  # of the real layers together, at least one of each
 LEGEND = """\
 distance  sliced Wasserstein distance (Karras et al., ICLR 2018), mean of the levels of a Laplacian pyramid that follow,
           in % of the real deviation on a level; two halves of few layers may differ much
-auc_N     how well classifiers tell N px crops from real ones that they never saw, the largest AUC of three: 0.5 chance
-          (less is chance, too), 1 always; N is that of G's patches, and twice that for whole pictures; two_sample.py
+auc_N     how well a small classifier tells N px crops from real ones that it never saw, the largest AUC of three: 0.5
+          chance (less is chance, too), 1 always; N is that of G's patches, and twice that for whole pictures
+strict_N  the same with a stronger classifier, which finds far smaller differences; two_sample.py
 angles    deviation of the angles of patches, in degrees: as large as that of real rain, it is as varied
 within    the same among the patches of a picture, median of pictures: as small as that of real rain, it has one wind
 bend      by how many degrees streaks change their direction along themselves: as small as that of real rain; streaks.py
@@ -255,14 +257,14 @@ def sets_of(
 
 
 def aucs(real: Rain, rain: Rain, sides: Sequence[int], steps: int, device: torch.device) -> list[float]:
-    """See ``told_apart``, for crops of each side; nan where there are none."""
+    """See ``told_apart``, of each kind for crops of each side; nan where there are none."""
     found = []
-    for p in sides:
+    for kind, p in product((SMALL, STRICT), sides):
         known, fresh = (
             [part[p] for part in pair if p in part] for pair in ((real.known, rain.known), (real.fresh, rain.fresh))
         )
         there = steps and len(known) == len(fresh) == 2
-        found.append(told_apart(known, fresh, device, steps) if there else float("nan"))
+        found.append(told_apart(known, fresh, device, steps, kind) if there else float("nan"))
     return found
 
 
@@ -315,7 +317,7 @@ def rows_of(
     yield row(HALVES, distances, judged, real)
     if args.hold_out:
         rain = real_rain(learnt, (), ())
-        yield row(TRAINING, sliced_wasserstein(real.crops, rain.crops, args.seed), [np.nan] * len(sides), rain)
+        yield row(TRAINING, sliced_wasserstein(real.crops, rain.crops, args.seed), [np.nan] * len(judged), rain)
     for name, rain in others:
         judged = aucs(real, rain, sides, args.steps, device)
         yield row(name, sliced_wasserstein(real.crops, rain.crops, args.seed), judged, rain)
@@ -385,14 +387,15 @@ def main(argv: list[str] | None = None) -> int:
         f"real rain: {len(parts[0])} layers; classifiers learn from {len(parts[1])}, measured on {len(parts[2])}"
     )
     columns = [f"{p >> level}_px" for level in range(p.bit_length() - SMALLEST.bit_length() + 1)]
-    columns = ["distance", *columns, *(f"auc_{side}" for side in sides), "angles", "within", "bend"]
+    judges = (f"{kind}_{side}" for kind, side in product((SMALL, STRICT), sides))
+    columns = ["distance", *columns, *judges, "angles", "within", "bend"]
     table = [["rain", *columns]]
     width = max(map(len, [HALVES, *(f"{name}, whole pictures" for name in nets), *folders]))
     print_result(f"{'rain':<{width}} {' '.join(f'{column:>8}' for column in columns)}")
     rows = rows_of(args, device, sides, parts, sets_of(args, sides, nets, folders))
     for name, *values in progress_bar(rows, desc="comparing", unit="set", leave=False):  # a minute or two each
         texts = [
-            "-" if np.isnan(value) else f"{value:.{3 if column.startswith('auc') else 2}f}"
+            "-" if np.isnan(value) else f"{value:.{3 if column.startswith((SMALL, STRICT)) else 2}f}"
             for column, value in zip(columns, values, strict=True)
         ]
         print_result(f"{name:<{width}} {' '.join(f'{text:>8}' for text in texts)}")
