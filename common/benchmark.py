@@ -41,7 +41,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry
 
-from common import cli, graphs
+from common import cli
 from common.data import cache, demo, pack
 from common.data.images import write_image
 from common.data.pairs import Pair, check_pairs, find_pairs
@@ -338,10 +338,10 @@ def _drain(batches: Iterator, args: argparse.Namespace) -> Callable[[], object]:
 
 def _speeds(args: argparse.Namespace) -> list[tuple[str, Speed]]:
     """The plain way, and the fast ones: fp32, and what else --precision asks for."""
-    record = cli.records(args)
-    fast = [Speed(precision, args.compile, record) for precision in dict.fromkeys(["fp32", *args.precision])]
-    named = [(f"fast {speed.precision}" + (" compiled" if speed.compile else ""), speed) for speed in fast]
-    return [("plain", Speed(plain=True)), *named]
+    ways = [("", False), (" recorded", True)] if args.device == "cuda" and args.cuda_graphs != "off" else [("", False)]
+    precisions, compiled = dict.fromkeys(["fp32", *args.precision]), " compiled" if args.compile else ""
+    fast = [(f"fast {p}{compiled}{how}", Speed(p, args.compile, record)) for p in precisions for how, record in ways]
+    return [("plain", Speed(plain=True)), *fast]
 
 
 @contextlib.contextmanager
@@ -379,7 +379,7 @@ def _training_cases(
         del counted
         with _memory_taken(device) as taken:
             step = build(speed)
-            for index in range(cycle * (graphs.WARM_UP + 1) if device.type == "cuda" else 0):
+            for index in range(cycle + 2 if device.type == "cuda" else 0):
                 step(*batch, index)
 
         def turn(step=step) -> None:

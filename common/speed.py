@@ -7,7 +7,7 @@ measures what the rest gains.
 import contextlib
 import ctypes
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from common import graphs, ranks
+from common import graphs
 from common.errors import UserError
 from common.models.prenet import Body
 
@@ -38,15 +38,17 @@ class Speed:
     Attributes:
         precision: 'fp32'; 'auto' or 'tf32', on GPUs alone; or 'bf16', autocast of the derainer. Losses, Adam stay fp32.
         compile: torch.compile the derainer.
-        record: on a GPU, record whole steps and replay them, see common/graphs.py.
+        record: on a GPU, record whole steps and replay them, see common/training/proof.py.
         plain: gradients even where none is needed, a convolution for each gate, one order of memory, no recording,
             and on a GPU the precision that PyTorch takes by itself.
+        again: steps after which a recorded one is compared again; an epoch's.
     """
 
     precision: str = "fp32"
     compile: bool = False
     record: bool = True
     plain: bool = False
+    again: int = 3000
 
     def switch(self) -> None:
         """Set the switches of PyTorch."""
@@ -80,7 +82,7 @@ class Speed:
         Its rate is kept in ``initial_lr`` as well: that of a recorded one is a tensor, see ``set_rate``.
         """
         parameters = list(parameters)
-        if parameters and self._recorder(parameters[0].device):
+        if parameters and self.recorder(parameters[0].device):
             rate = torch.tensor(lr, dtype=torch.float32, device=parameters[0].device)
             optimizer = Adam(parameters, rate, betas, fused=True, capturable=True)
         else:
@@ -89,12 +91,8 @@ class Speed:
             group["initial_lr"] = lr
         return optimizer
 
-    def recorded(self, step: Callable, device: torch.device) -> Callable:
-        """The step as it is, or on a GPU ``Replayed``."""
-        recorder = self._recorder(device)
-        return graphs.Replayed(step, recorder, agree=ranks.any_reason) if recorder else step
-
-    def _recorder(self, device: torch.device) -> graphs.Recorder | None:
+    def recorder(self, device: torch.device) -> graphs.Recorder | None:
+        """What records steps on a device; None where they are run."""
         return graphs.recorder(device) if self.record and not self.plain else None
 
     def needs_grad(self, learns: bool) -> bool:
