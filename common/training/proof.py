@@ -1,8 +1,8 @@
 """Steps that are run until their recording has proven that it does the same, with the training's own networks and data.
 
 The first ``cycle + 2`` steps of a training are run, and that is what counts. They are then run once more and recorded,
-from the same start each time, both with a higher rate in the last two steps. Losses, Adam's averages and what moves with
-the forward (u and v of the spectral norm) must agree. Weights need not: Adam turns gradients that are zero but for
+from the same start each time, both with a higher rate in the last two. Losses, Adam's averages and what moves with the
+forward (u and v of the spectral norm) must agree. Weights need not: Adam turns gradients that are zero but for
 rounding into full steps. Whatever comes out, the training goes on from its own first result.
 """
 
