@@ -217,7 +217,7 @@ class Steps:
         nets = [*self.nets, *([self.average.net] if self.average else [])]
         found: dict[tuple, Tensor] = {(i, k): v for i, net in enumerate(nets) for k, v in net.state_dict().items()}
         for name, optimizer in self.optimizers.items():
-            for i, state in enumerate(optimizer.state[p] for g in optimizer.param_groups for p in g["params"]):
+            for i, state in enumerate(optimizer.state.get(p, {}) for g in optimizer.param_groups for p in g["params"]):
                 found |= {(name, i, key): value for key, value in state.items()}
         return found
 
