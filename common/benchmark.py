@@ -50,8 +50,9 @@ from common.errors import UserError
 from common.evaluation.derain import derain, prepare
 from common.files import read_small
 from common.generation.rain import RainMaker
+from common.memory import keep_memory
 from common.models import Derain, Discriminator, EDNet, PReNet
-from common.speed import Speed, autocast, fuse, keep_memory, require_fast, set_arithmetic
+from common.speed import Speed, autocast, fuse, require_fast, set_arithmetic
 from common.terminal import print_result, progress_bar
 from common.training.augment import aug_step, real_samples
 from common.training.joint import joint_optimizers, joint_step

@@ -5,8 +5,6 @@ measures what the rest gains.
 """
 
 import contextlib
-import ctypes
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +17,6 @@ from common import graphs
 from common.errors import UserError
 from common.models.prenet import Body
 
-MEBI = 2**20
 # What a precision changes on a GPU. Weights, losses and the averages of Adam are fp32 in each.
 ARITHMETIC = {
     "auto": "factors in convolutions rounded to 10 bits (TF32), as PyTorch does by itself; fp32 is exact and slower",
@@ -220,26 +217,3 @@ def unprepared(net: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.backends.cudnn.benchmark = before
-
-
-def keep_memory(keep: bool = True) -> bool:
-    """Let the C library keep freed memory for the next maps of a network, instead of asking the system page by page.
-
-    Linux with glibc; elsewhere nothing happens. The largest maps gain most: a tenth of the time of deraining.
-
-    Returns:
-        Whether it was done.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        library = ctypes.CDLL(None)
-        mallopt, malloc_trim = library.mallopt, library.malloc_trim
-    except (AttributeError, OSError):  # another C library
-        return False
-    if not keep:
-        malloc_trim(0)  # give back what was kept
-    trim, mmap = -1, -3  # malloc.h: M_TRIM_THRESHOLD, for which -1 is never, and M_MMAP_THRESHOLD
-    if keep:  # a threshold that it refuses would stay at 128 KiB, since setting any ends glibc's own adjustment
-        return bool((mallopt(mmap, 1024 * MEBI) or mallopt(mmap, 32 * MEBI)) and mallopt(trim, -1))
-    return bool(mallopt(mmap, 32 * MEBI) and mallopt(trim, 64 * MEBI))  # where that adjustment ends up with such maps

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from common import benchmark, speed
+from common import benchmark, memory, speed
 from common.data.images import read_image, write_image
 from common.errors import UserError
 from common.evaluation.derain import derain
+from common.memory import keep_memory
 from common.models import Derain, EDNet, PReNet
-from common.speed import Speed, compile_net, fuse, keep_memory, require_fast
+from common.speed import Speed, compile_net, fuse, require_fast
 from common.training import augment, device, joint
 from common.training.augment import aug_step
 from common.training.joint import joint_optimizers, joint_step
@@ -393,10 +394,10 @@ def test_a_compiled_network_keeps_its_names_and_numbers(monkeypatch):
 
 def test_keeping_memory_says_whether_it_could(monkeypatch):
     assert keep_memory() in (True, False)
-    monkeypatch.setattr(speed.sys, "platform", "win32")
+    monkeypatch.setattr(memory.sys, "platform", "win32")
     assert keep_memory() is False
-    monkeypatch.setattr(speed.sys, "platform", "linux")
-    monkeypatch.setattr(speed.ctypes, "CDLL", lambda name: object())  # musl
+    monkeypatch.setattr(memory.sys, "platform", "linux")
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())  # musl
     assert keep_memory() is False
 
 
