@@ -52,9 +52,11 @@ from common.files import read_small
 from common.generation.rain import RainMaker
 from common.memory import keep_memory
 from common.models import Derain, Discriminator, EDNet, PReNet
-from common.speed import Speed, autocast, fuse, require_fast, set_arithmetic
+from common.precision import autocast, has_bfloat16, require_fast, set_arithmetic
+from common.speed import Speed, fuse
 from common.terminal import print_result, progress_bar
 from common.training.augment import aug_step, real_samples
+from common.training.device import driver
 from common.training.joint import joint_optimizers, joint_step
 from common.training.runtime import pick_device
 
@@ -563,7 +565,7 @@ UNIT = {
 def machine(device: torch.device) -> str:
     """What is measured on, in words."""
     if device.type == "cuda":
-        what = torch.cuda.get_device_name(device)
+        what = f"{torch.cuda.get_device_name(device)}, driver {driver()}, cuDNN {torch.backends.cudnn.version()}"
     else:
         what = f"{torch.cpu.get_capabilities().get('cpu_name', platform.machine())}, {torch.get_num_threads()} threads"
     return f"{what}, PyTorch {torch.__version__.partition('+')[0]}, Python {platform.python_version()}"
@@ -618,6 +620,9 @@ def main(argv: list[str] | None = None) -> int:
     device = pick_device(args.device == "cuda", args.gpu_id, several=False)
     if "tf32" in args.precision and device.type == "cpu":
         raise UserError("--precision tf32: only GPUs have it")
+    if device.type == "cuda" and not has_bfloat16(device):  # a T4, say
+        print(f"left out: {torch.cuda.get_device_name(device)} has neither tf32 nor bf16", file=sys.stderr)
+        args.precision = [precision for precision in args.precision if precision in ("auto", "fp32")]
     for precision in args.precision:
         require_fast(precision, device)
     if args.work == "transform" and device.type == "cuda":

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from common import speed
+from common import precision as arithmetic
 from common.data.cache import Decoded
 from common.data.images import read_image, write_image
 from common.data.patches import PatchDataset, to_batch
@@ -40,9 +40,9 @@ def needs(precision):
 @pytest.fixture(autouse=True)
 def exact():
     """Full fp32, where a test does not ask for less."""
-    speed.set_arithmetic("fp32")
+    arithmetic.set_arithmetic("fp32")
     yield
-    speed.set_arithmetic("fp32")
+    arithmetic.set_arithmetic("fp32")
     torch.backends.cudnn.benchmark = False
 
 
@@ -118,13 +118,13 @@ def test_arithmetic_is_what_it_says():
     exact = (a.double() @ b.double()).float()
     errors = {}
     for precision in ("fp32", "tf32"):
-        speed.set_arithmetic(precision)
+        arithmetic.set_arithmetic(precision)
         errors[precision] = ((a @ b - exact).norm() / exact.norm()).item()
     assert errors["fp32"] < 3e-6 < 1e-5 < errors["tf32"] < 1e-2
     x, w = torch.randn(2, 64, 32, 32, device=GPU), torch.randn(64, 64, 3, 3, device=GPU)
     exact = nn.functional.conv2d(x.double(), w.double()).float()
     for precision in ("fp32", "tf32"):
-        speed.set_arithmetic(precision)
+        arithmetic.set_arithmetic(precision)
         errors[precision] = ((nn.functional.conv2d(x, w) - exact).norm() / exact.norm()).item()
     assert errors["fp32"] < 2e-5 < 5e-5 < errors["tf32"] < 1e-2
 
@@ -171,11 +171,11 @@ def test_ssim_of_an_augmented_step_is_that_of_float64(precision):
     flat = torch.stack([torch.from_numpy(photo(48, 48, i)) for i in range(2)]).permute(0, 3, 1, 2) / 5100 + 0.9
     found = []
     for kind, how in ((torch.float64, "fp32"), (torch.float32, precision)):
-        speed.set_arithmetic(how)
+        arithmetic.set_arithmetic(how)
         clean = flat.to(GPU, kind)
         weight = nn.Parameter(torch.ones_like(clean, memory_format=torch.channels_last))
         optimizer = torch.optim.Adam([weight], 0.0)
-        losses, _ = augment.a_step(lambda x, w=weight: w * x, optimizer, speed.order(0.98 * clean), clean)
+        losses, _ = augment.a_step(lambda x, w=weight: w * x, optimizer, arithmetic.order(0.98 * clean), clean)
         found.append((losses["loss"].item(), weight.grad.double()))
     (exact, gradient), (loss, near) = found
     assert loss == pytest.approx(exact, abs=1e-4) and (near - gradient).norm() < 1e-2 * gradient.norm()
@@ -191,7 +191,7 @@ def test_derained_pictures(precision):
     prepare(own, GPU, precision, False)
     for windows in (Windows(0), Windows(16)):
         for p, cpu in zip(pixels, expected, strict=True):
-            with speed.autocast(GPU, precision):
+            with arithmetic.autocast(GPU, precision):
                 found = derain_pixels(own, p, GPU, windows, "truncate").astype(int)
             levels = {"fp32": 1, "tf32": 2, "bf16": 4}[precision]
             assert np.abs(found - cpu).max() <= levels

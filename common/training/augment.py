@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from common import derainer, ranks
 from common.errors import UserError
 from common.models import EDNet
-from common.speed import Speed, full_fp32
+from common.precision import full_fp32
+from common.speed import Speed
 from common.training.checkpoint import generator_of
 from common.training.loop import fit
 from common.training.losses import ssim

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from common.models import EDNet
-from common.speed import Speed, autocast, set_rate
+from common.precision import autocast
+from common.speed import Speed, set_rate
 from common.training.generator import seen
 from common.training.loop import fit
 from common.training.losses import LOGVAR_RANGE

@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 
 from common.models import EDNet
 from common.models.vrgnet import levels
-from common.speed import Speed, autocast
+from common.precision import autocast
+from common.speed import Speed
 from common.training.averaging import Average
 from common.training.loop import fit
 from common.training.proof import steps

@@ -14,7 +14,7 @@ import torch
 from common import ranks
 from common.errors import UserError
 from common.memory import keep_memory
-from common.speed import set_arithmetic
+from common.precision import set_arithmetic
 from common.training import device
 
 
