@@ -29,18 +29,19 @@ DATA ?= data
 claims: $(VENV)/run-ready
 	$(BIN)/python -m common.evaluation.claims --data $(DATA) --out $(DEMO)_claims
 
-# On a machine with a CUDA GPU: what only it can show, and how fast it is (the figures also go to $(DEMO)_gpu/).
+# On a machine with a CUDA GPU: the proof that recorded steps are right, what else only a GPU can show, then speeds and
+# memory of all precisions, run and recorded. All of it goes to $(DEMO)_gpu/report.txt, to paste into a report.
 gpu: $(VENV)/test-ready
-	$(BIN)/python -m pytest -q tests/test_gpu.py
-	for batch in 18 36 72; do \
-	  $(BIN)/python -m common.benchmark joint --device cuda --precision fp32 tf32 bf16 --batchSize $$batch \
-	    --json $(DEMO)_gpu/joint_$$batch.json || exit 1; \
-	done
-	$(BIN)/python -m common.benchmark joint --device cuda --precision tf32 bf16 --compile --json $(DEMO)_gpu/compiled.json
-	for work in aug derain loader; do \
-	  $(BIN)/python -m common.benchmark $$work --device cuda --precision fp32 tf32 bf16 \
-	    --json $(DEMO)_gpu/$$work.json || exit 1; \
-	done
+	@mkdir -p $(DEMO)_gpu
+	@{ \
+	  $(BIN)/python -m common.training.trial --precision auto; \
+	  $(BIN)/python -m pytest -q tests/test_gpu.py; \
+	  for work in joint aug derain; do \
+	    $(BIN)/python -m common.benchmark $$work --device cuda --precision auto tf32 bf16 \
+	      --json $(DEMO)_gpu/$$work.json; \
+	  done; \
+	} 2>&1 | tee $(DEMO)_gpu/report.txt
+	@echo "written: $(DEMO)_gpu/report.txt"
 
 lint: $(VENV)/test-ready
 	$(BIN)/ruff check .

@@ -41,7 +41,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry
 
-from common import cli, graphs
+from common import cli
 from common.data import cache, demo, pack
 from common.data.images import write_image
 from common.data.pairs import Pair, check_pairs, find_pairs
@@ -50,10 +50,13 @@ from common.errors import UserError
 from common.evaluation.derain import derain, prepare
 from common.files import read_small
 from common.generation.rain import RainMaker
+from common.memory import keep_memory
 from common.models import Derain, Discriminator, EDNet, PReNet
-from common.speed import Speed, autocast, fuse, keep_memory, require_fast, set_arithmetic
+from common.precision import autocast, has_bfloat16, require_fast, set_arithmetic
+from common.speed import Speed, fuse
 from common.terminal import print_result, progress_bar
 from common.training.augment import aug_step, real_samples
+from common.training.device import driver
 from common.training.joint import joint_optimizers, joint_step
 from common.training.runtime import pick_device
 
@@ -338,10 +341,10 @@ def _drain(batches: Iterator, args: argparse.Namespace) -> Callable[[], object]:
 
 def _speeds(args: argparse.Namespace) -> list[tuple[str, Speed]]:
     """The plain way, and the fast ones: fp32, and what else --precision asks for."""
-    record = cli.records(args)
-    fast = [Speed(precision, args.compile, record) for precision in dict.fromkeys(["fp32", *args.precision])]
-    named = [(f"fast {speed.precision}" + (" compiled" if speed.compile else ""), speed) for speed in fast]
-    return [("plain", Speed(plain=True)), *named]
+    ways = [("", False), (" recorded", True)] if args.device == "cuda" and args.cuda_graphs != "off" else [("", False)]
+    precisions, compiled = dict.fromkeys(["fp32", *args.precision]), " compiled" if args.compile else ""
+    fast = [(f"fast {p}{compiled}{how}", Speed(p, args.compile, record)) for p in precisions for how, record in ways]
+    return [("plain", Speed(plain=True)), *fast]
 
 
 @contextlib.contextmanager
@@ -379,7 +382,7 @@ def _training_cases(
         del counted
         with _memory_taken(device) as taken:
             step = build(speed)
-            for index in range(cycle * (graphs.WARM_UP + 1) if device.type == "cuda" else 0):
+            for index in range(cycle + 2 if device.type == "cuda" else 0):
                 step(*batch, index)
 
         def turn(step=step) -> None:
@@ -562,7 +565,7 @@ UNIT = {
 def machine(device: torch.device) -> str:
     """What is measured on, in words."""
     if device.type == "cuda":
-        what = torch.cuda.get_device_name(device)
+        what = f"{torch.cuda.get_device_name(device)}, driver {driver()}, cuDNN {torch.backends.cudnn.version()}"
     else:
         what = f"{torch.cpu.get_capabilities().get('cpu_name', platform.machine())}, {torch.get_num_threads()} threads"
     return f"{what}, PyTorch {torch.__version__.partition('+')[0]}, Python {platform.python_version()}"
@@ -617,6 +620,9 @@ def main(argv: list[str] | None = None) -> int:
     device = pick_device(args.device == "cuda", args.gpu_id, several=False)
     if "tf32" in args.precision and device.type == "cpu":
         raise UserError("--precision tf32: only GPUs have it")
+    if device.type == "cuda" and not has_bfloat16(device):  # a T4, say
+        print(f"left out: {torch.cuda.get_device_name(device)} has neither tf32 nor bf16", file=sys.stderr)
+        args.precision = [precision for precision in args.precision if precision in ("auto", "fp32")]
     for precision in args.precision:
         require_fast(precision, device)
     if args.work == "transform" and device.type == "cuda":

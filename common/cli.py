@@ -20,7 +20,7 @@ import torch
 import common
 from common import ranks, terminal, weights
 from common.derainer import MOST_PADDING, MOST_STAGES
-from common.errors import UserError, is_out_of_memory
+from common.errors import StartAgain, UserError, is_out_of_memory
 from common.speed import Speed
 from common.terminal import printable, printable_lines
 
@@ -551,16 +551,24 @@ def knobs(args: argparse.Namespace) -> dict[str, float]:
 def records(args: argparse.Namespace) -> bool:
     """Whether --cuda_graphs, for the derainer of --derainer, wants work recorded; says so where it can't be."""
     ours = getattr(args, "derainer", "prenet") == "prenet"
-    if args.cuda_graphs == "on" and not (getattr(args, "use_gpu", True) and torch.cuda.is_available()):
-        print("--cuda_graphs on: no GPU is used, so nothing is recorded")
-    return args.cuda_graphs == "on" or (args.cuda_graphs == "auto" and ours and ranks.count() == 1)
+    wanted = args.cuda_graphs == "on" or (args.cuda_graphs == "auto" and ours and ranks.count() == 1)
+    if not (getattr(args, "use_gpu", True) and torch.cuda.is_available()):
+        if args.cuda_graphs == "on":
+            print("--cuda_graphs on: no GPU is used, so nothing is recorded")
+        return wanted
+    from common.training import trial  # which imports this
+
+    if wanted and (reason := trial.reason(args.precision)):
+        print(f"--cuda_graphs: {reason}; going on without")
+        return False
+    return wanted
 
 
 def loop_settings(args: argparse.Namespace) -> dict:
     """The flags that go to the training loop as they are, see ``fit``."""
     names = ["niter", "iters_per_epoch", "workers", "log_dir", "save_every", "save_minutes", "log_every"]
     names += ["val_every"] if "val_every" in args else []
-    speed = Speed(args.precision, getattr(args, "compile", False), record=records(args))
+    speed = Speed(args.precision, getattr(args, "compile", False), record=records(args), again=args.iters_per_epoch)
     return {name: getattr(args, name) for name in names} | {"batch_size": args.batchSize, "speed": speed}
 
 
@@ -587,6 +595,9 @@ def run(main: Callable[[], int | None], torchrun: bool = False) -> int:
     try:
         with ranks.joined(), terminal.speaking():
             return main() or 0
+    except StartAgain as again:
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], *again.flags])
     except BaseException as error:
         text, code = _explained(error)
         text = text and printable_lines(text)  # it may name files of others

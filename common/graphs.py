@@ -5,16 +5,14 @@ tensors alone: what Python does between them (numbers, branches, random draws of
 """
 
 import contextlib
-import functools
 import gc
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-WARM_UP = 3  # runs before the recording: libraries choose their algorithms and make room, Adam makes its averages
 SYNCHRONISES = "synchronizing CUDA operation"  # how torch warns of one,
 PROTOTYPE = "Synchronization debug mode"  # and of its warning
 
@@ -32,7 +30,7 @@ class Recorder(Protocol):
         """Record the work without running it: where its results will be, and what runs it.
 
         Raises:
-            CannotRecord: nothing was run, and it can still be run as it is.
+            CannotRecord: nothing was run. On a GPU nothing should be any more: start again.
         """
 
 
@@ -40,69 +38,30 @@ class CannotRecord(Exception):
     """Why, in a line."""
 
 
-class Replayed:
-    """A function of tensors that is recorded for inputs of the same sizes, once it has run a few times as it is.
+class Recording:
+    """Work on tensors, recorded; called like the work, with tensors of the same sizes.
 
-    The results of a replay lie where those of the one before lay: they are to be used before the next call.
+    The results of a call lie where those of the one before lay: they are to be used before the next call.
 
-    Args:
-        function: tensors -> anything with tensors in it.
-        recorder: records and replays.
-        most: so many recordings at most, one for each set of sizes; each keeps its memory. Others run as they are.
-        agree: from the reason why this process can't record, empty if it can, to that of all which do the same: what
-            they send each other is recorded in all of them, or in none.
+    Raises:
+        CannotRecord: see ``Recorder``.
     """
 
-    def __init__(
-        self, function: Callable, recorder: Recorder, most: int = 1, agree: Callable[[str], str] = str
-    ) -> None:
-        self.function, self.most, self.agree = function, most, agree
-        self._recorder: Recorder | None = recorder
-        self._runs: dict[tuple, int] = {}
-        self._recorded: dict[tuple, tuple[tuple[Tensor, ...], Any, Callable[[], None]]] = {}
-
-    def __call__(self, *inputs: Tensor) -> Any:
-        key = (torch.is_grad_enabled(), torch.is_autocast_enabled(inputs[0].device.type))
-        key += tuple((x.shape, x.stride(), x.dtype) for x in inputs)
-        if key in self._recorded:
-            own, results, replay = self._recorded[key]
-            for mine, given in zip(own, inputs, strict=True):
-                mine.copy_(given, non_blocking=True)
-            replay()
-            return results
-        if self._recorder is None or len(self._recorded) == self.most:
-            return self.function(*inputs)
-        runs = self._runs[key] = self._runs.get(key, 0) + 1
-        if runs < WARM_UP:
-            return self._recorder.run(lambda: self.function(*inputs))
-        if runs == WARM_UP:
-            results, reason = self._recorder.rehearse(lambda: self.function(*inputs))
-            if reason := self.agree(reason):
-                self._give_up(reason)
-            return results
-        own = tuple(x.clone() for x in inputs)
+    def __init__(self, work: Callable, inputs: Sequence[Tensor], recorder: Recorder) -> None:
+        self._own = tuple(x.clone() for x in inputs)
         torch.clear_autocast_cache()  # casts of the weights belong into the recording
-        reason = ""
         try:
-            results, replay = self._recorder.record(lambda: self.function(*own))
-        except CannotRecord as error:
-            reason = str(error)
+            self._results, self._replay = recorder.record(lambda: work(*self._own))
         finally:
             torch.clear_autocast_cache()  # and those in the recording belong to it alone
-        # Not above: there the error still holds on to all that the broken recording had made.
-        if reason := self.agree(reason):
-            self._give_up(reason)
-            return self.function(*inputs)
-        self._recorded[key] = own, results, replay
-        replay()
-        return results
 
-    def _give_up(self, reason: str) -> None:
-        print(f"--cuda_graphs: not possible here, going on without ({reason})", flush=True)
-        self._recorder = None
+    def __call__(self, *inputs: Tensor) -> Any:
+        for own, given in zip(self._own, inputs, strict=True):
+            own.copy_(given, non_blocking=True)
+        self._replay()
+        return self._results
 
 
-@functools.cache
 def recorder(device: torch.device) -> Recorder | None:
     """What records on a device; None where nothing does."""
     return CudaRecorder(device) if device.type == "cuda" else None
@@ -111,13 +70,11 @@ def recorder(device: torch.device) -> Recorder | None:
 class CudaRecorder:
     """CUDA graphs of a GPU, all on one stream of their own, as PyTorch's notes on CUDA graphs advise.
 
-    Attributes:
-        kept: bytes that the recordings keep for themselves, free or not.
+    After a recording that broke off the state of PyTorch's memory and random numbers is not known.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.stream, self.kept = device, torch.cuda.Stream(device), 0
-        self._broken: list[torch.cuda.CUDAGraph] = []
+        self.device, self.stream = device, torch.cuda.Stream(device)
 
     def run(self, work: Callable[[], Any]) -> Any:
         """See ``Recorder``."""
@@ -149,10 +106,7 @@ class CudaRecorder:
 
     def record(self, work: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
         """See ``Recorder``."""
-        now, pool = torch.cuda.current_stream(self.device), torch.cuda.graph_pool_handle()
-        torch.cuda.empty_cache()  # as torch does when it begins to record
-        before, graph = torch.cuda.memory_reserved(self.device), torch.cuda.CUDAGraph()
-        reason = ""
+        pool, graph = torch.cuda.graph_pool_handle(), torch.cuda.CUDAGraph()
         with _no_collection():
             try:
                 # thread_local: a thread that pins the memory of batches meanwhile does no harm.
@@ -161,30 +115,8 @@ class CudaRecorder:
             except Exception as error:
                 first = error.__context__ if isinstance(error.__context__, torch.OutOfMemoryError) else error
                 lines = str(first).strip().splitlines()
-                reason = (lines or [type(first).__name__])[0][:200]
-                del first
-        if reason:  # here, where the error and what it held on to are gone
-            torch.cuda.set_stream(now)
-            self._recover(graph, pool)
-            raise CannotRecord(reason)
-        self.kept += torch.cuda.memory_reserved(self.device) - before
+                raise CannotRecord((lines or [type(first).__name__])[0][:200]) from None
         return results, graph.replay
-
-    def _recover(self, graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:
-        """Mend what a recording that broke off leaves behind, which PyTorch does by itself in newer versions alone."""
-        index = torch.cuda.current_device() if self.device.index is None else self.device.index
-        with contextlib.suppress(Exception):
-            graph.reset()
-        try:
-            torch._C._cuda_endAllocateToPool(index, pool)
-            torch._C._cuda_releasePool(index, pool)
-            generator = torch.cuda.default_generators[index]
-            generator.graphsafe_set_state(generator.clone_state())  # the old one believes that it is still recorded
-        except RuntimeError:  # it was ended, and so it was released
-            pass
-        except AttributeError:  # not there any more: keep what the allocator of memory may go on asking
-            self._broken.append(graph)
-        torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ START, SILENCE = 120, 20  # seconds in which a process must have come, and for w
 ASK = 5  # seconds in which the store must say who left first
 FOLLOW = 15  # seconds in which a process must have followed one that left; it may be saving
 STUCK = 600  # seconds between two steps, where nothing is known to take long
+PREFIX = "VRGNET_STORE"  # before all names in the store, of a job within a job
 LEFT = "left"  # in the store: "RANK EXITCODE" of the first to leave
 
 
@@ -427,6 +428,8 @@ def joined() -> Iterator[None]:
         store, number, size = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=START)))
     except (RuntimeError, ValueError) as error:
         raise UserError(f"torchrun: the processes can't find each other ({_line(error)})") from None
+    if os.environ.get(PREFIX):
+        store = dist.PrefixStore(os.environ[PREFIX], store)
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, _asked)
     _job.watch = Watch(store.clone(), number, size, _lost)

@@ -8,8 +8,8 @@ import torch
 from common.data.demo import rain_layer
 from common.data.images import write_image
 from common.generation import rain
+from common.memory import keep_memory
 from common.models import EDNet
-from common.speed import keep_memory
 from tests.golden import ROOT, fill
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores

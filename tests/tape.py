@@ -84,7 +84,7 @@ class Tape:
             raise CannotRecord(str(error)) from None
         finally:
             notes.undo()
-        self.recorded, self.kernels = self.recorded + 1, len(notes.notes)
+        self.recorded, self.kernels, self.notes = self.recorded + 1, len(notes.notes), notes.notes
         return results, lambda: self._replay(notes.notes)
 
     @torch.no_grad()

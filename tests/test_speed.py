@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from common import benchmark, speed
+from common import benchmark, memory, speed
+from common import precision as arithmetic
 from common.data.images import read_image, write_image
 from common.errors import UserError
 from common.evaluation.derain import derain
+from common.memory import keep_memory
 from common.models import Derain, EDNet, PReNet
-from common.speed import Speed, compile_net, fuse, keep_memory, require_fast
+from common.precision import require_fast
+from common.speed import Speed, compile_net, fuse
 from common.training import augment, device, joint
 from common.training.augment import aug_step
 from common.training.joint import joint_optimizers, joint_step
@@ -187,7 +190,7 @@ def test_bf16_is_for_the_derainer_alone(any_processor):
 def test_bf16_is_near_fp32(any_processor, tmp_path, pairs_folder):
     net = fill(Derain(2), 11, 0.02).eval()
     rainy = uniform(4, 1, 3, 20, 20)
-    with speed.autocast(rainy.device, "bf16"):
+    with arithmetic.autocast(rainy.device, "bf16"):
         near = derain(net, rainy)
     exact = derain(net, rainy)
     assert near.dtype == torch.float32 and 0 < (near - exact).abs().max() < 0.02
@@ -222,10 +225,10 @@ def switches():
         [part.fp32_precision for part in parts],
         every.fp32_precision,
         torch.backends.cudnn.benchmark,
-        speed._tensor_cores,
+        arithmetic._tensor_cores,
     )
     yield lambda: tuple(part.fp32_precision for part in parts)
-    every.fp32_precision, torch.backends.cudnn.benchmark, speed._tensor_cores = before[1:]
+    every.fp32_precision, torch.backends.cudnn.benchmark, arithmetic._tensor_cores = before[1:]
     for part, value in zip(parts, before[0], strict=True):
         part.fp32_precision = value
 
@@ -248,12 +251,12 @@ def test_switches_of_each_precision(switches):
 def test_whatever_a_program_has_set_before_the_switches_are_ours(switches, before):
     """Older ones would leave convolutions in TF32, and reading them raises RuntimeError."""
     torch.backends.fp32_precision = before
-    speed.set_arithmetic("fp32")
+    arithmetic.set_arithmetic("fp32")
     assert switches() == ("ieee", "ieee", "ieee")
     on_gpu = mock.Mock(device=torch.device("cuda", 0))
     for precision, last in (("fp32", torch.contiguous_format), ("tf32", torch.channels_last)):
-        speed.set_arithmetic(precision)
-        speed.order(on_gpu)
+        arithmetic.set_arithmetic(precision)
+        arithmetic.order(on_gpu)
         on_gpu.contiguous.assert_called_with(memory_format=last)
 
 
@@ -270,13 +273,13 @@ def test_a_gpu_starts_exact(switches, monkeypatch):
 def test_the_default_says_on_a_gpu_what_it_means(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
     assert train_syn_joint.parse_args([]).precision == derain_script.parse_args([]).precision == "auto"
-    assert speed.describe("auto", cpu) == ""
+    assert arithmetic.describe("auto", cpu) == ""
     for supported, text in (
         (True, "as PyTorch does by itself"),
         (False, "this GPU has no TF32"),
     ):
         monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda supported=supported: supported)
-        assert text in speed.describe("auto", gpu)
+        assert text in arithmetic.describe("auto", gpu)
 
 
 def test_tensor_cores_get_weights_in_their_order(switches):
@@ -293,8 +296,8 @@ def test_order_of_a_batch(switches):
     last = torch.channels_last
     for x in (torch.rand(2, 3, 8, 9), torch.rand(2, 8, 9, 3).permute(0, 3, 1, 2)):
         with torch.no_grad():
-            assert speed.order(x).is_contiguous(memory_format=last)
-        assert speed.order(x).is_contiguous() and torch.equal(speed.order(x), x)
+            assert arithmetic.order(x).is_contiguous(memory_format=last)
+        assert arithmetic.order(x).is_contiguous() and torch.equal(arithmetic.order(x), x)
 
 
 def smooth(number, p):
@@ -309,7 +312,7 @@ def ssim_step(kind, derain=lambda x: x):
     scale = torch.nn.Parameter(torch.ones_like(rainy).contiguous(memory_format=torch.channels_last))
     with mock.patch.object(torch.optim.Adam, "step"):
         optimizer = torch.optim.Adam([scale])
-        losses, _ = augment.a_step(lambda x: scale * x, optimizer, speed.order(rainy), clean)
+        losses, _ = augment.a_step(lambda x: scale * x, optimizer, arithmetic.order(rainy), clean)
     return losses["loss"].item(), scale.grad.double()
 
 
@@ -393,10 +396,10 @@ def test_a_compiled_network_keeps_its_names_and_numbers(monkeypatch):
 
 def test_keeping_memory_says_whether_it_could(monkeypatch):
     assert keep_memory() in (True, False)
-    monkeypatch.setattr(speed.sys, "platform", "win32")
+    monkeypatch.setattr(memory.sys, "platform", "win32")
     assert keep_memory() is False
-    monkeypatch.setattr(speed.sys, "platform", "linux")
-    monkeypatch.setattr(speed.ctypes, "CDLL", lambda name: object())  # musl
+    monkeypatch.setattr(memory.sys, "platform", "linux")
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())  # musl
     assert keep_memory() is False
 
 

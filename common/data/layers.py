@@ -15,7 +15,7 @@ from common.data.pack import Pack, is_pack
 from common.data.pairs import Pair, crop_at, images_in, pairs_of, planes
 from common.data.patches import PatchDataset
 from common.errors import UserError
-from common.speed import require_fast
+from common.precision import require_fast
 from common.terminal import progress_bar
 
 TURN = 15  # degrees: a variant is turned by up to so much

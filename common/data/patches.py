@@ -32,7 +32,7 @@ from common.data.pairs import (
     widened,
 )
 from common.errors import UserError
-from common.speed import require_fast
+from common.precision import require_fast
 from common.terminal import printable
 
 DRAWN = 2  # version of how a seed makes crops; raised with every change of CropSampler

@@ -22,7 +22,8 @@ from common.data.pairs import REMEDY, SAME, Pair, Pairing, find_pairs, fingerpri
 from common.data.patches import floats
 from common.errors import UserError, is_out_of_memory
 from common.evaluation import metrics
-from common.speed import autocast, compile_net, describe, has_bfloat16, order, require_fast, set_arithmetic, unprepared
+from common.precision import autocast, describe, has_bfloat16, order, require_fast, set_arithmetic
+from common.speed import compile_net, unprepared
 from common.terminal import print_result, progress_bar, tell
 
 MEMORY_LIMIT = 1e9  # bytes that an image may need on a CPU, beyond what the process holds, before --tile -1 takes tiles

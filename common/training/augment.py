@@ -12,10 +12,12 @@ from torch.optim import Optimizer
 from common import derainer, ranks
 from common.errors import UserError
 from common.models import EDNet
-from common.speed import Speed, full_fp32
+from common.precision import full_fp32
+from common.speed import Speed
 from common.training.checkpoint import generator_of
 from common.training.loop import fit
 from common.training.losses import ssim
+from common.training.proof import steps
 from common.training.run import Run
 
 
@@ -122,14 +124,13 @@ def aug_step(
         with speed.autocast(rainy.device):
             return derainer.apply(net, speed.order(rainy) if derainer.is_ours(net) else rainy)
 
-    def work(rainy: Tensor, clean: Tensor, *z: Tensor) -> tuple[dict, dict]:
+    def work(kind: None, rainy: Tensor, clean: Tensor, *z: Tensor) -> tuple[dict, dict]:
         if own_real < len(rainy):
             rainy = rain_on(netED, rainy, clean, own_real, *z)
         losses, derained = a_step(derain, optimizer, rainy, clean)
         return losses, {"rainy": rainy, "derained": derained, "clean": clean}
 
-    device = next(net.parameters()).device
-    recorded = speed.recorded(work, device)
+    proven = steps(work, speed, 1, [net], {"derainer": optimizer})
     own_real = len(range(n_real)[ranks.own()])
 
     def step(rainy: Tensor, clean: Tensor, index: int) -> dict[str, Tensor]:
@@ -137,7 +138,7 @@ def aug_step(
         if netED:
             whole = torch.randn(len(rainy) * ranks.count() - n_real, netED.nz, device=rainy.device)
             z = [whole[ranks.own(n_real)]]
-        losses, pictures = recorded(rainy, clean, *z)
+        losses, pictures = proven(None, rainy, clean, *z)
         shown.update(pictures)
         if own_real < len(rainy):
             shown.update(generated_rainy=pictures["rainy"][own_real:])

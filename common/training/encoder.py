@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from common.models import EDNet
-from common.speed import Speed, autocast, set_rate
+from common.precision import autocast
+from common.speed import Speed, set_rate
 from common.training.generator import seen
 from common.training.loop import fit
 from common.training.losses import LOGVAR_RANGE
+from common.training.proof import steps
 from common.training.run import Run
 
 SHARE = 4  # real patches for each generated one: they teach RNet faster
@@ -75,16 +77,16 @@ def encoder_step(
 ) -> Callable[[Tensor, Tensor, int], dict[str, Tensor]]:
     """The step for ``fit``, see ``r_step``; ``shown`` is given the pictures of the newest one."""
 
-    def work(rainy: Tensor, clean: Tensor, z: Tensor) -> tuple[dict, dict]:
+    def work(kind: None, rainy: Tensor, clean: Tensor, z: Tensor) -> tuple[dict, dict]:
         return r_step(netED, optED, rainy, clean, z, w_real, speed.precision)
 
-    recorded = speed.recorded(work, next(netED.parameters()).device)
+    proven = steps(work, speed, 1, [netED], {"ED": optED})
 
     def step(rainy: Tensor, clean: Tensor, index: int) -> dict[str, Tensor]:
         if index <= WARM_UP:
             set_rate(optED, optED.param_groups[0]["initial_lr"] * (index + 1) / (WARM_UP + 1))
         codes = torch.randn(-(-len(rainy) // SHARE), netED.nz, device=rainy.device)
-        losses, pictures = recorded(rainy, clean, codes)
+        losses, pictures = proven(None, rainy, clean, codes)
         shown.update(pictures)
         return losses
 

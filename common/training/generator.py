@@ -5,7 +5,6 @@ well compare rain with rain. The losses are those of R3GAN (Huang et al., "The G
 NeurIPS 2024), the penalties lazy as in StyleGAN2 (Karras et al., CVPR 2020).
 """
 
-import functools
 import itertools
 from collections.abc import Callable, Mapping
 
@@ -16,9 +15,11 @@ from torch.optim import Optimizer
 
 from common.models import EDNet
 from common.models.vrgnet import levels
-from common.speed import Speed, autocast
+from common.precision import autocast
+from common.speed import Speed
 from common.training.averaging import Average
 from common.training.loop import fit
+from common.training.proof import steps
 from common.training.run import Run
 
 GROUP = 4  # samples whose standard deviation the critic sees
@@ -182,12 +183,12 @@ def generator_step(
         more, made = g_step(netED, netD, optimizers["ED"], real, z_g, speed.precision)
         return losses | more, {"rain": rain, "generated_rain": made}
 
-    channels, device = netD.body[0].in_channels, next(netD.parameters()).device
-    steps = {kind: speed.recorded(functools.partial(work, kind), device) for kind in (True, False)}
+    channels = netD.body[0].in_channels
+    proven = steps(work, speed, LAZY, (netED, netD), optimizers)
 
     def step(rainy: Tensor, clean: Tensor, index: int) -> dict[str, Tensor]:
         codes = torch.randn(2, len(rainy), netED.nz, device=rainy.device)
-        losses, pictures = steps[index % LAZY == 0](rainy, clean, *codes)
+        losses, pictures = proven(index % LAZY == 0, rainy, clean, *codes)
         average.update(min(decay, (1 + index) / (10 + index)))  # ramped up: the start is soon forgotten
         shown.update(pictures)
         return losses

@@ -1,7 +1,6 @@
 """Joint training of BNet, RNet, G and D: the two steps of the paper and their loop (docs/method.md, 3)."""
 
 import argparse
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from common.training.averaging import Average
 from common.training.checkpoint import load_weights
 from common.training.loop import fit
 from common.training.losses import gaussian_kl, gradient_penalty
+from common.training.proof import steps
 from common.training.run import Run
 
 
@@ -160,11 +160,10 @@ def joint_step(
         pictures = {"derained": mu_b, "clean": clean, "rainy": rainy, "generated_rainy": fake, "rain_layer": rain}
         return losses, pictures
 
-    device = next(netD.parameters()).device
-    steps = {learn: speed.recorded(functools.partial(work, learn), device) for learn in (True, False)}
+    proven = steps(work, speed, n_dis, (netDerain, netED, netD), optimizers, average)
 
     def step(rainy: Tensor, clean: Tensor, index: int) -> dict[str, Tensor]:
-        losses, pictures = steps[index % n_dis == 0](rainy, clean, *draw(len(rainy), netED.nz, rainy.device))
+        losses, pictures = proven(index % n_dis == 0, rainy, clean, *draw(len(rainy), netED.nz, rainy.device))
         shown.update(pictures)
         return losses
 

@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from common import ranks
 from common.data.patches import CropSampler, PatchDataset, crop_loader, to_batch
 from common.derainer import DerainerError
-from common.errors import TrainingStopped, UserError, is_dead_worker, is_out_of_memory
+from common.errors import StartAgain, TrainingStopped, UserError, is_dead_worker, is_out_of_memory
+from common.graphs import CannotRecord
 from common.speed import set_rate
 from common.terminal import progress_bar
 from common.training.log import Log
@@ -106,6 +107,15 @@ def _digest(net: nn.Module) -> str:
     for value in net.state_dict().values():
         digest.update(value.cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def _without_recording(run: Run, error: CannotRecord) -> Exception:
+    """What a recording that broke off ends in: the same run from its start, or of several processes an end."""
+    if ranks.count() > 1:
+        return TrainingStopped(f"--cuda_graphs: a recording failed ({error}); leave it out. {run.last_good()}")
+    _say(f"--cuda_graphs: a recording failed ({error}); starting again without")
+    fresh = [] if run.args.resume else ["--overwrite", "--manualSeed", str(run.args.manualSeed)]
+    return StartAgain(["--cuda_graphs", "off", *fresh])
 
 
 def _say(text: str) -> None:
@@ -205,6 +215,8 @@ def fit(
                         rainy, clean = to_batch(pixels.to(device, non_blocking=True))
                         try:
                             losses = step(rainy, clean, index)
+                        except CannotRecord as error:
+                            raise _without_recording(run, error) from None
                         except DerainerError as error:
                             if index > done_before:
                                 save()

@@ -13,7 +13,8 @@ import torch
 
 from common import ranks
 from common.errors import UserError
-from common.speed import keep_memory, set_arithmetic
+from common.memory import keep_memory
+from common.precision import set_arithmetic
 from common.training import device
 
 
