@@ -264,7 +264,7 @@ def aucs(real: Rain, rain: Rain, sides: Sequence[int], steps: int, device: torch
             [part[p] for part in pair if p in part] for pair in ((real.known, rain.known), (real.fresh, rain.fresh))
         )
         there = steps and len(known) == len(fresh) == 2
-        found.append(told_apart(known, fresh, device, steps, kind) if there else float("nan"))
+        found.append(told_apart(known, fresh, device, kind, steps) if there else float("nan"))
     return found
 
 

@@ -3,7 +3,7 @@
 A classifier two-sample test (Lopez-Paz & Oquab, ICLR 2017): a network learns to tell some real crops from some of the
 rain in question, and is measured on crops of other real layers and of other rain. It finds what any one measure misses,
 and gives the same figure each time on one machine. Two classifiers are used. The small one sees what a look at the
-pictures shows. The strict one has batch normalisation, with which it learns much faster; it finds far smaller differences.
+pictures shows. The strict one has batch normalisation, with which it learns much faster and finds smaller differences.
 """
 
 from collections.abc import Iterator, Sequence
@@ -67,7 +67,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def told_apart(
-    known: Sequence[np.ndarray], fresh: Sequence[np.ndarray], device: torch.device, steps: int = STEPS, kind: str = STRICT
+    known: Sequence[np.ndarray], fresh: Sequence[np.ndarray], device: torch.device, kind: str, steps: int = STEPS
 ) -> float:
     """The largest AUC of three classifiers on fresh crops; below 0.5 if what they learned does not hold for these.
 

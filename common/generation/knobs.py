@@ -100,8 +100,11 @@ def set_knobs(shower: Shower, height: int, width: int, values: dict[str, float],
     layer = shower.layer(height, width, turn, scale * zoom, spare)
     if spare == 1:
         return layer
-    seen = (min(side, round(SEEN * scale)) for side in (height, width))
-    natural = _measured(shower.layer(*seen, turn, scale) if zoom != 1 else layer, scale)  # before it is zoomed
+    if zoom == 1:
+        natural = _measured(layer, scale)
+    else:  # that of the rain before it is zoomed
+        high, wide = (min(side, round(SEEN * scale)) for side in (height, width))
+        natural = _measured(shower.layer(high, wide, turn, scale), scale)
     return _solved(layer, shower, natural._asdict() | values, scale, zoom)
 
 
