@@ -246,7 +246,7 @@ def test_a_training_with_recorded_steps(tape, pairs_folder, tmp_path, capsys):
     """Same log and weights but for rounding, over epochs, changes of the rates, saving, and a resume without."""
     more = ["--niter", 5, "--iters_per_epoch", 10, "--milestone", 2, 3]
     assert train_syn_joint.main(arguments(pairs_folder, tmp_path / "recorded", *more)) is None
-    assert tape.recorded == 2 and tape.replayed == 50  # the first four in the proof, one in an epoch for comparison alone
+    assert tape.recorded == 2 and tape.replayed == 50  # four in the proof
     text = capsys.readouterr().out
     assert "not possible" not in text
     train_syn_joint.main(arguments(pairs_folder, tmp_path / "usual", *more, "--cuda_graphs", "off"))
