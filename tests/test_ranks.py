@@ -23,7 +23,7 @@ from torch.distributed.run import parse_args
 from common import cli, ranks
 from common.data.patches import CropSampler
 from common.models import EDNet, PReNet
-from common.training import device, runtime
+from common.training import device, runtime, trial
 from for_syn import train_syn_joint
 from tests import in_ranks
 from tests.conftest import begin, write_pairs
@@ -512,9 +512,10 @@ def test_watch_ends_a_job_whose_main_thread_hangs(monkeypatch):
 def test_steps_of_several_processes_are_recorded_only_on_demand(monkeypatch):
     """The sums between processes may hang in a recording, at some versions of NCCL for ever."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(trial, "reason", lambda precision: "")
     for processes, flag, records in ((1, "auto", True), (2, "auto", False), (2, "on", True), (1, "off", False)):
         monkeypatch.setattr(ranks, "count", lambda processes=processes: processes)
-        assert cli.records(argparse.Namespace(cuda_graphs=flag)) == records
+        assert cli.records(argparse.Namespace(cuda_graphs=flag, precision="fp32")) == records
 
 
 # --- devices -------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from common import cli, ranks
+from common.errors import UserError
 from common.files import read_small, write_bytes
 from common.training import device
 
@@ -110,6 +111,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    if not torch.cuda.is_available():
+        raise UserError(f"no CUDA GPU can be used here{': ' * bool(why := device.trouble())}{why}")
     where = torch.device("cuda", args.gpu_id)
     torch.cuda.set_device(where)
     said = small_steps(where, args.precision)
