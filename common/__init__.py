@@ -22,39 +22,23 @@ D        ``netD``              critic that tells real rainy images from generate
 ======== ===================== ==========================================================================
 """
 
-import multiprocessing
-import os
-import signal
-import sys
-import threading
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .evaluation.derain import derain
+    from .generation.transform import RainAugment
+
+__all__ = ["RainAugment", "derain"]
 
 
-def _stopped(number, frame):
-    """Ctrl-C before a command has begun: one line and the end. PyTorch aborts, if it is raised while it is imported."""
-    os.write(2, b"\nstopped by Ctrl-C\n")
-    os._exit(130)
+def __getattr__(name: str) -> Any:
+    """What programs of others import; it needs PyTorch, which takes seconds to import."""
+    if name == "RainAugment":
+        from .generation.transform import RainAugment
 
+        return RainAugment
+    if name == "derain":
+        from .evaluation.derain import derain
 
-def _ask_again(unraisable):
-    """Ctrl-C where Python can't raise it (in weak references, which h5py has many of): it comes again in a moment."""
-    if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        timer = threading.Timer(0.01, os.kill, [os.getpid(), signal.SIGINT])
-        timer.daemon = True
-        timer.start()
-    else:
-        sys.__unraisablehook__(unraisable)
-
-
-def _is_ours():
-    """Whether this process runs a command of this project; programs of others have their own way with Ctrl-C."""
-    before, _, after = " ".join(sys.orig_argv[1:]).partition("-m ")
-    module = after.startswith("common.") and all(word.startswith("-") for word in before.split())
-    program = Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve()
-    script = program.parent.name in ("for_syn", "for_spa") and program.parents[1] == Path(__file__).resolve().parents[1]
-    return (module or script) and multiprocessing.parent_process() is None
-
-
-if _is_ours() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, _stopped)  # until common/cli.py runs the command
-    sys.unraisablehook = _ask_again
+        return derain
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -41,24 +41,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry
 
-from common import cli
-from common.data import cache, demo, pack
-from common.data.images import write_image
-from common.data.pairs import Pair, check_pairs, find_pairs
-from common.data.patches import CropSampler, PatchDataset, crop_loader, to_batch
-from common.errors import UserError
-from common.evaluation.derain import derain, prepare
-from common.files import read_small
-from common.generation.rain import RainMaker
-from common.memory import keep_memory
-from common.models import Derain, Discriminator, EDNet, PReNet
-from common.precision import autocast, has_bfloat16, require_fast, set_arithmetic
-from common.speed import Speed, fuse
-from common.terminal import print_result, progress_bar
-from common.training.augment import aug_step, real_samples
-from common.training.device import driver
-from common.training.joint import joint_optimizers, joint_step
-from common.training.runtime import pick_device
+from . import cli
+from .data import cache, demo, pack
+from .data.images import write_image
+from .data.pairs import Pair, check_pairs, find_pairs
+from .data.patches import CropSampler, PatchDataset, crop_loader, to_batch
+from .errors import UserError
+from .evaluation.derain import derain, prepare
+from .files import read_small
+from .generation.rain import RainMaker
+from .memory import keep_memory
+from .models import Derain, Discriminator, EDNet, PReNet
+from .precision import autocast, has_bfloat16, require_fast, set_arithmetic
+from .speed import Speed, fuse
+from .terminal import print_result, progress_bar
+from .training.augment import aug_step, real_samples
+from .training.device import driver
+from .training.joint import joint_optimizers, joint_step
+from .training.runtime import pick_device
 
 N_DIS = 5  # of joint training: a cycle is one step with G and BNet and four of D alone
 CYCLES = {"cpu": 1, "cuda": 20}  # of a turn
@@ -516,7 +516,7 @@ def transforms(args: argparse.Namespace, device: torch.device, stack: contextlib
     """Rain on crops in somebody's pipeline, one uint8 crop at a time on the CPU, for each library what it takes."""
     from torchvision.transforms import v2  # takes three seconds to import
 
-    from common.generation import transform
+    from .generation import transform
 
     crop = torch.randint(256, (3, SIDE, SIDE), dtype=torch.uint8)
     ours = transform.RainAugment(p=1, seed=0, size=SIDE)

@@ -10,19 +10,19 @@ import math
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
-import common
-from common import ranks, terminal, weights
-from common.derainer import MOST_PADDING, MOST_STAGES
-from common.errors import StartAgain, UserError, is_out_of_memory
-from common.speed import Speed
-from common.terminal import printable, printable_lines
+from . import ranks, terminal, weights
+from .derainer import MOST_PADDING, MOST_STAGES
+from .errors import StartAgain, UserError, is_out_of_memory
+from .speed import Speed
+from .terminal import printable, printable_lines
 
 EXIT_CODES = "exit codes: 0 done; 1 done in part, or stopped by trouble; 2 a mistake in the flags or files; 130 Ctrl-C"
 QUIET = "print results, warnings and errors alone"
@@ -556,7 +556,7 @@ def records(args: argparse.Namespace) -> bool:
         if args.cuda_graphs == "on":
             print("--cuda_graphs on: no GPU is used, so nothing is recorded")
         return wanted
-    from common.training import trial  # which imports this
+    from .training import trial  # which imports this
 
     if wanted and (reason := trial.reason(args.precision)):
         print(f"--cuda_graphs: {reason}; going on without")
@@ -590,8 +590,7 @@ def run(main: Callable[[], int | None], torchrun: bool = False) -> int:
         if os.environ["RANK"] == "0":
             _complain("error: this command runs in one process; start it with python, not with torchrun")
         return 2
-    if signal.getsignal(signal.SIGINT) is common._stopped:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    before, sys.unraisablehook = sys.unraisablehook, _ask_again
     try:
         with ranks.joined(), terminal.speaking():
             return main() or 0
@@ -608,6 +607,18 @@ def run(main: Callable[[], int | None], torchrun: bool = False) -> int:
         if text:
             _complain(text)
         return code
+    finally:
+        sys.unraisablehook = before
+
+
+def _ask_again(unraisable: Any) -> None:
+    """Ctrl-C where Python can't raise it (in weak references, which h5py has many of): it comes again in a moment."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        timer = threading.Timer(0.01, os.kill, [os.getpid(), signal.SIGINT])
+        timer.daemon = True
+        timer.start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _explained(error: BaseException) -> tuple[str | None, int]:

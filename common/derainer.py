@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from common.errors import UserError, is_dead_worker, is_out_of_memory
-from common.files import read_small
-from common.models import Derain, PReNet
-from common.terminal import print_result
+from .errors import UserError, is_dead_worker, is_out_of_memory
+from .files import read_small
+from .models import Derain, PReNet
+from .terminal import print_result
 
 PRENET = "prenet"
 MOST_STAGES, MOST_PADDING = 1000, 4096  # that flags and files may ask for

@@ -7,7 +7,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from common.errors import Unwritable, UserError
+from .errors import Unwritable, UserError
 
 MOST = 64 * 2**20  # bytes of a choice, a table, a list of knobs
 LONGEST_NAME = 255  # bytes of a file's name, on all common file systems

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.errors import UserError
+from .errors import UserError
 
 # What a precision changes on a GPU. Weights, losses and the averages of Adam are fp32 in each.
 ARITHMETIC = {

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.optim import Optimizer
 
-from common.errors import TrainingStopped, UserError, is_dead_worker
+from .errors import TrainingStopped, UserError, is_dead_worker
 
 T = TypeVar("T")
 # What others wait for may take long: the check of a large set, the last image of a rank. A process that is gone is

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from common import graphs
-from common.models.prenet import Body
-from common.precision import autocast, describe, order, require_fast, set_arithmetic
+from . import graphs
+from .models.prenet import Body
+from .precision import autocast, describe, order, require_fast, set_arithmetic
 
 
 @dataclass(frozen=True)

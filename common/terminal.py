@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from common import ranks
+from . import ranks
 
 _results: TextIO | None = None  # with --quiet, where results go
 

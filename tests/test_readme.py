@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+import common.models
 from common import benchmark, cli
 from common.data.images import write_image
 from common.generation import knobs, rain
@@ -244,7 +245,9 @@ def test_there_are_commands_of_every_script_and_module():
 
 
 @pytest.mark.parametrize("number", range(len(python_in(TEXT))))
-def test_python_runs(number, world):
+def test_python_runs(number, world, monkeypatch):
+    for name, module in (("vrgnet", common), ("vrgnet.models", common.models)):  # as installed: tests/test_package.py
+        monkeypatch.setitem(sys.modules, name, module)
     exec(compile(python_in(TEXT)[number], f"block {number} of the pages", "exec"), {"__name__": "readme"})
 
 

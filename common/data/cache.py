@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import ranks
-from common.data.images import ImageError
-from common.data.pairs import Pair, crop_at, planes, some_of, widened
-from common.errors import UserError
-from common.terminal import progress_bar
+from .. import ranks
+from ..errors import UserError
+from ..terminal import progress_bar
+from .images import ImageError
+from .pairs import Pair, crop_at, planes, some_of, widened
 
 SHARE = 1 / 3  # of the memory, up to which images are kept there by themselves
 GIB = 2**30

@@ -25,13 +25,13 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from common import cli
-from common.data import pack
-from common.data.images import ImageError, image_size, list_images, read_image, size_text, to_eight_bits, write_image
-from common.data.pairs import Pair, fail
-from common.errors import UserError
-from common.files import UNFINISHED, read_small, write_bytes
-from common.terminal import printable, progress_bar
+from .. import cli
+from ..errors import UserError
+from ..files import UNFINISHED, read_small, write_bytes
+from ..terminal import printable, progress_bar
+from . import pack
+from .images import ImageError, image_size, list_images, read_image, size_text, to_eight_bits, write_image
+from .pairs import Pair, fail
 
 NAME = "compose.json"
 FOLDERS = ("rain", "norain")

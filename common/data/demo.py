@@ -13,9 +13,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common import cli
-from common.data.images import to_float, to_uint8, write_image
-from common.evaluation.metrics import psnr
+from .. import cli
+from ..evaluation.metrics import psnr
+from .images import to_float, to_uint8, write_image
 
 TRAIN = ("astronaut", "rocket", "motorcycle", "camera", "grass", "gravel")
 TEST = ("chelsea", "coffee")

@@ -18,10 +18,10 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
-from common import ranks
-from common.errors import UserError
-from common.files import write_bytes
-from common.terminal import printable, printable_lines
+from .. import ranks
+from ..errors import UserError
+from ..files import write_bytes
+from ..terminal import printable, printable_lines
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")

@@ -9,14 +9,14 @@ import cv2
 import numpy as np
 import torch
 
-from common.data.compose import composed, part_of
-from common.data.images import ImageError, read_image, size_text, to_eight_bits
-from common.data.pack import Pack, is_pack
-from common.data.pairs import Pair, crop_at, images_in, pairs_of, planes
-from common.data.patches import PatchDataset
-from common.errors import UserError
-from common.precision import require_fast
-from common.terminal import progress_bar
+from ..errors import UserError
+from ..precision import require_fast
+from ..terminal import progress_bar
+from .compose import composed, part_of
+from .images import ImageError, read_image, size_text, to_eight_bits
+from .pack import Pack, is_pack
+from .pairs import Pair, crop_at, images_in, pairs_of, planes
+from .patches import PatchDataset
 
 TURN = 15  # degrees: a variant is turned by up to so much
 SCALE = (0.8, 1.25)

@@ -34,9 +34,12 @@ import h5py
 import numpy as np
 from h5py import h5d, h5p, h5s, h5t
 
-from common import cli
-from common.data.images import ImageError, size_text
-from common.data.pairs import (
+from .. import cli
+from ..errors import Unwritable, UserError
+from ..files import umask
+from ..terminal import printable, progress_bar, tell
+from .images import ImageError, size_text
+from .pairs import (
     LIST,
     REMEDY,
     SAME,
@@ -52,9 +55,6 @@ from common.data.pairs import (
     some_of,
     widened,
 )
-from common.errors import Unwritable, UserError
-from common.files import umask
-from common.terminal import printable, progress_bar, tell
 
 VERSION = 1
 KIND = "vrgnet pairs"

@@ -16,11 +16,11 @@ from urllib.parse import quote_from_bytes
 import jinja2
 from PIL import Image
 
-from common.data.images import ImageError, read_image, to_eight_bits
-from common.data.pairs import half_of
-from common.data.pictures import reduced
-from common.files import write_bytes
-from common.terminal import printable
+from ..files import write_bytes
+from ..terminal import printable
+from .images import ImageError, read_image, to_eight_bits
+from .pairs import half_of
+from .pictures import reduced
 
 NAME = "report.html"
 SHOWN = 24  # images with a slider, half of them the lowest and half the highest

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from common.data.images import ImageError, image_format, list_images, natural_key, read_image, size_text
-from common.errors import UserError
-from common.files import LONGEST_NAME, read_small
-from common.terminal import print_result, printable, progress_bar, tell
+from ..errors import UserError
+from ..files import LONGEST_NAME, read_small
+from ..terminal import print_result, printable, progress_bar, tell
+from .images import ImageError, image_format, list_images, natural_key, read_image, size_text
 
 # What names an image or a folder clean (first group) or rainy (second).
 MARKS = re.compile(

@@ -16,9 +16,12 @@ import torch
 from torch import Tensor, multiprocessing
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from common import ranks
-from common.data import cache, pack
-from common.data.pairs import (
+from .. import ranks
+from ..errors import UserError
+from ..precision import require_fast
+from ..terminal import printable
+from . import cache, pack
+from .pairs import (
     LIST,
     Pair,
     PairList,
@@ -31,9 +34,6 @@ from common.data.pairs import (
     some_of,
     widened,
 )
-from common.errors import UserError
-from common.precision import require_fast
-from common.terminal import printable
 
 DRAWN = 2  # version of how a seed makes crops; raised with every change of CropSampler
 Key = tuple[int, float, float]  # number of the crop over the whole training, and its place in the image

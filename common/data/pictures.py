@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from common.files import write_bytes
+from ..files import write_bytes
 
 GAP, LABEL = 6, 22  # px
 

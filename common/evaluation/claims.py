@@ -30,15 +30,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common import cli
-from common.data import compose
-from common.data.images import read_image, write_image
-from common.data.pairs import find_pairs
-from common.errors import TrainingStopped, UserError
-from common.evaluation.curves import read_log
-from common.evaluation.metrics import mean, score
-from common.files import write_bytes
-from common.terminal import progress_bar
+from .. import cli
+from ..data import compose
+from ..data.images import read_image, write_image
+from ..data.pairs import find_pairs
+from ..errors import TrainingStopped, UserError
+from ..files import write_bytes
+from ..terminal import progress_bar
+from .curves import read_log
+from .metrics import mean, score
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY_TEST = tuple(f"norain-{k}.png" for k in (3, 6, 9, 12, 15, 18))  # of the 18 pairs of Rain100H's training set

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from common import cli
-from common.data.images import write_image
-from common.errors import UserError
-from common.evaluation.metrics import labels
-from common.files import read_small
+from .. import cli
+from ..data.images import write_image
+from ..errors import UserError
+from ..files import read_small
+from .metrics import labels
 
 COLUMNS, MOST_PANELS = 3, 60
 PANEL = 4.2, 2.8  # inches, at 100 dots each

@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common import derainer, ranks
-from common.data import page
-from common.data.cache import free_memory
-from common.data.images import ImageError, image_size, inputs, read_image, size_text, write_image
-from common.data.pairs import REMEDY, SAME, Pair, Pairing, find_pairs, fingerprint, half_of
-from common.data.patches import floats
-from common.errors import UserError, is_out_of_memory
-from common.evaluation import metrics
-from common.precision import autocast, describe, has_bfloat16, order, require_fast, set_arithmetic
-from common.speed import compile_net, unprepared
-from common.terminal import print_result, progress_bar, tell
+from .. import derainer, ranks
+from ..data import page
+from ..data.cache import free_memory
+from ..data.images import ImageError, image_size, inputs, read_image, size_text, write_image
+from ..data.pairs import REMEDY, SAME, Pair, Pairing, find_pairs, fingerprint, half_of
+from ..data.patches import floats
+from ..errors import UserError, is_out_of_memory
+from ..precision import autocast, describe, has_bfloat16, order, require_fast, set_arithmetic
+from ..speed import compile_net, unprepared
+from ..terminal import print_result, progress_bar, tell
+from . import metrics
 
 MEMORY_LIMIT = 1e9  # bytes that an image may need on a CPU, beyond what the process holds, before --tile -1 takes tiles
 FREE_SHARE = 0.5  # of the free memory, that deraining takes

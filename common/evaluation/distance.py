@@ -23,22 +23,22 @@ import cv2
 import numpy as np
 import torch
 
-from common import cli
-from common.data.compose import add_gain, gain_of, part_of
-from common.data.demo import rain_layer
-from common.data.images import list_images, read_image, size_text, to_float
-from common.data.layers import variant
-from common.errors import UserError
-from common.evaluation.metrics import labels
-from common.evaluation.streaks import median_bend, spread_over, spread_within
-from common.evaluation.two_sample import SMALL, STEPS, STRICT, told_apart
-from common.files import cell, write_bytes
-from common.generation.latent import base_code
-from common.generation.rain import RainMaker, sampled
-from common.models import EDNet
-from common.terminal import print_result, printable, progress_bar
-from common.training.checkpoint import load_generator
-from common.training.runtime import pick_device
+from .. import cli
+from ..data.compose import add_gain, gain_of, part_of
+from ..data.demo import rain_layer
+from ..data.images import list_images, read_image, size_text, to_float
+from ..data.layers import variant
+from ..errors import UserError
+from ..files import cell, write_bytes
+from ..generation.latent import base_code
+from ..generation.rain import RainMaker, sampled
+from ..models import EDNet
+from ..terminal import print_result, printable, progress_bar
+from ..training.checkpoint import load_generator
+from ..training.runtime import pick_device
+from .metrics import labels
+from .streaks import median_bend, spread_over, spread_within
+from .two_sample import SMALL, STEPS, STRICT, told_apart
 
 PATCH = 7  # px: side of the patches that are compared
 LINES = 128  # random directions

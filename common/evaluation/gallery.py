@@ -10,10 +10,10 @@ import re
 import sys
 from pathlib import Path
 
-from common import cli
-from common.data.page import render
-from common.errors import UserError
-from common.files import read_small, text_of, write_bytes
+from .. import cli
+from ..data.page import render
+from ..errors import UserError
+from ..files import read_small, text_of, write_bytes
 
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
 

@@ -17,13 +17,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common import cli
-from common.data import page
-from common.data.images import ImageError, image_size, list_images, to_float
-from common.data.pairs import Pair, Pairing, fail, find_pairs
-from common.errors import UserError
-from common.files import cell, write_bytes
-from common.terminal import print_result, printable, progress_bar, tell
+from .. import cli
+from ..data import page
+from ..data.images import ImageError, image_size, list_images, to_float
+from ..data.pairs import Pair, Pairing, fail, find_pairs
+from ..errors import UserError
+from ..files import cell, write_bytes
+from ..terminal import print_result, printable, progress_bar, tell
 
 SSIM_WINDOW = 11
 NAMES = {"psnr_y": "PSNR-Y", "ssim_y": "SSIM-Y", "psnr_rgb": "PSNR-RGB"}

@@ -13,15 +13,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common import cli
-from common.data.pack import Pack, is_pack
-from common.data.pairs import check_pairs, pairs_of
-from common.data.patches import CropSampler, PatchDataset, to_batch
-from common.generation.measures import RAINY
-from common.models import EDNet
-from common.terminal import print_result, progress_bar
-from common.training.checkpoint import generator_of
-from common.training.runtime import pick_device
+from .. import cli
+from ..data.pack import Pack, is_pack
+from ..data.pairs import check_pairs, pairs_of
+from ..data.patches import CropSampler, PatchDataset, to_batch
+from ..generation.measures import RAINY
+from ..models import EDNet
+from ..terminal import print_result, progress_bar
+from ..training.checkpoint import generator_of
+from ..training.runtime import pick_device
 
 PATCHES = 512
 BATCH = 64

@@ -7,13 +7,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from common import cli
-from common.data.images import read_image, to_eight_bits, write_image
-from common.data.pairs import find_pairs
-from common.data.pictures import GAP, sheet
-from common.evaluation.metrics import labels
-from common.generation.latent import generated
-from common.training.checkpoint import load_generator
+from .. import cli
+from ..data.images import read_image, to_eight_bits, write_image
+from ..data.pairs import find_pairs
+from ..data.pictures import GAP, sheet
+from ..generation.latent import generated
+from ..training.checkpoint import load_generator
+from .metrics import labels
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

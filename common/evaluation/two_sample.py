@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.models.vrgnet import levels
+from ..models.vrgnet import levels
 
 STEPS = 400  # of training
 BATCH = 64  # crops, half of them real

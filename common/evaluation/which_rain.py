@@ -20,22 +20,22 @@ from pathlib import Path
 
 import numpy as np
 
-from common import cli
-from common.data.compose import composed, fitted, part_of
-from common.data.demo import rain_layer
-from common.data.images import list_images, read_image, to_eight_bits, to_float, to_uint8, write_image
-from common.data.pairs import find_pairs
-from common.data.pictures import sheet
-from common.errors import TrainingStopped, UserError
-from common.evaluation import curves
-from common.evaluation.claims import Running, train
-from common.evaluation.distance import VARIED
-from common.evaluation.metrics import mean, score
-from common.files import write_bytes
-from common.generation.rain import RainMaker
-from common.terminal import progress_bar
-from common.training.checkpoint import load_generator
-from common.training.runtime import pick_device
+from .. import cli
+from ..data.compose import composed, fitted, part_of
+from ..data.demo import rain_layer
+from ..data.images import list_images, read_image, to_eight_bits, to_float, to_uint8, write_image
+from ..data.pairs import find_pairs
+from ..data.pictures import sheet
+from ..errors import TrainingStopped, UserError
+from ..files import write_bytes
+from ..generation.rain import RainMaker
+from ..terminal import progress_bar
+from ..training.checkpoint import load_generator
+from ..training.runtime import pick_device
+from . import curves
+from .claims import Running, train
+from .distance import VARIED
+from .metrics import mean, score
 
 EPOCHS = 10  # of a training: so many points has its curve
 LAST = f"Aug_DerainNet_state_{EPOCHS}.pt"

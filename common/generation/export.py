@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from common import cli
-from common.errors import UserError
-from common.generation.latent import base_code
-from common.generation.rain import sampled
-from common.models import EDNet
-from common.training.checkpoint import load_generator, save
+from .. import cli
+from ..errors import UserError
+from ..models import EDNet
+from ..training.checkpoint import load_generator, save
+from .latent import base_code
+from .rain import sampled
 
 CODES = 256  # random codes whose rain is compared
 

@@ -17,15 +17,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common import cli
-from common.data.images import to_uint8, write_image
-from common.data.pictures import row, sheet, write_gif
-from common.files import write_bytes
-from common.generation.measures import RAINY, Measures, measure
-from common.generation.rain import Layer, RainMaker, Shower
-from common.terminal import print_result, progress_bar
-from common.training.checkpoint import load_generator
-from common.training.runtime import pick_device
+from .. import cli
+from ..data.images import to_uint8, write_image
+from ..data.pictures import row, sheet, write_gif
+from ..files import write_bytes
+from ..terminal import print_result, progress_bar
+from ..training.checkpoint import load_generator
+from ..training.runtime import pick_device
+from .measures import RAINY, Measures, measure
+from .rain import Layer, RainMaker, Shower
 
 # What a knob can be set to: degrees from vertical, share of rainy pixels, px at --scale 1, mean of rainy pixels.
 REACH = {"angle": (-60.0, 60.0), "density": (0.01, 0.6), "thickness": (1.2, 8.0), "brightness": (0.03, 0.5)}

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.data.images import read_image, size_text, to_float, to_uint8, write_image
-from common.data.pairs import find_pairs
-from common.data.pictures import beside, enlarged, reduced, row, sheet, strip, write_gif
-from common.errors import UserError
-from common.files import write_bytes
-from common.generation.rain import sampled
-from common.models import EDNet
-from common.terminal import progress_bar
+from ..data.images import read_image, size_text, to_float, to_uint8, write_image
+from ..data.pairs import find_pairs
+from ..data.pictures import beside, enlarged, reduced, row, sheet, strip, write_gif
+from ..errors import UserError
+from ..files import write_bytes
+from ..models import EDNet
+from ..terminal import progress_bar
+from .rain import sampled
 
 WEIGHTS = tuple(round(0.05 * k, 2) for k in range(21))  # of A; B has the rest
 SEEDS = tuple(range(10, 51, 5))

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path, PurePosixPath
 
-from common.data.images import natural_key
-from common.errors import Unwritable, UserError
-from common.files import LONGEST_NAME, cell, text_of, write_bytes
-from common.terminal import printable
+from ..data.images import natural_key
+from ..errors import Unwritable, UserError
+from ..files import LONGEST_NAME, cell, text_of, write_bytes
+from ..terminal import printable
 
 try:
     import fcntl

@@ -11,9 +11,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common import ranks
-from common.data import page
-from common.data.images import (
+from .. import ranks
+from ..data import page
+from ..data.images import (
     ImageError,
     has_alpha,
     image_size,
@@ -23,17 +23,17 @@ from common.data.images import (
     to_uint8,
     write_image,
 )
-from common.data.pairs import LIST
-from common.data.pictures import sheet, thumbnail
-from common.errors import UserError, is_out_of_memory
-from common.files import LONGEST_NAME, write_bytes
-from common.generation.knobs import clamped, set_knobs
-from common.generation.manifest import NAME as MANIFEST
-from common.generation.manifest import PAIR, Manifest, Row, Settings
-from common.generation.measures import RAINY
-from common.generation.rain import VERSION, RainMaker, auto_scale, fingerprint
-from common.models import EDNet
-from common.terminal import printable, progress_bar, tell
+from ..data.pairs import LIST
+from ..data.pictures import sheet, thumbnail
+from ..errors import UserError, is_out_of_memory
+from ..files import LONGEST_NAME, write_bytes
+from ..models import EDNet
+from ..terminal import printable, progress_bar, tell
+from .knobs import clamped, set_knobs
+from .manifest import NAME as MANIFEST
+from .manifest import PAIR, Manifest, Row, Settings
+from .measures import RAINY
+from .rain import VERSION, RainMaker, auto_scale, fingerprint
 
 KINDS = (*PAIR, "layer")
 SHEET = "contact_sheet.jpg"

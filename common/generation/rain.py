@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.data.layers import warped
-from common.errors import UserError
-from common.generation.measures import direction
-from common.generation.quilt import quilt
-from common.models import EDNet
+from ..data.layers import warped
+from ..errors import UserError
+from ..models import EDNet
+from .measures import direction
+from .quilt import quilt
 
 BATCH = 2**18  # px of patches at a time, whatever the picture, so that the same codes give the same bytes
 VERSION = 2  # goes up when the same codes give another layer

@@ -15,11 +15,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from common.generation.knobs import clamped, set_knobs
-from common.generation.measures import direction
-from common.generation.rain import RainMaker, auto_scale
-from common.training.checkpoint import load_generator
-from common.weights import GENERATOR
+from ..training.checkpoint import load_generator
+from ..weights import GENERATOR
+from .knobs import clamped, set_knobs
+from .measures import direction
+from .rain import RainMaker, auto_scale
 
 FIRST, LAYERS = 2, 16  # layers of the bank: made at once, and at most
 EARLY, LATE = 50, 1000  # crops from one new layer to the next, until the bank is full, and then

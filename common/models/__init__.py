@@ -1,7 +1,7 @@
 """The networks of VRGNet. They import nothing but torch and never choose a device."""
 
-from common.models.discriminator import Discriminator
-from common.models.prenet import Derain, PReNet
-from common.models.vrgnet import EDNet
+from .discriminator import Discriminator
+from .prenet import Derain, PReNet
+from .vrgnet import EDNet
 
 __all__ = ["Derain", "Discriminator", "EDNet", "PReNet"]

@@ -6,8 +6,8 @@ Structure and checkpoint names: docs/method.md, 2.
 import torch
 from torch import Tensor, nn
 
-from common.models.spectral_norm import SpectralNorm
-from common.models.vrgnet import levels
+from .spectral_norm import SpectralNorm
+from .vrgnet import levels
 
 
 class SelfAttention(nn.Module):

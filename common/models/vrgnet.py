@@ -6,7 +6,7 @@ Structure and checkpoint names: docs/method.md, 2. One pattern serves every patc
 import torch
 from torch import Tensor, nn
 
-from common.models.prenet import init_weights
+from .prenet import init_weights
 
 
 def levels(patch_size: int) -> int:

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from common import derainer, ranks
-from common.errors import UserError
-from common.models import EDNet
-from common.precision import full_fp32
-from common.speed import Speed
-from common.training.checkpoint import generator_of
-from common.training.loop import fit
-from common.training.losses import ssim
-from common.training.proof import steps
-from common.training.run import Run
+from .. import derainer, ranks
+from ..errors import UserError
+from ..models import EDNet
+from ..precision import full_fp32
+from ..speed import Speed
+from .checkpoint import generator_of
+from .loop import fit
+from .losses import ssim
+from .proof import steps
+from .run import Run
 
 
 def _exact(fake_ratio: float) -> Fraction:

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common import derainer
-from common.errors import TrainingStopped, UserError, is_dead_worker
-from common.models import Derain, EDNet
-from common.terminal import printable
+from .. import derainer
+from ..errors import TrainingStopped, UserError, is_dead_worker
+from ..models import Derain, EDNet
+from ..terminal import printable
 
 KEYS_SHOWN = 4
 _DAMAGED = "is not a PyTorch checkpoint, or a damaged one. Fetch or save it again."

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from common.models import EDNet
-from common.precision import autocast
-from common.speed import Speed, set_rate
-from common.training.generator import seen
-from common.training.loop import fit
-from common.training.losses import LOGVAR_RANGE
-from common.training.proof import steps
-from common.training.run import Run
+from ..models import EDNet
+from ..precision import autocast
+from ..speed import Speed, set_rate
+from .generator import seen
+from .loop import fit
+from .losses import LOGVAR_RANGE
+from .proof import steps
+from .run import Run
 
 SHARE = 4  # real patches for each generated one: they teach RNet faster
 WARM_UP = 200  # steps in which the rate rises to its value; full at once, it leaves RNet with units that are never on

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from common.models import EDNet
-from common.models.vrgnet import levels
-from common.precision import autocast
-from common.speed import Speed
-from common.training.averaging import Average
-from common.training.loop import fit
-from common.training.proof import steps
-from common.training.run import Run
+from ..models import EDNet
+from ..models.vrgnet import levels
+from ..precision import autocast
+from ..speed import Speed
+from .averaging import Average
+from .loop import fit
+from .proof import steps
+from .run import Run
 
 GROUP = 4  # samples whose standard deviation the critic sees
 LAZY = 8  # steps from one penalty to the next

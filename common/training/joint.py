@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from common import derainer, ranks
-from common.speed import Speed
-from common.training.averaging import Average
-from common.training.checkpoint import load_weights
-from common.training.loop import fit
-from common.training.losses import gaussian_kl, gradient_penalty
-from common.training.proof import steps
-from common.training.run import Run
+from .. import derainer, ranks
+from ..speed import Speed
+from .averaging import Average
+from .checkpoint import load_weights
+from .loop import fit
+from .losses import gaussian_kl, gradient_penalty
+from .proof import steps
+from .run import Run
 
 
 def joint_networks(args: argparse.Namespace) -> tuple[str, ...]:

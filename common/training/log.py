@@ -17,9 +17,9 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 from torchvision.utils import make_grid
 
-from common import ranks
-from common.errors import UserError
-from common.files import put_bytes, read_small
+from .. import ranks
+from ..errors import UserError
+from ..files import put_bytes, read_small
 
 GRID = 8  # images in a grid
 

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from common import ranks
-from common.data.patches import CropSampler, PatchDataset, crop_loader, to_batch
-from common.derainer import DerainerError
-from common.errors import StartAgain, TrainingStopped, UserError, is_dead_worker, is_out_of_memory
-from common.graphs import CannotRecord
-from common.speed import set_rate
-from common.terminal import progress_bar
-from common.training.log import Log
-from common.training.run import Run
-from common.training.runtime import StopRequest
+from .. import ranks
+from ..data.patches import CropSampler, PatchDataset, crop_loader, to_batch
+from ..derainer import DerainerError
+from ..errors import StartAgain, TrainingStopped, UserError, is_dead_worker, is_out_of_memory
+from ..graphs import CannotRecord
+from ..speed import set_rate
+from ..terminal import progress_bar
+from .log import Log
+from .run import Run
+from .runtime import StopRequest
 
 
 def learning_rate(base: float, milestone: list[int], gamma: float, epoch: int) -> float:

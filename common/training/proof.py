@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from common import ranks
-from common.graphs import CannotRecord, Recorder, Recording
-from common.speed import Speed, set_rate
-from common.training.averaging import Average
-from common.training.runtime import rng_state, set_rng_state
+from .. import ranks
+from ..graphs import CannotRecord, Recorder, Recording
+from ..speed import Speed, set_rate
+from .averaging import Average
+from .runtime import rng_state, set_rng_state
 
 NOISE = 10  # times the difference between two runs, that a recording may differ
 FLOOR = {"fp32": 1e-5}  # and so much besides, relative

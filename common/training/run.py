@@ -20,13 +20,13 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from common import derainer, ranks
-from common.data.pairs import Pair
-from common.data.patches import PatchDataset
-from common.errors import TrainingStopped, UserError
-from common.files import write_bytes
-from common.terminal import print_result, printable
-from common.training import checkpoint, runtime
+from .. import derainer, ranks
+from ..data.pairs import Pair
+from ..data.patches import PatchDataset
+from ..errors import TrainingStopped, UserError
+from ..files import write_bytes
+from ..terminal import print_result, printable
+from . import checkpoint, runtime
 
 try:
     import fcntl

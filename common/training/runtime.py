@@ -11,11 +11,11 @@ import threading
 import numpy as np
 import torch
 
-from common import ranks
-from common.errors import UserError
-from common.memory import keep_memory
-from common.precision import set_arithmetic
-from common.training import device
+from .. import ranks
+from ..errors import UserError
+from ..memory import keep_memory
+from ..precision import set_arithmetic
+from . import device
 
 
 def pick_device(use_gpu: bool, gpu_id: str, several: bool = True, training: bool = False) -> torch.device:

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 
-from common import cli, ranks
-from common.errors import UserError
-from common.files import read_small, write_bytes
-from common.training import device
+from .. import cli, ranks
+from ..errors import UserError
+from ..files import read_small, write_bytes
+from . import device
 
-COMMAND = [sys.executable, "-m", "common.training.trial"]
+COMMAND = [sys.executable, "-m", f"{__package__}.trial"]
 LIMIT = 300  # seconds
 DIFFERS = 3  # exit code
 CYCLE, STEPS = 2, 40
@@ -83,9 +83,9 @@ def _try(precision: str) -> tuple[str, bool]:
 
 def small_steps(where: torch.device, precision: str) -> str:
     """Joint steps of small networks, proven, replayed, and compared once more: what was said."""
-    from common.models import Derain, Discriminator, EDNet  # these import what imports this
-    from common.speed import Speed
-    from common.training import joint, proof
+    from ..models import Derain, Discriminator, EDNet  # these import what imports this
+    from ..speed import Speed
+    from . import joint, proof
 
     torch.manual_seed(0)
     speed = Speed(precision, again=STEPS // 2)

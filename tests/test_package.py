@@ -1,0 +1,39 @@
+"""The project installed as a package of its own name."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+from tests.golden import ROOT
+
+CODE = """
+import os, torch, vrgnet
+from vrgnet import RainAugment, derain
+from vrgnet.models import Derain
+assert os.environ["SITE"] in vrgnet.__file__
+clean = torch.full((3, 64, 64), 0.3)
+rainy = RainAugment(p=1, seed=0)(clean)
+assert (rainy > clean).any()
+assert derain(Derain(1).eval(), rainy[None]).shape == (1, 3, 64, 64)
+try:
+    import common
+except ImportError:
+    print("done")
+"""
+
+
+def test_the_wheel_installs_one_package_named_vrgnet(tmp_path):
+    source, site = tmp_path / "source", tmp_path / "site"
+    shutil.copytree(ROOT / "common", source / "common", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "requirements.txt"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", site, source], check=True)
+    assert sorted(path.name.partition("-")[0] for path in site.iterdir()) == ["vrgnet", "vrgnet"]  # and its metadata
+    env = os.environ | {"PYTHONPATH": str(site), "SITE": str(site)}
+    run = {"cwd": tmp_path, "env": env, "capture_output": True, "text": True, "check": False}
+    done = subprocess.run([sys.executable, "-c", CODE], **run)
+    assert done.stdout == "done\n", done.stderr
+    said = subprocess.run([sys.executable, "-m", "vrgnet.evaluation.metrics", "--help"], **run).stdout
+    assert said.startswith("usage: python -m vrgnet.evaluation.metrics")
