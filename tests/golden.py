@@ -12,7 +12,6 @@ SHARED = ROOT.parent / "shared"
 GOLDEN = ROOT / "tests" / "golden"
 DATA = SHARED / "data"
 
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the reference numbers (tests/golden) are not here")
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the research-only images (../shared/data) are not here")
 
 

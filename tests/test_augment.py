@@ -17,7 +17,7 @@ from common.training.checkpoint import load_generator
 from for_spa import test_spa_aug, train_spa_aug, train_spa_smallsample_aug, train_spa_smallsample_noaug
 from for_syn import test_syn_aug, train_syn_aug
 from tests.conftest import begin, folders
-from tests.golden import DATA, fill, golden_json, needs_data, needs_golden
+from tests.golden import DATA, fill, golden_json, needs_data
 from tests.test_derain import table
 from tests.test_training import NETWORKS, THREADS, load, same, wait_for
 
@@ -29,7 +29,6 @@ def batch(step, n):
     return torch.from_numpy((clean + rain).astype(np.float32)), torch.from_numpy(clean.astype(np.float32))
 
 
-@needs_golden
 def test_four_steps_of_the_reference():
     net, netED = fill(PReNet(6), 31, 0.02), fill(EDNet(3, 128, 32), 32)
     optimizer = Adam(net.parameters(), 1e-3)
@@ -387,7 +386,6 @@ def test_losses_that_are_not_finite_stop_the_run(pairs_folder, generator, tmp_pa
     assert load(tmp_path / "model" / "train_state_last.pt")["epoch"] == 1
 
 
-@needs_golden
 @needs_data
 def test_the_original_prenet(tmp_path):
     flags = ["--data_path", DATA / "rain100L" / "rain" / "norain-1.png", "--gt_path", DATA / "rain100L" / "norain"]

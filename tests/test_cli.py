@@ -13,7 +13,7 @@ from common import cli
 from common.errors import TrainingStopped, UserError
 from common.models import Derain
 from common.training import device, runtime
-from tests.golden import ROOT, golden_json, needs_golden
+from tests.golden import ROOT, golden_json
 
 SCRIPTS = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("for_*/*.py"))
 
@@ -22,7 +22,6 @@ def module(script):
     return importlib.import_module(script.removesuffix(".py").replace("/", "."))
 
 
-@needs_golden
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_flags_and_defaults_of_the_contract(script):
     expected = golden_json("cli_defaults.json").get(script)

@@ -18,7 +18,7 @@ from common.models import Derain, PReNet
 from for_spa import test_spa_joint
 from for_syn import test_syn_joint
 from tests.conftest import photo
-from tests.golden import DATA, fill, golden_json, needs_data, needs_golden
+from tests.golden import DATA, fill, golden_json, needs_data
 
 CHECKPOINTS = DATA / "checkpoints"
 
@@ -28,7 +28,6 @@ def table(folder):
         return {row["image"]: row for row in csv.DictReader(file)}
 
 
-@needs_golden
 @needs_data
 def test_the_published_image_and_its_numbers(tmp_path, capsys):
     data = DATA / "rain100L"
@@ -55,7 +54,6 @@ def test_the_published_image_and_its_numbers(tmp_path, capsys):
     assert set(np.unique(tiled - ours)) <= {0, 1}
 
 
-@needs_golden
 @needs_data
 def test_the_spa_checkpoint(tmp_path):
     expected = golden_json("metrics.json")["derained"][1]

@@ -20,7 +20,7 @@ from common.training import augment, joint, trial
 from for_syn import test_syn_joint as derain_script
 from for_syn import train_syn_joint
 from tests.conftest import photo
-from tests.golden import fill, golden_json, needs_golden, uniform
+from tests.golden import fill, golden_json, uniform
 from tests.test_joint import NAMES, batch
 from tests.test_patches import crops, pairs_of
 from tests.test_ranks import rows, torchrun, training
@@ -49,7 +49,6 @@ def exact():
 @pytest.mark.parametrize("record", [False, True], ids=["run", "recorded"])
 @pytest.mark.parametrize("name", ["joint_syn.json", "joint_spa.json"])
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32], ids=["double", "single"])
-@needs_golden
 def test_golden_rows(kind, name, record, monkeypatch):
     """Seven joint steps of the reference, with the draws of the CPU."""
 

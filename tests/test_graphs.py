@@ -13,7 +13,7 @@ from common.speed import Speed, set_rate
 from common.training import augment, encoder, generator, joint, proof, run
 from common.training.averaging import Average
 from for_syn import train_syn_aug, train_syn_joint
-from tests.golden import fill, golden_json, needs_golden
+from tests.golden import fill, golden_json
 from tests.tape import Tape
 from tests.test_joint import NAMES, batch
 from tests.test_training import arguments, resume
@@ -83,7 +83,6 @@ def test_rates_change_in_a_recording(tape):
     assert recorded[0][11] != pytest.approx(joint_run(12, False)[0][11], rel=1e-5)
 
 
-@needs_golden
 def test_golden_rows_from_recorded_steps(tape, monkeypatch):
     """Seven steps of the reference on SPA-Data, which are proven, and then replayed from their start: the quirk of the
     spectral norm is recorded as it runs, since u and v are overwritten where they lie."""

@@ -10,7 +10,7 @@ from torch.optim import Adam
 from common.models import Derain, Discriminator, EDNet
 from common.training.joint import d_step, forward, g_step
 from common.training.losses import gaussian_kl
-from tests.golden import fill, golden_json, needs_golden
+from tests.golden import fill, golden_json
 
 NOT_REPRODUCIBLE = ("key_conv.bias", "attn2.value_conv.bias")  # true gradient zero: Adam turns rounding into steps
 NAMES = {"d_real": "d_loss_real", "d_fake": "d_loss_fake", "gp": "gp", "loss_D": "errD"}
@@ -59,14 +59,12 @@ def compare(rows, reference, rel, absolute):
             assert value == pytest.approx(expected[name], rel=rel, abs=absolute(name)), (expected["step"], name)
 
 
-@needs_golden
 def test_seven_steps_in_double():  # those of joint_spa.json: test_graphs.py
     golden = golden_json("joint_syn.json")
     _, rows = seven_steps(torch.float64, golden["w_adv"])
     compare(rows, golden["rows_float64"], 1e-5, lambda name: 1e-6)
 
 
-@needs_golden
 def test_seven_steps_in_single():
     golden = golden_json("joint_syn.json")
     nets, rows = seven_steps(torch.float32, golden["w_adv"])

@@ -15,7 +15,7 @@ from for_spa import test_disentanglement as spa_disentanglement
 from for_spa import test_interpolation as spa_interpolation
 from for_syn import test_disentanglement, test_interpolation
 from tests.conftest import photo
-from tests.golden import GOLDEN, fill, needs_golden
+from tests.golden import GOLDEN, fill
 
 
 @pytest.fixture
@@ -38,7 +38,6 @@ def ranking(folder):
         return list(csv.DictReader(file))
 
 
-@needs_golden
 def test_interpolation_is_the_reference():
     expected = np.load(GOLDEN / "latent.npz")
     codes = [torch.from_numpy(np.random.RandomState(s).standard_normal((1, 128)).astype(np.float32)) for s in (40, 41)]
@@ -49,7 +48,6 @@ def test_interpolation_is_the_reference():
     assert set(weights) <= set(latent.WEIGHTS) and len(latent.WEIGHTS) == 21
 
 
-@needs_golden
 def test_sweeps_are_the_reference_with_the_base_code_kept():  # T2
     expected = np.load(GOLDEN / "latent.npz")
     z = latent.base_code(128, 10)

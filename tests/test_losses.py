@@ -5,10 +5,9 @@ import torch
 
 from common.models import Discriminator
 from common.training.losses import gaussian_kl, gradient_penalty, ssim
-from tests.golden import golden_json, needs_golden
+from tests.golden import golden_json
 
 
-@needs_golden
 @pytest.mark.parametrize("i", range(3))
 def test_ssim_of_the_reference(i):
     import numpy as np

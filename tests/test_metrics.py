@@ -6,10 +6,9 @@ import pytest
 from common.data.images import read_image, write_image
 from common.errors import UserError
 from common.evaluation import metrics
-from tests.golden import SHARED, golden_json, needs_data, needs_golden
+from tests.golden import SHARED, golden_json, needs_data
 
 
-@needs_golden
 @needs_data
 @pytest.mark.parametrize("case", range(3))
 def test_values_of_the_matlab_scripts(case):

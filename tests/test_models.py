@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from common.models import Derain, Discriminator, EDNet, PReNet
-from tests.golden import GOLDEN, fill, golden_json, needs_golden, uniform
+from tests.golden import GOLDEN, fill, golden_json, uniform
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,6 @@ def close(tensor, reference):
     assert (tensor - reference).abs().max() <= 2e-5 * reference.abs().max()
 
 
-@needs_golden
 @pytest.mark.parametrize(
     "section, build",
     {
@@ -42,7 +41,6 @@ def test_number_of_parameters():
     assert sum(p.numel() for p in PReNet().parameters()) == 168_963
 
 
-@needs_golden
 @torch.no_grad()
 def test_both_prenet_heads(modules):
     rainy = uniform(1, 2, 3, 40, 56)
@@ -54,7 +52,6 @@ def test_both_prenet_heads(modules):
     close(torch.stack(stages)[..., ::4, ::4], modules["prenet/stages"])
 
 
-@needs_golden
 @torch.no_grad()
 def test_ednet_64(modules):
     net = fill(EDNet(3, 128, 32), 13)
@@ -71,7 +68,6 @@ def test_ednet_64(modules):
     assert torch.equal(torch.cat((mu_z, logvar_z), 1), net.encoder(rainy))
 
 
-@needs_golden
 @torch.no_grad()
 def test_critic_64_twice(modules):
     net = fill(Discriminator(64, 64), 14)
@@ -83,7 +79,6 @@ def test_critic_64_twice(modules):
     close(net(rainy)[0], modules["disc64/out_call2"])  # one more power iteration
 
 
-@needs_golden
 @torch.no_grad()
 def test_patch_256(modules):
     rainy = uniform(4, 2, 3, 256, 256)

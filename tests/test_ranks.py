@@ -27,7 +27,7 @@ from common.training import device, runtime, trial
 from for_syn import train_syn_joint
 from tests import in_ranks
 from tests.conftest import begin, write_pairs
-from tests.golden import fill, golden_json, needs_golden
+from tests.golden import fill, golden_json
 from tests.test_joint import NAMES, NOT_REPRODUCIBLE
 from tests.test_training import arguments, load, resume
 
@@ -150,7 +150,6 @@ def test_the_draws_of_a_rank_are_its_own(monkeypatch):
     assert together == list(CropSampler(12, 3, 1, 2, skip=6))
 
 
-@needs_golden
 def test_seven_reference_steps_by_two_processes(job):
     golden = golden_json("joint_syn.json")["rows_float32"]
     names = NAMES | {"kl_z": "kl_z", "kl_b": "kl_b", "mse": "mse", "g_adv": "g_loss", "loss_G": "errED"}
