@@ -42,8 +42,6 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
             return text
         if isinstance(default, bool):
             default = str(default).lower()
-        elif action.type is shard:
-            default = "{}/{}".format(*default)
         elif isinstance(default, list):
             default = " ".join(map(str, default))
         return f"{text} (default: {str(default).replace('%', '%%')})"
@@ -207,14 +205,6 @@ def patch_size(text: str) -> int:
 
 
 patch_size.metavar = "N"
-
-
-def shard(text: str) -> tuple[int, int]:
-    """K/N, K from 1 to N."""
-    part, slash, parts = text.partition("/")
-    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-        raise argparse.ArgumentTypeError(f"expected K/N with K from 1 to N, such as 1/4, got {text!r}")
-    return int(part), int(parts)
 
 
 def pattern(text: str) -> str:
@@ -537,7 +527,6 @@ def add_rain(parser: Parser) -> Parser:
     run.add_argument(
         "--strict", type=boolean, nargs="?", const=True, default=False, help="stop at a photo that can't be read"
     )
-    run.add_argument("--shard", type=shard, default=(1, 1), metavar="K/N", help="only the K-th of N parts")
     add_device(run)
     return run
 

@@ -47,7 +47,6 @@ def main(argv=None):
         grey=args.grey,
         knobs=cli.knobs(args),
         save_layer=args.save_layer,
-        shard=args.shard,
         overwrite=args.overwrite,
         strict=args.strict,
         hint=PHOTOS,

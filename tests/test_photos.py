@@ -1,4 +1,4 @@
-"""generate_rain.py as a user meets it: exact pairs, repeatable, continued, sharded, and every refusal."""
+"""generate_rain.py as a user meets it: exact pairs, repeatable, continued, and every refusal."""
 
 import contextlib
 import csv
@@ -152,9 +152,6 @@ def test_the_rain_depends_on_seed_path_and_variant_alone(mine, tmp_path, generat
     run(mine, tmp_path / "whole", generator, *flags)
     run(mine, tmp_path / "again", generator, *flags)
     assert files(tmp_path / "whole") == files(tmp_path / "again")
-    for shard in ("2/3", "3/3", "1/3"):  # any order
-        run(mine, tmp_path / "parts", generator, *flags, "--shard", shard)
-    assert files(tmp_path / "parts") == files(tmp_path / "whole")
     (mine / "a.jpg").unlink()  # other photos do not matter, only that the stem is free now
     run(mine, tmp_path / "fewer", generator, *flags)
     rainy = files(tmp_path / "fewer")["rain/trip/b_v02.png"]
@@ -162,15 +159,6 @@ def test_the_rain_depends_on_seed_path_and_variant_alone(mine, tmp_path, generat
     assert files(tmp_path / "fewer")["rain/a_v01.png"] == files(tmp_path / "whole")["rain/a.png_v01.png"]
     run(mine, tmp_path / "other", generator, *flags, "--seed", "1")
     assert files(tmp_path / "other")["rain/trip/b_v02.png"] != rainy
-
-
-def test_two_shards_at_once(mine, tmp_path, generator):
-    command = [sys.executable, "for_syn/generate_rain.py", "--data_path", mine, "--netED", generator]
-    command += ["--save_path", tmp_path / "parts", "--num", "5", "--use_gpu", "false"]
-    both = [subprocess.Popen([*map(str, command), "--shard", shard], cwd=ROOT, env=THREADS) for shard in ("1/2", "2/2")]
-    assert [process.wait() for process in both] == [0, 0]
-    subprocess.run([*map(str, command), "--save_path", tmp_path / "whole"], cwd=ROOT, env=THREADS, check=True)
-    assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 
 def test_goes_on_where_it_stopped(mine, tmp_path, generator, monkeypatch, capsys):
@@ -262,8 +250,6 @@ def test_overwrite_starts_anew_and_goes_on(mine, tmp_path, generator, monkeypatc
     assert run(mine, out, generator, "--seed", "1") == 0
     run(mine, tmp_path / "whole", generator, "--seed", "1")
     assert files(out) == files(tmp_path / "whole")
-    with pytest.raises(UserError, match="--overwrite: it starts the whole folder anew, --shard does a part"):
-        run(mine, out, generator, "--overwrite", "--shard", "1/2")
 
 
 @pytest.mark.parametrize("file", ["../../safe/thesis.png", "/{}/safe/thesis.png", "a.png/../../../safe/thesis.png"])
@@ -403,9 +389,6 @@ def test_refused(mine, tmp_path, generator, flags, message):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--shard", "0/2"], "expected K/N with K from 1 to N"),
-        (["--shard", "3/2"], "expected K/N"),
-        (["--shard", "2"], "expected K/N"),
         (["--intensity", "3"], "expected a number from 0 to 2"),
         (["--coherence", "-0.1"], "expected a number from 0 to 1"),
         (["--num", "0"], "expected a whole number from 1 to 10000"),

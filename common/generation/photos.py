@@ -206,7 +206,6 @@ def rain_on_photos(
     grey: bool,  # the maximum over the channels in all of them
     knobs: dict[str, float],  # angle, density, thickness, brightness: those that are set
     save_layer: bool,
-    shard: tuple[int, int],  # (K, N): the K-th of N parts, counted from 1
     overwrite: bool,  # first delete all pairs that the manifest of save_path lists
     strict: bool,  # stop at the first photo that can't be read
     hint: str = "",  # what belongs into data_path, for the message when it is missing
@@ -239,8 +238,6 @@ def rain_on_photos(
         photo: [f"{names[photo].as_posix()}{f'_v{v:02d}' if num > 1 else ''}.png" for v in range(1, num + 1)]
         for photo in photos
     }
-    if overwrite and shard[1] > 1:
-        raise UserError("--overwrite: it starts the whole folder anew, --shard does a part; delete the folder instead")
     ranks.require_shared("--save_path", save)
     if ranks.first():
         manifest = Manifest(save)
@@ -251,8 +248,7 @@ def rain_on_photos(
     manifest = Manifest(save)
     _check_rows(manifest.rows.values(), settings, files)
     maker = RainMaker(netED)
-    part = photos[shard[0] - 1 :: shard[1]]
-    mine = part[ranks.own()]
+    mine = photos[ranks.own()]
     kinds = KINDS if save_layer else PAIR
 
     def is_done(photo: Path, file: str, digest: str) -> bool:
@@ -329,8 +325,6 @@ def rain_on_photos(
     *counts, found = zip(*ranks.gather((made, wet, area, there, deep, alpha, problems)), strict=True)
     made, wet, area, there, deep, alpha = map(sum, counts)
     problems = {photo: text for of_one in found for photo, text in of_one.items()}
-    if not part:
-        print(f"--shard {shard[0]}/{shard[1]}: none of the {len(photos)} photos is in this part")
     print(f"{made} pairs made in {save}" + (f", {there} were there already" if there else ""))
     if others:
         print(f"{others} other files in {folder} skipped")
@@ -356,8 +350,8 @@ def rain_on_photos(
         print(f"lists of the pairs: {manifest.path}, {save / LIST}" + (f"\npicture: {picture}" if picture else ""))
         print(f"page: {shown}")
     if problems:
-        told = [problems[photo] for photo in part if photo in problems]
-        tell(told, f"{len(told)} of {len(part)} photos could not be used")
+        told = [problems[photo] for photo in photos if photo in problems]
+        tell(told, f"{len(told)} of {len(photos)} photos could not be used")
     return 1 if problems else 0
 
 
