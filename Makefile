@@ -22,7 +22,7 @@ STREAKS ?= streaks
 MADE := made_generator
 EPOCHS := 40
 generator: $(VENV)/run-ready
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh docs/generator.sh $(STREAKS) $(CLEAN) $(MADE) $(EPOCHS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh docs/generator.sh "$(STREAKS)" "$(CLEAN)" "$(MADE)" $(EPOCHS)
 
 # The paper's claim in small: with and without generated pairs. DATA: see python -m common.evaluation.claims --help.
 DATA ?= data

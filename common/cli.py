@@ -507,7 +507,7 @@ def add_rain(parser: Parser) -> Parser:
         metavar="auto|S",
         help="factor of the size of the streaks; auto: 1 up to 512 px of the shorter side, growing with it beyond",
     )
-    knobs = parser.group("knobs, each for itself; left alone, the rain has what chance gives it")
+    knobs = parser.group("knobs; one that is not set is left to chance")
     knobs.add_argument("--angle", type=number(float, -90, 90), help="degrees from vertical, lower end to the right")
     knobs.add_argument("--density", type=number(float, 0, 1), help="share of rainy pixels")
     knobs.add_argument("--thickness", type=number(float, 0, 1e3), help="median width of streaks in px, at --scale 1")

@@ -77,7 +77,7 @@ def pyramid(layers: np.ndarray) -> list[np.ndarray]:
 
 
 def patches(level: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
-    """Random 7x7 patches of a level (N, h, h), as vectors (64 N, 49)."""
+    """Random 7x7 patches of a level (N, h, h), as vectors (PER_LAYER N, 49)."""
     number, side = level.shape[:2]
     which = np.repeat(np.arange(number), PER_LAYER)
     rows, columns = rng.randint(0, side - PATCH + 1, (2, number * PER_LAYER))

@@ -30,7 +30,7 @@ from .rain import Layer, RainMaker, Shower
 # What a knob can be set to: degrees from vertical, share of rainy pixels, px at --scale 1, mean of rainy pixels.
 REACH = {"angle": (-60.0, 60.0), "density": (0.01, 0.6), "thickness": (1.2, 8.0), "brightness": (0.03, 0.5)}
 ROUNDS = 4  # density and brightness depend on each other
-MOST_LAYERS = 6  # that are added for a dense rain
+MOST_LAYERS = 6  # layers that are put over each other for a dense rain, at most
 ALONG = 31  # px: over which a streak is smoothed along itself to find it
 DIP = 0.75  # where it is darker than this share of what lies on both sides, one streak ends and another begins
 SEEN = 384  # px: side of the part on which thickness is measured
@@ -120,11 +120,10 @@ def _measured(layer: Layer, scale: float) -> Measures:
 
 def _solved(layer: Layer, shower: Shower, target: dict[str, float], scale: float, zoom: float) -> Layer:
     """Density and brightness in turns, since each moves the other a little; then the thickness."""
-    shape = layer.source.shape[:2]
-    ones = np.ones((layer.height, layer.width), np.uint8)
-    inside = cv2.warpAffine(ones, layer.matrix(), shape[::-1]) > 0
     if not np.isfinite(list(target.values())).all():  # there is no rain that could be changed
         return layer
+    ones = np.ones((layer.height, layer.width), np.uint8)
+    inside = cv2.warpAffine(ones, layer.matrix(), layer.source.shape[1::-1]) > 0
     streaks = [_Streaks(layer.source.astype(np.float32), shower.wind, inside, np.random.RandomState(0))]
     gain, made = 1.0, streaks[0].source
     for _ in range(ROUNDS):
