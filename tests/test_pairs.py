@@ -9,7 +9,8 @@ import torch
 
 from common.data import pairs as module
 from common.data.images import write_image
-from common.data.pairs import Pairing, PairList, find_pairs, match, small_sample
+from common.data.names import match
+from common.data.pairs import Pairing, PairList, find_pairs, small_sample
 from common.data.patches import CropSampler, PatchDataset, crop_loader, listed_set, to_batch, training_set
 from common.errors import UserError
 from tests.conftest import photo
@@ -57,7 +58,12 @@ def paths(*names):
         (["s-R-001.png", "s-R-002.png"], ["s-C-001.png", "s-C-002.png"], "r (rainy)", ["s-C-001.png", "s-C-002.png"]),
         (["3_rs.png", "4_rs.png"], ["3_gt.png", "4_gt.png"], "rs (rainy), gt (clean)", ["3_gt.png", "4_gt.png"]),
         (["003_in.png"], ["003_GT.png"], "in (rainy), gt (clean)", ["003_GT.png"]),
-        (["im_3_s100_a04.png", "im_3_s80_a05.png"], ["im_3.png", "im_30.png"], "2 parts", ["im_3.png", "im_3.png"]),
+        (
+            ["im_3_s100_a04.png", "im_3_s80_a05.png"],
+            ["im_3.png", "im_30.png"],
+            "a, s (rainy), the last 2 parts",
+            ["im_3.png", "im_3.png"],
+        ),
         (["1_1.jpg", "1_14.jpg", "12_3.jpg"], ["1.jpg", "12.jpg"], "the last part", ["1.jpg", "1.jpg", "12.jpg"]),
         (["norain-1x2.png"], ["norain-1.png"], "the last 2 parts (rainy)", ["norain-1.png"]),
         (["a-R-7.png", "b-R-0.png"], ["a-C-0.png", "b-C-0.png"], "the last number (clean)", ["a-C-0.png", "b-C-0.png"]),

@@ -2,10 +2,10 @@
 
 import argparse
 import hashlib
+import io
 import os
 import random
 import re
-import unicodedata
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,19 +19,14 @@ from ..errors import UserError
 from ..files import LONGEST_NAME, read_small
 from ..terminal import print_result, printable, progress_bar, tell
 from .images import ImageError, image_format, list_images, natural_key, read_image, size_text
+from .names import match, sides
 
-# What names an image or a folder clean (first group) or rainy (second).
-MARKS = re.compile(
-    r"(?<![a-z])(?:(no[-_ ]?rain|clean|clear|gt|ground[-_ ]?truth|target|c)|(rain|rainy|input|in|lq|r))(?![a-z])"
-)
-PARTS = re.compile(r"[0-9]+|[^\W0-9_]+")  # numbers and words of a name
-Key = tuple[str, ...]  # the parts of a name that a rule compares
-Rule = tuple[str, dict[Path, Key], dict[Path, Key]]  # in words, and the keys of rainy and of clean files
 PROBLEMS_SHOWN, NAMES_SHOWN, SHOWN = 10, 4, 200  # problems and names in a message, bytes of a path in it
 SAME = "each rainy image is its own clean partner, so there is no rain to learn or to measure"
-PAIR_BY = "--pair_by 'rain-{}' 'norain-{}', say, with {} for the part that both names share and * for anything"
+PAIR_BY = "--pair_by 'rain-{}' 'norain-{}', say: {} is the part that both names share, * is anything"
 REMEDY = (
-    f"Name a folder of rainy and one of clean images; or give --side_by_side, if each image holds both; or {PAIR_BY}."
+    "Name a folder of rainy and one of clean images. If each image holds both, give --side_by_side left (or right). "
+    f"For other names give {PAIR_BY}."
 )
 LONGEST_LIST = 2**29  # bytes, ten times SPA-Data's list
 LONGEST_PATH = 4000  # bytes: no system has longer ones
@@ -165,121 +160,6 @@ class Pairing:
         return {None: ("", ""), "left": ("left", "right"), "right": ("right", "left")}[self.side_by_side]
 
 
-def _key(name: str) -> Key:
-    """The words and numbers of a name: no case, no leading zeros, no separators."""
-    found = PARTS.findall(unicodedata.normalize("NFC", name).casefold())
-    return tuple(part.lstrip("0") or "0" if part.isdecimal() else part for part in found)
-
-
-def _stem(path: Path) -> str:
-    return path.with_suffix("").as_posix()
-
-
-def _rules(rainy: list[Path], clean: list[Path]) -> Iterator[Rule]:
-    """Ways to compare names, the closest first.
-
-    A word in all names of one side and in none of the other is a mark (rain and norain, R and C), which may be left
-    out. So may the last parts of the rainy names, as many of each (several rains of one scene), and with them a last
-    number that is the same in all clean names.
-    """
-    yield "equal names", {path: (_stem(path),) for path in rainy}, {path: (_stem(path),) for path in clean}
-    keys = [{path: _key(_stem(path)) for path in side} for side in (rainy, clean)]
-    words = [[set(key) - {part for part in key if part.isdecimal()} for key in side.values()] for side in keys]
-    marks = [set.intersection(*own) - set.union(*other) for own, other in (words, words[::-1])]
-    for side, own in enumerate(words):
-        if len(own) == 1:  # one name can't show what all have in common
-            marks[side] = {word for word in marks[side] if MARKS.fullmatch(word)}
-    bare = [
-        {path: tuple(part for part in key if part not in own) for path, key in side.items()}
-        for side, own in zip(keys, marks, strict=True)
-    ]
-    named = [f"{' '.join(sorted(own))} ({side})" for own, side in zip(marks, ("rainy", "clean"), strict=True) if own]
-    last = {key[-1:] for key in bare[1].values()}
-    numbered = all(marks) and len(clean) > 1 and len(last) == 1 and "".join(*last).isdecimal()
-    for cut in range(max(map(len, keys[0].values()))):
-        ends = [f"the last {f'{cut} parts' if cut > 1 else 'part'} (rainy)"] if cut else []
-        yield f"equal but for {', '.join(ends or ['case, zeros and separators'])}", _cut(keys[0], cut), keys[1]
-        if named:
-            yield f"equal but for {', '.join(named + ends)}", _cut(bare[0], cut), bare[1]
-        if cut and numbered:
-            ends.append("the last number (clean)")
-            yield f"equal but for {', '.join(named + ends)}", _cut(bare[0], cut), _cut(bare[1], 1)
-
-
-def _cut(keys: dict[Path, Key], number: int) -> dict[Path, Key]:
-    return {path: key[: len(key) - number] for path, key in keys.items()}
-
-
-def _shared(files: list[Path], pattern: str) -> dict[Path, Key]:
-    """What stands for {} in the files that a pattern fits; without a / in it sub-folders belong to that."""
-    wild = {r"\{\}": "(.+?)", r"\*": ".*?"}
-    literal = re.split(r"(\{\}|\*)", pattern)
-    expression = re.compile("".join(wild.get(re.escape(part), re.escape(part)) for part in literal), re.I | re.DOTALL)
-    found = {}
-    for path in files:
-        folder, name = ("", _stem(path)) if "/" in pattern else (path.parent.as_posix(), path.stem)
-        if fits := expression.fullmatch(name):
-            found[path] = _key(f"{folder}/{fits[1]}")
-    return found
-
-
-def match(
-    rainy: list[Path], clean: list[Path], pair_by: Sequence[str] | None = None
-) -> tuple[dict[Path, Path], str, list[str]]:
-    """Find the clean partner of every rainy file by one rule for all; several rainy files may share a partner.
-
-    Args:
-        rainy, clean: paths relative to their folders; the sub-folders are a part of the names.
-        pair_by: see ``Pairing``; files that the patterns do not fit are left out.
-
-    Returns:
-        The partners, the first rule that finds all of them (else the one that finds most), and a problem for each file
-        that is left without, or for which a closer rule found another one.
-    """
-    rules = _rules(rainy, clean)
-    if pair_by:
-        patterns = f"--pair_by '{pair_by[0]}' '{pair_by[1]}'"
-        rules = iter([(patterns, _shared(rainy, pair_by[0]), _shared(clean, pair_by[1]))])
-    best: dict[Path, list[Path]] = {}
-    best_rule, best_score = "", (-1, 0)
-    closer: dict[Path, list[Path]] = {}
-    for rule, rainy_keys, clean_keys in rules:
-        groups: dict[Key, list[Path]] = {}
-        for path, key in clean_keys.items():
-            groups.setdefault(key, []).append(path)
-        found = {path: _nearest(path, groups.get(key, []) if key else []) for path, key in rainy_keys.items()}
-        sure = {path: partners for path, partners in found.items() if len(partners) == 1}
-        if len(sure) == len(found):
-            best = {path: list(dict.fromkeys(closer.get(path, []) + partners)) for path, partners in found.items()}
-            best_rule = rule
-            break
-        if (score := (len(sure), sum(map(bool, found.values())))) > best_score:
-            best, best_rule, best_score = found, rule, score
-        closer = sure | closer
-    problems = [
-        f"{path}: {'several clean partners: ' + ', '.join(map(str, partners)) if partners else 'no clean partner'}"
-        for path, partners in best.items()
-        if len(partners) != 1
-    ]
-    return {path: partners[0] for path, partners in best.items() if len(partners) == 1}, best_rule, problems
-
-
-def _nearest(path: Path, found: list[Path]) -> list[Path]:
-    """Of several files the one of this very name, or those of its ending where there are any."""
-    same = [p for p in found if p == path] or [p for p in found if p.suffix.lower() == path.suffix.lower()]
-    return same or found
-
-
-def _sides(files: list[Path]) -> tuple[list[Path], list[Path]]:
-    """The rainy and the clean of the files of one folder, as the first sub-folder says, or else the end of the name."""
-    sides: tuple[list[Path], list[Path]] = ([], [])
-    for path in files:
-        marks = [found[-1] for part in path.with_suffix("").parts if (found := MARKS.findall(part.lower()))]
-        if marks:
-            sides[bool(marks[0][0])].append(path)
-    return sides
-
-
 def fail(problems: list[str], headline: str, remedy: str) -> None:
     """Raise one error for all problems, the first ten named.
 
@@ -342,12 +222,15 @@ def find_pairs(
         print(f"{len(pairs)} pairs in {rainy_folder} by the rule: {rule}")
         return pairs, rule
     clean = images_in(clean_folder, clean_flag, hint)
-    tries = [] if one and not pairing.pair_by else [(rainy, clean)]
-    marked = _sides(clean)
-    if all(marked) and not pairing.pair_by:  # rain-1.png finds norain-1.png, even if there is a rain-1.png, too
-        listed = set(rainy)
-        tries.insert(0, ([path for path in marked[0] if path in listed] if one else rainy, marked[1]))
-    if not tries or not tries[0][0]:
+    tries = [(rainy, clean)]
+    if not pairing.pair_by:
+        marked_rainy, marked_clean = sides(clean)
+        if one:
+            listed = set(rainy)
+            tries = [([path for path in marked_rainy if path in listed], marked_clean)]
+        elif marked_rainy and marked_clean:  # rain-1.png finds norain-1.png, even if there is a rain-1.png, too
+            tries.insert(0, (rainy, marked_clean))
+    if not all(tries[0]):
         raise UserError(
             f"{flags}: both are {clean_folder}, where names don't tell rainy from clean (as rain-1 and norain-1 do). "
             + REMEDY
@@ -362,7 +245,7 @@ def find_pairs(
         problems,
         f"{len(problems)} of {len(chosen[0])} rainy images of {rainy_folder} find no single partner in {clean_folder} "
         f"by the rule that fits best, {rule}:",
-        f"Rename, add or remove these files ({flags}); or say how names pair: {PAIR_BY}.",
+        f"Rename, add or remove these files ({flags}); or say how names pair, {PAIR_BY}.",
     )
     pairs = [Pair(p.as_posix(), Path(rainy_folder, p), Path(clean_folder, q)) for p, q in partners.items()]
     if all(os.path.realpath(pair.rainy) == os.path.realpath(pair.clean) for pair in pairs):
@@ -425,11 +308,9 @@ class PairList(Sequence[Pair]):
             raise UserError(f"--data_path: {path} is no plain text; save it as UTF-8")
         self._text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in text else text
         self._starts, self._lines = array("Q"), array("I")
-        problems, listed = [], 0
-        at = number = 0
-        while at < len(self._text):
-            number += 1
-            parts, end = self._parts(at)
+        problems, listed, at = [], 0, 0
+        for number, line in enumerate(io.BytesIO(self._text), 1):
+            parts = line.split(None, 3)  # of an endless line no more
             if parts and not parts[0].startswith(b"#"):
                 listed += 1
                 problem = self._problem(parts)
@@ -438,7 +319,7 @@ class PairList(Sequence[Pair]):
                     self._lines.append(number)
                 else:
                     problems.append(f"line {number}: {problem}" if len(problems) < PROBLEMS_SHOWN else "")
-            at = end + 1
+            at += len(line)
         fail(
             problems,
             f"--data_path: {len(problems)} of {listed} entries of {path} can't be used:",
@@ -447,12 +328,6 @@ class PairList(Sequence[Pair]):
         )
         if not self._starts:
             raise UserError(f"--data_path: {path} lists no pair. {hint}".rstrip())
-
-    def _parts(self, start: int) -> tuple[list[bytes], int]:
-        """The words of the line that begins there, and where it ends."""
-        end = self._text.find(b"\n", start)
-        end = len(self._text) if end < 0 else end
-        return self._text[start:end].split(None, 3), end  # of an endless line no more
 
     @staticmethod
     def _relative(part: bytes) -> bytes:
@@ -474,8 +349,9 @@ class PairList(Sequence[Pair]):
         return len(self._starts)
 
     def __getitem__(self, i: int) -> Pair:
-        parts, _ = self._parts(self._starts[i])  # raises IndexError
-        rainy, clean = (os.fsdecode(self._relative(part)) for part in parts)
+        line = io.BytesIO(self._text)  # the same bytes, not a copy
+        line.seek(self._starts[i])  # raises IndexError
+        rainy, clean = (os.fsdecode(self._relative(part)) for part in line.readline().split())
         return Pair(rainy, self.folder / rainy, self.folder / clean, self._lines[i])
 
     def fingerprint(self) -> str:
