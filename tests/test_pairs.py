@@ -82,6 +82,7 @@ def test_rules(rainy, clean, rule, partners):
         (["5.png", "6.png", "5_1.png"], ["5.png", "6.png"], ["5_1.png: no clean partner"]),  # one rule for all
         (["cat_1.png", "dog_1.png"], ["cow_1.png", "fox_1.png"], ["cat_1.png: no clean", "dog_1.png: no clean"]),
         (["cat_1.png"], ["cow_1.png", "cow_2.png"], ["cat_1.png: no clean"]),  # one name shows no mark
+        (["a_1_2_3_4.png", "b_7.png"], ["a_1.png", "b.png"], ["a_1_2_3_4.png: no clean"]),  # as many parts of each
         (["a_1.png", "a_2.png", "b_1.png"], ["a_1.png", "b_1.png"], ["a_2.png: no clean partner"]),
         (["1_1.png", "1_2.png", "2_1.png"], ["1.png"], ["2_1.png: no clean partner"]),  # not by its last number either
         (["rain-1.png", "rain-2.png"], ["norain-3.png"], ["rain-1.png: no clean", "rain-2.png: no clean"]),
@@ -201,6 +202,10 @@ def test_pair_by(tmp_path, capsys):
     with pytest.raises(UserError, match=r"notes.png: no clean partner(.|\n)*--pair_by 'rain-\{\}' 'norain-\{\}'"):
         find_pairs(tmp_path / "O", tmp_path / "B", "--a, --b")
     pairing = Pairing(("wet{} *", "dry-{}"))
+    pairs, rule = find_pairs(tmp_path / "O", tmp_path / "B", "--a, --b", pairing=pairing)
+    ending = Pairing(("wet{} *.png", "dry-{}.png"))
+    assert find_pairs(tmp_path / "O", tmp_path / "B", "--a, --b", pairing=ending)[0] == pairs
+    capsys.readouterr()
     pairs, rule = find_pairs(tmp_path / "O", tmp_path / "B", "--a, --b", pairing=pairing)
     assert {pair.name: pair.clean.relative_to(tmp_path / "B").as_posix() for pair in pairs} == {
         "Wet007 a.png": "dry-007.png",

@@ -92,9 +92,12 @@ def _patterns(rainy: list[Path], clean: list[Path], *pair_by: str) -> Iterator[t
     for files, pattern in zip((rainy, clean), pair_by, strict=True):
         parts = (".*?".join(map(re.escape, part.split("*"))) for part in pattern.split("{}"))
         expression = re.compile("(.+?)".join(parts), re.I | re.DOTALL)
-        names = {path: ("", _stem(path)) if "/" in pattern else (path.parent.as_posix(), path.stem) for path in files}
-        fits = {path: (folder, expression.fullmatch(name)) for path, (folder, name) in names.items()}
-        keys.append({path: _key(f"{folder}/{fit[1]}") for path, (folder, fit) in fits.items() if fit})
+        fitting: Keys = {}
+        for path in files:
+            folder, name = ("", path) if "/" in pattern else (path.parent, Path(path.name))
+            if fits := expression.fullmatch(_stem(name)) or expression.fullmatch(name.as_posix()):  # with its ending
+                fitting[path] = _key(f"{folder}/{fits[1]}")
+        keys.append(fitting)
     yield "--pair_by '{}' '{}'".format(*pair_by), *keys
 
 
@@ -114,4 +117,4 @@ def _stem(path: Path) -> str:
 
 
 def _cut(keys: Keys, number: int) -> Keys:
-    return {path: key[: len(key) - number] for path, key in keys.items()}
+    return {path: key[: max(len(key) - number, 0)] for path, key in keys.items()}
