@@ -74,6 +74,14 @@ def test_command_prints_the_table(tmp_path, capsys):
     assert float(lines[-1].split(",")[3]) == pytest.approx(np.mean(finite), abs=1e-5)
 
 
+def test_of_a_folder_of_both_only_clean_images_lack_a_result(tmp_path, capsys):
+    save(tmp_path / "pred", "rain-1.png", 1)
+    for name in ("rain-1.png", "norain-1.png", "rainstreak-1.png"):
+        save(tmp_path / "gt", name, 1)
+    assert metrics.main(["--pred", f"{tmp_path}/pred", "--gt", f"{tmp_path}/gt"]) == 0
+    assert "no result" not in capsys.readouterr().out
+
+
 def test_mismatches_are_named_before_any_work(tmp_path, capsys):
     arguments = ["--pred", f"{tmp_path}/pred", "--gt", f"{tmp_path}/gt"]
     with pytest.raises(UserError, match="--pred: .*pred is not a folder"):

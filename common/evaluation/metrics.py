@@ -20,6 +20,7 @@ import numpy as np
 from .. import cli
 from ..data import page
 from ..data.images import ImageError, image_size, list_images, to_float
+from ..data.names import sides
 from ..data.pairs import Pair, Pairing, fail, find_pairs
 from ..errors import UserError
 from ..files import cell, write_bytes
@@ -278,7 +279,8 @@ def main(argv: list[str] | None = None) -> int:
     if any(len(method) > len(common) for method in methods.values()):
         print_result(f"note: the table is over the {len(common)} images that every folder of --pred has")
     used = {method[key].clean for method in methods.values() for key in common}
-    unused = len({Path(args.gt, name) for name in list_images(Path(args.gt))[0]} - used)
+    images = list_images(Path(args.gt))[0]
+    unused = len({Path(args.gt, name) for name in sides(images)[1] or images} - used)  # of a folder of both the clean
     if unused:
         print_result(
             f"note: {unused} images of --gt have no result in --pred; the means are over the {len(common)} that have"
