@@ -69,6 +69,17 @@ def test_the_same_rain_in_every_dtype(checkpoint):
     assert (eight - (255 * floats).round().int()).abs().max() <= 1
 
 
+def test_floats_beyond_0_and_1_as_cubic_resizing_leaves_them(checkpoint):
+    noise = torch.randint(0, 2, (3, 24, 24), generator=torch.Generator().manual_seed(0)).float()
+    resized = v2.functional.resize(noise, [60, 60], v2.InterpolationMode.BICUBIC, antialias=False)
+    assert resized.min() < -0.3 and resized.max() > 1.3
+    rainy = RainAugment(checkpoint, p=1, seed=1)(resized)
+    assert rainy.min() >= 0 and rainy.max() <= 1 and (rainy >= resized.clamp(0, 1)).all()
+    assert torch.equal(RainAugment(checkpoint, p=0)(resized), resized)
+    with pytest.raises(ValueError, match="got -0.60 to 0.40; put it before v2.Normalize"):
+        RainAugment(checkpoint, p=1)(resized.clamp(0, 1) - 0.6)
+
+
 def test_images_of_a_sample_and_nothing_else(checkpoint):
     size = (32, 32)
     sample = {

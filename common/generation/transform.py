@@ -52,10 +52,11 @@ class RainAugment(v2.Transform):
     """Adds generated rain to images; boxes, masks and labels pass untouched, and the input is never changed.
 
     Images are tensors, tv_tensors.Image or tv_tensors.Video, (..., C, H, W) with C of 3 or 1, uint8 or floats in
-    [0, 1], on any device, or PIL images (RGB or L); type, dtype and device stay. Every image of a batch draws for
-    itself. Several images of one sample get the same rain where they have the same size; of plain tensors only the
-    first is an image, as everywhere in torchvision. All frames of a video have the same wind and streaks of one kind,
-    which fall on, so that each frame has them at another place.
+    [0, 1], on any device, or PIL images (RGB or L); type, dtype and device stay. Floats up to 0.5 outside, as cubic
+    resizing leaves them, are clamped where it rains; others are refused. Every image of a batch draws for itself.
+    Several images of one sample get the same rain where they have the same size; of plain tensors only the first is an
+    image, as everywhere in torchvision. All frames of a video have the same wind and streaks of one kind, which fall
+    on, so that each frame has them at another place.
 
     Rain comes from a bank of layers: two are made at the start (some seconds), more while it is used, up to 16, and old
     ones are replaced. Each crop is turned, scaled, mirrored and cut at random, so that no two are alike. The bank takes
@@ -220,7 +221,7 @@ def _check(image: Tensor) -> None:
         return
     if not image.is_floating_point():
         raise TypeError(f"RainAugment takes uint8 or floats, got {image.dtype}; put v2.ToDtype(...) before it")
-    if image.numel() and not (image.min() >= -0.5 and image.max() <= 1.5):  # a little beyond is what resizing leaves
+    if image.numel() and not (image.min() >= -0.5 and image.max() <= 1.5):  # cubic resizing: -0.45 to 1.45
         raise ValueError(
             f"RainAugment takes floats in [0, 1], got {image.min():.2f} to {image.max():.2f}; "
             "put it before v2.Normalize, or scale to [0, 1]"
