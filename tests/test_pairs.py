@@ -54,6 +54,7 @@ def paths(*names):
             ["\ud55c-1.png"],
         ),  # as macOS writes it, and Linux
         (["rain-001.png"], ["norain-1.png", "norain-8.png"], "rain (rainy), norain (clean)", ["norain-1.png"]),
+        (["rain.png"], ["norain.png"], "rain (rainy), norain (clean)", ["norain.png"]),  # nothing but the mark
         (["1_rain.png", "2_rain.png"], ["1_clean.png", "2_clean.png"], "clean (clean)", ["1_clean.png", "2_clean.png"]),
         (["s-R-001.png", "s-R-002.png"], ["s-C-001.png", "s-C-002.png"], "r (rainy)", ["s-C-001.png", "s-C-002.png"]),
         (["3_rs.png", "4_rs.png"], ["3_gt.png", "4_gt.png"], "rs (rainy), gt (clean)", ["3_gt.png", "4_gt.png"]),
@@ -85,6 +86,7 @@ def test_rules(rainy, clean, rule, partners):
         (["a_1_2_3_4.png", "b_7.png"], ["a_1.png", "b.png"], ["a_1_2_3_4.png: no clean"]),  # as many parts of each
         (["a_1.png", "a_2.png", "b_1.png"], ["a_1.png", "b_1.png"], ["a_2.png: no clean partner"]),
         (["1_1.png", "1_2.png", "2_1.png"], ["1.png"], ["2_1.png: no clean partner"]),  # not by its last number either
+        (["rain-1.png", "rain-2.png"], ["norain.png"], ["rain-1.png: no clean", "rain-2.png: no clean"]),
         (["rain-1.png", "rain-2.png"], ["norain-3.png"], ["rain-1.png: no clean", "rain-2.png: no clean"]),
         (["a.bmp"], ["a.png", "a.jpg"], ["a.bmp: several clean partners: a.png, a.jpg"]),
         (["1.png"], ["01.png", "001.png"], ["1.png: several clean partners: 01.png, 001.png"]),

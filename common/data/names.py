@@ -72,7 +72,7 @@ def _rules(rainy: list[Path], clean: list[Path]) -> Iterator[tuple[str, Keys, Ke
         if len(own) == 1:  # one name can't show what all have in common
             marks[side] = {word for word in marks[side] if MARKS.fullmatch(word)}
     bare = [
-        {path: tuple(part for part in key if part not in own) for path, key in side.items()}
+        {path: tuple(part for part in key if part not in own) or ("",) for path, key in side.items()}  # all was marks
         for side, own in zip(keys, marks, strict=True)
     ]
     named = [f"{', '.join(sorted(own))} ({side})" for own, side in zip(marks, ("rainy", "clean"), strict=True) if own]
