@@ -80,6 +80,11 @@ def test_of_a_folder_of_both_only_clean_images_lack_a_result(tmp_path, capsys):
         save(tmp_path / "gt", name, 1)
     assert metrics.main(["--pred", f"{tmp_path}/pred", "--gt", f"{tmp_path}/gt"]) == 0
     assert "no result" not in capsys.readouterr().out
+    save(tmp_path / "derained", "tree.png", 1)
+    for name in ("tree.png", "vitamin c.png", "stone.png"):  # a folder of clean images, one of which has such a word
+        save(tmp_path / "clean", name, 1)
+    assert metrics.main(["--pred", f"{tmp_path}/derained", "--gt", f"{tmp_path}/clean"]) == 0
+    assert "2 images of --gt have no result" in capsys.readouterr().out
 
 
 def test_mismatches_are_named_before_any_work(tmp_path, capsys):

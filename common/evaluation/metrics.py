@@ -280,7 +280,8 @@ def main(argv: list[str] | None = None) -> int:
         print_result(f"note: the table is over the {len(common)} images that every folder of --pred has")
     used = {method[key].clean for method in methods.values() for key in common}
     images = list_images(Path(args.gt))[0]
-    unused = len({Path(args.gt, name) for name in sides(images)[1] or images} - used)  # of a folder of both the clean
+    both = sides(images)  # of a folder of both only the clean ones can lack a result
+    unused = len({Path(args.gt, name) for name in (both[1] if all(both) else images)} - used)
     if unused:
         print_result(
             f"note: {unused} images of --gt have no result in --pred; the means are over the {len(common)} that have"
