@@ -42,8 +42,8 @@ _REMEDIES = {
     "own": "Give --derainer and --derainer_args as in its training.",
     "augmented": f"If it is of another network: {_OTHER}.",
 }
-# What saving from DataParallel, torch.compile or a network around the network puts before all names.
 _PROFILED = ("total_ops", "total_params")  # what counting operations (thop) leaves in a network
+# What saving from DataParallel, torch.compile or a network around the network puts before all names.
 _PREFIXES = ("module.", "_orig_mod.", "net.", "model.", "network.", "netG.", "generator.")
 
 
