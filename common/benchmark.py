@@ -41,7 +41,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry
 
-from . import cli
+from . import cli, flags
 from .data import cache, demo, pack
 from .data.images import write_image
 from .data.pairs import Pair, check_pairs, find_pairs
@@ -56,9 +56,8 @@ from .precision import autocast, has_bfloat16, require_fast, set_arithmetic
 from .speed import Speed, fuse
 from .terminal import print_result, progress_bar
 from .training.augment import aug_step, real_samples
-from .training.device import driver
+from .training.device import driver, pick_device
 from .training.joint import joint_optimizers, joint_step
-from .training.runtime import pick_device
 
 N_DIS = 5  # of joint training: a cycle is one step with G and BNet and four of D alone
 CYCLES = {"cpu": 1, "cuda": 20}  # of a turn
@@ -576,8 +575,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("work", nargs="?", choices=tuple(WORK), default="joint", help="what to measure")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where")
     parser.add_argument("--gpu_id", default="0", help="which GPU")
-    cli.add_speed(parser, several=True)
-    cli.add_recording(parser)
+    flags.add_speed(parser, several=True)
+    flags.add_recording(parser)
     parser.add_argument("--turns", type=cli.positive_int, default=5, help="of each way, besides the warm-up")
     parser.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step")
     parser.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px")

@@ -18,11 +18,12 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import cli, ranks
+from common.speed import Speed
+
+from common import cli, distributed
 from common.data.images import ImageError
 from common.data.patches import PatchDataset
 from common.models import Derain, Discriminator, EDNet, PReNet
-from common.speed import Speed
 from common.training import checkpoint
 from common.training.augment import aug_step, real_samples
 from common.training.joint import joint_optimizers, joint_step
@@ -42,7 +43,7 @@ def joint(kinds, dtype, per_step, steps, w_adv, p):
     torch.manual_seed(7)
     rows = []
     for index in range(steps):
-        rainy, clean = (x.to(dtype)[ranks.own(), :, :p, :p] for x in batch(index, per_step))
+        rainy, clean = (x.to(dtype)[distributed.share(), :, :p, :p] for x in batch(index, per_step))
         rows.append({name: value.item() for name, value in step(rainy, clean, index).items()})
     return [net.state_dict() for net in nets], rows
 
@@ -55,7 +56,7 @@ def augmented(per_step, steps, ratio):
     torch.manual_seed(9)
     rows = []
     for index in range(steps):
-        rainy, clean = (x.double()[ranks.own(), :, :16, :16] for x in batch(100 + index, per_step))
+        rainy, clean = (x.double()[distributed.share(), :, :16, :16] for x in batch(100 + index, per_step))
         rows.append({name: value.item() for name, value in step(rainy, clean, index).items()})
     return [net.state_dict()], rows
 
@@ -95,8 +96,8 @@ def spread():
     for weights in (True, False):
         net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
         for value in net.state_dict().values():
-            value.fill_(ranks.rank() + 1)
-        ranks.spread([net], weights)
+            value.fill_(distributed.rank() + 1)
+        distributed.spread([net], weights)
         found.append({name: value.flatten()[0].item() for name, value in net.state_dict().items()})
     return found
 
@@ -104,10 +105,10 @@ def spread():
 def average():
     """A gradient that only rank 0 has, one that both have, and one that nobody has; and values."""
     weights = [nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(2))]
-    if ranks.first():
+    if distributed.is_first():
         weights[0].grad = torch.full((2, 3), 3.0)
-    weights[1].grad = torch.full((1,), 1.0 + ranks.rank())
-    means = ranks.average(torch.optim.Adam(weights), mse=torch.tensor(float(ranks.rank())))
+    weights[1].grad = torch.full((1,), 1.0 + distributed.rank())
+    means = distributed.average(torch.optim.Adam(weights), mse=torch.tensor(float(distributed.rank())))
     return [weight.grad for weight in weights], means
 
 
@@ -118,7 +119,7 @@ def slow_save(value, path, keep=None, real=checkpoint.save):
 
 def no_image(self, keys, real=PatchDataset.__getitems__, calls=[]):  # noqa: B006 (counts)
     calls.append(keys)
-    if not ranks.first() and len(calls) == 5:
+    if not distributed.is_first() and len(calls) == 5:
         raise ImageError("gone.png: no such file")
     return real(self, keys)
 
@@ -136,9 +137,15 @@ def main():
     found |= {"golden": rows, "sent": sent}
     with in_double():
         found["sent A+"] = counted(lambda: augmented(8, 1, 0.5))[1]
-    found |= {"wished": ranks.any_wish(ranks.first(), not ranks.first(), False), "gathered": ranks.gather(ranks.rank())}
-    found |= {"reason": ranks.any_reason("" if ranks.first() else "rain"), "first": ranks.from_first(ranks.rank() + 5)}
-    torch.save(found, folder / f"{ranks.rank()}.pt")
+    found |= {
+        "wished": distributed.any_true(distributed.is_first(), not distributed.is_first(), False),
+        "gathered": distributed.gather(distributed.rank()),
+    }
+    found |= {
+        "reason": distributed.first_reason("" if distributed.is_first() else "rain"),
+        "first": distributed.broadcast(distributed.rank() + 5),
+    }
+    torch.save(found, folder / f"{distributed.rank()}.pt")
     for module, argv in json.loads((folder / "jobs.json").read_text()):
         print(f"== {module}", flush=True)
         importlib.import_module(module).main(argv)

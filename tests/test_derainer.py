@@ -312,7 +312,7 @@ def test_a_subclass_of_prenet_is_not_taken_for_ours(tmp_path):
             return super().forward(rainy)[0]
 
     rainy = torch.rand(2, 3, 16, 16)
-    assert not derainer.is_ours(Mine(1)) and derainer.is_ours(PReNet(1))
+    assert not derainer.is_prenet(Mine(1)) and derainer.is_prenet(PReNet(1))
     net = Mine(1).eval()
     assert torch.allclose(derain(net, rainy)[1], derain(net, rainy[1:])[0], atol=1e-6)
 

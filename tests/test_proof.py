@@ -7,12 +7,12 @@ import weakref
 
 import pytest
 import torch
-
-from common import cli, graphs, ranks
-from common.errors import StartAgain
 from common.graphs import CannotRecord, Recording
-from common.models import Derain, Discriminator, EDNet
 from common.speed import Speed
+
+from common import cli, graphs
+from common.errors import StartAgain
+from common.models import Derain, Discriminator, EDNet
 from common.training import joint, proof, trial
 from for_syn import train_syn_joint
 from tests.golden import fill

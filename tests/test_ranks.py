@@ -20,7 +20,7 @@ import torch
 from torch import distributed as dist
 from torch.distributed.run import parse_args
 
-from common import cli, ranks
+from common import cli, distributed
 from common.data.patches import CropSampler
 from common.models import EDNet, PReNet
 from common.training import device, runtime, trial
@@ -38,7 +38,7 @@ IN_RANKS = "tests/in_ranks.py"
 def torchrun(*command, processes=2):
     """A job, which ends with the tests at the latest."""
     listening = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # whoever started the tests
-    process = begin(*shlex.split(ranks.torchrun(processes)), *command, env=ONE_THREAD, preexec_fn=listening)
+    process = begin(*shlex.split(distributed.torchrun(processes)), *command, env=ONE_THREAD, preexec_fn=listening)
     atexit.register(process.kill)
     return process
 
@@ -143,7 +143,7 @@ def test_the_draws_of_a_rank_are_its_own(monkeypatch):
         monkeypatch.setattr(ranks, "rank", lambda number=number: number)
         keys = list(CropSampler(12, 3, 1, 2, skip=6))
         assert len(CropSampler(12, 3, 1, 2, skip=6)) == len(keys)
-        shares.append((list(range(5, 17))[ranks.own(5)], keys))
+        shares.append((list(range(5, 17))[distributed.share(5)], keys))
     monkeypatch.undo()
     assert [numbers for numbers, _ in shares] == [[6, 9, 12, 15], [7, 10, 13, 16], [5, 8, 11, 14]]
     together = [key for keys in zip(*(keys for _, keys in shares), strict=True) for key in keys]
@@ -339,9 +339,9 @@ def test_a_mistake_is_told_once(tmp_path):
 
 def test_ranks_that_see_different_things_are_refused(monkeypatch):
     monkeypatch.setattr(ranks, "gather", lambda value: ["4 pairs", "4 pairs", value])
-    ranks.require_same("--data_path", "4 pairs")
+    distributed.require_same("--data_path", "4 pairs")
     with pytest.raises(cli.UserError, match="--data_path: rank 2 has 5 pairs, rank 0 has 4 pairs"):
-        ranks.require_same("--data_path", "5 pairs")
+        distributed.require_same("--data_path", "5 pairs")
 
 
 @pytest.mark.parametrize(
@@ -362,12 +362,12 @@ def test_a_lost_process_is_named_in_a_line(monkeypatch, text, reason):
     with pytest.raises(
         ranks.ProcessLost, match=re.escape(f"is gone, or can't be reached ({reason}); the report")
     ) as lost:
-        ranks._together(broken)
+        distributed._together(broken)
     assert lost.value.exit_code == 1 and ranks._job.leaving
 
 
 def test_torchrun_takes_no_flag_of_a_script_for_its_own():
-    start = shlex.split(ranks.torchrun(2))[3:]
+    start = shlex.split(distributed.torchrun(2))[3:]
     for name in ("generate_rain", "train_syn_joint", "train_syn_aug", "test_syn_joint", "test_syn_aug"):
         flags = vars(importlib.import_module(f"for_syn.{name}").parse_args(["--data_path", "x"]))
         own = [f"--{flag}" for flag in flags if flag != "given"]
@@ -496,12 +496,12 @@ def test_watch_ends_a_job_whose_main_thread_hangs(monkeypatch):
     (first, second), lost = watched(2)
     monkeypatch.setattr(ranks._job, "watch", first)
     for _ in range(30):
-        ranks.goes_on()
+        distributed.goes_on()
         time.sleep(0.02)
-    ranks.goes_on(patient=True)
+    distributed.goes_on(patient=True)
     time.sleep(0.6)  # validation, say
     assert not any(lost)
-    ranks.goes_on()
+    distributed.goes_on()
     wait(lambda: lost[0])
     first.stop()
     second.stop()

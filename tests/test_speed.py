@@ -8,6 +8,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from common.speed import Speed, compile_net, fuse
 
 from common import benchmark, memory, speed
 from common import precision as arithmetic
@@ -17,11 +18,10 @@ from common.evaluation.derain import derain
 from common.memory import keep_memory
 from common.models import Derain, EDNet, PReNet
 from common.precision import require_fast
-from common.speed import Speed, compile_net, fuse
 from common.training import augment, device, joint
 from common.training.augment import aug_step
+from common.training.device import pick_device
 from common.training.joint import joint_optimizers, joint_step
-from common.training.runtime import pick_device
 from for_syn import test_syn_joint as derain_script
 from for_syn import train_syn_joint
 from tests.conftest import photo
@@ -242,7 +242,7 @@ def test_switches_of_each_precision(switches):
     exact, rounded = ("ieee", "ieee", "ieee", True), ("tf32", "tf32", "tf32", True)
     own = "tf32", "tf32", "ieee"  # PyTorch's
     assert found == {"plain": (*own, False), "auto": (*own, True), "fp32": exact, "tf32": rounded, "bf16": rounded}
-    with speed.unprepared(torch.nn.Conv2d(1, 1, 1)):
+    with speed.without_tuning(torch.nn.Conv2d(1, 1, 1)):
         assert not torch.backends.cudnn.benchmark
     assert torch.backends.cudnn.benchmark
 
@@ -388,7 +388,7 @@ def test_a_compiled_network_keeps_its_names_and_numbers(monkeypatch):
     with torch.no_grad():
         assert torch.allclose(net(rainy)[0], expected, atol=1e-6) and calls
         before = len(calls)
-        with speed.unprepared(net):
+        with speed.without_tuning(net):
             net(uniform(4, 1, 3, 20, 24))
         assert len(calls) == before
     assert list(net.state_dict()) == names and isinstance(net, Derain)

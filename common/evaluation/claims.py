@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import cli
+from .. import cli, flags
 from ..data import compose
 from ..data.images import read_image, write_image
 from ..data.pairs import find_pairs
@@ -334,7 +334,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batchSize", type=cli.number(int, 3), default=18, help="crops in a step")
     parser.add_argument("--recurrent_iter", type=cli.stages, default=6, help="stages of PReNet")
     parser.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px")
-    cli.add_device(parser)
+    flags.add_device(parser)
     return parser.parse_args(argv)
 
 

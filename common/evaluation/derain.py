@@ -14,15 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import derainer, ranks
+from .. import derainer, distributed
 from ..data import page
 from ..data.cache import free_memory
 from ..data.images import ImageError, image_size, inputs, read_image, size_text, write_image
 from ..data.pairs import REMEDY, SAME, Pair, Pairing, find_pairs, fingerprint, half_of
 from ..data.patches import floats
 from ..errors import UserError, is_out_of_memory
-from ..precision import autocast, describe, has_bfloat16, order, require_fast, set_arithmetic
-from ..speed import compile_net, unprepared
+from ..precision import has_bfloat16, order, prepare, without_tuning
 from ..terminal import print_result, progress_bar, tell
 from . import metrics
 
@@ -51,7 +50,7 @@ class Windows(NamedTuple):
         Raises:
             UserError: the halo of tiles is missing for another derainer; PReNet is given a halo or padding.
         """
-        own = derainer.is_own(args)
+        own = derainer.is_custom(args)
         tile, halo = getattr(args, "tile", -1), getattr(args, "tile_halo", None)
         pad_to, pad_square = getattr(args, "pad_to", 1), getattr(args, "pad_square", False)
         if not own and halo is not None:
@@ -71,7 +70,7 @@ class Windows(NamedTuple):
         self, net: nn.Module, height: int, width: int, device: torch.device, number: int = 1
     ) -> Iterator[list[tuple[tuple, tuple, tuple]]]:
         """The windows of ``number`` images, see ``_tiles``, in lists of one size: as many as a GPU takes at once."""
-        ours = derainer.is_ours(net)
+        ours = derainer.is_prenet(net)
         if ours:
             core, halo = tile_size(self.tile, height, width, net.halo, device, number), net.halo
         else:
@@ -105,7 +104,7 @@ def _bytes_needed(pixels: int) -> float:
 def _room(device: torch.device) -> float:
     """Bytes that deraining may take now."""
     if device.type != "cuda":
-        return min(FREE_SHARE * free_memory() / ranks.local_count(), MEMORY_LIMIT)
+        return min(FREE_SHARE * free_memory() / distributed.local_size(), MEMORY_LIMIT)
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     free -= torch.cuda.memory_allocated(device)
     return min(FREE_SHARE * max(free, 0), _bytes_needed(LARGEST_WINDOW))
@@ -159,7 +158,7 @@ def _reflect(length: int, more: int, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def _infer(net: nn.Module, window: Tensor, windows: Windows) -> Tensor:
-    if derainer.is_ours(net):
+    if derainer.is_prenet(net):
         return derainer.apply(net, order(window))
     height, width = window.shape[2:]
     more = windows.padding(height, width)
@@ -219,7 +218,7 @@ def derain_pixels(
     try:
         return _derain_pixels(net, pixels, device, windows, rounding)
     except torch.OutOfMemoryError:  # of a GPU, which others may use as well
-        if windows.tile != -1 or not derainer.is_ours(net):
+        if windows.tile != -1 or not derainer.is_prenet(net):
             raise
     torch.cuda.empty_cache()
     small = windows._replace(tile=_core(AUTO_WINDOW, net.halo))
@@ -269,8 +268,8 @@ def validate(
     Several processes share the images.
     """
     scores: dict[int, metrics.Scores] = {}
-    with _evaluating(net), unprepared(net):
-        mine = range(len(pairs))[ranks.own()]
+    with _evaluating(net), without_tuning(net):
+        mine = range(len(pairs))[distributed.share()]
         for number in progress_bar(mine, desc="validating", unit="image", leave=False):
             if stop():
                 break
@@ -280,7 +279,7 @@ def validate(
                 scores[number] = metrics.score(derain_pixels(net, rainy, device, windows, "truncate"), clean)
             except derainer.DerainerError as error:
                 raise derainer.DerainerError(f"{pair.rainy}: {error}") from None
-    scores = {number: score for part in ranks.gather(scores) for number, score in part.items()}
+    scores = {number: score for part in distributed.gather(scores) for number, score in part.items()}
     return vars(metrics.mean([scores[n] for n in range(len(pairs))])) if len(scores) == len(pairs) else None
 
 
@@ -292,11 +291,11 @@ def validator(
     Raises:
         DerainerError: it can't take one of the sizes.
     """
-    ranks.require_same("--val_data_path", f"{len(pairs)} pairs, {fingerprint(pairs)}")
+    distributed.require_same("--val_data_path", f"{len(pairs)} pairs, {fingerprint(pairs)}")
     if not pairs:
         return None
     windows = windows or Windows()
-    if not derainer.is_ours(net):
+    if not derainer.is_prenet(net):
         with _evaluating(net):
             for height, width in sorted({pair.format()[:2] for pair in pairs}):
                 trial = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
@@ -306,27 +305,6 @@ def validator(
                     size = size_text((height, width))
                     raise derainer.DerainerError(f"--val_data_path: trial on {size} px: {error}") from None
     return lambda stop: validate(net, pairs, device, windows, stop)
-
-
-def prepare(net: nn.Module, device: torch.device, precision: str, compiled: bool) -> None:
-    """Set the switches of a network, and those of PyTorch, before it derains; says what the precision means.
-
-    Args:
-        precision, compiled: see ``derain_folder``.
-
-    Raises:
-        UserError: see ``require_fast``.
-    """
-    require_fast(precision, device)
-    set_arithmetic(precision)
-    if text := describe(precision, device):
-        print(text)
-    elif derainer.is_ours(net) and has_bfloat16(device):
-        print("this processor has bfloat16 instructions: --precision bf16 takes about half the time (docs/scaling.md)")
-    if derainer.is_ours(net) and (device.type == "cpu" or precision != "fp32"):
-        net.to(memory_format=torch.channels_last)  # faster, and leaner on a CPU; see ``order``
-    if compiled:
-        compile_net(net, device)
 
 
 def _partners(
@@ -397,22 +375,23 @@ def derain_folder(
             raise UserError(
                 f"--save_path: {save / name} is an input file and would be overwritten; choose another folder"
             )
-    ranks.require_shared("--save_path", save)
+    distributed.require_shared("--save_path", save)
     prepare(net.eval(), device, precision, compiled)
-    if derainer.is_ours(net):
-        with unprepared(net):
+    if precision != "bf16" and device.type == "cpu" and derainer.is_prenet(net) and has_bfloat16(device):
+        print("this processor has bfloat16 instructions: --precision bf16 takes about half the time (docs/scaling.md)")
+    if derainer.is_prenet(net):
+        with without_tuning(net):
             _infer(net, torch.zeros(1, 3, 32, 32, device=device), windows)  # warm-up
     elif windows.tile > 0:
         print(f"tiles of {windows.tile} px with a halo of {windows.halo} px: approximate for this derainer")
     done: dict[Path, _Result] = {}
-    mine = names[ranks.own()]
+    mine = names[distributed.share()]
     for number, name in enumerate(progress_bar(mine, unit="image")):
         result = done[name] = _Result()
         try:
             rainy = half_of(read_image(folder / name), pairing.halves[0])
             began = time.perf_counter()
-            with autocast(device, precision):
-                derained = derain_pixels(net, rainy, device, windows, rounding)
+            derained = derain_pixels(net, rainy, device, windows, rounding)
             result.seconds, result.deep = time.perf_counter() - began, rainy.dtype == np.uint16
             write_image(save / name, derained)
             result.written = True
@@ -422,26 +401,26 @@ def derain_folder(
                 rainy_score, derained_score = (metrics.score(x, truth) for x in (rainy, read_image(save / name)))
                 result.scores = {"rainy": rainy_score, "derained": derained_score}
         except KeyboardInterrupt as asked:
-            raise ranks.stopped(asked, number, len(mine), f"images are in {save}") from None
+            raise distributed.stopped(asked, number, len(mine), f"images are in {save}") from None
         except ImageError as error:  # the input or its ground truth; errors of writing are others and end the run
             result.problem = str(error)
         except derainer.DerainerError as error:  # of this size, perhaps
             result.problem = f"{folder / name}: {error}"
-            if number == 0 and ranks.first():
+            if number == 0 and distributed.is_first():
                 raise derainer.DerainerError(result.problem) from None
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             size = size_text(image_size(folder / name))
-            remedy = "--tile 256" if derainer.is_ours(net) else "--tile 256 --tile_halo 64 (approximate)"
+            remedy = "--tile 256" if derainer.is_prenet(net) else "--tile 256 --tile_halo 64 (approximate)"
             result.problem = f"{folder / name}: {size} px do not fit into memory; try {remedy}"
     timed = [result for result in done.values() if result.seconds is not None]
     if len(timed) > 1:
         timed[0].warm_up = True
-    done = {name: result for part in ranks.gather(done) for name, result in part.items()}
+    done = {name: result for part in distributed.gather(done) for name, result in part.items()}
     everything = [(name, done[name]) for name in names]
     code = _report(everything, save, folder, others, device)
-    if ranks.first() and any(result.written for _, result in everything):
+    if distributed.is_first() and any(result.written for _, result in everything):
         _page(everything, save, folder, pairs, Path(weights).name, pairing)
     return code
 
@@ -490,7 +469,7 @@ def _report(done: list[tuple[Path, _Result]], save: Path, folder: Path, others: 
     for name, result in done:
         if result.scores:
             table.add(name.as_posix(), **result.scores)
-    if table.rows and ranks.first():
+    if table.rows and distributed.is_first():
         table.save(save / "metrics.csv")
         print_result(table)
         print(f"written: {save / 'metrics.csv'}")

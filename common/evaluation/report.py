@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .. import cli
+from .. import cli, flags
 from ..data.images import read_image, to_eight_bits, write_image
 from ..data.pairs import find_pairs
 from ..data.pictures import GAP, sheet
@@ -25,13 +25,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_path("--clean", required=True, help="folder of clean images, paired by name")
     parser.add_netED()
     parser.add_argument("--number", type=cli.positive_int, default=4, help="images to show, the first by name")
-    cli.add_picture(parser)
+    flags.add_picture(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    out = cli.picture(args)
+    out = flags.picture(args)
     pairs = find_pairs(args.rainy, args.clean, "--rainy, --clean")[0][: args.number]
     names = [Path(pair.name) for pair in pairs]
     derained = [

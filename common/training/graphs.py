@@ -1,7 +1,7 @@
-"""Work that is recorded once and replayed: a thousand launches of kernels become one (CUDA graphs).
+"""CUDA graphs: a step is recorded once and replayed, so that a thousand launches of kernels become one.
 
-On a GPU a training step spends more time in launching kernels than in running them. What is recorded must depend on
-tensors alone: what Python does between them (numbers, branches, random draws of its own) is done once.
+On a GPU a training step spends more time in launching kernels than in running them. A recorded step must depend on
+tensors alone: Python's own part of it (numbers, branches, random draws) runs only once.
 """
 
 import contextlib
