@@ -274,13 +274,15 @@ def run(main: Callable[[], int | None], torchrun: bool = False) -> int:
     except BaseException as error:
         text, code = _explain(error)
         if distributed.is_launched():
+            if text != "":
+                _complain(printable_lines(traceback.format_exc() if text is None else text))
             sys.__stdout__.flush()
-            _complain(printable_lines(traceback.format_exc() if text is None else text)) if text != "" else None
             os._exit(code)  # not sys.exit, which may wait for lost processes
         if text is None:
             raise
-        if text:
-            print(printable_lines(text), file=sys.stderr)
+        with contextlib.suppress(OSError):  # whoever read it is gone
+            if text:
+                print(printable_lines(text), file=sys.stderr)
         return code
     finally:
         sys.unraisablehook = before

@@ -82,7 +82,6 @@ class TrainingFolder:
             UserError: there is nothing to go on from, or the folder holds another training.
         """
         resume, overwrite = self.args.resume, self.args.overwrite
-        self._check_folders()
         if overwrite and resume:
             raise UserError("--overwrite and --resume contradict each other; give one of them")
         states = self._states()
@@ -119,8 +118,12 @@ class TrainingFolder:
             if (state["epoch"], state["step"]) > (self.epoch, self.step):
                 self._outdated.append(state["path"])
 
-    def _check_folders(self) -> None:
-        """Input folders are never written to."""
+    def require_apart(self) -> None:
+        """Input folders are never written to.
+
+        Raises:
+            UserError: --model_dir or --log_dir lies in one.
+        """
         for flag in ("model_dir", "log_dir"):
             written = Path(getattr(self.args, flag)).resolve()
             for source in INPUTS:
@@ -328,7 +331,8 @@ def open_folder(args: argparse.Namespace, script: str, *prefixes: str) -> Iterat
         UserError: see ``TrainingFolder.find``; or another process trains in the same folder.
     """
     folder = TrainingFolder(args, script, prefixes)
-    lock = FileLock(folder.path / ".lock", thread_local=False)
+    folder.require_apart()
+    lock, is_fresh = FileLock(folder.path / ".lock", thread_local=False), not folder.path.exists()
     if not args.dry_run and distributed.is_first():
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
@@ -345,6 +349,9 @@ def open_folder(args: argparse.Namespace, script: str, *prefixes: str) -> Iterat
         yield folder
     finally:
         lock.release()
+        if is_fresh and [path.name for path in folder.path.glob("*")] == [".lock"]:  # nothing came of it
+            (folder.path / ".lock").unlink()
+            folder.path.rmdir()
 
 
 def describe(

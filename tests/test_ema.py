@@ -5,22 +5,25 @@ import torch
 from torch import nn
 
 from common.errors import UserError
-from common.training.averaging import Average
 from common.training.checkpoint import load_generator
-from tests.test_training import load, resume, same, train
+from common.training.ema import EMA
+from tests.runs import load, same, train
 
 
-def test_the_average_is_what_the_formula_says():
+@pytest.mark.parametrize("ramp", [False, True])
+def test_the_formula(ramp):
     net = nn.Linear(2, 1)
-    wanted = net.weight.detach().clone()
-    average = Average(net, 0.9)
-    for k in range(3):
+    expected = net.weight.detach().clone()
+    ema = EMA(net, 0.5, every=2, ramp=ramp)
+    for index in range(9):
         with torch.no_grad():
-            net.weight.copy_(torch.tensor([[k, -1.0]]))
-        wanted = 0.9 * wanted + 0.1 * net.weight.detach()
-        average.update()
-    torch.testing.assert_close(average.net.weight, wanted)
-    assert not average.net.weight.requires_grad and not average.net.training
+            net.weight.copy_(torch.tensor([[index, -1.0]]))
+        if index % 2 == 0:
+            decay = min(0.5, (1 + index) / (10 + index)) if ramp else 0.5
+            expected = decay * expected + (1 - decay) * net.weight.detach()
+        ema.update(index)
+    torch.testing.assert_close(ema.net.weight, expected)
+    assert not ema.net.weight.requires_grad and not ema.net.training
 
 
 def test_training_with_an_average_is_the_same_training(pairs_folder, tmp_path):
@@ -37,24 +40,15 @@ def test_training_with_an_average_is_the_same_training(pairs_folder, tmp_path):
 def test_a_resumed_average_equals_an_uninterrupted_one(pairs_folder, tmp_path):
     train(pairs_folder, tmp_path / "a", "--niter", 4, "--ema", 0.8)
     train(pairs_folder, tmp_path / "b", "--niter", 2, "--ema", 0.8)
-    resume(tmp_path / "b", "--resume", -1, "--niter", 4)
+    train(pairs_folder, tmp_path / "b", "--niter", 4, "--ema", 0.8)
     for name in ("ED", "ED_ema"):
         assert same(load(tmp_path / "a" / f"{name}_state_4.pt"), load(tmp_path / "b" / f"{name}_state_4.pt"))
 
 
-def test_an_average_belongs_to_a_run_from_its_beginning(pairs_folder, tmp_path):
+def test_an_average_belongs_to_a_training_from_its_beginning(pairs_folder, tmp_path):
     train(pairs_folder, tmp_path / "m", "--niter", 1)
-    with pytest.raises(UserError, match="--ema is 0.5, the run has 0"):
-        resume(tmp_path / "m", "--resume", -1, "--niter", 2, "--ema", 0.5)
-    state = load(tmp_path / "m" / "train_state_last.pt")
-    del state["options"]["ema"]  # written by an older version
-    torch.save(state, tmp_path / "m" / "train_state_last.pt")
-    with pytest.raises(UserError, match="keeps no ED_ema"):
-        resume(tmp_path / "m", "--resume", -1, "--niter", 2, "--ema", 0.5)
-    resume(tmp_path / "m", "--resume", -1, "--niter", 2)
-
-
-def test_overwriting_a_run_leaves_no_average_behind(pairs_folder, tmp_path):
-    train(pairs_folder, tmp_path / "m", "--niter", 2, "--ema", 0.5)
+    with pytest.raises(UserError, match="--ema is 0.5, was 0"):
+        train(pairs_folder, tmp_path / "m", "--niter", 2, "--ema", 0.5)
+    train(pairs_folder, tmp_path / "m", "--niter", 1, "--overwrite", "--ema", 0.5)
     train(pairs_folder, tmp_path / "m", "--niter", 1, "--overwrite")
     assert not list((tmp_path / "m").glob("*ema*"))
