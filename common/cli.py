@@ -274,7 +274,7 @@ def run(main: Callable[[], int | None], torchrun: bool = False) -> int:
     except BaseException as error:
         text, code = _explain(error)
         if distributed.is_launched():
-            if text != "":
+            if text != "" and not (code == 130 and os.environ["RANK"] != "0"):  # rank 0 tells of Ctrl-C
                 _complain(printable_lines(traceback.format_exc() if text is None else text))
             sys.__stdout__.flush()
             os._exit(code)  # not sys.exit, which may wait for lost processes

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from common.graphs import CannotRecord
+from common.training.graphs import CannotRecord
 
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal"}
 FROM_PYTHON = {"lift_fresh", "lift_fresh_copy"}  # torch.tensor(3.0) in the midst of a step
@@ -58,7 +58,7 @@ class _Notes(TorchDispatchMode):
 
 
 class Tape:
-    """A ``common.graphs.Recorder``.
+    """A ``common.training.graphs.Recorder``.
 
     Attributes:
         recorded, replayed: how many recordings and replays there were.

@@ -7,14 +7,21 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 
-def adam(parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float] = (0.9, 0.999)) -> Adam:
-    """Adam with PyTorch's eps, of the parameters that learn; on a GPU fused, and fit for a recording (CUDA graphs).
+def adam(
+    parameters: Iterable[nn.Parameter],
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    recordable: bool | None = None,
+) -> Adam:
+    """Adam with PyTorch's eps, of the parameters that learn. Its rate is kept in ``initial_lr`` as well.
 
-    Its rate is kept in ``initial_lr`` as well: on a GPU ``lr`` is a tensor, see ``set_rate``.
+    Args:
+        recordable: fused, and with its rate in a tensor, fit for CUDA graphs; None: on a GPU.
     """
     parameters = [p for p in parameters if p.requires_grad]
-    if parameters and parameters[0].device.type == "cuda":
-        rate = torch.tensor(lr, dtype=torch.float32, device=parameters[0].device)
+    device = parameters[0].device if parameters else torch.device("cpu")
+    if device.type == "cuda" if recordable is None else recordable:
+        rate = torch.tensor(lr, dtype=torch.float32, device=device)
         optimizer = Adam(parameters, rate, betas, fused=True, capturable=True)
     else:
         optimizer = Adam(parameters, lr, betas)

@@ -45,7 +45,8 @@ def record(
         optimizers: all that it steps.
     """
     device = next(nets[0].parameters()).device
-    if device.type != "cuda":
+    records = recorder(device)
+    if records is None:
         if args.cuda_graphs == "on":
             print("--cuda_graphs on: no GPU is used, so nothing is recorded")
         return step
@@ -57,7 +58,7 @@ def record(
         print(f"--cuda_graphs: {reason}; going on without")
         return step
     floor = FLOOR if args.precision == "fp32" else ROUNDED
-    return RecordedStep(step, recorder(device), floor, args.iters_per_epoch, cycle, nets, optimizers)
+    return RecordedStep(step, records, floor, args.iters_per_epoch, cycle, nets, optimizers)
 
 
 class RecordedStep:
