@@ -117,7 +117,7 @@ def after(tmp_path_factory):
         "HOME": place / "home",
         "TMPDIR": place / "tmp",
     }
-    folders["CORPUS"] = ROOT / "tests" / "corpus" / "image"
+    folders["CORPUS"] = ROOT / "tests" / "robustness" / "corpus" / "image"
     env = kept | {key: str(value) for key, value in folders.items()} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*NO_NETWORK, sys.executable, "-c", CODE], cwd=place / "cwd", env=env, capture_output=True, text=True

@@ -1,6 +1,6 @@
 """Kill trainings at moments of every kind, go on with --resume -1, and compare with what nobody has disturbed.
 
-    python -m tests.faults --kills 60
+    python -m tests.robustness.faults --kills 60
 
 Each kind of moment but the last is met exactly: the training starts in a process forked from one that has imported all
 (a second where a fresh start takes five), with the kill wired in; the product knows nothing of it. Kills 'by the clock'
@@ -355,4 +355,4 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     __spec__ = __file__ = None  # or forked processes would run this file once more, as their main one
-    sys.exit(importlib.import_module("tests.faults").main())  # by its own name, which forked processes look it up by
+    sys.exit(importlib.import_module("tests.robustness.faults").main())  # forked processes look it up by this name

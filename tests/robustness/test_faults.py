@@ -29,9 +29,9 @@ from common.models import Derain
 from common.training import checkpoint, joint, log
 from for_syn import generate_rain, test_disentanglement, test_interpolation, test_syn_joint, train_syn_aug
 from for_syn import train_syn_joint as script
-from tests import faults
 from tests.conftest import photo, write_pairs
 from tests.golden import fill
+from tests.robustness import faults
 from tests.test_training import arguments, assert_same_run, load, resume, train
 
 OFTEN = ["--save_minutes", 1e-9]  # a state before every step

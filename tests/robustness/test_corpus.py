@@ -1,6 +1,6 @@
-"""Everything that ever broke, and what is made to break: each ends as tests/corpus says, in little time and memory.
+"""Every input that ever broke a command ends with one message, in little time and memory.
 
-tests/corpus/KIND/END/FILE: files that the fuzz runs found (tests/fuzz.py), by what reads them and how that is to end.
+corpus/KIND/END/FILE: inputs that a run of fuzz.py reported, by the code that reads them and how that has to end.
 """
 
 import argparse
@@ -35,9 +35,9 @@ from common.training import checkpoint
 from common.training.log import Log
 from common.training.run import FRACTIONS, MAY_BE_ZERO, _are_values
 from for_syn import generate_rain, test_syn_aug, train_syn_aug
-from tests import fuzz, mutate
 from tests.conftest import photo
 from tests.golden import ROOT
+from tests.robustness import fuzz, mutate
 
 CORPUS = Path(__file__).parent / "corpus"
 FILES = sorted(path for path in CORPUS.rglob("*") if path.is_file())
@@ -521,7 +521,7 @@ def test_a_small_fuzz_run_finds_nothing_and_stays_in_its_folder(tmp_path, seeds)
             try:
                 fuzz.run_case(3, number, seeds, tmp_path / "case")
             except fuzz.Finding as finding:
-                pytest.fail(f"python -m tests.fuzz --seed 3 --only {number}: {finding}")
+                pytest.fail(f"python -m tests.robustness.fuzz --seed 3 --only {number}: {finding}")
     caches = "__pycache__"
     for folder, there in before.items():
         assert [path for path in folder.rglob("*") if path not in there and caches not in path.parts] == []

@@ -1,7 +1,7 @@
 """Bad input of every kind, thousands of times: nothing may end in a traceback, hang, or take the machine's memory.
 
-    python -m tests.fuzz --cases 12000 --seed 1 --findings findings
-    python -m tests.fuzz --seed 1 --only 4711 --findings findings
+    python -m tests.robustness.fuzz --cases 12000 --seed 1 --findings findings
+    python -m tests.robustness.fuzz --seed 1 --only 4711 --findings findings
 
 A case is made from (seed, number) alone: files in a folder of its own, then a call of the project's own code through
 ``cli.run``, as a script would end. Good ends are exit code 0; 2 with a message that names the file or flag; and 1
@@ -49,9 +49,9 @@ from common.training import checkpoint
 from common.training.log import Log
 from common.training.run import open_run
 from for_syn import generate_rain, test_syn_aug, train_syn_aug
-from tests import mutate
 from tests.conftest import photo, write_pairs
 from tests.golden import ROOT, fill
+from tests.robustness import mutate
 
 SECONDS, MEGABYTES = 10, 1000  # for one case
 STDERR_LINES = 20
