@@ -1,10 +1,13 @@
+import contextlib
 import os
 import subprocess
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
+from common import cli
 from common.data.demo import rain_layer
 from common.data.images import write_image
 from common.generation import rain
@@ -78,6 +81,19 @@ def folders(data, model):
         f"{model}_l",
     ]
     return list(map(str, flags))
+
+
+def flags_of(module):
+    """The argparse actions of a script or command, by the name of the flag."""
+    parsers = []
+
+    def stop(parser, argv=None):
+        parsers.append(parser)
+        raise StopIteration
+
+    with mock.patch.object(cli.Parser, "parse_args", stop), contextlib.suppress(StopIteration):
+        (getattr(module, "parse_args", None) or module.main)([])
+    return {action.dest: action for action in parsers[0]._actions if action.option_strings and action.dest != "help"}
 
 
 @pytest.fixture(scope="session")
