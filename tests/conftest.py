@@ -1,3 +1,5 @@
+"""Fixtures and helpers that several test files share."""
+
 import contextlib
 import os
 import subprocess
@@ -55,32 +57,15 @@ def streaks_folder(tmp_path):
 
 
 def begin(*command, env, **more):
-    """A command in the project's folder, in a process group of its own; all that it prints in one stream."""
-    return subprocess.Popen(
-        list(map(str, command)),
-        cwd=ROOT,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        **more,
-    )
+    """Start a command in the project's folder, in a process group of its own; stdout takes stderr too."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(list(map(str, command)), cwd=ROOT, env=env, start_new_session=True, **streams, **more)
 
 
 def folders(data, model):
     """The flags of a training on pairs_folder, with logs beside the models."""
-    flags = [
-        "--data_path",
-        data / "rain",
-        "--gt_path",
-        data / "norain",
-        "--model_dir",
-        model,
-        "--log_dir",
-        f"{model}_l",
-    ]
-    return list(map(str, flags))
+    flags = ["--data_path", data / "rain", "--gt_path", data / "norain", "--model_dir", model]
+    return list(map(str, [*flags, "--log_dir", f"{model}_l"]))
 
 
 def flags_of(module):
