@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import common.models
-from common import benchmark, cli
+from common import cli
 from common.data.images import write_image
 from common.generation import knobs, rain
 from common.models import Derain, EDNet, PReNet
@@ -65,7 +65,6 @@ OWN = {  # for single scripts; None leaves the default
     "train_syn_encoder.py": {"niter": None, "iters_per_epoch": "1"},
     "common.data.pack": {"workers": None},
     "common.data.compose": {"workers": None},
-    "common.benchmark": {"workers": "1"},
     "common.evaluation.distance": {"patch": "16"},
     "common.evaluation.report": {"number": None},
     "common.evaluation.which_rain": {"kinds": "procedural", "variants": "1"},
@@ -138,13 +137,11 @@ def world(tmp_path, monkeypatch):
         self.folder = tmp_path / self.folder.name if script else tmp_path
 
     monkeypatch.setattr(cli.Parser, "__init__", elsewhere)  # default paths
-    for module, name, value in (  # generators, knobs and the machine are measured on little
+    for module, name, value in (  # generators and knobs are measured on little
         (rain, "POOL", 32),
         (knobs, "SIDE", 48),
         (knobs, "PLACES", 2),
         (knobs, "RANGES", {"angle": (-45, 45)}),
-        (benchmark, "MATRIX", {"cpu": 64}),
-        (benchmark, "SETTLE", 0.0),
     ):
         monkeypatch.setattr(module, name, value)
     monkeypatch.chdir(tmp_path)
