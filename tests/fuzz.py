@@ -41,7 +41,7 @@ from common.data import compose, demo, pack
 from common.data.images import has_alpha, image_format, read_image, write_image
 from common.data.pairs import PairList
 from common.errors import UserError
-from common.evaluation import claims, curves, derain, distance, gallery, metrics, report
+from common.evaluation import claims, curves, derain, distance, metrics, report
 from common.files import FORMULA
 from common.generation import export, knobs, rain
 from common.generation.manifest import Manifest
@@ -60,7 +60,7 @@ SHARES = {  # of 100 cases
     "choice": 3, "table": 4, "names": 4, "command": 8,
 }  # fmt: skip
 SCRIPTS = sorted(str(p.relative_to(ROOT)).removesuffix(".py").replace("/", ".") for p in ROOT.glob("for_*/*.py"))
-COMMANDS = (benchmark, claims, compose, curves, demo, distance, export, gallery, knobs, metrics, pack, report)
+COMMANDS = (benchmark, claims, compose, curves, demo, distance, export, knobs, metrics, pack, report)
 
 
 class Finding(Exception):
@@ -333,7 +333,7 @@ def choice(rng: np.random.Generator, folder: Path, seeds: Seeds) -> Callable[[],
 
 
 def table(rng: np.random.Generator, folder: Path, seeds: Seeds) -> Callable[[], object]:
-    """A log.csv, a table of the gallery, a compose.json."""
+    """A log.csv, a table of a page, a compose.json."""
     data = mutate.as_csv(seeds.log * int(rng.integers(1, 3)), rng)
     (folder / "log.csv").write_bytes(data)
     way = rng.integers(4)
@@ -347,7 +347,7 @@ def table(rng: np.random.Generator, folder: Path, seeds: Seeds) -> Callable[[], 
         return goes_on
     if way == 2:
         flags = ["--out", f"{folder}/out", "--show", f"{seeds.pairs}/rain/8.png", mutate.odd(rng)]
-        return lambda: gallery.main([*flags, "--table", f"{folder}/log.csv", "--title", mutate.odd(rng)])
+        return lambda: report.main([*flags, "--table", f"{folder}/log.csv", "--title", mutate.odd(rng)])
     shutil.copytree(seeds.folder / "composed", folder / "out")
     (folder / "out" / compose.NAME).write_bytes(mutate.as_json(mutate.changed(seeds.composed, rng), rng))
     flags = seeds.compose_flags(folder / "out") + (["--overwrite"] if rng.random() < 0.5 else [])
@@ -391,7 +391,7 @@ def names(rng: np.random.Generator, folder: Path, seeds: Seeds) -> Callable[[], 
         shown = [text for path in sorted(rainy.rglob("*")) if path.is_file() for text in (str(path), path.name)]
         if shown:
             table = ["--table", f"{out}/metrics.csv"] if (out / "metrics.csv").exists() else []
-            gallery.main(["--out", f"{out}/page", "--show", *shown, *table, "--title", out.name])
+            report.main(["--out", f"{out}/page", "--show", *shown, *table, "--title", out.name])
         for path in out.rglob("*.csv"):
             with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
                 cells = [cell for row in csv.reader(file) for cell in row if cell.startswith(FORMULA)]
@@ -437,7 +437,7 @@ def good_flags(module: ModuleType, folder: Path, seeds: Seeds) -> dict[str, list
         "rainy": [seeds.pairs / "rain"], "derained": [seeds.pairs / "norain"], "data": [folder / "d"], "turns": [1],
         "show": [seeds.pairs / "rain" / "8.png", "text"],
     }  # fmt: skip
-    if module in (compose, gallery, claims, demo):
+    if module in (compose, claims, demo):
         known["out"] = [folder / "o"]
     if module in (pack, export):
         known["out"] = [folder / ("o.h5" if module is pack else "o.pt")]

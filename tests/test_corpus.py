@@ -28,7 +28,7 @@ from common.data import compose, pack
 from common.data.images import ImageError, image_format, read_image, write_image
 from common.data.pairs import PairList
 from common.errors import UserError
-from common.evaluation import curves, gallery, metrics
+from common.evaluation import curves, metrics, report
 from common.files import cell, read_small, text_of
 from common.generation.manifest import Manifest
 from common.training import checkpoint
@@ -321,7 +321,7 @@ def test_nothing_waits_for_a_named_pipe(tmp_path, seeds, capsys):
     flags = ["--use_gpu", "false", "--dry_run", "--model_dir", f"{tmp_path}/m", "--log_dir", f"{tmp_path}/l"]
     calls = {
         "log.csv can't be read": lambda: curves.main(["--log_dir", str(tmp_path), "--out", f"{tmp_path}/c.png"]),
-        "--table: .*is no file": lambda: gallery.main(show),
+        "--table: .*is no file": lambda: report.main(show),
         "manifest.csv: is in the way": lambda: Manifest(tmp_path),
         "--data_path: .*data is not a folder": lambda: train_syn_aug.main(
             ["--data_path", str(pipes["data"]), *flags, "--fake_ratio", "0"]
@@ -432,7 +432,7 @@ def test_formulas_in_names_stay_names(tmp_path, generator, quick, capsys):
     cells = [row[0] for row in csv.reader((tmp_path / "m.csv").read_text().splitlines())]
     assert not [text for text in cells if text.startswith(("=", "+", "-", "@", "\t"))]
     assert set(map(text_of, cells)) == {"image", "mean", *names}
-    assert gallery.main(["--out", f"{tmp_path}/g", "--show", f"{tmp_path}/rain/@x.png", "x", "--table", flags[-1]]) == 0
+    assert report.main(["--out", f"{tmp_path}/g", "--show", f"{tmp_path}/rain/@x.png", "x", "--table", flags[-1]]) == 0
     page = (tmp_path / "g" / "index.html").read_text()
     assert "<td>=1+1.png</td>" in page and "<td>&#39;=1.png</td>" in page
     words = ["--data_path", f"{tmp_path}/norain", "--save_path", f"{tmp_path}/out", "--netED", str(generator)]
@@ -449,7 +449,7 @@ def test_a_page_escapes_whatever_names_hold(tmp_path):
     write_image(tmp_path / name, photo(20, 24, 0))
     (tmp_path / "t.csv").write_text('image,"<b>"\n"<script>alert(1)</script>",1\n')
     words = ["--out", f"{tmp_path}/g", "--show", str(tmp_path / name), name, "--title", "<i>", "--table"]
-    assert gallery.main([*words, f"{tmp_path}/t.csv"]) == 0
+    assert report.main([*words, f"{tmp_path}/t.csv"]) == 0
     page = (tmp_path / "g" / "index.html").read_text()
     assert not any(text in page for text in ("<img src=x", "<script", "<b>", "<i>")) and "&lt;script&gt;" in page
 

@@ -22,7 +22,7 @@ from common import cli
 from common.data import compose, pack
 from common.data.images import read_image, write_image
 from common.errors import TrainingStopped, UserError, is_dead_worker
-from common.evaluation import curves, derain, gallery, metrics, report
+from common.evaluation import curves, derain, metrics, report
 from common.generation import export, photos
 from common.generation.manifest import Manifest
 from common.models import Derain
@@ -362,12 +362,12 @@ def commands(whole, tmp_path, generator, monkeypatch):
         "report": (report.main, seen, "--out sheet.png"),
         "curves": (curves.main, ["--log_dir", whole / "model_logs"], "--out curves.png"),
         "export": (export.main, ED, "--out half.pt"),
-        "gallery": (gallery.main, ["--show", data / "rain" / "8.png", "Rain."], "--out"),
+        "page": (report.main, ["--show", data / "rain" / "8.png", "Rain."], "--out"),
     }
 
 
 NAMES = ["derain", "metrics", "rain", "compose", "compose a pack", "pack", "interpolation", "sweeps", "animation"]
-NAMES += ["report", "curves", "export", "gallery"]
+NAMES += ["report", "curves", "export", "page"]
 
 
 @pytest.mark.usefixtures("quick")
