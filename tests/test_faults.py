@@ -22,7 +22,7 @@ from common import cli
 from common.data import compose, pack
 from common.data.images import read_image, write_image
 from common.errors import TrainingStopped, UserError, is_dead_worker
-from common.evaluation import curves, derain, metrics, report
+from common.evaluation import curves, derain, derain_folder, metrics, report
 from common.generation import export, photos
 from common.generation.manifest import Manifest
 from common.models import Derain
@@ -494,14 +494,14 @@ def test_an_image_of_validation_changes_during_training(copied, tmp_path, monkey
 @pytest.mark.parametrize("how", CHANGES)
 @pytest.mark.parametrize("folder", ["rain", "norain"])
 def test_an_image_changes_during_deraining(copied, tmp_path, commands, monkeypatch, capsys, how, folder):
-    real = derain.write_image
+    real = derain_folder.write_image
 
     def write(path, pixels):
         if path.name == "8.png":
             CHANGES[how](copied / folder / "9.png")
         real(path, pixels)
 
-    monkeypatch.setattr(derain, "write_image", write)
+    monkeypatch.setattr(derain_folder, "write_image", write)
     main, flags, _ = commands["derain"]
     flags = ["--data_path", copied / "rain", "--gt_path", copied / "norain", *flags[4:]]
     assert outcome(main, *flags, "--save_path", tmp_path / "out") == 1
@@ -568,13 +568,13 @@ def test_validation_without_memory(whole, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("whom", LACKS)
 def test_deraining_without_memory_for_one_image(commands, tmp_path, monkeypatch, capsys, whom):
-    real, calls = derain.derain_pixels, []
+    real, calls = derain_folder.derain_pixels, []
 
     def derain_pixels(*args):
         calls.append(1)
         return lacking(whom)() if len(calls) == 2 else real(*args)
 
-    monkeypatch.setattr(derain, "derain_pixels", derain_pixels)
+    monkeypatch.setattr(derain_folder, "derain_pixels", derain_pixels)
     main, flags, _ = commands["derain"]
     assert outcome(main, *flags, "--save_path", tmp_path / "out") == 1
     told = capsys.readouterr().err
