@@ -142,7 +142,7 @@ def test_several_folders_give_one_table(tmp_path, capsys):
 
 
 def test_labels_of_several_folders():
-    assert metrics.labels(["/x/a"]) == ["result"] and metrics.labels(["/x/a", "/x/b"]) == ["a", "b"]
+    assert metrics.labels(["/x/a"]) == ["a"] and metrics.labels(["/x/a", "/x/b"]) == ["a", "b"]
     assert metrics.labels(["/x/a", "/y/a", "/y/b"]) == ["x/a", "y/a", "y/b"]
     assert metrics.labels(["/x/a", "/x/a"]) == ["1: /x/a", "2: /x/a"]
 

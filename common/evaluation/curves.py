@@ -129,8 +129,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     out = cli.picture(args)
-    names = labels(args.log_dir) if len(args.log_dir) > 1 else [Path(args.log_dir[0]).name]
-    logs = {name: read_log(Path(folder)) for name, folder in zip(names, args.log_dir, strict=True)}
+    logs = {name: read_log(Path(folder)) for name, folder in zip(labels(args.log_dir), args.log_dir, strict=True)}
     with warnings.catch_warnings(action="ignore"):  # of letters that the font lacks, of values without measure
         picture = draw(logs, args.hours)
     write_image(out, picture)

@@ -242,14 +242,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def labels(folders: list[str]) -> list[str]:
-    """What the columns of the table are called: 'result', or for several folders their names, made distinct."""
-    if len(folders) == 1:
-        return ["result"]
-    parts, depth = [Path(folder).parts for folder in folders], 1
+def labels(paths: list[str]) -> list[str]:
+    """Names of files or folders: the last part of each path, or as many parts as make them distinct."""
+    parts, depth = [Path(path).parts for path in paths], 1
     while len({p[-depth:] for p in parts}) < len(parts) and depth < max(map(len, parts)):
         depth += 1
-    names = [str(Path(*p[-depth:])) for p in parts]
+    names = [printable(str(Path(*p[-depth:]))) for p in parts]
     return names if len(set(names)) == len(names) else [f"{i + 1}: {name}" for i, name in enumerate(names)]
 
 
@@ -266,7 +264,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     if args.report and Path(args.report).suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--report: {args.report} must end in .html")
-    columns, half = labels(args.pred), Pairing.from_flags(args).halves[1]
+    columns = labels(args.pred) if len(args.pred) > 1 else ["result"]
+    half = Pairing.from_flags(args).halves[1]
     found: dict[str, list[Pair]] = {}
     for label, folder in zip(columns, args.pred, strict=True):
         pairs, _ = find_pairs(folder, args.gt, "--pred, --gt", pairing=Pairing(args.pair_by))
