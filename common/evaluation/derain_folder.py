@@ -122,7 +122,7 @@ def _partners(folder: Path, names: list[Path], gt_path: str | None, pairing: Pai
         pairs = [Pair(str(names[0]), folder / names[0], Path(gt_path))]
     else:
         pairs, _ = find_pairs(folder, gt_path, flags, names=names, pairing=pairing)
-    metrics.check_sizes(pairs, flags, leave=True)
+    metrics.check_sizes(pairs, flags)
     return {Path(pair.name): pair for pair in pairs}
 
 
