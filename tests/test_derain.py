@@ -123,31 +123,6 @@ def test_what_the_allocator_keeps_is_free(monkeypatch):
     assert module._room(gpu) == module._bytes_needed(2**24 - 1)
 
 
-def test_where_a_gpu_has_too_little_room_after_all_small_tiles_are_taken(monkeypatch):
-    net, pixels = fill(PReNet(6), 3), photo(400, 500, 1)
-    tried = []
-
-    def small_gpu(net, window, windows):
-        tried.append(tuple(window.shape[2:]))
-        if window[0, 0].numel() > 200 * 200:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return window
-
-    monkeypatch.setattr(module, "free_memory", lambda: 64e9)
-    monkeypatch.setattr(module, "_infer", small_gpu)
-    cpu = torch.device("cpu")
-    with pytest.raises(torch.OutOfMemoryError):
-        module.derain_pixels(net, pixels, cpu, module.Windows(0), "nearest")
-    monkeypatch.setattr(module, "AUTO_WINDOW", 300)  # core 144, window 300: still too large
-    with pytest.raises(torch.OutOfMemoryError):
-        module.derain_pixels(net, pixels, cpu, module.Windows(), "nearest")
-    tried.clear()
-    net = fill(PReNet(1), 3)
-    monkeypatch.setattr(module, "AUTO_WINDOW", 200)
-    found = module.derain_pixels(net, pixels, cpu, module.Windows(), "nearest")
-    assert tried[0] == (400, 500) and len(tried) > 4 and np.array_equal(found, pixels)
-
-
 @pytest.mark.parametrize("rounding", ["truncate", "nearest"])
 def test_pixels_on_the_device_are_those_of_numpy(rounding):
     values = torch.linspace(-0.1, 1.1, 3 * 70 * 50).view(1, 3, 70, 50)

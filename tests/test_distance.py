@@ -148,10 +148,10 @@ def test_classifiers_tell_wavy_from_straight_and_not_like_from_like():
     waves = [eight(wavy(layers, 10, 1.5, 12)) for layers in (other, more)]
     pair = (eight(real), waves[0]), (eight(fresh), waves[1])
     for kind, steps in ((two_sample.STRICT, 60), (two_sample.SMALL, 120)):
-        like = two_sample.told_apart((eight(real), eight(other)), (eight(fresh), eight(more)), cpu, kind, steps)
-        unlike = two_sample.told_apart(*pair, cpu, kind, steps)
+        like = two_sample.largest_auc((eight(real), eight(other)), (eight(fresh), eight(more)), cpu, kind, steps)
+        unlike = two_sample.largest_auc(*pair, cpu, kind, steps)
         assert abs(like - 0.5) < 0.08 and unlike > 0.97
-        assert two_sample.told_apart(*pair, cpu, kind, steps) == unlike  # repeatable
+        assert two_sample.largest_auc(*pair, cpu, kind, steps) == unlike  # repeatable
     assert (torch.get_rng_state() == global_state).all()
 
 

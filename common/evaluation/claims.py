@@ -37,7 +37,7 @@ from ..data.pairs import find_pairs
 from ..errors import TrainingStopped, UserError
 from ..files import write_bytes
 from ..terminal import progress_bar
-from .curves import panels, read_log
+from .curves import panels, picture, read_log
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY_TEST = tuple(f"norain-{k}.png" for k in (3, 6, 9, 12, 15, 18))  # of the 18 pairs of Rain100H's training set
@@ -255,18 +255,18 @@ def _spread(rows: list[dict], key: str) -> str:
 
 def figure(plan: Plan, rows: list[dict], rainy: dict[str, tuple[float, float]]) -> np.ndarray:
     """The curves of all trainings on the test pairs, a panel for each cell: (H, W, 3) uint8."""
-    with panels(1, len(rainy), 4.2, 3.4) as (axes, picture):
-        for name, axis in zip(rainy, axes, strict=True):
-            for way, color in zip(WAYS, ("C7", "C0"), strict=True):
-                for k, row in enumerate(row for row in rows if row["cell"] == name and row["way"] == way):
-                    log = read_log(plan.out / name / f"seed{row['seed']}" / f"{way}_logs")
-                    label = f"{way} generated rain" if k == 0 else None
-                    axis.plot(log["step"], log["val_psnr_y"], color=color, marker=".", label=label)
-            axis.axhline(rainy[name][0], color="black", linestyle=":", label="rainy")
-            axis.set_title(f"{CELLS[name].rain} rain, {CELLS[name].pairs} pairs: PSNR on Y, dB", fontsize=9)
-            axis.set_xlabel("steps", fontsize=8)
-            axis.legend(fontsize=7)
-        return picture()
+    drawing, axes = panels(1, len(rainy), 4.2, 3.4)
+    for name, axis in zip(rainy, axes, strict=True):
+        for way, color in zip(WAYS, ("C7", "C0"), strict=True):
+            for k, row in enumerate(row for row in rows if row["cell"] == name and row["way"] == way):
+                log = read_log(plan.out / name / f"seed{row['seed']}" / f"{way}_logs")
+                label = f"{way} generated rain" if k == 0 else None
+                axis.plot(log["step"], log["val_psnr_y"], color=color, marker=".", label=label)
+        axis.axhline(rainy[name][0], color="black", linestyle=":", label="rainy")
+        axis.set_title(f"{CELLS[name].rain} rain, {CELLS[name].pairs} pairs: PSNR on Y, dB", fontsize=9)
+        axis.set_xlabel("steps", fontsize=8)
+        axis.legend(fontsize=7)
+    return picture(drawing)
 
 
 def write_results(plan: Plan, rows: list[dict]) -> None:

@@ -9,11 +9,13 @@ import io
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rcParams
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from .. import cli
 from ..data.images import write_image
@@ -61,34 +63,23 @@ def read_log(folder: Path) -> dict[str, np.ndarray]:
     return columns
 
 
-@contextmanager
-def panels(rows: int, columns: int, width: float, height: float) -> Iterator[tuple[list, Callable[[], np.ndarray]]]:
-    """Axes of matplotlib, row by row, and a function that makes a picture of them: (H, W, 3) uint8.
-
-    Args:
-        width, height: of a panel in inches, at 100 px each.
-    """
-    import matplotlib  # here, since nothing else needs it
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    pyplot.rcParams["text.parse_math"] = False  # names may hold a $
-    size = width * columns, height * rows
-    figure, axes = pyplot.subplots(rows, columns, figsize=size, dpi=100, squeeze=False)
-    for axis in axes.flat:
+def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with panels, row by row; ``width`` and ``height`` of a panel are in inches, at 100 px each."""
+    rcParams["text.parse_math"] = False  # names may hold a $
+    figure = Figure((width * columns, height * rows), dpi=100)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes:
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.3)
+    return figure, axes
 
-    def picture() -> np.ndarray:
-        figure.tight_layout()
-        figure.canvas.draw()
-        return np.ascontiguousarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
 
-    try:
-        yield list(axes.flat), picture
-    finally:
-        pyplot.close(figure)
+def picture(figure: Figure) -> np.ndarray:
+    """A figure as (H, W, 3) uint8."""
+    canvas = FigureCanvasAgg(figure)
+    figure.tight_layout()
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def draw(logs: dict[str, dict[str, np.ndarray]], hours: bool = False) -> np.ndarray:
@@ -111,27 +102,27 @@ def draw(logs: dict[str, dict[str, np.ndarray]], hours: bool = False) -> np.ndar
     if not 1 <= len(drawn) <= MOST_PANELS:
         raise UserError(f"--log_dir: {len(drawn)} kinds of values to draw, 1 to {MOST_PANELS} make a picture")
     columns = min(COLUMNS, len(drawn))
-    with panels(math.ceil(len(drawn) / columns), columns, *PANEL) as (axes, picture):
-        for axis, (title, lines) in zip(axes, drawn.items(), strict=False):
-            values = []
-            for number, (label, log) in enumerate(logs.items()):
-                x = np.cumsum(log["seconds"]) / 3600 if hours else log["step"]
-                for kind, name in enumerate(name for name in lines if name in log):
-                    y = log[name][known := np.isfinite(log[name])]
-                    parts = [label] * (len(logs) > 1) + [name.removeprefix("lr/")] * (len(lines) > 1)
-                    style = {"color": f"C{number}", "linestyle": ("-", "--", ":")[kind % 3], "label": " ".join(parts)}
-                    axis.plot(x[known], y, marker="." if len(y) < 30 else "", **style)
-                    values.append(y)
-            flat = np.concatenate(values)
-            if len(flat) and flat.min() > 0 and flat.max() > 30 * flat.min():
-                axis.set_yscale("log")
-            axis.set_title(title, fontsize=9)
-            axis.set_xlabel("hours" if hours else "steps", fontsize=8)
-            if len(logs) > 1 or len(lines) > 1:
-                axis.legend(fontsize=6)
-        for axis in axes[len(drawn) :]:
-            axis.set_axis_off()
-        return picture()
+    figure, axes = panels(math.ceil(len(drawn) / columns), columns, *PANEL)
+    for axis, (title, lines) in zip(axes, drawn.items(), strict=False):
+        values = []
+        for number, (label, log) in enumerate(logs.items()):
+            x = np.cumsum(log["seconds"]) / 3600 if hours else log["step"]
+            for kind, name in enumerate(name for name in lines if name in log):
+                y = log[name][known := np.isfinite(log[name])]
+                parts = [label] * (len(logs) > 1) + [name.removeprefix("lr/")] * (len(lines) > 1)
+                style = {"color": f"C{number}", "linestyle": ("-", "--", ":")[kind % 3], "label": " ".join(parts)}
+                axis.plot(x[known], y, marker="." if len(y) < 30 else "", **style)
+                values.append(y)
+        flat = np.concatenate(values)
+        if len(flat) and flat.min() > 0 and flat.max() > 30 * flat.min():
+            axis.set_yscale("log")
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("hours" if hours else "steps", fontsize=8)
+        if len(logs) > 1 or len(lines) > 1:
+            axis.legend(fontsize=6)
+    for axis in axes[len(drawn) :]:
+        axis.set_axis_off()
+    return picture(figure)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -147,8 +138,7 @@ def main(argv: list[str] | None = None) -> int:
     out = cli.picture(args)
     logs = {name: read_log(Path(folder)) for name, folder in zip(labels(args.log_dir), args.log_dir, strict=True)}
     with warnings.catch_warnings(action="ignore"):  # of letters that the font lacks, of values without measure
-        picture = draw(logs, args.hours)
-    write_image(out, picture)
+        write_image(out, draw(logs, args.hours))
     print(f"picture: {args.out}")
     return 0
 

@@ -111,12 +111,9 @@ def tile_size(tile: int, height: int, width: int, halo: int, device: torch.devic
     if _bytes_needed(height * width * number) <= room:
         return 0
     window = math.isqrt(int(room / (_bytes_needed(1) * number)))  # as large as there is room
-    return _core(window if device.type == "cuda" else min(window, AUTO_WINDOW), halo)
-
-
-def _core(window: int, halo: int) -> int:
-    """Side of a window without its halo, but not less than is worth it."""
-    return max(window - 2 * halo, 128)
+    if device.type == "cpu":
+        window = min(window, AUTO_WINDOW)
+    return max(window - 2 * halo, 128)  # smaller cores are mostly halo
 
 
 def _line(length: int, core: int, halo: int) -> Iterator[tuple[slice, slice, slice]]:
@@ -192,19 +189,6 @@ def derain_pixels(
     Raises:
         DerainerError: the result is not finite, or another derainer failed.
     """
-    try:
-        return _derain_pixels(net, pixels, device, windows, rounding)
-    except torch.OutOfMemoryError:  # of a GPU, which others may use as well
-        if windows.tile != -1 or not derainer.is_ours(net):
-            raise
-    torch.cuda.empty_cache()
-    small = windows._replace(tile=_core(AUTO_WINDOW, net.halo))
-    return _derain_pixels(net, pixels, device, small, rounding)
-
-
-def _derain_pixels(
-    net: nn.Module, pixels: np.ndarray, device: torch.device, windows: Windows, rounding: str
-) -> np.ndarray:
     derained = np.empty(pixels.shape, np.uint8)
     tiles = windows.of(net, pixels.shape[0], pixels.shape[1], device)
     for inside, window, keep in progress_bar(tiles, unit="tile", leave=False, hidden=len(tiles) == 1):

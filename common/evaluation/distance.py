@@ -38,7 +38,9 @@ from ..training.checkpoint import load_generator
 from ..training.runtime import pick_device
 from .metrics import labels
 from .streaks import median_bend, spread_over, spread_within
-from .two_sample import SMALL, STEPS, STRICT, told_apart
+from .two_sample import SMALL, STEPS, STRICT, largest_auc
+
+Layers = Sequence[np.ndarray]  # each (H, W) float32 in [0, 1]
 
 PATCH = 7  # px: side of the patches that are compared
 LINES = 128  # random directions
@@ -112,7 +114,7 @@ def sliced_wasserstein(a: np.ndarray, b: np.ndarray, seed: int = 0) -> list[floa
 
 
 def crops(
-    layers: Sequence[np.ndarray], number: int, p: int, rng: np.random.RandomState, gain: tuple[float, float] = (1, 1)
+    layers: Layers, number: int, p: int, rng: np.random.RandomState, gain: tuple[float, float] = (1, 1)
 ) -> np.ndarray:
     """Random crops of layers, each (H, W) in [0, 1], half of them mirrored: (number, p, p) float32 in [0, 1].
 
@@ -128,7 +130,7 @@ def crops(
     return made.clip(0, 1)
 
 
-def procedural(number: int, p: int, ranges: dict[str, tuple[float, float]], seed: int | list[int]) -> np.ndarray:
+def draw_layers(number: int, p: int, ranges: dict[str, tuple[float, float]], seed: int | list[int]) -> np.ndarray:
     """Layers of drawn streaks, (number, p, p) float32 in [0, 1], each with its own draw from ``ranges``."""
     rng, made = np.random.RandomState(seed), []
     for _ in range(number):
@@ -139,20 +141,20 @@ def procedural(number: int, p: int, ranges: dict[str, tuple[float, float]], seed
 
 
 @torch.no_grad()
-def of_generator(netED: EDNet, number: int, seed: int) -> np.ndarray:
+def sample_patches(netED: EDNet, number: int, seed: int) -> np.ndarray:
     """Patches of G for random codes: (number, p, p) float32 in [0, 1], the mean of the channels."""
     rain = sampled(netED, base_code(netED.nz, seed, number))
     return rain.clamp(0, 1).mean(1).cpu().numpy()
 
 
-def of_pictures(netED: EDNet, number: int, side: int, seed: int) -> list[np.ndarray]:
+def sample_pictures(netED: EDNet, number: int, side: int, seed: int) -> list[np.ndarray]:
     """Square layers as generate_rain.py makes them for whole pictures, each (side, side) float32 in [0, 1]."""
     maker, rng = RainMaker(netED), np.random.RandomState(seed)
     layers = (maker.layer(side, side, 0.5, rng) for _ in range(number))
     return [layer.clamp(0, 1).mean(0).cpu().numpy() for layer in layers]
 
 
-def varied(layers: Sequence[np.ndarray], smallest: int, seed: int) -> list[np.ndarray]:
+def vary(layers: Layers, smallest: int, seed: int) -> list[np.ndarray]:
     """Variants of real layers as G learns from, see ``layers.variant``: (H, W) in [0, 1] to about that size."""
     made = []
     for k in range(max(VARIANTS, len(layers))):
@@ -177,18 +179,18 @@ def read_layers(folder: Path, flag: str, p: int) -> list[np.ndarray]:
     return layers
 
 
-def of_layers(made: Sequence[np.ndarray], layers: int, chosen: Iterable[int]) -> list[np.ndarray]:
-    """What ``varied`` made of the chosen ones of so many layers."""
+def select(made: Layers, layers: int, chosen: Iterable[int]) -> list[np.ndarray]:
+    """What ``vary`` made of the chosen ones of so many layers."""
     return [layer for i in chosen for layer in made[i::layers]]
 
 
-def floor(made: Sequence[np.ndarray], layers: int, number: int, p: int, gain: tuple[float, float]) -> np.ndarray:
+def floor_distance(made: Layers, layers: int, number: int, p: int, gain: tuple[float, float]) -> np.ndarray:
     """Mean distance between two random halves of the real layers on each level; ``made``: their variants."""
     distances = []
     for k in range(HALVINGS):
         rng = np.random.RandomState(1000 + k)
         halves = np.split(rng.permutation(layers), [layers // 2])
-        a, b = (crops(of_layers(made, layers, half), number, p, rng, gain) for half in halves)
+        a, b = (crops(select(made, layers, half), number, p, rng, gain) for half in halves)
         distances.append(sliced_wasserstein(a, b, seed=k))
     return np.mean(distances, 0)
 
@@ -198,7 +200,7 @@ class Rain:
     """A set of rain that is measured."""
 
     crops: np.ndarray  # (number, p, p) float32 in [0, 1]
-    pictures: Sequence[np.ndarray]  # whole ones, each (H, W)
+    pictures: Layers  # whole ones, each (H, W)
     known: dict[int, np.ndarray]  # crops that classifiers learn from, by their side p: (N, p, p) uint8
     fresh: dict[int, np.ndarray]  # crops that classifiers are measured on
 
@@ -208,56 +210,56 @@ def eight_bits(crops: np.ndarray) -> np.ndarray:
     return np.rint(255 * crops).astype(np.uint8)
 
 
-def by_side(layers: Sequence[np.ndarray], sides: Sequence[int], number: int, gain=(1, 1)) -> dict[int, np.ndarray]:
+def by_side(layers: Layers, sides: Sequence[int], number: int, gain=(1, 1)) -> dict[int, np.ndarray]:
     """Crops of each side for which the layers are large enough: {p: (number, p, p) uint8}."""
     least = min((min(layer.shape) for layer in layers), default=0)
     return {p: eight_bits(crops(layers, number, p, np.random.RandomState(p), gain)) for p in sides if p <= least}
 
 
-def sets_of(
+def make_sets(
     args: argparse.Namespace, sides: Sequence[int], nets: dict[str, EDNet], folders: dict[str, list[np.ndarray]]
 ) -> Iterator[tuple[str, Rain]]:
     """The names and sets of rain that are compared with real rain. Classifiers learn from twice as many crops."""
     p, big, number, seed = sides[0], sides[-1], args.number, args.seed
     pictures, times = max(2, number // SHARE), 3 if args.steps else 1
 
-    def whole(layers: Sequence[np.ndarray]) -> Rain:
+    def whole(layers: Layers) -> Rain:
         """Of whole pictures, the first of which are measured."""
         ours = layers[:pictures]
         cut = crops(ours, number, p, np.random.RandomState(seed))
         return Rain(cut, ours, by_side(layers[pictures:], [big], 2 * number), by_side(ours, [big], number))
 
     for name, netED in nets.items():
-        made = of_generator(netED, times * number, seed)
+        made = sample_patches(netED, times * number, seed)
         if made.shape[1] != p:
             made = crops(made, len(made), p, np.random.RandomState(seed))
         own, rest = made[:number], made[number:]
         yield f"{name}, patches of G", Rain(own, (), {p: eight_bits(rest)}, {p: eight_bits(own)})
-        yield f"{name}, whole pictures", whole(of_pictures(netED, times * pictures, max(BIG, big), seed))
+        yield f"{name}, whole pictures", whole(sample_pictures(netED, times * pictures, max(BIG, big), seed))
     for name, layers in folders.items():
         cut = crops(layers, number, p, np.random.RandomState(seed))
         yield name, Rain(cut, layers, by_side(layers[::2], sides, 2 * number), by_side(layers[1::2], sides, number))
     for name, ranges in (("plain", PLAIN), ("varied", VARIED)):
-        made = procedural(times * number, p, ranges, seed)
-        rain = whole(procedural(times * pictures, max(BIG, big), ranges, [seed, 1]))
+        made = draw_layers(times * number, p, ranges, seed)
+        rain = whole(draw_layers(times * pictures, max(BIG, big), ranges, [seed, 1]))
         own, rest = made[:number], made[number:]
         rain = Rain(own, rain.pictures, rain.known | {p: eight_bits(rest)}, rain.fresh | {p: eight_bits(own)})
         yield f"procedural rain, {name}", rain
 
 
 def aucs(real: Rain, rain: Rain, sides: Sequence[int], steps: int, device: torch.device) -> list[float]:
-    """See ``told_apart``, of each kind for crops of each side; nan where there are none."""
+    """See ``largest_auc``, of each kind for crops of each side; nan where there are none."""
     values = []
     for kind, p in product((SMALL, STRICT), sides):
         if steps and all(p in crops for crops in (real.known, rain.known, real.fresh, rain.fresh)):
             known, fresh = (real.known[p], rain.known[p]), (real.fresh[p], rain.fresh[p])
-            values.append(told_apart(known, fresh, device, kind, steps))
+            values.append(largest_auc(known, fresh, device, kind, steps))
         else:
             values.append(np.nan)
     return values
 
 
-def rows_of(
+def compare(
     args: argparse.Namespace,
     device: torch.device,
     sides: Sequence[int],
@@ -272,10 +274,10 @@ def rows_of(
         others: names and sets of what is compared with them.
     """
     p, number, gain = sides[0], args.number, (1, 1) if args.varied else GAIN
-    ready = {id(part): varied(part, sides[-1], args.seed) if args.varied else part for part in parts}
+    ready = {id(part): vary(part, sides[-1], args.seed) if args.varied else part for part in parts}
     made, learnt, fresh = (ready[id(part)] for part in parts)  # two of them may be the same
 
-    def real_rain(layers: Sequence[np.ndarray], known: Sequence[np.ndarray], fresh: Sequence[np.ndarray]) -> Rain:
+    def real_rain(layers: Layers, known: Layers, fresh: Layers) -> Rain:
         cut = crops(layers, number, p, np.random.RandomState(args.seed), gain)
         return Rain(cut, layers, by_side(known, sides, 2 * number, gain), by_side(fresh, sides, number, gain))
 
@@ -288,11 +290,11 @@ def rows_of(
 
     real, count = real_rain(made, learnt, fresh), len(parts[1])
     try:
-        distances = floor(made, len(parts[0]), number, p, gain)
+        distances = floor_distance(made, len(parts[0]), number, p, gain)
     except ValueError:
         raise UserError(f"--real: half of the pictures of {args.real} are black or all the same") from None
     # Real against real: a half of the layers to learn from is real, a quarter the other rain, a quarter fresh.
-    half, quarter, rest = (of_layers(learnt, count, range(i, count, step)) for i, step in ((0, 2), (1, 4), (3, 4)))
+    half, quarter, rest = (select(learnt, count, range(i, count, step)) for i, step in ((0, 2), (1, 4), (3, 4)))
     known = replace(real, known=by_side(half, sides, 2 * number, gain))
     judged = aucs(known, real_rain(made, quarter, rest), sides, args.steps, device)
     yield row(HALVES, real, judged, distances)
@@ -361,7 +363,7 @@ def main(argv: list[str] | None = None) -> int:
     table = [["rain", *columns]]
     width = max(map(len, [HALVES, *(f"{name}, whole pictures" for name in nets), *folders]))
     print_result(f"{'rain':<{width}} {' '.join(f'{column:>8}' for column in columns)}")
-    rows = rows_of(args, device, sides, parts, sets_of(args, sides, nets, folders))
+    rows = compare(args, device, sides, parts, make_sets(args, sides, nets, folders))
     for name, *values in progress_bar(rows, desc="comparing", unit="set", leave=False):  # a minute or two each
         texts = [
             "-" if np.isnan(value) else f"{value:.{3 if column in judges else 2}f}"
