@@ -223,14 +223,6 @@ def test_larger_patches_of_a_generator_are_cropped(real, quick, capsys):
     assert "smaller than the 64 px" in capsys.readouterr().err
 
 
-def test_folders_of_one_name_are_two_rows(real, capsys):
-    for kind in ("a", "b"):
-        write_image(real / kind / "layer" / "0.png", to_uint8(rain_layer((48, 60), 9).repeat(3, 2), "nearest"))
-    assert run(real, "--rain", real / "a" / "layer", real / "b" / "layer") == 0
-    printed = capsys.readouterr().out
-    assert "a/layer" in printed and "b/layer" in printed
-
-
 @pytest.mark.parametrize("what", ["black", "half", "one", "missing", "empty", "small"])
 def test_mistakes(real, capsys, what):
     paths = sorted((real / "real").iterdir())

@@ -22,9 +22,8 @@ from common import cli
 from common.data.images import write_image
 from common.generation import knobs, rain
 from common.models import Derain, EDNet, PReNet
-from tests.conftest import photo
+from tests.conftest import photo, write_claim_sets
 from tests.golden import ROOT, fill
-from tests.test_claims import calls, write_sets  # noqa: F401 (a fixture)
 
 PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
 TEXT = "\n".join(PAGES.values())
@@ -118,7 +117,7 @@ def world(tmp_path, monkeypatch):
     for name in ("LOGS", "OTHER_LOGS"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "log.csv").write_text("epoch,step,seconds,loss\n1,9,1.0,-0.5\n2,18,2.0,-0.6\n")
-    write_sets(tmp_path / "DATA")
+    write_claim_sets(tmp_path / "DATA")
     nets = {"DerainNet_state_700": Derain(6), "DerainNet_state_800": Derain(6), "Aug_DerainNet_state_200": PReNet(6)}
     small = EDNet(nz=5, nef=4, patch_size=16)
     for name, net in (nets | {"ED_state_700": small, "ED_state_800": small, "ED": small}).items():
@@ -219,7 +218,7 @@ def torchrun(words, monkeypatch):
 
 
 @pytest.mark.parametrize("heading", COMMANDS)
-def test_commands_run_in_small(heading, world, monkeypatch, capsys, calls):  # noqa: F811
+def test_commands_run_in_small(heading, world, monkeypatch, capsys, calls):
     names = {}
     for line in COMMANDS[heading]:
         for folder in ("OUT", "PAIRS", "derained_results", "aug_derained_results"):
