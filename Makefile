@@ -29,19 +29,11 @@ DATA ?= data
 claims: $(VENV)/run-ready
 	$(BIN)/python -m common.evaluation.claims --data $(DATA) --out $(DEMO)_claims
 
-# On a machine with a CUDA GPU: the proof that recorded steps are right, what else only a GPU can show, then speeds and
-# memory of all precisions, run and recorded. All of it goes to $(DEMO)_gpu/report.txt, to paste into a report.
+# On a machine with a CUDA GPU: whether recorded steps agree, one table of speeds and memory of all precisions, run and
+# recorded, to paste into a report (its figures also go to $(DEMO)_gpu/speed.json); then the tests that only a GPU can run.
 gpu: $(VENV)/test-ready
-	@mkdir -p $(DEMO)_gpu
-	@{ \
-	  $(BIN)/python -m common.training.trial --precision auto; \
-	  $(BIN)/python -m pytest -q tests/test_gpu.py; \
-	  for work in joint aug derain; do \
-	    $(BIN)/python -m common.benchmark $$work --device cuda --precision auto tf32 bf16 \
-	      --json $(DEMO)_gpu/$$work.json; \
-	  done; \
-	} 2>&1 | tee $(DEMO)_gpu/report.txt
-	@echo "written: $(DEMO)_gpu/report.txt"
+	@$(BIN)/python -m common.benchmark all --device cuda --precision auto tf32 bf16 --json $(DEMO)_gpu/speed.json
+	@$(BIN)/python -m pytest -q tests/test_gpu.py
 
 lint: $(VENV)/test-ready
 	$(BIN)/ruff check .

@@ -38,7 +38,7 @@ python for_syn/train_syn_joint.py $pairs $small --init_ED default --stage 2 --ni
 python for_syn/test_disentanglement.py --netED $demo/models/ED_state_1.pt --figure generated --save_fake $demo/joint $cpu
 
 echo "== 6/6 all pictures on one page"
-python -m common.evaluation.gallery --out ${demo}_results --title "VRGNet: what two minutes show" \
+python -m common.evaluation.report --out ${demo}_results --title "VRGNet: what two minutes show" \
   --show $demo/test/contact_sheet.jpg "Rain of the generator that comes with the project, on photos that it never saw." \
   $demo/angle/contact_sheet.jpg "One knob: --angle 35." \
   $demo/dense/contact_sheet.jpg "Two knobs: --density 0.4 --brightness 0.15." \

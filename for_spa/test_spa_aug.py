@@ -13,8 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli, flags
-from common.data.pairs import Pairing
-from common.evaluation.derain import Windows, derain_folder
+from common.evaluation.derain_folder import derain_folder
 from common.training.checkpoint import load_derainer
 from common.training.device import pick_device
 
@@ -46,20 +45,7 @@ def main(argv=None):
     args = parse_args(argv)
     device = pick_device(args.use_gpu, args.gpu_id)
     net = load_derainer(args, CHECKPOINT)
-    return derain_folder(
-        net=net.to(device),
-        data_path=args.data_path,
-        save_path=args.save_path,
-        gt_path=args.gt_path,
-        pairing=Pairing.from_flags(args),
-        device=device,
-        windows=Windows.from_flags(args),
-        rounding=args.rounding,
-        precision=args.precision,
-        compiled=args.compile,
-        weights=args.model_dir,
-        hint=DATA,
-    )
+    return derain_folder(net.to(device), args, device, weights=args.model_dir, hint=DATA)
 
 
 if __name__ == "__main__":

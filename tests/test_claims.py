@@ -1,58 +1,24 @@
 """The claim's script in small: every cell comes out, both ways take as many steps, what is done is kept."""
 
 import csv
-import importlib
 import threading
 import time
 
-import numpy as np
 import pytest
 import torch
 
 from common import cli
-from common.data.images import read_image, write_image
+from common.data.images import read_image
 from common.errors import TrainingStopped
 from common.evaluation import claims
-from tests.conftest import photo
-
-
-def write_sets(folder):
-    """The data sets of the claim, of tiny images."""
-    for name, files in (
-        ("rain100H_train18", [*claims.HEAVY_TRAIN, *claims.HEAVY_TEST]),
-        ("rain100L_more", ["norain-10.png", "norain-15.png"]),
-    ):
-        for k, file in enumerate(files):
-            clean = photo(24, 30, k)
-            drops = 90 * (np.random.RandomState(k).rand(24, 30, 1) > 0.9)
-            write_image(folder / name / "norain" / file, clean)
-            write_image(folder / name / "rain" / file, (clean + drops).clip(0, 255).astype(np.uint8))
-    for k in range(6):
-        write_image(folder / "clean" / f"{k}.png", photo(24, 30, k))
-        drops = 90 * (np.random.RandomState(k).rand(30, 40, 1) > 0.9)
-        write_image(folder / "streaks" / f"{k}.png", drops.repeat(3, 2).astype(np.uint8))
+from tests.conftest import write_claim_sets
 
 
 @pytest.fixture
 def data(tmp_path):
     """A folder with sets/."""
-    write_sets(tmp_path / "sets")
+    write_claim_sets(tmp_path / "sets")
     return tmp_path
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """Scripts run in this process, and are noted."""
-    made = []
-
-    def call(self, words, log):
-        script, *flags = map(str, words)
-        made.append((script, flags))
-        small = ["--nz", "4", "--nef", "2", "--ndf", "4"] if "generator" in script and "--resume" not in flags else []
-        importlib.import_module(script[:-3].replace("/", ".")).main([*flags, *small])
-
-    monkeypatch.setattr(claims.Running, "call", call)
-    return made
 
 
 def run(data, *more):
@@ -80,25 +46,12 @@ def test_cells_come_out_and_are_kept(data, calls, capsys):
     assert any(not torch.equal(a[key], b[key]) for key in a)
     before = len(calls)
     assert run(data, "--cells", "heavy4", "light5") == 0 and len(calls) == before
-    assert run(data, "--cells", "heavy4", "--seeds", "1", "2") == 0 and len(calls) == before + 5
+    assert run(data, "--cells", "heavy4", "heavy4", "--seeds", 1, 2, 2, "--jobs", 2) == 0 and len(calls) == before + 5
     rows = list(csv.DictReader((data / "out" / "results.csv").open()))
     assert {(row["cell"], row["seed"]) for row in rows} == {("heavy4", "1"), ("heavy4", "2"), ("light5", "1")}
     assert run(data, "--cells", "heavy4", "--steps", "60") == 2
     (data / "other").mkdir()
     assert run(data, "--cells", "heavy4", "--data", data / "other") == 2
-
-
-def test_the_same_cell_asked_for_twice_is_one(data, calls):
-    assert run(data, "--cells", "heavy4", "heavy4", "--seeds", 1, 1, "--jobs", 2) == 0
-    assert len(calls) == 5
-
-
-def test_foreign_files_and_the_data_itself_are_left_alone(data, calls, capsys):
-    (data / "out" / "heavy4" / "data").mkdir(parents=True)
-    (data / "out" / "heavy4" / "data" / "thesis.txt").write_text("x")
-    run(data, "--cells", "heavy4")
-    assert (data / "out" / "heavy4" / "data" / "thesis.txt").read_text() == "x"
-    assert run(data, "--out", data / "sets" / "clean") == 2 and "lie in each other" in capsys.readouterr().err
 
 
 def test_generator_and_derainers_see_the_few_pairs_alone_and_as_many_steps(data, calls):
@@ -156,7 +109,7 @@ def test_running_scripts_are_told_apart_and_ended(tmp_path):
 
     thread, began = threading.Thread(target=start), time.monotonic()
     thread.start()
-    while not running._there:
+    while not running._processes:
         time.sleep(0.01)
     running.stop()
     thread.join()

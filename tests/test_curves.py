@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from matplotlib import pyplot
 
 from common.data.images import read_image
 from common.errors import UserError
@@ -22,12 +21,10 @@ def logs(tmp_path):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The axes of the newest figure, kept from being thrown away."""
-    found = []
-    monkeypatch.setattr(pyplot, "close", found.append)
-    yield lambda: [axis for axis in found[-1].axes if axis.lines]
-    monkeypatch.undo()
-    pyplot.close("all")
+    """The axes of the newest figure that hold lines."""
+    figures, picture = [], curves.picture
+    monkeypatch.setattr(curves, "picture", lambda figure: figures.append(figure) or picture(figure))
+    return lambda: [axis for axis in figures[-1].axes if axis.lines]
 
 
 def test_a_panel_for_each_value_and_a_line_for_each_training(logs, drawn, capsys):

@@ -53,7 +53,7 @@ data, out = os.environ["DATA"], os.environ["OUT"]
 from common import cli
 from common.data import compose, pack
 from common.data.images import read_image
-from common.evaluation import curves, gallery, metrics, report
+from common.evaluation import curves, metrics, report
 from common.generation import rain
 from for_syn import generate_rain, test_interpolation, test_syn_joint, train_syn_joint
 
@@ -76,7 +76,7 @@ for main, flags in (
     (report.main, ["--rainy", f"{data}/rain", "--derained", f"{out}/d", "--clean", f"{data}/norain", "--out",
                    f"{out}/s.png"]),
     (curves.main, ["--log_dir", f"{out}/l", "--out", f"{out}/c.png"]),
-    (gallery.main, ["--out", f"{out}/page", "--show", f"{out}/s.png", "x", "--table", f"{out}/metrics.csv"]),
+    (report.main, ["--out", f"{out}/page", "--show", f"{out}/s.png", "x", "--table", f"{out}/metrics.csv"]),
 ):
     code = cli.run(lambda: main(flags))
     assert code == 0, (main.__module__, code)

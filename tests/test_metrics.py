@@ -113,6 +113,9 @@ def test_mismatches_are_named_before_any_work(tmp_path, capsys):
     (tmp_path / "gt" / "b.png").write_text("no image")
     with pytest.raises(UserError, match="1 of 2(.|\n)*b.png: can't be read as an image"):
         metrics.main(arguments)
+    save(tmp_path / "gt", "b.png", 1)
+    (tmp_path / "pred" / "b.png").write_text("no image")
+    assert metrics.main(arguments) == 1 and "pred/b.png: can't be read as an image" in capsys.readouterr().err
 
 
 def test_several_folders_give_one_table(tmp_path, capsys):
@@ -141,10 +144,17 @@ def test_several_folders_give_one_table(tmp_path, capsys):
         metrics.main(flags)
 
 
-def test_labels_of_several_folders():
-    assert metrics.labels(["/x/a"]) == ["result"] and metrics.labels(["/x/a", "/x/b"]) == ["a", "b"]
-    assert metrics.labels(["/x/a", "/y/a", "/y/b"]) == ["x/a", "y/a", "y/b"]
-    assert metrics.labels(["/x/a", "/x/a"]) == ["1: /x/a", "2: /x/a"]
+@pytest.mark.parametrize(
+    "paths, names",
+    [
+        (["/x/a"], ["a"]),
+        (["/x/a", "/x/b"], ["a", "b"]),
+        (["/x/a", "/y/a", "/y/b"], ["x/a", "y/a", "y/b"]),
+        (["/x/a", "/x/a"], ["1: /x/a", "2: /x/a"]),
+    ],
+)
+def test_labels(paths, names):
+    assert metrics.labels(paths) == names
 
 
 def test_results_of_images_that_hold_both_halves(tmp_path, capsys):

@@ -18,13 +18,12 @@ import pytest
 import torch
 
 import common.models
-from common import benchmark, cli
+from common import cli
 from common.data.images import write_image
 from common.generation import knobs, rain
 from common.models import Derain, EDNet, PReNet
-from tests.conftest import flags_of, photo
+from tests.conftest import flags_of, photo, write_claim_sets
 from tests.golden import ROOT, fill
-from tests.test_claims import calls, write_sets  # noqa: F401 (a fixture)
 
 PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
 TEXT = "\n".join(PAGES.values())
@@ -65,7 +64,6 @@ OWN = {  # for single scripts; None leaves the default
     "train_syn_encoder.py": {"niter": None, "iters_per_epoch": "1"},
     "common.data.pack": {"workers": None},
     "common.data.compose": {"workers": None},
-    "common.benchmark": {"workers": "1"},
     "common.evaluation.distance": {"patch": "16"},
     "common.evaluation.report": {"number": None},
     "common.evaluation.which_rain": {"kinds": "procedural", "variants": "1"},
@@ -119,7 +117,7 @@ def world(tmp_path, monkeypatch):
     for name in ("LOGS", "OTHER_LOGS"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "log.csv").write_text("epoch,step,seconds,loss\n1,9,1.0,-0.5\n2,18,2.0,-0.6\n")
-    write_sets(tmp_path / "DATA")
+    write_claim_sets(tmp_path / "DATA")
     nets = {"DerainNet_state_700": Derain(6), "DerainNet_state_800": Derain(6), "Aug_DerainNet_state_200": PReNet(6)}
     small = EDNet(nz=5, nef=4, patch_size=16)
     for name, net in (nets | {"ED_state_700": small, "ED_state_800": small, "ED": small}).items():
@@ -138,13 +136,11 @@ def world(tmp_path, monkeypatch):
         self.folder = tmp_path / self.folder.name if script else tmp_path
 
     monkeypatch.setattr(cli.Parser, "__init__", elsewhere)  # default paths
-    for module, name, value in (  # smaller measurements
+    for module, name, value in (  # generators and knobs are measured on little
         (rain, "POOL", 32),
         (knobs, "SIDE", 48),
         (knobs, "PLACES", 2),
         (knobs, "RANGES", {"angle": (-45, 45)}),
-        (benchmark, "MATRIX", {"cpu": 64}),
-        (benchmark, "SETTLE", 0.0),
     ):
         monkeypatch.setattr(module, name, value)
     monkeypatch.chdir(tmp_path)
@@ -212,7 +208,7 @@ def torchrun(words):
 
 
 @pytest.mark.parametrize("heading", COMMANDS)
-def test_commands_run_in_small(heading, world, capsys, calls):  # noqa: F811
+def test_commands_run_in_small(heading, world, capsys, calls):
     names = {}
     for line in COMMANDS[heading]:
         for folder in ("OUT", "PAIRS", "derained_results", "aug_derained_results"):
@@ -230,7 +226,7 @@ def test_every_script_and_module_has_a_command():
         for path in ROOT.glob("common/**/*.py")
         if 'if __name__ == "__main__"' in path.read_text()
     }
-    of_make = {"common.data.demo", "common.evaluation.gallery", "common.training.trial"}  # demo and gpu call them
+    of_make = {"common.data.demo", "common.training.trial"}  # `make demo` and recording call them
     assert not [name for name in scripts | modules - of_make if name not in said]
 
 

@@ -9,7 +9,6 @@ from common import cli
 from common.data.images import read_image, write_image
 from common.evaluation import which_rain
 from tests.conftest import photo
-from tests.test_claims import calls  # noqa: F401 (a fixture)
 
 
 @pytest.fixture
@@ -30,7 +29,7 @@ def run(folder, *more):
     return cli.run(lambda: which_rain.main(list(map(str, words))))
 
 
-def test_kinds_come_out_and_are_kept(folder, calls, capsys):  # noqa: F811
+def test_kinds_come_out_and_are_kept(folder, calls, capsys):
     assert run(folder, "--kinds", "real", "procedural") == 0
     rows = list(csv.DictReader((folder / "out" / "results.csv").open()))
     assert [(row["kind"], row["seed"], row["test"]) for row in rows] == [

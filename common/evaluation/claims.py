@@ -32,13 +32,12 @@ import numpy as np
 
 from .. import cli, flags
 from ..data import compose
-from ..data.images import read_image, write_image
+from ..data.images import write_image
 from ..data.pairs import find_pairs
 from ..errors import TrainingStopped, UserError
 from ..files import write_bytes
 from ..terminal import progress_bar
-from .curves import read_log
-from .metrics import mean, score
+from .curves import panels, picture, read_log
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY_TEST = tuple(f"norain-{k}.png" for k in (3, 6, 9, 12, 15, 18))  # of the 18 pairs of Rain100H's training set
@@ -94,11 +93,8 @@ def make_data(plan: Plan, name: str) -> None:
         else:
             source = plan.data / "rain100L_more"
             _copy(source, part / "test", [path.name for path in sorted((source / "rain").glob("*.png"))])
-            for kind in ("clean", "streaks"):
-                if not (plan.data / kind).is_dir():
-                    raise UserError(f"--data: there is no {plan.data / kind}, of which light rain is composed")
             words = ["--clean", plan.data / "clean", "--streaks", plan.data / "streaks", "--out", part / "train"]
-            compose.main([*map(str, words), "--num", str(cell.pairs), "--seed", "0"])
+            compose.main(list(map(str, [*words, "--num", cell.pairs, "--seed", 0])))
         for split in ("train", "test"):
             find_pairs(part / split / "rain", part / split / "norain", "--data, --data")
         part.rename(folder)
@@ -108,12 +104,12 @@ def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
     if not names:
         raise UserError(f"--data: there are no pairs in {source}; it needs rain/ and norain/")
     for kind in ("rain", "norain"):
-        (target / kind).mkdir(parents=True, exist_ok=True)
+        (target / kind).mkdir(parents=True)
         for name in names:
             try:
                 shutil.copyfile(source / kind / name, target / kind / name)
             except FileNotFoundError:
-                raise UserError(f"--data: there is no {source / kind / name}") from None
+                raise UserError(f"--data: there is no {source / kind / name}; see --help") from None
 
 
 def steps_of(total: int, ratio: float) -> tuple[int, int]:
@@ -135,14 +131,13 @@ def train(script: str, model: Path, last: str, flags: list, running: "Running") 
     Raises:
         TrainingStopped: it ended without that file.
     """
-    logs = model.with_name(f"{model.name}_logs")
+    logs, log = model.with_name(f"{model.name}_logs"), model.with_name(f"{model.name}.txt")
     if not (model / last).exists():
         paths = ["--model_dir", model, "--log_dir", logs]
         begun = (model / "train_state_last.pt").exists()
-        more = ["--resume", -1, *paths] if begun else [*flags, *paths, "--overwrite"]
-        running.call([script, *more], model.with_name(f"{model.name}.txt"))
+        running.call([script, *flags, *paths, *([] if begun else ["--overwrite"])], log)
     if not (model / last).exists():
-        raise TrainingStopped(f"{script}: ended without {model / last}; see {model.with_name(model.name + '.txt')}")
+        raise TrainingStopped(f"{script}: ended without {model / last}; see {log}")
     return float(read_log(logs)["seconds"].sum()) / 60
 
 
@@ -172,7 +167,7 @@ def run_cell(plan: Plan, name: str, seed: int, running: "Running") -> None:
             words = ["--data_path", data / "test" / "rain", "--gt_path", data / "test" / "norain"]
             words += ["--model_dir", folder / way / last, "--save_path", derained, *plan.derainer, *plan.device]
             running.call(["for_syn/test_syn_aug.py", *words], folder / f"{way}_derained.txt")
-        psnr, ssim = _means(derained, data / "test" / "norain")
+        psnr, ssim = means(derained, "derained")
         rows.append(
             {"cell": name, "seed": seed, "way": way, "psnr_y": psnr, "ssim_y": ssim, "steps": EPOCHS * without}
             | {"generator_minutes": minutes["generator"] * (way == "with"), "minutes": minutes[way]}
@@ -184,21 +179,20 @@ def finished(out: Path) -> list[dict]:
     """The rows of all cells and seeds that are done, whatever was asked for this time."""
     rows = [row for path in out.glob(f"*/seed*/{DONE}") for row in json.loads(path.read_bytes())]
     names = list(CELLS)
-    return sorted(rows, key=lambda row: (names.index(row["cell"]), row["seed"], row["way"] == "with"))
+    return sorted(rows, key=lambda row: (names.index(row["cell"]), row["seed"], WAYS.index(row["way"])))
 
 
-def _means(folder: Path, clean: Path) -> tuple[float, float]:
-    """PSNR and SSIM on Y, means over the images."""
-    pairs = find_pairs(folder, clean, "--out, --out")[0]
-    means = mean([score(read_image(pair.rainy), read_image(pair.clean)) for pair in pairs])
-    return means.psnr_y, means.ssim_y
+def means(derained: Path, which: str) -> tuple[float, float]:
+    """PSNR and SSIM on Y of 'rainy' or 'derained' images, means out of a metrics.csv."""
+    *_, row = csv.DictReader(io.StringIO((derained / "metrics.csv").read_text(errors="surrogateescape"), newline=""))
+    return float(row[f"{which}_psnr_y"]), float(row[f"{which}_ssim_y"])
 
 
 class Running:
     """The scripts that run, so that all of them can be ended."""
 
     def __init__(self) -> None:
-        self._lock, self._there, self.stopped = threading.Lock(), set(), False
+        self._lock, self._processes, self.stopped = threading.Lock(), set(), False
 
     def call(self, words: list, log: Path) -> None:
         """Run a script of the project to its end; what it prints goes to a file.
@@ -207,24 +201,17 @@ class Running:
             TrainingStopped: it failed; names the file and its last line.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
+        # In a session of its own: at Ctrl-C it is told once, by stop(), and saves its state.
+        how = {"cwd": ROOT, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL, "start_new_session": True}
         with open(log, "ab") as file:
             with self._lock:
                 if self.stopped:
                     raise TrainingStopped("stopped")
-                command = [sys.executable, *map(str, words)]
-                # In a session of its own: at Ctrl-C it is told once, by stop(), and saves its state.
-                process = subprocess.Popen(
-                    command,
-                    cwd=ROOT,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
-                self._there.add(process)
+                process = subprocess.Popen([sys.executable, *map(str, words)], stdout=file, **how)
+                self._processes.add(process)
             code = process.wait()
             with self._lock:
-                self._there.discard(process)
+                self._processes.discard(process)
         if code:
             lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
             raise TrainingStopped(f"{words[0]} ended with exit code {code}: {lines[-1] if lines else ''} (all: {log})")
@@ -233,10 +220,10 @@ class Running:
         """End all scripts; trainings save their state."""
         with self._lock:
             self.stopped = True
-            there = list(self._there)
-            for process in there:
+            running = list(self._processes)
+            for process in running:
                 process.terminate()
-        for process in there:
+        for process in running:
             process.wait()
 
 
@@ -245,12 +232,9 @@ class Running:
 
 def table(rows: list[dict], rainy: dict[str, tuple[float, float]], plan: Plan) -> str:
     """The results as Markdown: mean and spread over the seeds of each cell, and what the generator's rain changed."""
-    names = [name for name in CELLS if any(row["cell"] == name for row in rows)]
-    lines = [
-        "| pairs | rainy | without | with generated rain | difference | seeds | minutes |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name in names:
+    head = ["pairs", "rainy", "without", "with generated rain", "difference", "seeds", "minutes"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name in rainy:
         ways = {way: [row for row in rows if row["cell"] == name and row["way"] == way] for way in WAYS}
         paired = [a["psnr_y"] - b["psnr_y"] for a, b in zip(ways["with"], ways["without"], strict=True)]
         cells = [f"{CELLS[name].rain} rain, {CELLS[name].pairs}", "{:.2f} / {:.4f}".format(*rainy[name])]
@@ -258,8 +242,7 @@ def table(rows: list[dict], rainy: dict[str, tuple[float, float]], plan: Plan) -
         cells += [f"{np.mean(paired):+.2f} dB ({min(paired):+.2f} to {max(paired):+.2f})", str(len(paired))]
         spent = sum(row["minutes"] + row["generator_minutes"] for way in WAYS for row in ways[way])
         lines.append(f"| {' | '.join([*cells, f'{spent:.0f}'])} |")
-    steps = rows[0]["steps"]
-    how = f"PReNet, {steps} steps each way, generator ({plan.generator}) {plan.generator_steps} steps"
+    how = f"PReNet, {rows[0]['steps']} steps each way, generator ({plan.generator}) {plan.generator_steps} steps"
     return "\n".join([*lines, "", f"PSNR in dB / SSIM on Y, mean and standard deviation over the seeds; {how}."]) + "\n"
 
 
@@ -271,51 +254,33 @@ def _spread(rows: list[dict], key: str) -> str:
 
 def figure(plan: Plan, rows: list[dict], rainy: dict[str, tuple[float, float]]) -> np.ndarray:
     """The curves of all trainings on the test pairs, a panel for each cell: (H, W, 3) uint8."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    names = [name for name in CELLS if any(row["cell"] == name for row in rows)]
-    drawing, axes = pyplot.subplots(1, len(names), figsize=(4.2 * len(names), 3.4), dpi=100, squeeze=False)
-    try:
-        for name, axis in zip(names, axes[0], strict=True):
-            for way, color in zip(WAYS, ("C7", "C0"), strict=True):
-                for k, row in enumerate(row for row in rows if row["cell"] == name and row["way"] == way):
-                    log = read_log(plan.out / name / f"seed{row['seed']}" / f"{way}_logs")
-                    label = f"{way} generated rain" if k == 0 else None
-                    axis.plot(log["step"], log["val_psnr_y"], color=color, marker=".", label=label)
-            axis.axhline(rainy[name][0], color="black", linestyle=":", label="rainy")
-            axis.set_title(f"{CELLS[name].rain} rain, {CELLS[name].pairs} pairs", fontsize=10)
-            axis.set_xlabel("steps", fontsize=8)
-            axis.set_ylabel("PSNR on Y, dB", fontsize=8)
-            axis.tick_params(labelsize=7)
-            axis.grid(alpha=0.3)
-            axis.legend(fontsize=7)
-        drawing.tight_layout()
-        drawing.canvas.draw()
-        return np.ascontiguousarray(np.asarray(drawing.canvas.buffer_rgba())[..., :3])
-    finally:
-        pyplot.close(drawing)
+    drawing, axes = panels(1, len(rainy), 4.2, 3.4)
+    for name, axis in zip(rainy, axes, strict=True):
+        for way, color in zip(WAYS, ("C7", "C0"), strict=True):
+            for k, row in enumerate(row for row in rows if row["cell"] == name and row["way"] == way):
+                log = read_log(plan.out / name / f"seed{row['seed']}" / f"{way}_logs")
+                label = f"{way} generated rain" if k == 0 else None
+                axis.plot(log["step"], log["val_psnr_y"], color=color, marker=".", label=label)
+        axis.axhline(rainy[name][0], color="black", linestyle=":", label="rainy")
+        axis.set_title(f"{CELLS[name].rain} rain, {CELLS[name].pairs} pairs: PSNR on Y, dB", fontsize=9)
+        axis.set_xlabel("steps", fontsize=8)
+        axis.legend(fontsize=7)
+    return picture(drawing)
 
 
 def write_results(plan: Plan, rows: list[dict]) -> None:
     """results.csv, results.md and claims.png, of what is done."""
-    rainy = {
-        name: _means(plan.out / name / "data" / "test" / "rain", plan.out / name / "data" / "test" / "norain")
-        for name in {row["cell"] for row in rows}
-    }
+    folders = {row["cell"]: plan.out / row["cell"] / f"seed{row['seed']}" for row in rows}
+    rainy = {name: means(folder / f"{WAYS[0]}_derained", "rainy") for name, folder in folders.items()}
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows({k: f"{v:.5f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    write_bytes(plan.out / "results.csv", text.getvalue().encode())
     results = table(rows, rainy, plan)
+    write_bytes(plan.out / "results.csv", text.getvalue().encode())
     write_bytes(plan.out / "results.md", results.encode())
     write_image(plan.out / "claims.png", figure(plan, rows, rainy))
-    print(
-        f"{results}\ntable: {plan.out / 'results.md'}, {plan.out / 'results.csv'}\npicture: {plan.out / 'claims.png'}"
-    )
+    print(f"{results}\nwritten: results.md, results.csv and claims.png in {plan.out}")
 
 
 # --- the command ---------------------------------------------------------------------------------------------------
@@ -351,7 +316,6 @@ def main(argv: list[str] | None = None) -> int:
         device=("--use_gpu", str(args.use_gpu).lower(), "--gpu_id", args.gpu_id),
     )
     cells, seeds = list(dict.fromkeys(args.cells)), list(dict.fromkeys(args.seeds))
-    _check_folders(plan)
     for name in cells:
         make_data(plan, name)
     _same_plan(plan)
@@ -380,14 +344,6 @@ def main(argv: list[str] | None = None) -> int:
     minutes = (time.monotonic() - began) / 60
     print(f"{len(jobs) - len(problems)} of {len(jobs)} cells and seeds done, {minutes:.1f} minutes now")
     return 1 if problems else 0
-
-
-def _check_folders(plan: Plan) -> None:
-    data, out = plan.data.resolve(), plan.out.resolve()
-    if not data.is_dir():
-        raise UserError(f"--data: there is no folder {plan.data}")
-    if out.is_relative_to(data) or data.is_relative_to(out):
-        raise UserError(f"--out: {plan.out} and --data {plan.data} lie in each other; choose another folder")
 
 
 def _same_plan(plan: Plan) -> None:

@@ -12,6 +12,10 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rcParams
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from .. import cli, flags
 from ..data.images import write_image
@@ -59,6 +63,25 @@ def read_log(folder: Path) -> dict[str, np.ndarray]:
     return columns
 
 
+def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with panels, row by row; ``width`` and ``height`` of a panel are in inches, at 100 px each."""
+    rcParams["text.parse_math"] = False  # names may hold a $
+    figure = Figure((width * columns, height * rows), dpi=100)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes:
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.3)
+    return figure, axes
+
+
+def picture(figure: Figure) -> np.ndarray:
+    """A figure as (H, W, 3) uint8."""
+    canvas = FigureCanvasAgg(figure)
+    figure.tight_layout()
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
 def draw(logs: dict[str, dict[str, np.ndarray]], hours: bool = False) -> np.ndarray:
     """A panel for each kind of value, a line in it for each training.
 
@@ -72,50 +95,34 @@ def draw(logs: dict[str, dict[str, np.ndarray]], hours: bool = False) -> np.ndar
     Raises:
         UserError: there is nothing to draw, or too much.
     """
-    import matplotlib  # here, since nothing else needs it
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    pyplot.rcParams["text.parse_math"] = False  # names may hold a $
-
     names = dict.fromkeys(name for log in logs.values() for name in log if name not in ("epoch", "step", "seconds"))
-    panels = [name for name in names if not name.startswith("lr/")]
-    rates = [name for name in names if name.startswith("lr/")]
-    panels += ["learning rates"] if rates else []
-    if not 1 <= len(panels) <= MOST_PANELS:
-        raise UserError(f"--log_dir: {len(panels)} kinds of values to draw, 1 to {MOST_PANELS} make a picture")
-    rows = math.ceil(len(panels) / COLUMNS)
-    size = PANEL[0] * min(COLUMNS, len(panels)), PANEL[1] * rows
-    figure, axes = pyplot.subplots(rows, min(COLUMNS, len(panels)), figsize=size, dpi=100, squeeze=False)
-    try:
-        for panel, axis in zip(panels, axes.flat, strict=False):
-            drawn = rates if panel == "learning rates" else [panel]
-            values = []
-            for number, (label, log) in enumerate(logs.items()):
-                x = np.cumsum(log["seconds"]) / 3600 if hours else log["step"]
-                for kind, name in enumerate(name for name in drawn if name in log):
-                    there = np.isfinite(log[name])
-                    parts = [label] * (len(logs) > 1) + [name.removeprefix("lr/")] * (len(drawn) > 1)
-                    style = {"color": f"C{number}", "linestyle": ("-", "--", ":")[kind % 3], "label": " ".join(parts)}
-                    axis.plot(x[there], log[name][there], marker="." if there.sum() < 30 else "", **style)
-                    values.append(log[name][there])
-            flat = np.concatenate(values)
-            if len(flat) and flat.min() > 0 and flat.max() > 30 * flat.min():
-                axis.set_yscale("log")
-            axis.set_title(TITLES.get(panel, panel), fontsize=9)
-            axis.set_xlabel("hours" if hours else "steps", fontsize=8)
-            axis.tick_params(labelsize=7)
-            axis.grid(alpha=0.3)
-            if len(logs) > 1 or len(drawn) > 1:
-                axis.legend(fontsize=6)
-        for axis in axes.flat[len(panels) :]:
-            axis.set_axis_off()
-        figure.tight_layout()
-        figure.canvas.draw()
-        return np.ascontiguousarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
-    finally:
-        pyplot.close(figure)
+    drawn = {TITLES.get(name, name): [name] for name in names if not name.startswith("lr/")}
+    if rates := [name for name in names if name.startswith("lr/")]:
+        drawn["learning rates"] = rates
+    if not 1 <= len(drawn) <= MOST_PANELS:
+        raise UserError(f"--log_dir: {len(drawn)} kinds of values to draw, 1 to {MOST_PANELS} make a picture")
+    columns = min(COLUMNS, len(drawn))
+    figure, axes = panels(math.ceil(len(drawn) / columns), columns, *PANEL)
+    for axis, (title, lines) in zip(axes, drawn.items(), strict=False):
+        values = []
+        for number, (label, log) in enumerate(logs.items()):
+            x = np.cumsum(log["seconds"]) / 3600 if hours else log["step"]
+            for kind, name in enumerate(name for name in lines if name in log):
+                y = log[name][known := np.isfinite(log[name])]
+                parts = [label] * (len(logs) > 1) + [name.removeprefix("lr/")] * (len(lines) > 1)
+                style = {"color": f"C{number}", "linestyle": ("-", "--", ":")[kind % 3], "label": " ".join(parts)}
+                axis.plot(x[known], y, marker="." if len(y) < 30 else "", **style)
+                values.append(y)
+        flat = np.concatenate(values)
+        if len(flat) and flat.min() > 0 and flat.max() > 30 * flat.min():
+            axis.set_yscale("log")
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("hours" if hours else "steps", fontsize=8)
+        if len(logs) > 1 or len(lines) > 1:
+            axis.legend(fontsize=6)
+    for axis in axes[len(drawn) :]:
+        axis.set_axis_off()
+    return picture(figure)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -129,11 +136,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     out = flags.picture(args)
-    names = labels(args.log_dir) if len(args.log_dir) > 1 else [Path(args.log_dir[0]).name]
-    logs = {name: read_log(Path(folder)) for name, folder in zip(names, args.log_dir, strict=True)}
+    logs = {name: read_log(Path(folder)) for name, folder in zip(labels(args.log_dir), args.log_dir, strict=True)}
     with warnings.catch_warnings(action="ignore"):  # of letters that the font lacks, of values without measure
-        picture = draw(logs, args.hours)
-    write_image(out, picture)
+        write_image(out, draw(logs, args.hours))
     print(f"picture: {args.out}")
     return 0
 

@@ -4,17 +4,16 @@
     python -m common.evaluation.distance --real STREAKS --rain LAYERS [OTHERS ...] --steps 0
 
 STREAKS and LAYERS are folders of pictures of rain on black (generate_rain.py --save_layer writes such ones to layer/).
-Real layers are turned, scaled, mirrored and brightened as the generator's training does (--varied true). Rows to read
-the others by: real rain against real rain, and procedural rain, which a generator should beat. Give the --hold_out of
-the generator's training; without it, classifiers learn from every second real layer and are measured on the others.
+Rows to read the others by: real rain against real rain, and procedural rain, which a generator should beat. Give the
+--hold_out of the generator's training; without it, classifiers learn from every second real layer and are measured on
+the others.
 """
 
 import argparse
 import csv
 import io
-import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -24,21 +23,24 @@ import numpy as np
 import torch
 
 from .. import cli, flags
-from ..data.compose import add_gain, gain_of, part_of
+from ..data.compose import part_of
 from ..data.demo import rain_layer
-from ..data.images import list_images, read_image, size_text, to_float
+from ..data.images import read_image, size_text, to_float
 from ..data.layers import variant
+from ..data.pairs import images_in
 from ..errors import UserError
 from ..files import cell, write_bytes
 from ..generation.latent import base_code
 from ..generation.rain import RainMaker, sampled
 from ..models import EDNet
-from ..terminal import print_result, printable, progress_bar
+from ..terminal import print_result, progress_bar
 from ..training.checkpoint import load_generator
 from ..training.device import pick_device
 from .metrics import labels
 from .streaks import median_bend, spread_over, spread_within
-from .two_sample import SMALL, STEPS, STRICT, told_apart
+from .two_sample import SMALL, STEPS, STRICT, largest_auc
+
+Layers = Sequence[np.ndarray]  # each (H, W) float32 in [0, 1]
 
 PATCH = 7  # px: side of the patches that are compared
 LINES = 128  # random directions
@@ -48,6 +50,7 @@ HALVINGS = 5  # ways of halving the real layers, over which the floor is average
 BIG = 256  # px: side of the layers of whole pictures, of which crops are compared; or twice --patch
 SHARE = 16  # crops from a whole picture
 VARIANTS = 200  # of the real layers together, at least one of each
+GAIN = 0.8, 1.2  # range of the factor of real layers with --varied false
 LEGEND = """\
 distance  sliced Wasserstein distance (Karras et al., ICLR 2018), mean of the levels of a Laplacian pyramid that follow,
           in % of the real deviation on a level; two halves of few layers may differ much
@@ -110,55 +113,48 @@ def sliced_wasserstein(a: np.ndarray, b: np.ndarray, seed: int = 0) -> list[floa
     return distances
 
 
-def grey(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 or uint16 to (H, W) float32 in [0, 1], the mean of the channels."""
-    return to_float(pixels).mean(2)
-
-
 def crops(
-    layers: Sequence[np.ndarray], number: int, p: int, gain: tuple[float, float], rng: np.random.RandomState
+    layers: Layers, number: int, p: int, rng: np.random.RandomState, gain: tuple[float, float] = (1, 1)
 ) -> np.ndarray:
-    """Random crops of layers, each (H, W) in [0, 1], as compose.py makes rain of them: (number, p, p) float32.
+    """Random crops of layers, each (H, W) in [0, 1], half of them mirrored: (number, p, p) float32 in [0, 1].
 
     Args:
         gain: range of the factor of a crop.
     """
-    found = np.empty((number, p, p), np.float32)
+    made = np.empty((number, p, p), np.float32)
     for k in range(number):
         layer = layers[k % len(layers)]
         top, left = rng.randint(layer.shape[0] - p + 1), rng.randint(layer.shape[1] - p + 1)
         crop = layer[top : top + p, left : left + p]
-        found[k] = (crop[:, ::-1] if rng.randint(2) else crop) * rng.uniform(*gain)
-    return found.clip(0, 1)
+        made[k] = (crop[:, ::-1] if rng.randint(2) else crop) * rng.uniform(*gain)
+    return made.clip(0, 1)
 
 
-def procedural(number: int, p: int, ranges: dict[str, tuple[float, float]], rng: np.random.RandomState) -> np.ndarray:
+def draw_layers(number: int, p: int, ranges: dict[str, tuple[float, float]], seed: int | list[int]) -> np.ndarray:
     """Layers of drawn streaks, (number, p, p) float32 in [0, 1], each with its own draw from ``ranges``."""
-    return np.stack(
-        [
-            rain_layer((p, p), int(rng.randint(2**31)), **{name: rng.uniform(*ends) for name, ends in ranges.items()})[
-                ..., 0
-            ]
-            for _ in range(number)
-        ]
-    )
+    rng, made = np.random.RandomState(seed), []
+    for _ in range(number):
+        layer_seed = int(rng.randint(2**31))
+        how = {name: rng.uniform(*ends) for name, ends in ranges.items()}
+        made.append(rain_layer((p, p), layer_seed, **how)[..., 0])
+    return np.stack(made)
 
 
 @torch.no_grad()
-def of_generator(netED: EDNet, number: int, seed: int) -> np.ndarray:
+def sample_patches(netED: EDNet, number: int, seed: int) -> np.ndarray:
     """Patches of G for random codes: (number, p, p) float32 in [0, 1], the mean of the channels."""
     rain = sampled(netED, base_code(netED.nz, seed, number))
     return rain.clamp(0, 1).mean(1).cpu().numpy()
 
 
-def of_pictures(netED: EDNet, number: int, side: int, seed: int) -> list[np.ndarray]:
+def sample_pictures(netED: EDNet, number: int, side: int, seed: int) -> list[np.ndarray]:
     """Square layers as generate_rain.py makes them for whole pictures, each (side, side) float32 in [0, 1]."""
     maker, rng = RainMaker(netED), np.random.RandomState(seed)
     layers = (maker.layer(side, side, 0.5, rng) for _ in range(number))
     return [layer.clamp(0, 1).mean(0).cpu().numpy() for layer in layers]
 
 
-def varied(layers: Sequence[np.ndarray], smallest: int, seed: int) -> list[np.ndarray]:
+def vary(layers: Layers, smallest: int, seed: int) -> list[np.ndarray]:
     """Variants of real layers as G learns from, see ``layers.variant``: (H, W) in [0, 1] to about that size."""
     made = []
     for k in range(max(VARIANTS, len(layers))):
@@ -174,33 +170,29 @@ def read_layers(folder: Path, flag: str, p: int) -> list[np.ndarray]:
     Raises:
         UserError: the folder is missing or empty, or a picture can't be read or is smaller than a patch.
     """
-    if not folder.is_dir():
-        raise UserError(f"{flag}: there is no folder {folder}; name one of pictures of rain on black")
     layers = []
-    for name in list_images(folder)[0]:
+    for name in images_in(folder, flag, "Name one of pictures of rain on black."):
         pixels = read_image(folder / name)
         if min(pixels.shape[:2]) < p:
             raise UserError(f"{flag}: {folder / name} is {size_text(pixels.shape)}, smaller than the {p} px compared")
-        layers.append(grey(pixels))
-    if not layers:
-        raise UserError(f"{flag}: no image (PNG, JPEG, BMP, WebP, TIFF) in {folder}")
+        layers.append(to_float(pixels).mean(2))
     return layers
 
 
-def some(made: Sequence[np.ndarray], layers: int, chosen: Sequence[int]) -> list[np.ndarray]:
-    """Of what ``varied`` made of so many layers, that of the chosen ones."""
+def select(made: Layers, layers: int, chosen: Iterable[int]) -> list[np.ndarray]:
+    """What ``vary`` made of the chosen ones of so many layers."""
     return [layer for i in chosen for layer in made[i::layers]]
 
 
-def floor(made: Sequence[np.ndarray], layers: int, number: int, p: int, gain: tuple[float, float]) -> np.ndarray:
-    """Mean distance between two random halves of the real layers, of which ``made`` was made, on each level."""
-    found = []
+def floor_distance(made: Layers, layers: int, number: int, p: int, gain: tuple[float, float]) -> np.ndarray:
+    """Mean distance between two random halves of the real layers on each level; ``made``: their variants."""
+    distances = []
     for k in range(HALVINGS):
         rng = np.random.RandomState(1000 + k)
-        order = rng.permutation(layers)
-        halves = (some(made, layers, part) for part in (order[: layers // 2], order[layers // 2 :]))
-        found.append(sliced_wasserstein(*(crops(half, number, p, gain, rng) for half in halves), seed=k))
-    return np.mean(found, 0)
+        halves = np.split(rng.permutation(layers), [layers // 2])
+        a, b = (crops(select(made, layers, half), number, p, rng, gain) for half in halves)
+        distances.append(sliced_wasserstein(a, b, seed=k))
+    return np.mean(distances, 0)
 
 
 @dataclass
@@ -208,9 +200,9 @@ class Rain:
     """A set of rain that is measured."""
 
     crops: np.ndarray  # (number, p, p) float32 in [0, 1]
-    pictures: Sequence[np.ndarray]  # whole ones, each (H, W)
-    known: dict[int, np.ndarray]  # by their side: crops that classifiers learn from, (N, p, p) uint8
-    fresh: dict[int, np.ndarray]  # and those that they are measured on
+    pictures: Layers  # whole ones, each (H, W)
+    known: dict[int, np.ndarray]  # crops that classifiers learn from, by their side p: (N, p, p) uint8
+    fresh: dict[int, np.ndarray]  # crops that classifiers are measured on
 
 
 def eight_bits(crops: np.ndarray) -> np.ndarray:
@@ -218,57 +210,56 @@ def eight_bits(crops: np.ndarray) -> np.ndarray:
     return np.rint(255 * crops).astype(np.uint8)
 
 
-def by_side(layers: Sequence[np.ndarray], sides: Sequence[int], number: int, gain=(1, 1)) -> dict[int, np.ndarray]:
+def by_side(layers: Layers, sides: Sequence[int], number: int, gain=(1, 1)) -> dict[int, np.ndarray]:
     """Crops of each side for which the layers are large enough: {p: (number, p, p) uint8}."""
     least = min((min(layer.shape) for layer in layers), default=0)
-    return {p: eight_bits(crops(layers, number, p, gain, np.random.RandomState(p))) for p in sides if p <= least}
+    return {p: eight_bits(crops(layers, number, p, np.random.RandomState(p), gain)) for p in sides if p <= least}
 
 
-def sets_of(
+def make_sets(
     args: argparse.Namespace, sides: Sequence[int], nets: dict[str, EDNet], folders: dict[str, list[np.ndarray]]
 ) -> Iterator[tuple[str, Rain]]:
-    """What is compared with real rain, and what its row is called."""
+    """The names and sets of rain that are compared with real rain. Classifiers learn from twice as many crops."""
     p, big, number, seed = sides[0], sides[-1], args.number, args.seed
-    pictures, times = max(2, number // SHARE), 3 if args.steps else 1  # twice as many to learn from
+    pictures, times = max(2, number // SHARE), 3 if args.steps else 1
+
+    def whole(layers: Layers) -> Rain:
+        """Of whole pictures, the first of which are measured."""
+        ours = layers[:pictures]
+        cut = crops(ours, number, p, np.random.RandomState(seed))
+        return Rain(cut, ours, by_side(layers[pictures:], [big], 2 * number), by_side(ours, [big], number))
+
     for name, netED in nets.items():
-        made = of_generator(netED, times * number, seed)
+        made = sample_patches(netED, times * number, seed)
         if made.shape[1] != p:
-            made = crops(list(made), len(made), p, (1, 1), np.random.RandomState(seed))
-        yield (
-            f"{name}, patches of G",
-            Rain(made[:number], (), {p: eight_bits(made[number:])}, {p: eight_bits(made[:number])}),
-        )
-        whole = of_pictures(netED, times * pictures, max(BIG, big), seed)
-        ours, rest = whole[:pictures], whole[pictures:]
-        cut = crops(ours, number, p, (1, 1), np.random.RandomState(seed))
-        known, fresh = by_side(rest, [big], 2 * number), by_side(ours, [big], number)
-        yield f"{name}, whole pictures", Rain(cut, ours, known, fresh)
+            made = crops(made, len(made), p, np.random.RandomState(seed))
+        own, rest = made[:number], made[number:]
+        yield f"{name}, patches of G", Rain(own, (), {p: eight_bits(rest)}, {p: eight_bits(own)})
+        yield f"{name}, whole pictures", whole(sample_pictures(netED, times * pictures, max(BIG, big), seed))
     for name, layers in folders.items():
-        cut = crops(layers, number, p, (1, 1), np.random.RandomState(seed))
-        known, fresh = by_side(layers[::2], sides, 2 * number), by_side(layers[1::2], sides, number)
-        yield name, Rain(cut, layers, known, fresh)
+        cut = crops(layers, number, p, np.random.RandomState(seed))
+        yield name, Rain(cut, layers, by_side(layers[::2], sides, 2 * number), by_side(layers[1::2], sides, number))
     for name, ranges in (("plain", PLAIN), ("varied", VARIED)):
-        made = procedural(times * number, p, ranges, np.random.RandomState(seed))
-        whole = procedural(times * pictures, max(BIG, big), ranges, np.random.RandomState([seed, 1]))
-        ours = whole[:pictures]
-        known = by_side(whole[pictures:], [big], 2 * number) | {p: eight_bits(made[number:])}
-        fresh = by_side(ours, [big], number) | {p: eight_bits(made[:number])}
-        yield f"procedural rain, {name}", Rain(made[:number], ours, known, fresh)
+        made = draw_layers(times * number, p, ranges, seed)
+        rain = whole(draw_layers(times * pictures, max(BIG, big), ranges, [seed, 1]))
+        own, rest = made[:number], made[number:]
+        rain = Rain(own, rain.pictures, rain.known | {p: eight_bits(rest)}, rain.fresh | {p: eight_bits(own)})
+        yield f"procedural rain, {name}", rain
 
 
 def aucs(real: Rain, rain: Rain, sides: Sequence[int], steps: int, device: torch.device) -> list[float]:
-    """See ``told_apart``, of each kind for crops of each side; nan where there are none."""
-    found = []
+    """See ``largest_auc``, of each kind for crops of each side; nan where there are none."""
+    values = []
     for kind, p in product((SMALL, STRICT), sides):
-        known, fresh = (
-            [part[p] for part in pair if p in part] for pair in ((real.known, rain.known), (real.fresh, rain.fresh))
-        )
-        there = steps and len(known) == len(fresh) == 2
-        found.append(told_apart(known, fresh, device, kind, steps) if there else float("nan"))
-    return found
+        if steps and all(p in crops for crops in (real.known, rain.known, real.fresh, rain.fresh)):
+            known, fresh = (real.known[p], rain.known[p]), (real.fresh[p], rain.fresh[p])
+            values.append(largest_auc(known, fresh, device, kind, steps))
+        else:
+            values.append(np.nan)
+    return values
 
 
-def rows_of(
+def compare(
     args: argparse.Namespace,
     device: torch.device,
     sides: Sequence[int],
@@ -280,54 +271,37 @@ def rows_of(
     Args:
         sides: of the crops that classifiers tell apart, the first one that of all else.
         parts: real layers that are compared, that classifiers learn from, and that they are measured on.
-        others: what is compared with them.
+        others: names and sets of what is compared with them.
     """
-    p, number, gain = sides[0], args.number, (1, 1) if args.varied else gain_of(args)
-    ready = {id(part): varied(part, sides[-1], args.seed) if args.varied else part for part in parts}
-    made, learnt, fresh = (ready[id(part)] for part in parts)  # of which two may be the same
+    p, number, gain = sides[0], args.number, (1, 1) if args.varied else GAIN
+    ready = {id(part): vary(part, sides[-1], args.seed) if args.varied else part for part in parts}
+    made, learnt, fresh = (ready[id(part)] for part in parts)  # two of them may be the same
 
-    def real_rain(layers: Sequence[np.ndarray], known: Sequence[np.ndarray], fresh: Sequence[np.ndarray]) -> Rain:
-        cut = crops(layers, number, p, gain, np.random.RandomState(args.seed))
+    def real_rain(layers: Layers, known: Layers, fresh: Layers) -> Rain:
+        cut = crops(layers, number, p, np.random.RandomState(args.seed), gain)
         return Rain(cut, layers, by_side(known, sides, 2 * number, gain), by_side(fresh, sides, number, gain))
 
-    def row(name: str, distances: Sequence[float], judged: Sequence[float], rain: Rain) -> list:
+    def row(name: str, rain: Rain, judged: Sequence[float], distances: Sequence[float] | None = None) -> list:
+        if distances is None:
+            distances = sliced_wasserstein(real.crops, rain.crops, args.seed)
         cut = [picture[:BIG, :BIG] for picture in rain.pictures]  # of one size, since angles drift across a picture
         seen = spread_over(rain.crops), spread_within(cut, p), median_bend(rain.crops)
         return [name, np.mean(distances), *distances, *judged, *seen]
 
-    real = real_rain(made, learnt, fresh)
-    if real.crops.std() < 1e-4:
-        raise UserError(f"--real: the pictures of {args.real} (times --gain) are black or all the same")
+    real, count = real_rain(made, learnt, fresh), len(parts[1])
     try:
-        distances = floor(made, len(parts[0]), number, p, gain)
+        distances = floor_distance(made, len(parts[0]), number, p, gain)
     except ValueError:
-        raise UserError(
-            f"--real: half of the pictures of {args.real} are black or all the same; remove those"
-        ) from None
+        raise UserError(f"--real: half of the pictures of {args.real} are black or all the same") from None
     # Real against real: a half of the layers to learn from is real, a quarter the other rain, a quarter fresh.
-    count = len(parts[1])
-    half, quarter, rest = (some(learnt, count, range(i, count, step)) for i, step in ((0, 2), (1, 4), (3, 4)))
-    judged = aucs(
-        replace(real, known=by_side(half, sides, 2 * number, gain)),
-        real_rain(made, quarter, rest),
-        sides,
-        args.steps,
-        device,
-    )
-    yield row(HALVES, distances, judged, real)
+    half, quarter, rest = (select(learnt, count, range(i, count, step)) for i, step in ((0, 2), (1, 4), (3, 4)))
+    known = replace(real, known=by_side(half, sides, 2 * number, gain))
+    judged = aucs(known, real_rain(made, quarter, rest), sides, args.steps, device)
+    yield row(HALVES, real, judged, distances)
     if args.hold_out:
-        rain = real_rain(learnt, (), ())
-        yield row(TRAINING, sliced_wasserstein(real.crops, rain.crops, args.seed), [np.nan] * len(judged), rain)
+        yield row(TRAINING, real_rain(learnt, (), ()), [np.nan] * len(judged))
     for name, rain in others:
-        judged = aucs(real, rain, sides, args.steps, device)
-        yield row(name, sliced_wasserstein(real.crops, rain.crops, args.seed), judged, rain)
-
-
-def _names(paths: list[str] | None) -> list[str]:
-    """What the rows are called: the last part of each path, or as much as makes them distinct."""
-    return [
-        printable(name) for name in (labels(paths) if paths and len(paths) > 1 else map(os.path.basename, paths or ()))
-    ]
+        yield row(name, rain, aucs(real, rain, sides, args.steps, device))
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -350,9 +324,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--varied",
         type=cli.boolean,
         default=True,
-        help="turn, scale and brighten real layers as G's training does; false: mirror them, and --gain",
+        help="turn, scale, mirror and brighten real layers as G's training does; false: mirror and brighten them",
     )
-    add_gain(parser, "range of the factor of real layers with --varied false, as of training pairs (compose.py)")
     parser.add_argument("--seed", type=cli.seed, default=0, help="of codes and crops")
     parser.add_path("--csv", help="also write the table to this file")
     flags.add_device(parser)
@@ -362,8 +335,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     p, device = args.patch, pick_device(args.use_gpu, args.gpu_id)
-    if args.varied and "gain" in args.given:
-        raise UserError("--gain: varied layers have gains of their own; give --varied false with it")
     layers = read_layers(Path(args.real), "--real", p)
     parts = layers, layers[::2], layers[1::2]
     if args.hold_out:
@@ -375,27 +346,27 @@ def main(argv: list[str] | None = None) -> int:
     if len(parts[0]) < 2:
         raise UserError(f"--real: only one picture of {args.real} is compared; two halves of several are needed")
     nets, folders = {}, {}
-    for name, path in zip(_names(args.netED), args.netED or (), strict=True):
+    for name, path in zip(labels(args.netED or []), args.netED or [], strict=True):
         nets[name] = load_generator(path, "--netED").eval().requires_grad_(False).to(device)
         if nets[name].patch_size < p:
             raise UserError(f"--patch {p}: {path} makes patches of {nets[name].patch_size} px; give that or less")
-    for name, folder in zip(_names(args.rain), args.rain or (), strict=True):
+    for name, folder in zip(labels(args.rain or []), args.rain or [], strict=True):
         folders[name] = read_layers(Path(folder), "--rain", p)
     sides = [p, 2 * p] if min(min(layer.shape) for layer in layers) >= 2 * p else [p]
 
     print_result(
         f"real rain: {len(parts[0])} layers; classifiers learn from {len(parts[1])}, measured on {len(parts[2])}"
     )
-    columns = [f"{p >> level}_px" for level in range(p.bit_length() - SMALLEST.bit_length() + 1)]
-    judges = (f"{kind}_{side}" for kind, side in product((SMALL, STRICT), sides))
-    columns = ["distance", *columns, *judges, "angles", "within", "bend"]
+    levels = [f"{p >> level}_px" for level in range(p.bit_length() - SMALLEST.bit_length() + 1)]
+    judges = [f"{kind}_{side}" for kind, side in product((SMALL, STRICT), sides)]
+    columns = ["distance", *levels, *judges, "angles", "within", "bend"]
     table = [["rain", *columns]]
     width = max(map(len, [HALVES, *(f"{name}, whole pictures" for name in nets), *folders]))
     print_result(f"{'rain':<{width}} {' '.join(f'{column:>8}' for column in columns)}")
-    rows = rows_of(args, device, sides, parts, sets_of(args, sides, nets, folders))
+    rows = compare(args, device, sides, parts, make_sets(args, sides, nets, folders))
     for name, *values in progress_bar(rows, desc="comparing", unit="set", leave=False):  # a minute or two each
         texts = [
-            "-" if np.isnan(value) else f"{value:.{3 if column.startswith((SMALL, STRICT)) else 2}f}"
+            "-" if np.isnan(value) else f"{value:.{3 if column in judges else 2}f}"
             for column, value in zip(columns, values, strict=True)
         ]
         print_result(f"{name:<{width}} {' '.join(f'{text:>8}' for text in texts)}")

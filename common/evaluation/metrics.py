@@ -133,36 +133,28 @@ class Table:
                 f"  {_number(s.psnr_y, 4):>11} {_number(s.ssim_y, 5):>8} {_number(s.psnr_rgb, 4):>8}"
                 for s in scores.values()
             )
-            lines.append(f"{shown[name]:<{width}}" + "".join(cells))
+            lines.append(f"{shown[name]:<{width}}{''.join(cells)}")
         return "\n".join([*lines, *self.notes()])
 
     def notes(self) -> list[str]:
         """What the means leave out: equal images (inf), and images too small for SSIM."""
-        every = [(method, s) for row in self.rows.values() for method, s in row.items()]
-        equal = sum(math.isinf(s.psnr_y) for _, s in every)
-        small = sum(math.isnan(s.ssim_y) for _, s in every)
-        notes = [f"{equal} identical to the ground truth (inf), left out of the mean PSNR"] if equal else []
-        return notes + ([f"{small} with a side below {SSIM_WINDOW} px: no SSIM, left out of its mean"] if small else [])
-
-    def csv(self) -> str:
-        """One line an image, then the mean."""
-        means = self.means()
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        fields = list(Scores.__dataclass_fields__)
-        writer.writerow(["image", *(f"{method}_{field}" for method in means for field in fields)])
-        for name, scores in [*self.rows.items(), ("mean", means)]:
-            cells = (f"{getattr(s, field):.6f}" for s in scores.values() for field in fields)
-            writer.writerow([cell(name), *cells])
-        return out.getvalue()
+        every = [score for row in self.rows.values() for score in row.values()]
+        equal, small = sum(math.isinf(s.psnr_y) for s in every), sum(math.isnan(s.ssim_y) for s in every)
+        notes = [f"{equal} identical to the ground truth (inf), left out of the mean PSNR"] * bool(equal)
+        return notes + [f"{small} with a side below {SSIM_WINDOW} px: no SSIM, left out of its mean"] * bool(small)
 
     def save(self, path: Path) -> None:
-        """Write the CSV.
+        """Write a CSV: one line an image, then the mean.
 
         Raises:
             UserError: the file can't be written.
         """
-        write_bytes(path, self.csv().encode("utf-8", "surrogateescape"))
+        means, out, fields = self.means(), io.StringIO(), list(Scores.__dataclass_fields__)
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["image", *(f"{method}_{field}" for method in means for field in fields)])
+        for name, scores in [*self.rows.items(), ("mean", means)]:
+            writer.writerow([cell(name), *(f"{getattr(s, f):.6f}" for s in scores.values() for f in fields)])
+        write_bytes(path, out.getvalue().encode("utf-8", "surrogateescape"))
 
     def page(
         self,
@@ -206,30 +198,27 @@ def _number(value: float, digits: int) -> str:
     return "n/a" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def check_sizes(pairs: list[Pair], flags: str, leave: bool = False) -> None:
-    """Compare the sizes in the headers, before any work.
+def check_sizes(pairs: list[Pair], flags: str) -> None:
+    """Compare the sizes in the headers, before any work. A first image of a pair that can't be read is left for later.
 
     Args:
         flags: the flags that name the folders, for the message.
-        leave: say nothing of a first image of a pair that can't be read; it is named when its turn comes.
 
     Raises:
-        UserError: lists the images that can't be read or differ in size from their partner, the first ten by name.
+        UserError: lists the images that differ in size from their partner, or whose partner can't be read.
     """
     problems = []
     for pair in pairs:
         try:
             image_size(pair.rainy)
-        except ImageError as error:
-            problems += [] if leave else [str(error)]
+        except ImageError:  # it is named when its turn comes
             continue
         try:
             pair.format()
         except ImageError as error:
             problems.append(str(error))
-    fail(
-        problems, f"{len(problems)} of {len(pairs)} images can't be measured:", f"Mend or remove these files ({flags})."
-    )
+    headline = f"{len(problems)} of {len(pairs)} images can't be measured:"
+    fail(problems, headline, f"Mend or remove these files ({flags}).")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -242,14 +231,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def labels(folders: list[str]) -> list[str]:
-    """What the columns of the table are called: 'result', or for several folders their names, made distinct."""
-    if len(folders) == 1:
-        return ["result"]
-    parts, depth = [Path(folder).parts for folder in folders], 1
+def labels(paths: list[str]) -> list[str]:
+    """Names of files or folders: the last part of each path, or as many parts as make them distinct."""
+    parts, depth = [Path(path).parts for path in paths], 1
     while len({p[-depth:] for p in parts}) < len(parts) and depth < max(map(len, parts)):
         depth += 1
-    names = [str(Path(*p[-depth:])) for p in parts]
+    names = [printable(str(Path(*p[-depth:]))) for p in parts]
     return names if len(set(names)) == len(names) else [f"{i + 1}: {name}" for i, name in enumerate(names)]
 
 
@@ -266,46 +253,38 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     if args.report and Path(args.report).suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--report: {args.report} must end in .html")
-    columns, half = labels(args.pred), Pairing.from_flags(args).halves[1]
-    found: dict[str, list[Pair]] = {}
+    columns = labels(args.pred) if len(args.pred) > 1 else ["result"]
+    half, results = Pairing.from_flags(args).halves[1], {}
     for label, folder in zip(columns, args.pred, strict=True):
         pairs, _ = find_pairs(folder, args.gt, "--pred, --gt", pairing=Pairing(args.pair_by))
-        found[label] = [replace(pair, halves=("", half)) for pair in pairs]
-        check_sizes(found[label], "--pred, --gt")
-    methods = _rows(found)
+        results[label] = [replace(pair, halves=("", half)) for pair in pairs]
+        check_sizes(results[label], "--pred, --gt")
+    methods = _rows(results)
     common = [key for key in methods[columns[0]] if all(key in methods[label] for label in columns)]
     if not common:
         raise UserError("--pred: the folders have no result for the same image")
     if any(len(method) > len(common) for method in methods.values()):
         print_result(f"note: the table is over the {len(common)} images that every folder of --pred has")
-    used = {method[key].clean for method in methods.values() for key in common}
     images = list_images(Path(args.gt))[0]
     both = sides(images)  # of a folder of both only the clean ones can lack a result
-    unused = len({Path(args.gt, name) for name in (both[1] if all(both) else images)} - used)
-    if unused:
-        print_result(
-            f"note: {unused} images of --gt have no result in --pred; the means are over the {len(common)} that have"
-        )
-    table, problems = Table(), []
+    used = {method[key].clean for method in methods.values() for key in common}
+    if unused := len({Path(args.gt, name) for name in (both[1] if all(both) else images)} - used):
+        text = f"{unused} images of --gt have no result in --pred; the means are over the {len(common)} that have"
+        print_result(f"note: {text}")
+    table, pictures, problems = Table(), {}, []
     for key in progress_bar(common, unit="image", leave=False):
+        row = {label: method[key] for label, method in methods.items()}
+        first = row[columns[0]]
+        pictures[first.name] = {label: pair.rainy for label, pair in row.items()} | {"clean": first.clean}
         try:
-            row = {}
-            for label, method in methods.items():
-                row[label] = score(*method[key].read())
-            table.add(methods[columns[0]][key].name, **row)
-        except ImageError as error:  # its header was whole
+            table.add(first.name, **{label: score(*pair.read()) for label, pair in row.items()})
+        except ImageError as error:
             problems.append(str(error))
-    if args.csv:
-        table.save(Path(args.csv))
     print_result(table)
     if args.csv:
+        table.save(Path(args.csv))
         print(f"written: {args.csv}")
     if args.report:
-        pictures = {}
-        for key in common:
-            first = methods[columns[0]][key]
-            results = {label: method[key].rainy for label, method in methods.items()}
-            pictures[first.name] = results | {"clean": first.clean}
         title = f"{', '.join(columns)} beside the ground truth: {len(common)} image{'s' * (len(common) > 1)}"
         table.page(Path(args.report), title, pictures, [], (columns[0], [*columns, "clean"][1]), {"clean": half})
         print(f"page: {args.report}")

@@ -1,8 +1,8 @@
-"""How much RNet knows: the correlation of G(RNet(O)) with the rain O - B, beside that with another patch's rain.
+"""How much of the rain RNet recovers: the correlation of G(RNet(O)) with O - B, and with another patch's O - B.
 
     python -m common.evaluation.recovery --netED ED_state_N.pt --data_path RAINY --gt_path CLEAN
 
-1 is the very rain, 0 an RNet that knows nothing. RNet's mean is taken, on random crops of the pairs that hold rain.
+1: exactly this rain; 0: none of it. RNet's mean is used, on random crops that hold rain.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from ..training.device import pick_device
 
 PATCHES = 512
 BATCH = 64
-LEAST = 0.01  # share of rainy pixels from which on a patch holds rain
+LEAST = 0.01  # a patch holds rain if a larger share of its pixels is rainy
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
@@ -88,8 +88,8 @@ def main(argv: list[str] | None = None) -> None:
         pairs, _ = pairs_of(args)
         check_pairs(pairs, netED.patch_size, "--data_path, --gt_path")
     rainy, clean = some_patches(PatchDataset(pairs, netED.patch_size, 0))
-    found = recovery(netED, rainy.to(device), clean.to(device))
-    print_result("  ".join(f"{name} {value:.4f}" for name, value in found.items()))
+    values = recovery(netED, rainy.to(device), clean.to(device))
+    print_result("  ".join(f"{name} {value:.4f}" for name, value in values.items()))
 
 
 if __name__ == "__main__":

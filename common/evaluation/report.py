@@ -1,59 +1,109 @@
-"""Results as a picture: rainy, derained and clean side by side, with generated rain below.
+"""Results to look at: a picture of rainy, derained and clean side by side; or a page of pictures and a table.
 
-python -m common.evaluation.report --rainy RAIN --derained OUT --clean NORAIN --netED ED_state_N.pt --out sheet.png
+    python -m common.evaluation.report --rainy RAIN --derained OUT --clean NORAIN --out sheet.png
+    python -m common.evaluation.report --show sheet.png "What it shows." --table metrics.csv --out results
+
+The page is index.html in the folder --out, beside copies of its pictures.
 """
 
 import argparse
+import csv
+import io
+import re
 import sys
 from pathlib import Path
 
 from .. import cli, flags
 from ..data.images import read_image, to_eight_bits, write_image
+from ..data.page import render
 from ..data.pairs import find_pairs
-from ..data.pictures import GAP, sheet
-from ..generation.latent import generated
-from ..training.checkpoint import load_generator
+from ..data.pictures import sheet
+from ..errors import UserError
+from ..files import read_small, text_of, write_bytes
 from .metrics import labels
+
+PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
+
+
+def compare(args: argparse.Namespace) -> Path:
+    """Write a row for each of the first --number pairs: rainy, each folder of results, clean; returns the file."""
+    out = flags.picture(args)
+    pairs = find_pairs(args.rainy, args.clean, "--rainy, --clean")[0][: args.number]
+    names = [Path(pair.name) for pair in pairs]
+    results = [find_pairs(args.rainy, f, "--rainy, --derained", names=names)[0] for f in args.derained]
+    methods = ["derained"] if len(results) == 1 else labels(args.derained)
+    rows = []
+    for pair in pairs:
+        derained = (found.clean for result in results for found in result if found.name == pair.name)
+        images = [to_eight_bits(read_image(path)) for path in (pair.rainy, *derained, pair.clean)]
+        rows.append((images, [f"{pair.name}: rainy", *methods, "clean"]))
+    write_image(out, sheet(rows))
+    return out
+
+
+def show(args: argparse.Namespace) -> Path:
+    """Write a page that shows each picture with its sentence, and a table below; returns the file."""
+    out, figures = Path(args.out), []
+    if len(args.show) % 2:
+        raise UserError(f"--show: a picture and a sentence in turn; the last one, {args.show[-1]}, has no sentence")
+    rows = read_table(args.table) if args.table else []
+    for number, (picture, sentence) in enumerate(zip(args.show[::2], args.show[1::2], strict=True), 1):
+        path = Path(picture).expanduser()
+        if path.suffix.lower() not in PICTURES or not path.is_file():
+            raise UserError(f"--show: there is no picture {path} ({', '.join(PICTURES)})")
+        plain = re.sub(r"[^A-Za-z0-9._-]", "_", path.stem)[:100]  # a name that needs no quoting in an address
+        figures.append((f"{number:02d}_{plain}{path.suffix.lower()}", sentence))
+        write_bytes(out / figures[-1][0], path.read_bytes())
+    page = render("gallery.html", title=args.title, figures=figures, rows=rows)
+    write_bytes(out / "index.html", page.encode())
+    return out / "index.html"
+
+
+def read_table(path: str) -> list[list[str]]:
+    """Rows of a CSV, the first one its head and the first column names; numbers are rounded for the eye.
+
+    Raises:
+        UserError: the file can't be read, or is empty.
+    """
+    try:
+        text = read_small(path).decode(errors="replace")
+        rows = [list(map(text_of, row)) for row in csv.reader(io.StringIO(text, newline="")) if row]
+    except (OSError, csv.Error) as error:
+        raise UserError(f"--table: {path} can't be read as a CSV ({getattr(error, 'strerror', error)})") from None
+    if not rows:
+        raise UserError(f"--table: {path} is empty")
+    return [[row[0], *map(_rounded, row[1:])] for row in rows]
+
+
+def _rounded(cell: str) -> str:
+    try:
+        return f"{float(cell):.4f}" if abs(float(cell)) < 10 else f"{float(cell):.2f}"
+    except ValueError:
+        return cell.replace("_", " ")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__, module=__spec__.name)
-    parser.add_path("--rainy", required=True, help="folder of rainy images")
     parser.add_path(
-        "--derained", required=True, nargs="+", help="folder of derained images, or several, paired by name"
+        "--out", required=True, help="the picture to write (.png, .jpg); with --show the folder of the page"
     )
-    parser.add_path("--clean", required=True, help="folder of clean images, paired by name")
-    parser.add_netED()
-    parser.add_argument("--number", type=cli.positive_int, default=4, help="images to show, the first by name")
-    flags.add_picture(parser)
+    parser.add_path("--rainy", help="folder of rainy images")
+    parser.add_path("--derained", nargs="+", help="folder of derained images, or several, paired by name")
+    parser.add_path("--clean", help="folder of clean images, paired by name")
+    parser.add_argument("--number", type=cli.positive_int, default=4, help="images to compare, the first by name")
+    parser.add_argument(
+        "--show", nargs="+", metavar="PICTURE SENTENCE", help="pictures of a page, each with a sentence"
+    )
+    parser.add_argument("--title", default="Results", help="of the page")
+    parser.add_path("--table", help="a CSV to show on the page")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    out = flags.picture(args)
-    pairs = find_pairs(args.rainy, args.clean, "--rainy, --clean")[0][: args.number]
-    names = [Path(pair.name) for pair in pairs]
-    derained = [
-        {pair.name: pair.clean for pair in find_pairs(args.rainy, folder, "--rainy, --derained", names=names)[0]}
-        for folder in args.derained
-    ]
-    methods = ["derained"] if len(derained) == 1 else labels(args.derained)
-    rows = []
-    for pair in pairs:
-        paths = (pair.rainy, *(results[pair.name] for results in derained), pair.clean)
-        images = [read_image(path) for path in paths]
-        rows.append(([to_eight_bits(image) for image in images], [f"{pair.name}: rainy", *methods, "clean"]))
-    if args.netED:
-        netED = load_generator(args.netED, "--netED")
-        wide = sum(image.shape[1] + GAP for image in rows[0][0])
-        side = max(128, netED.patch_size)
-        count = max(1, wide // (side + GAP))
-        rain, gain = generated(netED, count, 0, side)
-        label = f"generated rain, {gain:g}x brighter" if gain > 1 else "generated rain"
-        rows.append((rain, [label, *[""] * (count - 1)]))
-    write_image(out, sheet(rows))
-    print(f"picture: {args.out}")
+    if not args.show and not (args.rainy and args.derained and args.clean):
+        raise UserError("--rainy, --derained, --clean: give all three for a picture; or --show for a page")
+    print(f"page: {show(args)}" if args.show else f"picture: {compare(args)}")
     return 0
 
 

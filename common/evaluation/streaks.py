@@ -1,4 +1,4 @@
-"""What an eye sees: whether rain leans differently from picture to picture, and whether streaks are straight."""
+"""Directions of streaks: how much they vary between patches, and whether streaks are straight."""
 
 from collections.abc import Sequence
 
@@ -38,11 +38,11 @@ def spread_over(crops: np.ndarray) -> float:
 
 def spread_within(pictures: Sequence[np.ndarray], p: int) -> float:
     """Deviation of the angles of a picture's p x p crops side by side, in degrees; the median of pictures (H, W)."""
-    found = []
+    spreads = []
     for picture in pictures:
         rows, columns = (range(0, side - p + 1, p) for side in picture.shape)
-        found.append(spread_over(np.stack([picture[y : y + p, x : x + p] for y in rows for x in columns])))
-    return float(np.nanmedian(found)) if np.isfinite(found).any() else float("nan")
+        spreads.append(spread_over(np.stack([picture[y : y + p, x : x + p] for y in rows for x in columns])))
+    return _median(spreads)
 
 
 def bend(crop: np.ndarray) -> float:
@@ -60,19 +60,22 @@ def bend(crop: np.ndarray) -> float:
     gy, gx = np.gradient(smooth)
     tensor = cv2.merge([gx * gx - gy * gy, -2 * gx * gy])  # energy * (cos, sin) of twice the angle from vertical
     tensor = cv2.GaussianBlur(tensor, (0, 0), BLUR)
-    here = tensor[..., 0] + 1j * tensor[..., 1]
-    angle = np.angle(here) / 2
+    own = tensor[..., 0] + 1j * tensor[..., 1]
+    angle = np.angle(own) / 2
     y, x = np.mgrid[: crop.shape[0], : crop.shape[1]]
     alike = clear = 0.0
     for step in ALONG:
         place = (x + step * np.sin(angle)).astype(np.float32), (y + step * np.cos(angle)).astype(np.float32)
-        there = cv2.remap(tensor, *place, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT) @ np.array([1, 1j])
-        alike += (here * there.conj()).real.sum()
-        clear += np.abs(here * there).sum()
+        other = cv2.remap(tensor, *place, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT) @ np.array([1, 1j])
+        alike += (own * other.conj()).real.sum()
+        clear += np.abs(own * other).sum()
     return float(np.degrees(np.arccos(np.clip(alike / clear, -1, 1)) / 2)) if clear > 1e-12 else float("nan")
 
 
 def median_bend(crops: np.ndarray) -> float:
     """The median ``bend`` of the crops (N, p, p) with enough rain, in degrees; nan if there are none."""
-    found = [bend(crop) for crop in crops if has_rain(crop)]
-    return float(np.nanmedian(found)) if np.isfinite(found).any() else float("nan")
+    return _median([bend(crop) for crop in crops if has_rain(crop)])
+
+
+def _median(values: list[float]) -> float:
+    return float(np.nanmedian(values)) if np.isfinite(values).any() else float("nan")

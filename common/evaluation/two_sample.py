@@ -1,9 +1,9 @@
 """Can a small classifier tell generated rain from real rain? AUC 0.5: no; 1: always.
 
 A classifier two-sample test (Lopez-Paz & Oquab, ICLR 2017): a network learns to tell some real crops from some of the
-rain in question, and is measured on crops of other real layers and of other rain. It finds what any one measure misses,
-and gives the same figure each time on one machine. Two classifiers are used. The small one sees what a look at the
-pictures shows. The strict one has batch normalisation, with which it learns much faster and finds smaller differences.
+rain in question, and is measured on crops of other real layers and of other rain. It gives the same figure each time on
+one machine. Two classifiers are used. The small one sees large differences. The strict one has batch normalisation,
+with which it learns much faster and sees smaller ones.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ RATE = 5e-3  # of Adam at its highest; it rises over the first fifth of the step
 SEEDS = (0, 1, 2)  # of the classifier's start and batches
 
 
-def judge(side: int, kind: str, generator: torch.Generator) -> nn.Sequential:
+def classifier(side: int, kind: str, generator: torch.Generator) -> nn.Sequential:
     """A classifier, (N, 1, side, side) -> (N, 1) logits that a crop is not real."""
     widths = [1, *(min(64, max(8, 512 // (side >> k))) for k in range(1, levels(side) + 1))]  # alike work at each size
     layers: list[nn.Module] = []
@@ -43,7 +43,7 @@ def judge(side: int, kind: str, generator: torch.Generator) -> nn.Sequential:
     return net
 
 
-def as_seen(crops: Tensor) -> Tensor:
+def scaled(crops: Tensor) -> Tensor:
     """(N, p, p) uint8 -> (N, 1, p, p) as the critic of G's training sees rain: the root makes faint streaks count."""
     return 2 * (crops[:, None] / 255 + 0.02).sqrt() - 1
 
@@ -66,7 +66,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def told_apart(
+def largest_auc(
     known: Sequence[np.ndarray], fresh: Sequence[np.ndarray], device: torch.device, kind: str, steps: int = STEPS
 ) -> float:
     """The largest AUC of three classifiers on fresh crops; below 0.5 if what they learned does not hold for these.
@@ -83,7 +83,7 @@ def told_apart(
 
 def _auc_of(seed: int, known: list[Tensor], fresh: list[Tensor], steps: int, kind: str) -> float:
     generator, device = torch.Generator().manual_seed(seed), known[0].device
-    net = judge(known[0].shape[-1], kind, generator).to(device, memory_format=torch.channels_last)
+    net = classifier(known[0].shape[-1], kind, generator).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(net.parameters(), RATE, (0.9, 0.99))
     half = BATCH // 2
     labels = torch.arange(2, device=device).repeat_interleave(half)[:, None].float()
@@ -91,7 +91,7 @@ def _auc_of(seed: int, known: list[Tensor], fresh: list[Tensor], steps: int, kin
         optimizer.param_groups[0]["lr"] = RATE * min((k + 1) / (0.2 * steps), (steps - k) / (0.8 * steps))
         chosen = [crops[torch.randint(len(crops), (half,), generator=generator)] for crops in known]
         mirrored = torch.randint(2, (BATCH, 1, 1, 1), generator=generator).to(device).bool()
-        batch = as_seen(torch.cat(chosen))
+        batch = scaled(torch.cat(chosen))
         batch = torch.where(mirrored, batch.flip(-1), batch)
         optimizer.zero_grad()
         F.binary_cross_entropy_with_logits(net(batch), labels).backward()
@@ -99,6 +99,6 @@ def _auc_of(seed: int, known: list[Tensor], fresh: list[Tensor], steps: int, kin
     net.eval()
     with torch.no_grad():
         real, other = (
-            torch.cat([net(as_seen(part)) for part in crops.split(256)])[:, 0].cpu().numpy() for crops in fresh
+            torch.cat([net(scaled(part)) for part in crops.split(256)])[:, 0].cpu().numpy() for crops in fresh
         )
     return auc(real, other)

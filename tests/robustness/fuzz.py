@@ -33,7 +33,7 @@ from common.data import compose, pack
 from common.data.images import has_alpha, image_format, read_image, write_image
 from common.data.pairs import PairList
 from common.errors import UserError
-from common.evaluation import curves, distance, gallery, metrics, report
+from common.evaluation import curves, distance, metrics, report
 from common.generation import export, rain
 from common.training import checkpoint
 from for_spa import train_spa_smallsample_noaug
@@ -45,7 +45,7 @@ from tests.robustness.judge import MEGABYTES, Case, Finding, watched
 
 PICTURE_MEGABYTES = 3000  # limit of a case that reads one image: up to 179 megapixels are allowed
 SCRIPTS = sorted(str(p.relative_to(ROOT)).removesuffix(".py").replace("/", ".") for p in ROOT.glob("for_*/*.py"))
-COMMANDS = (compose, curves, distance, export, gallery, metrics, pack, report)
+COMMANDS = (compose, curves, distance, export, metrics, pack, report)
 
 
 class Seeds:
@@ -213,12 +213,12 @@ def choice(rng: np.random.Generator, folder: Path, seeds: Seeds) -> Case:
 
 
 def table(rng: np.random.Generator, folder: Path, seeds: Seeds) -> Case:
-    """A log.csv that curves.py draws, or a table of the gallery."""
+    """A log.csv that curves.py draws, or a table of a page."""
     (folder / "log.csv").write_bytes(mutate.as_csv(seeds.log * int(rng.integers(1, 3)), rng))
     if rng.random() < 0.5:
         return lambda: curves.main(["--log_dir", str(folder), "--out", f"{folder}/c.png"])
     flags = ["--out", f"{folder}/out", "--show", f"{seeds.pairs}/rain/8.png", mutate.odd(rng)]
-    return lambda: gallery.main([*flags, "--table", f"{folder}/log.csv", "--title", mutate.odd(rng)])
+    return lambda: report.main([*flags, "--table", f"{folder}/log.csv", "--title", mutate.odd(rng)])
 
 
 def good_flags(module: ModuleType, folder: Path, seeds: Seeds) -> dict[str, list[str]]:
@@ -226,7 +226,7 @@ def good_flags(module: ModuleType, folder: Path, seeds: Seeds) -> dict[str, list
     trains, spa = "train" in module.__name__, "spa" in module.__name__
     data, nets = seeds.pairs, seeds.folder
     rainy, clean = data / "rain", data / "norain"
-    ending = {pack: ".h5", export: ".pt", compose: "", gallery: ""}.get(module, ".png")
+    ending = {pack: ".h5", export: ".pt", compose: "": ""}.get(module, ".png")
     values = {
         "data_path": clean if module is generate_rain else data if trains and spa else rainy, "gt_path": clean,
         "netED": nets / "ED.pt", "netDerain": nets / "DerainNet_state_1.pt", "save_path": folder / "out",
@@ -242,7 +242,7 @@ def good_flags(module: ModuleType, folder: Path, seeds: Seeds) -> dict[str, list
     values |= {"train_num": 1} if "small" in module.__name__ else {}
     flags = flags_of(module)
     words = {dest: [flags[dest].option_strings[0], str(value)] for dest, value in values.items() if dest in flags}
-    return words | ({"show": ["--show", f"{seeds.pairs}/rain/8.png", "x"]} if module is gallery else {})
+    return words | ({"show": ["--show", f"{seeds.pairs}/rain/8.png", "x"]} if module is report else {})
 
 
 def command(rng: np.random.Generator, folder: Path, seeds: Seeds) -> Case:

@@ -16,7 +16,7 @@ from common import cli
 from common.data import compose, pack
 from common.data.images import read_image, write_image
 from common.errors import UserError
-from common.evaluation import curves, derain, gallery, metrics, report
+from common.evaluation import curves, derain_folder, metrics, report
 from common.generation import export
 from common.models import Derain
 from common.training import joint
@@ -232,12 +232,12 @@ def commands(whole, tmp_path, generator, monkeypatch):
         "report": (report.main, sheet, "--out sheet.png"),
         "curves": (curves.main, ["--log_dir", whole / "model_l"], "--out curves.png"),
         "export": (export.main, ED, "--out half.pt"),
-        "gallery": (gallery.main, ["--show", data / "rain" / "8.png", "Rain."], "--out"),
+        "page": (report.main, ["--show", data / "rain" / "8.png", "Rain."], "--out"),
     }
 
 
 NAMES = ["derain", "metrics", "rain", "compose", "compose a pack", "pack", "interpolation", "sweeps", "report"]
-NAMES += ["curves", "export", "gallery"]
+NAMES += ["curves", "export", "page"]
 
 
 @pytest.mark.usefixtures("quick")
@@ -326,14 +326,14 @@ def test_an_image_of_the_validation_changes_during_training(whole, copied, tmp_p
 @pytest.mark.parametrize("how", CHANGES)
 @pytest.mark.parametrize("folder", ["rain", "norain"])
 def test_an_image_changes_during_deraining(copied, tmp_path, commands, monkeypatch, capsys, how, folder):
-    real, (change, message) = derain.write_image, CHANGES[how]
+    real, (change, message) = derain_folder.write_image, CHANGES[how]
 
     def write(path, pixels):
         if path.name == "8.png":
             change(copied / folder / "9.png")
         real(path, pixels)
 
-    monkeypatch.setattr(derain, "write_image", write)
+    monkeypatch.setattr(derain_folder, "write_image", write)
     main, flags, _ = commands["derain"]
     flags = ["--data_path", copied / "rain", "--gt_path", copied / "norain", *flags[4:]]
     assert outcome(main, *flags, "--save_path", tmp_path / "out") == 1
@@ -365,14 +365,14 @@ def test_training_without_memory(whole, tmp_path, monkeypatch, capsys, whose):
 
 
 def test_deraining_without_memory_for_one_image(commands, tmp_path, monkeypatch, capsys):
-    real, lacks = derain.derain_pixels, iter([None, LACKS["GPU"], None, None])
+    real, lacks = derain_folder.derain_pixels, iter([None, LACKS["GPU"], None, None])
 
     def derain_pixels(*args):
         if lack := next(lacks):
             raise lack
         return real(*args)
 
-    monkeypatch.setattr(derain, "derain_pixels", derain_pixels)
+    monkeypatch.setattr(derain_folder, "derain_pixels", derain_pixels)
     main, flags, _ = commands["derain"]
     assert outcome(main, *flags, "--save_path", tmp_path / "out") == 1
     told = capsys.readouterr().err

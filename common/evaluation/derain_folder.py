@@ -1,0 +1,176 @@
+"""Remove rain from a folder of images: folder in, folder out, with metrics and a page."""
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from .. import derainer, distributed
+from ..data import page
+from ..data.images import ImageError, image_size, inputs, read_image, size_text, write_image
+from ..data.pairs import Pair, Pairing, find_pairs, half_of
+from ..errors import UserError, is_out_of_memory
+from ..precision import has_bfloat16, prepare
+from ..terminal import print_result, progress_bar, tell
+from . import metrics
+from .derain import Windows, derain_pixels
+
+WORSE = (
+    "warning: the derained images are farther from the ground truth than the rainy ones. Check the weights and their "
+    "number of stages (--stage, --recurrent_iter), that --gt_path belongs to --data_path, and that the derainer gives "
+    "back the image, not the rain"
+)
+
+
+@dataclass
+class Result:
+    """What became of an image."""
+
+    written: bool = False
+    deep: bool = False  # it has 16 bits a channel
+    seconds: float | None = None  # that deraining took; None for the first image, which warms up
+    scores: dict[str, metrics.Scores] | None = None
+    problem: str = ""
+
+
+def derain_folder(net: nn.Module, args: argparse.Namespace, device: torch.device, weights: str, hint: str) -> int:
+    """Derain images into a folder; print the time per image and, with a ground truth, the table of metrics.
+
+    report.html there shows both, with a before/after slider for each image. Several processes share the images; the
+    first one tells what all did.
+
+    Args:
+        net: Derain, PReNet or another derainer, on ``device``.
+        args: the flags --data_path (a folder, sub-folders kept, or one image), --save_path (the same names below it),
+            --gt_path (None for no metrics), and those of ``flags.add_pairing`` and ``flags.add_deraining``.
+        weights: file of the derainer's weights, for the page.
+        hint: what belongs into --data_path, for the message when it is missing.
+
+    Returns:
+        Exit code: 0, or 1 where an image or its ground truth could not be read or did not fit into memory; the
+        others are done.
+
+    Raises:
+        UserError: paths that are missing, empty or overlap, ground truth that is missing or of another size.
+        DerainerError: a derainer of the user's failed on the first image.
+    """
+    save, windows, pairing = Path(args.save_path), Windows.from_flags(args), Pairing.from_flags(args)
+    folder, names, others = inputs(Path(args.data_path), save, hint)
+    pairs = {}
+    if args.gt_path or pairing.side_by_side:
+        pairs = _partners(folder, names, args.gt_path, pairing)
+        names = [name for name in names if name in pairs]
+    used = {path.resolve() for path in [*(folder / name for name in names), *(pair.clean for pair in pairs.values())]}
+    if over := [save / name for name in names if (save / name).resolve() in used]:
+        raise UserError(f"--save_path: {over[0]} is an input file and would be overwritten; choose another folder")
+    distributed.require_shared("--save_path", save)
+    prepare(net.eval(), device, args.precision, args.compile)
+    if args.precision != "bf16" and device.type == "cpu" and derainer.is_prenet(net) and has_bfloat16(device):
+        print("this processor has bfloat16 instructions: --precision bf16 takes about half the time (docs/scaling.md)")
+    if windows.tile > 0 and not derainer.is_prenet(net):
+        print(f"tiles of {windows.tile} px with a halo of {windows.halo} px: approximate for this derainer")
+    done: dict[Path, Result] = {}
+    mine = names[distributed.share()]
+    for number, name in enumerate(progress_bar(mine, unit="image")):
+        result = done[name] = Result()
+        try:
+            rainy = half_of(read_image(folder / name), pairing.halves[0])
+            result.deep, began = rainy.dtype == np.uint16, time.perf_counter()
+            derained = derain_pixels(net, rainy, device, windows, args.rounding)
+            result.seconds = time.perf_counter() - began if number or len(mine) == 1 else None
+            write_image(save / name, derained)
+            result.written = True
+            if name in pairs:
+                truth = half_of(read_image(pairs[name].clean), pairing.halves[1])
+                pairs[name].require_one_size(rainy.shape, truth.shape)
+                rainy_score, derained_score = (metrics.score(x, truth) for x in (rainy, read_image(save / name)))
+                result.scores = {"rainy": rainy_score, "derained": derained_score}
+        except KeyboardInterrupt as asked:
+            raise distributed.stopped(asked, number, len(mine), f"images are in {save}") from None
+        except ImageError as error:  # the input or its ground truth; errors of writing are others and end the run
+            result.problem = str(error)
+        except derainer.DerainerError as error:  # of this size, perhaps
+            result.problem = f"{folder / name}: {error}"
+            if number == 0 and distributed.is_first():
+                raise derainer.DerainerError(result.problem) from None
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            size = size_text(image_size(folder / name))
+            remedy = "--tile 256" if derainer.is_prenet(net) else "--tile 256 --tile_halo 64 (approximate)"
+            result.problem = f"{folder / name}: {size} px do not fit into memory; try {remedy}"
+    done = {name: result for part in distributed.gather(done) for name, result in part.items()}
+    done = {name: done[name] for name in names}
+    if distributed.is_first():
+        table = _report(done, save, device, f"{others} other files in {folder} skipped" if others else "")
+        if any(result.written for result in done.values()):
+            _page(done, table, save, folder, pairs, f"Derained with {Path(weights).name}.", pairing)
+    problems = [result.problem for result in done.values() if result.problem]
+    if problems:
+        tell(problems, f"{len(problems)} of {len(done)} images could not be derained or measured")
+    return 1 if problems else 0
+
+
+def _partners(folder: Path, names: list[Path], gt_path: str | None, pairing: Pairing) -> dict[Path, Pair]:
+    """Every input with its ground truth, checked for existence and size before any work."""
+    flags = "--data_path, --gt_path"
+    if gt_path and Path(gt_path).is_file() and len(names) == 1 and not pairing.side_by_side:
+        pairs = [Pair(str(names[0]), folder / names[0], Path(gt_path))]
+    else:
+        pairs, _ = find_pairs(folder, gt_path, flags, names=names, pairing=pairing)
+    metrics.check_sizes(pairs, flags)
+    return {Path(pair.name): pair for pair in pairs}
+
+
+def _report(done: dict[Path, Result], save: Path, device: torch.device, skipped: str) -> metrics.Table:
+    """Print what became of all images, and save the scores of those that have some; returns these."""
+    results = done.values()
+    print(f"{sum(result.written for result in results)} images derained into {save}" + f"\n{skipped}" * bool(skipped))
+    if deep := sum(result.deep for result in results):
+        print(f"{deep} images with 16 bits a channel: the results have 8")
+    if seconds := [result.seconds for result in results if result.seconds is not None]:
+        left_out = any(result.written and result.seconds is None for result in results)
+        note = ", the first one left out as warm-up" * left_out
+        print(f"average time per image: {sum(seconds) / len(seconds):.3f} s on {device}{note}")
+    table = metrics.Table()
+    for name, result in done.items():
+        if result.scores:
+            table.add(name.as_posix(), **result.scores)
+    if table.rows:
+        table.save(save / "metrics.csv")
+        print_result(table)
+        print(f"written: {save / 'metrics.csv'}")
+        means = table.means()
+        if means["derained"].psnr_y < means["rainy"].psnr_y:
+            print(WORSE, file=sys.stderr)
+    return table
+
+
+def _page(
+    done: dict[Path, Result],
+    table: metrics.Table,
+    save: Path,
+    folder: Path,
+    pairs: dict[Path, Pair],
+    lead: str,
+    pairing: Pairing,
+) -> None:
+    """The images that were written as report.html."""
+    pictures = {}
+    for name in (name for name, result in done.items() if result.written):
+        clean = {"clean": pairs[name].clean} if name in pairs else {}
+        pictures[name.as_posix()] = {"rainy": folder / name, "derained": save / name, **clean}
+    left_out, leads = len(done) - len(pictures), [lead]
+    if left_out:
+        leads.append(f"{left_out} could not be derained.")
+    if table.rows:
+        leads.append("PSNR and SSIM on the Y channel, as the paper computes them, and PSNR on RGB.")
+    title = f"Rain removed from {len(pictures)} image{'s' * (len(pictures) > 1)}"
+    halves = dict(zip(("rainy", "clean"), pairing.halves, strict=True))
+    table.page(save / page.NAME, title, pictures, leads, ("rainy", "derained"), halves)
+    print(f"page: {save / page.NAME}")
