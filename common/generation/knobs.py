@@ -50,12 +50,7 @@ def clamped(wanted: dict[str, float]) -> tuple[dict[str, float], list[str]]:
 
 
 def missed(wanted: dict[str, float], reached: Sequence[Measures]) -> list[str]:
-    """A warning about the knob that pictures miss most, in the median over them; none where all are near.
-
-    Args:
-        wanted: values of the knobs that were set.
-        reached: measures of the pictures, see ``measured``.
-    """
+    """A warning about the knob that pictures miss most, in the median over them; none where all are near."""
     worst, text = 1.0, ""
     for name in wanted.keys() - {"angle"}:  # nothing hinders a turn
         values = [value for value in (getattr(one, name) for one in reached) if np.isfinite(value)]
@@ -70,15 +65,10 @@ def missed(wanted: dict[str, float], reached: Sequence[Measures]) -> list[str]:
 
 
 class _Streaks:
-    """A source whose streaks can be left out one by one, in a random order.
-
-    Args:
-        source: (H, W, nc) float32.
-        wind: degrees, of the streaks.
-        inside: (H, W), whether a pixel belongs to the picture.
-    """
+    """A source (H, W, nc) float32 whose streaks, along ``wind``, can be left out one by one in a random order."""
 
     def __init__(self, source: np.ndarray, wind: float, inside: np.ndarray, rng: np.random.RandomState) -> None:
+        """``inside``: whether a pixel belongs to the picture."""
         from skimage.measure import label  # takes a second to import
         from skimage.morphology import h_maxima
         from skimage.segmentation import watershed
@@ -138,7 +128,7 @@ def measured(layer: Layer, scale: float) -> Measures:
 
 
 def _middle(layer: Layer, scale: float) -> np.ndarray:
-    """Of a picture, as it would be at --scale 1: (h, w, nc)."""
+    """(h, w, nc) of a picture, as it would be at --scale 1."""
     height, width = (max(1, min(SEEN, round(side / scale))) for side in (layer.height, layer.width))
     return replace(layer, height=height, width=width, scale=layer.scale / scale).pixels()
 
@@ -204,11 +194,7 @@ SIDE = 256  # px: of the pictures
 
 
 def response(maker: RainMaker, pictures: int, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """What pictures measure while one knob goes through its range, and while none is set.
-
-    Returns:
-        For each knob (PLACES, pictures, 4), see ``Measures``; and (4 pictures, 4).
-    """
+    """``Measures`` while one knob goes through its range, (PLACES, pictures, 4), and of free rain, (4 pictures, 4)."""
     swept = {name: np.full((PLACES, pictures, 4), np.nan) for name in RANGES}
     alone = []
     for k in progress_bar(range(4 * pictures), desc="measuring rain", unit="picture", leave=False):

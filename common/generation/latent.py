@@ -31,27 +31,14 @@ SIDE = 256  # px: about the side of an animation
 def interpolate(netED: EDNet, z_a: Tensor, z_b: Tensor, weights: Sequence[float] = WEIGHTS) -> Tensor:
     """Grey rain of codes on the way from B to A, at unit variance all along: z = (wA + (1-w)B) / sqrt(w^2 + (1-w)^2).
 
-    Args:
-        z_a, z_b: (1, nz).
-        weights: w of A, each in [0, 1].
-
-    Returns:
-        (len(weights), p, p) >= 0, the maximum over the channels of G(z).
+    Codes A and B (1, nz) to the maximum over the channels of G(z), (len(weights), p, p) >= 0.
     """
     codes = [(w * z_a + (1 - w) * z_b) / (w**2 + (1 - w) ** 2) ** 0.5 for w in weights]
     return sampled(netED, torch.cat(codes)).amax(1)
 
 
 def sweep(netED: EDNet, z: Tensor, dimension: int, values: Sequence[float] = VALUES) -> Tensor:
-    """Rain layers while one dimension takes each value and the others keep theirs; ``z`` is not changed (T2).
-
-    Args:
-        z: (1, nz) base code.
-        dimension: 0 to nz - 1.
-
-    Returns:
-        (len(values), nc, p, p) >= 0.
-    """
+    """Rain layers (len(values), nc, p, p) >= 0 of a code (1, nz) whose one dimension takes each value; z stays (T2)."""
     codes = z.repeat(len(values), 1)
     codes[:, dimension] = torch.tensor(values, dtype=z.dtype, device=z.device)
     return sampled(netED, codes)
@@ -68,11 +55,7 @@ def base_code(nz: int, seed: int, number: int = 1) -> Tensor:
 
 
 def generated(netED: EDNet, number: int, seed: int, side: int) -> tuple[list[np.ndarray], float]:
-    """Rain layers of random codes, enlarged to about ``side`` px, and the factor with which they are brightened.
-
-    Returns:
-        (s, s, 3) uint8 each, and the factor: 1 for rain that is bright enough to be seen.
-    """
+    """Rain of random codes, (s, s, 3) uint8 of about ``side`` px each, and the factor of its brightness, from 1 on."""
     rain = sampled(netED, base_code(netED.nz, seed, number))
     gain = brightening(rain)
     return [enlarged(layer, side) for layer in _pixels(gain * rain, "nearest")], gain
@@ -218,9 +201,7 @@ def _sweep_all(netED: EDNet, seed: int, folder: Path, bar: tqdm) -> list[float]:
 def _to_and_fro(netED: EDNet, z: Tensor, dimension: int) -> list[np.ndarray]:
     """Frames of a sweep up and down again, without the ends twice; each says its value."""
     tiles = [enlarged(tile, SIDE) for tile in _pixels(sweep(netED, z, dimension))]
-    frames = [
-        row([tile], [f"z{dimension} = {v:+.1f}"], max(tile.shape[1], 96)) for tile, v in zip(tiles, VALUES, strict=True)
-    ]
+    frames = [row([t], [f"z{dimension} = {v:+.1f}"], max(t.shape[1], 96)) for t, v in zip(tiles, VALUES, strict=True)]
     return frames + frames[-2:0:-1]
 
 

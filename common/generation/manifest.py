@@ -71,10 +71,13 @@ class Manifest:
         try:
             text = read_small(self.path, MOST).decode("utf-8", "surrogateescape")
             head, *lines = list(csv.reader(io.StringIO(text, newline=""))) or [_COLUMNS]
+            if head != _COLUMNS:
+                raise csv.Error(f"its first line is not {','.join(_COLUMNS)}")
         except (OSError, csv.Error) as error:
-            raise self._foreign(str(error)) from None
-        if head != _COLUMNS:
-            raise self._foreign(f"its first line is not {','.join(_COLUMNS)}")
+            raise UserError(
+                f"{self.path}: is in the way, and is no list of generated pairs ({error}); choose another --save_path, "
+                "or move it away"
+            ) from None
         rows = {}
         for line in lines if text.endswith("\n") else lines[:-1]:  # a crash may leave half a line
             with contextlib.suppress(ValueError, KeyError):  # no row: its pair is made again
@@ -85,12 +88,6 @@ class Manifest:
                     raise UserError(f"{self.path}: {printable(row.file)} is no pair of {printable(row.photo)}; mend it")
                 rows[row.file] = row  # the last one counts
         return rows
-
-    def _foreign(self, reason: str) -> UserError:
-        return UserError(
-            f"{self.path}: is in the way, and is no list of generated pairs ({reason}); choose another --save_path, or "
-            "move it away"
-        )
 
     def mend(self) -> None:
         """Remove half a line that a crash left: the next line would go on with it."""

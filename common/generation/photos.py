@@ -23,7 +23,7 @@ from ..models import EDNet
 from ..terminal import printable, progress_bar, tell
 from .knobs import clamped, measured, missed, set_knobs
 from .manifest import NAME as MANIFEST
-from .manifest import PAIR, SETTINGS, Manifest, Row
+from .manifest import SETTINGS, Manifest, Row
 from .measures import RAINY, Measures
 from .rain import VERSION, RainMaker, auto_scale, fingerprint
 
@@ -166,7 +166,7 @@ class _Work:
         knobs = " ".join(f"{k}={v:.4g}" for k, v in (rain.knobs | {"scale": rain.scale}).items() if v is not None)
         self.rain, self.settings = rain, {k: v for k, v in vars(rain).items() if k in SETTINGS}
         self.settings |= {"checkpoint": fingerprint(netED), "version": VERSION, "knobs": knobs}
-        self.kinds = KINDS if save_layer else PAIR
+        self.kinds = KINDS if save_layer else ("norain", "rain")
         self.counts: Counter = Counter()
         self.reached: list[Measures] = []
         self.problems: dict[Path, str] = {}
@@ -186,11 +186,7 @@ class _Work:
                 raise UserError(self.problems[photo])
 
     def make_pairs(self, photo: Path, files: list[str]) -> None:
-        """Write those pairs of a photo that do not exist yet.
-
-        Raises:
-            ImageError: the photo can't be read, or another picture is in the place of a result.
-        """
+        """Write those pairs of a photo that do not exist yet; raises ImageError where the photo can't be used."""
         image_size(self.folder / photo)  # or it is no image
         digest = hashlib.sha256((self.folder / photo).read_bytes()).hexdigest()
         todo = [(k, file) for k, file in enumerate(files, 1) if not self._is_done(photo, file, digest)]
@@ -204,7 +200,8 @@ class _Work:
         facts = {"width": clean.shape[1], "height": clean.shape[0], "photo_sha256": digest}
         for variant, file in todo:
             pictures = self._pictures(photo, variant, clean)
-            self._write(file, pictures, self.save / "norain" / todo[0][1])
+            first, *others = (self.save / "norain" / file for _, file in todo)
+            self._write({self.save / kind / file: pictures[kind] for kind in self.kinds}, dict.fromkeys(others, first))
             row = Row(file, photo.as_posix(), variant, layer="layer" in self.kinds, **facts, **self.settings)
             self.manifest.append(row)
             self.counts["made"] += 1
@@ -238,24 +235,19 @@ class _Work:
         self.counts["area"] += height * width
         return pictures
 
-    def _write(self, file: str, pictures: dict[str, np.ndarray], first: Path) -> None:
-        """Write the pictures that do not exist yet; ``first`` is where the clean one of the first variant is."""
-        todo = [kind for kind in KINDS if kind in self.kinds and not _is_there(self.save / kind / file, pictures[kind])]
-        for kind in todo:
-            path = self.save / kind / file
-            if kind == "norain" and path != first:
-                write_bytes(path, first.read_bytes())  # quicker than to compress it again
+    def _write(self, pictures: dict[Path, np.ndarray], copies: dict[Path, Path]) -> None:
+        """Write the pictures that do not exist yet; nothing is ever replaced. ``copies`` come from another file."""
+        todo = [path for path in pictures if not path.exists()]
+        for path in pictures.keys() - set(todo):
+            if not np.array_equal(read_image(path), pictures[path]):
+                raise ImageError(
+                    f"{path}: is there already and is another picture; move it, or use another --save_path"
+                )
+        for path in todo:
+            if path in copies:
+                write_bytes(path, copies[path].read_bytes())  # quicker than to compress it again
             else:
-                write_image(path, pictures[kind])
-
-
-def _is_there(path: Path, pixels: np.ndarray) -> bool:
-    """Whether the same picture exists already; another one is an error, since nothing is ever replaced."""
-    if not path.exists():
-        return False
-    if not np.array_equal(read_image(path), pixels):
-        raise ImageError(f"{path}: is there already and is another picture; move it, or choose another --save_path")
-    return True
+                write_image(path, pictures[path])
 
 
 def rain_on_photos(
@@ -306,7 +298,7 @@ def rain_on_photos(
     parts = ranks.gather((work.counts, work.reached, work.problems))
     counts = sum((counts for counts, _, _ in parts), Counter())
     problems = {photo: text for _, _, of_one in parts for photo, text in of_one.items()}
-    _tell_counts(counts, f"{others} other files in {folder} skipped" if others else "", save)
+    _tell_counts(counts, others, save)
     _warn(f"--{text}" for text in missed(knobs, [found for _, reached, _ in parts for found in reached]))
     if counts["made"] and rain.intensity > 0 and counts["wet"] < 0.001 * counts["area"]:
         _warn(["this generator makes hardly any rain; look at it by test_disentanglement.py --figure generated"])
@@ -323,10 +315,10 @@ def _warn(texts: Iterable[str]) -> None:
         print(f"warning: {text}", file=sys.stderr)
 
 
-def _tell_counts(counts: Counter, skipped: str, save: Path) -> None:
+def _tell_counts(counts: Counter, others: int, save: Path) -> None:
     print(f"{counts['made']} pairs made in {save}" + f", {counts['there']} were there already" * (counts["there"] > 0))
-    if skipped:
-        print(skipped)
+    if others:
+        print(f"{others} other files skipped")
     if counts["deep"]:
         print(f"{counts['deep']} photos with 16 bits a channel: their pairs have 8")
     if counts["made"]:
