@@ -52,7 +52,7 @@ def clamped(wanted: dict[str, float]) -> tuple[dict[str, float], list[str]]:
 def missed(wanted: dict[str, float], reached: Sequence[Measures]) -> list[str]:
     """A warning about the knob that pictures miss most, in the median over them; none where all are near."""
     worst, text = 1.0, ""
-    for name in wanted.keys() - {"angle"}:  # nothing hinders a turn
+    for name in (name for name in wanted if name != "angle"):  # nothing hinders a turn
         values = [value for value in (getattr(one, name) for one in reached) if np.isfinite(value)]
         median = float(np.median(values)) if values else wanted[name]
         near = max(MISSED[0] * wanted[name], MISSED[1] * float(np.ptp(REACH[name])))

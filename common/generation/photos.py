@@ -156,7 +156,7 @@ class _Work:
     """What one process makes.
 
     Attributes:
-        counts: of pairs ('made', 'there'), pixels ('wet', 'area') and photos with 16 bits ('deep').
+        counts: of pairs ('made', 'earlier'), pixels ('wet', 'area') and photos with 16 bits ('deep').
         reached: measures of the rain, where knobs are set.
         problems: why photos could not be used.
     """
@@ -190,7 +190,7 @@ class _Work:
         image_size(self.folder / photo)  # or it is no image
         digest = hashlib.sha256((self.folder / photo).read_bytes()).hexdigest()
         todo = [(k, file) for k, file in enumerate(files, 1) if not self._is_done(photo, file, digest)]
-        self.counts["there"] += len(files) - len(todo)
+        self.counts["earlier"] += len(files) - len(todo)
         if not todo:
             return
         pixels = read_image(self.folder / photo)
@@ -224,7 +224,7 @@ class _Work:
         scale = self.rain.scale or auto_scale(height, width)
         shower = self.maker.shower(self.rain.coherence, draws(self.rain.seed, photo.as_posix(), variant))
         layer = set_knobs(shower, height, width, self.rain.knobs, scale)
-        if self.rain.knobs:
+        if self.rain.knobs.keys() - {"angle"}:
             self.reached.append(measured(layer, scale))
         for rows, columns, tile in layer.tiles():
             rain = self.rain.intensity * (np.repeat(tile.max(2, keepdims=True), 3, 2) if self.rain.grey else tile)
@@ -291,22 +291,23 @@ def rain_on_photos(
     mine = photos[ranks.own()]
     try:
         work.make_all({photo: files[photo] for photo in mine}, strict)
-    except KeyboardInterrupt as asked:
+    except KeyboardInterrupt as stop:
         rest = f"pairs are in {save}; the same command {'without --overwrite ' * overwrite}goes on"
-        done = work.counts["made"] + work.counts["there"]
-        raise ranks.stopped(asked, done, rain.num * len(mine), rest) from None
+        done = work.counts["made"] + work.counts["earlier"]
+        raise ranks.stopped(stop, done, rain.num * len(mine), rest) from None
     parts = ranks.gather((work.counts, work.reached, work.problems))
     counts = sum((counts for counts, _, _ in parts), Counter())
     problems = {photo: text for _, _, of_one in parts for photo, text in of_one.items()}
     _tell_counts(counts, others, save)
-    _warn(f"--{text}" for text in missed(knobs, [found for _, reached, _ in parts for found in reached]))
+    _warn(f"--{text}" for text in missed(knobs, [measures for _, reached, _ in parts for measures in reached]))
     if counts["made"] and rain.intensity > 0 and counts["wet"] < 0.001 * counts["area"]:
         _warn(["this generator makes hardly any rain; look at it by test_disentanglement.py --figure generated"])
-    if (counts["made"] or counts["there"]) and ranks.first():
+    if (counts["made"] or counts["earlier"]) and ranks.first():
         _write_lists(work.manifest)
     if problems:
-        told = [problems[photo] for photo in photos if photo in problems]
-        tell(told, f"{len(told)} of {len(photos)} photos could not be used")
+        tell(
+            [problems[p] for p in photos if p in problems], f"{len(problems)} of {len(photos)} photos could not be used"
+        )
     return 1 if problems else 0
 
 
@@ -316,7 +317,9 @@ def _warn(texts: Iterable[str]) -> None:
 
 
 def _tell_counts(counts: Counter, others: int, save: Path) -> None:
-    print(f"{counts['made']} pairs made in {save}" + f", {counts['there']} were there already" * (counts["there"] > 0))
+    print(
+        f"{counts['made']} pairs made in {save}" + f", {counts['earlier']} were there already" * (counts["earlier"] > 0)
+    )
     if others:
         print(f"{others} other files skipped")
     if counts["deep"]:
