@@ -305,9 +305,8 @@ def main(argv: list[str] | None = None) -> int:
     if out.suffix.lower() in (".h5", ".hdf5"):
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]  # a pack is known by the names in it
         pack.require_free(out, args.overwrite)
-        pairs = [pair(k, f"{digest}_") for k in range(args.num)]
-        remedy = "Mend these files and run the same command again."
-        return pack.make(pairs, out, args.workers, overwrite=args.overwrite, remedy=remedy)
+        pack.write([pair(k, f"{digest}_") for k in range(args.num)], out, args.workers)
+        return 0
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is a file; name a folder, or a pack, NAME.h5")
     pairs = [pair(k) for k in range(args.num)]
