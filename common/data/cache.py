@@ -13,8 +13,8 @@ from torch import Tensor
 from .. import ranks
 from ..errors import UserError, is_out_of_memory
 from ..terminal import progress_bar
-from .images import ImageError
-from .pairs import Pair, crop_at, planes, some_of, widened
+from .images import ImageError, crop_at, planes, widened
+from .pairs import Pair, some_of
 
 SHARE = 1 / 3  # of the memory, up to which --cache auto keeps images there
 GIB = 2**30

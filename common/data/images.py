@@ -85,6 +85,20 @@ def list_images(folder: Path) -> tuple[list[Path], int]:
     return sorted(images, key=natural_key), others
 
 
+def images_in(folder: Path, flag: str, hint: str = "") -> list[Path]:
+    """The images of a folder that a flag names, see ``list_images``.
+
+    Raises:
+        UserError: the folder is missing or holds no image; ``hint`` says what belongs there.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"{flag}: {folder} is not a folder. {hint}".rstrip())
+    images = list_images(Path(folder))[0]
+    if not images:
+        raise UserError(f"{flag}: {NO_IMAGE} in {folder}. {hint}".rstrip())
+    return images
+
+
 def inputs(data_path: Path, save_path: Path, hint: str) -> tuple[Path, list[Path], int]:
     """The images that --data_path names, a folder or one image; results must not land among them.
 
@@ -239,7 +253,7 @@ def _read_16_bit(path: Path, image: Image.Image) -> np.ndarray:
     return np.ascontiguousarray(pixels[..., ::-1])
 
 
-# --- values and writing --------------------------------------------------------------------------------------------
+# --- pixels and writing --------------------------------------------------------------------------------------------
 
 
 def to_float(pixels: np.ndarray, dtype: type = np.float32) -> np.ndarray:
@@ -260,6 +274,32 @@ def to_uint8(values: np.ndarray, rounding: str = "truncate") -> np.ndarray:
 def to_eight_bits(pixels: np.ndarray) -> np.ndarray:
     """uint8 pixels as they are, uint16 ones rounded to uint8."""
     return pixels if pixels.dtype == np.uint8 else ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def widened(pixels: np.ndarray) -> np.ndarray:
+    """uint8 pixels as uint16 ones, 255 as 65535; uint16 ones as they are."""
+    return pixels if pixels.dtype == np.uint16 else pixels.astype(np.uint16) * np.uint16(257)
+
+
+def half_of(pixels: np.ndarray, half: str) -> np.ndarray:
+    """The 'left' or 'right' half of (H, W, 3) pixels, W // 2 px wide; all of them for ''."""
+    width = pixels.shape[1] // 2
+    return {"left": pixels[:, :width], "right": pixels[:, -width:], "": pixels}[half]
+
+
+def crop_at(place: tuple[float, float], height: int, width: int, p: int) -> tuple[slice, slice]:
+    """Rows and columns of a crop of p px, from a place in [0, 1) x [0, 1); the last ones are reached (T8)."""
+    row, column = int(place[0] * (height - p + 1)), int(place[1] * (width - p + 1))
+    return slice(row, row + p), slice(column, column + p)
+
+
+def planes(rainy: np.ndarray, clean: np.ndarray) -> np.ndarray:
+    """Two (H, W, 3) arrays as one (6, H, W), of the deeper type of the two; the values in [0, 1] stay the same."""
+    if rainy.dtype != clean.dtype:
+        rainy, clean = widened(rainy), widened(clean)
+    both = np.empty((6, *rainy.shape[:2]), rainy.dtype)  # np.concatenate would keep the order of the axes in memory
+    both[:3], both[3:] = rainy.transpose(2, 0, 1), clean.transpose(2, 0, 1)
+    return both
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:

@@ -13,9 +13,9 @@ from ..errors import UserError
 from ..precision import require_fast
 from ..terminal import progress_bar
 from .compose import composed, part_of
-from .images import ImageError, read_image, size_text, to_eight_bits
+from .images import ImageError, crop_at, images_in, planes, read_image, size_text, to_eight_bits
 from .pack import Pack, is_pack
-from .pairs import Pair, crop_at, images_in, pairs_of, planes
+from .pairs import Pair, pairs_of
 from .patches import PatchDataset
 
 TURN = 15  # degrees: a variant is turned by up to so much

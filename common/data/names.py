@@ -1,8 +1,10 @@
 """Which clean image belongs to which rainy one, by their names: one rule for a whole set. The rules: docs/data.md."""
 
+import argparse
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 # Words that name an image or a folder clean (first group) or rainy (second).
@@ -14,6 +16,29 @@ Key = tuple[str, ...]  # the parts of a name that a rule compares
 Keys = dict[Path, Key]
 
 
+@dataclass(frozen=True)
+class Pairing:
+    """What the user says about how files pair, see ``cli.add_pairing``.
+
+    Attributes:
+        pair_by: patterns of the rainy and of the clean names: {} is the part that both share, * is anything.
+        side_by_side: the half that is rainy, 'left' or 'right', of images that hold both.
+    """
+
+    pair_by: Sequence[str] | None = None
+    side_by_side: str | None = None
+
+    @classmethod
+    def from_flags(cls, args: argparse.Namespace) -> "Pairing":
+        """The pairing that the flags of a script describe."""
+        return cls(args.pair_by, args.side_by_side)
+
+    @property
+    def halves(self) -> tuple[str, str]:
+        """See ``Pair``."""
+        return {None: ("", ""), "left": ("left", "right"), "right": ("right", "left")}[self.side_by_side]
+
+
 def match(
     rainy: list[Path], clean: list[Path], pair_by: Sequence[str] | None = None
 ) -> tuple[dict[Path, Path], str, list[str]]:
@@ -21,7 +46,7 @@ def match(
 
     Args:
         rainy, clean: paths relative to their folders; the sub-folders are a part of the names.
-        pair_by: see ``pairs.Pairing``; files that the patterns do not fit are left out.
+        pair_by: see ``Pairing``; files that the patterns do not fit are left out.
 
     Returns:
         The partners; the first rule that finds all of them, else the one that finds most; and a problem for each file

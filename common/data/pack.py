@@ -34,8 +34,8 @@ import numpy as np
 from .. import cli
 from ..errors import Unwritable, UserError
 from ..terminal import printable, progress_bar, tell
-from .images import ImageError
-from .pairs import LIST, REMEDY, SAME, Pair, PairList, crop_at, fail, fingerprint, pairs_of, planes, require_no_pairing
+from .images import ImageError, crop_at, planes
+from .pairs import LIST, Pair, PairList, fail, fingerprint, pairs_of, report_same, require_no_pairing
 
 VERSION = 1
 KIND = "vrgnet pairs"
@@ -308,10 +308,7 @@ def _fill(
     used = np.flatnonzero(index[:, 2] >= 0).tolist()
     if not (skip_bad and used):
         _refuse(problems, len(pairs))
-    if len(same) == len(used):
-        raise UserError(f"--data_path: {SAME} ({same[0]}: the same pixels). {REMEDY}")
-    if same:
-        tell(same, f"warning: {len(same)} of {len(pairs)} pairs have no rain, rainy and clean are the same")
+    report_same(same, len(used), "--data_path")
     mark = fingerprint(pairs if len(used) == len(pairs) else [pairs[i] for i in used])
     meta = {"kind": KIND, "version": VERSION, "pairs": len(used), "fingerprint": mark, "datasets": list(datasets)}
     stems = b"".join(os.fsencode(pairs[i].name) + b"\0" for i in used)

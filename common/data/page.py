@@ -18,8 +18,7 @@ from PIL import Image
 
 from ..files import write_bytes
 from ..terminal import printable
-from .images import ImageError, read_image, to_eight_bits
-from .pairs import half_of
+from .images import ImageError, half_of, read_image, to_eight_bits
 from .pictures import reduced
 
 NAME = "report.html"
