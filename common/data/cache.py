@@ -49,13 +49,13 @@ def _count(path: str | Path, name: str) -> int:
 
 def decoded_bytes(pairs: Sequence[Pair]) -> float:
     """Bytes of all pairs decoded, estimated from samples of long lists. What can't be read counts as nothing."""
-    some, values, deepest = some_of(pairs), 0, 1
-    for pair in some:
+    samples, values, deepest = some_of(pairs), 0, 1
+    for pair in samples:
         with contextlib.suppress(ImageError):  # the check that follows names it
             height, width, kind = pair.format()
             values += 6 * height * width
             deepest = max(deepest, np.dtype(kind).itemsize)  # one type for all
-    return values * deepest * len(pairs) / len(some)
+    return values * deepest * len(pairs) / len(samples)
 
 
 def choose(args: argparse.Namespace, pairs: Sequence[Pair], device: torch.device) -> str:

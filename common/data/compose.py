@@ -174,20 +174,14 @@ def _write_folder(pairs: Sequence[ComposedPair], out: Path, settings: dict, over
     ]
     # The list comes first, so that nobody takes half of a set for another one.
     write_bytes(out / NAME, json.dumps({"settings": settings, "pairs": table}, indent=1).encode("utf-8", "replace"))
-    before = done = 0
-    try:
-        for pair in progress_bar(pairs, desc="composing", unit="pair"):
-            files = [out / folder / pair.name for folder in FOLDERS]
-            if all(file.exists() for file in files):  # files appear whole
-                before += 1
-            else:
-                for file, pixels in zip(files, pair.read(), strict=True):
-                    write_image(file, pixels)
-            done += 1
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"stopped by Ctrl-C; {done} of {len(pairs)} pairs are in {out}, the same command goes on"
-        ) from None
+    before = 0
+    for pair in progress_bar(pairs, desc="composing", unit="pair"):
+        files = [out / folder / pair.name for folder in FOLDERS]
+        if all(file.exists() for file in files):  # files appear whole
+            before += 1
+            continue
+        for file, pixels in zip(files, pair.read(), strict=True):
+            write_image(file, pixels)
     return before
 
 
@@ -294,8 +288,9 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--out: {out} is a file; name a folder, or a pack, NAME.h5")
     before = _write_folder(pairs, out, settings, args.overwrite)
     sizes = {pair.format()[:2] for pair in pairs[: len(photos)]}
-    made = f"{len(pairs) - before} pairs made in {out}" + (f", {before} were there already" if before else "")
-    print(f"{made}; sizes {', '.join(sorted(map(size_text, sizes))[:4])}{', ...' if len(sizes) > 4 else ''}")
+    old = f", {before} were there already" if before else ""
+    shown = ", ".join(sorted(map(size_text, sizes))[:4]) + ", ..." * (len(sizes) > 4)
+    print(f"{len(pairs) - before} pairs made in {out}{old}; sizes {shown}")
     print(f"train with --data_path {printable(str(out / 'rain'))} --gt_path {printable(str(out / 'norain'))}")
     return 0
 

@@ -65,7 +65,7 @@ def list_images(folder: Path) -> tuple[list[Path], int]:
     Raises:
         ImageError: a sub-folder can't be read.
     """
-    images, others, seen = [], 0, set()
+    images, others, visited = [], 0, set()
 
     def unreadable(error: OSError) -> None:
         raise ImageError(f"{error.filename}: this folder can't be read ({error.strerror}); check its rights") from None
@@ -73,10 +73,10 @@ def list_images(folder: Path) -> tuple[list[Path], int]:
     for current, subfolders, names in os.walk(folder, onerror=unreadable, followlinks=True):
         subfolders.sort()  # of two links to one folder the first by name counts
         real = os.path.realpath(current)
-        if real in seen:  # a link that leads back
+        if real in visited:  # a link that leads back
             subfolders.clear()
             continue
-        seen.add(real)
+        visited.add(real)
         for name in names:
             if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
                 images.append(Path(current, name).relative_to(folder))

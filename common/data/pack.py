@@ -153,16 +153,16 @@ class Pack(Sequence[PackedPair]):
 
 
 def _format_of(name: str) -> tuple[int, int, type]:
-    found = IMAGES.fullmatch(name)
-    if found is None:
+    parts = IMAGES.fullmatch(name)
+    if parts is None:
         raise ValueError(f"{name[:40]!r} is not the name of a dataset")
-    return int(found[1]), int(found[2]), np.uint16 if found[3] == "uint16" else np.uint8
+    return int(parts[1]), int(parts[2]), np.uint16 if parts[3] == "uint16" else np.uint8
 
 
 def _reason(error: Exception) -> str:
     """The system's words, which HDF5 wraps in a page of its own."""
-    found = re.search(r"error message = '([^']+)'", str(error))
-    text = found[1] if found else getattr(error, "strerror", None) or str(error) or type(error).__name__
+    words = re.search(r"error message = '([^']+)'", str(error))
+    text = words[1] if words else getattr(error, "strerror", None) or str(error) or type(error).__name__
     return printable(text.splitlines()[0])
 
 
@@ -225,8 +225,8 @@ def write(pairs: Sequence[Pair], out: Path, workers: int, skip_bad: bool = False
         skip_bad: leave out pairs that can't be read, and name them on stderr.
 
     Raises:
-        UserError: pairs can't be read (the first ten are named), no pair has rain, or another program writes the pack.
-        Unwritable: no room, or no right to write.
+        UserError: pairs can't be read (the first ten are named), no pair has rain, or the disk is too small.
+        Unwritable: the file can't be written.
     """
     names, problems = _datasets_of(pairs)
     if not skip_bad:
@@ -238,7 +238,11 @@ def write(pairs: Sequence[Pair], out: Path, workers: int, skip_bad: bool = False
     part = out.with_name(out.name + ".part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _make_room(part, needed)
+        free = shutil.disk_usage(out.parent).free
+        if needed > free:
+            room = f"{needed / 1e9:.2f} GB are needed in {out.parent}, {free / 1e9:.2f} GB are free"
+            raise UserError(f"--out: {room}; make room or name another folder")
+        part.unlink(missing_ok=True)  # left by a command that was killed
         try:
             with h5py.File(part, "w") as file:
                 for name, (height, width, kind) in formats.items():
@@ -272,22 +276,6 @@ def _datasets_of(pairs: Sequence[Pair]) -> tuple[list[str], list[str]]:
 def _refuse(problems: list[str], number: int) -> None:
     remedy = "Mend or remove these files, or leave them out with --skip_bad."
     fail(problems, f"{len(problems)} of {number} pairs can't be packed:", remedy)
-
-
-def _make_room(part: Path, needed: float) -> None:
-    """Remove what a killed command left, unless another program still writes it; check the room on the disk."""
-    if part.exists():
-        try:
-            h5py.File(part, "r+").close()
-        except BlockingIOError:
-            raise UserError(f"--out: another program writes {part} right now; wait for it") from None
-        except OSError:  # a file that is not whole
-            pass
-        part.unlink()
-    free = shutil.disk_usage(part.parent).free
-    if needed > free:
-        room = f"{needed / 1e9:.2f} GB are needed in {part.parent}, {free / 1e9:.2f} GB are free"
-        raise UserError(f"--out: {room}; make room or name another folder")
 
 
 def _fill(
@@ -330,8 +318,8 @@ def _decoded(pairs: Sequence[Pair], names: list[str], workers: int) -> Iterator[
     numbers = [i for i, name in enumerate(names) if name]
     with ThreadPoolExecutor(workers) as pool, progress_bar(total=len(numbers), desc="packing", unit="pair") as bar:
         for start in range(0, len(numbers), 4 * workers):  # pool.map would decode all of them ahead
-            some = numbers[start : start + 4 * workers]
-            for i, values in zip(some, pool.map(decode, some), strict=True):
+            batch = numbers[start : start + 4 * workers]
+            for i, values in zip(batch, pool.map(decode, batch), strict=True):
                 yield i, values
                 bar.update()
 

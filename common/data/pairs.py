@@ -152,9 +152,9 @@ def find_pairs(
         if all(os.path.realpath(pair.rainy) == os.path.realpath(pair.clean) for pair in pairs):
             raise UserError(f"{flags}: {SAME} ({pairs[0].rainy}). {REMEDY}")
         used = {*partners, *partners.values()} if one else set(partners)
-        if left := [printable(str(path)) for path in rainy if path not in used]:
-            shown = ", ".join(left[:NAMES_SHOWN]) + ", ..." * (len(left) > NAMES_SHOWN)
-            print_result(f"note: left out of {rainy_folder}: {len(left)} images ({shown})")
+        if unused := [printable(str(path)) for path in rainy if path not in used]:
+            shown = ", ".join(unused[:NAMES_SHOWN]) + ", ..." * (len(unused) > NAMES_SHOWN)
+            print_result(f"note: left out of {rainy_folder}: {len(unused)} images ({shown})")
         rule = printable(f"{rule} ({pairs[0].name} with {partners[Path(pairs[0].name)].as_posix()})")
     print(f"{len(pairs)} pairs in {rainy_folder} by the rule: {rule}")
     return pairs, rule
