@@ -2,8 +2,8 @@
 
     python -m common.data.demo --out demo/data
 
-Writes train/{rain,norain} and test/{rain,norain}. The streak model is ours: drops fall on random places and are drawn
-out to streaks of one direction, added to the photo and clipped. It is a toy for the demo, not a substitute for data.
+Writes train/{rain,norain} and test/{rain,norain}. Drops at random places become streaks of one direction, which are
+added to the photo and clipped. This streak model is a toy for the demo, not a substitute for data.
 """
 
 import argparse
