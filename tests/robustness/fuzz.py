@@ -226,7 +226,7 @@ def good_flags(module: ModuleType, folder: Path, seeds: Seeds) -> dict[str, list
     trains, spa = "train" in module.__name__, "spa" in module.__name__
     data, nets = seeds.pairs, seeds.folder
     rainy, clean = data / "rain", data / "norain"
-    ending = {pack: ".h5", export: ".pt", compose: "": ""}.get(module, ".png")
+    ending = {pack: ".h5", export: ".pt", compose: ""}.get(module, ".png")
     values = {
         "data_path": clean if module is generate_rain else data if trains and spa else rainy, "gt_path": clean,
         "netED": nets / "ED.pt", "netDerain": nets / "DerainNet_state_1.pt", "save_path": folder / "out",
