@@ -37,6 +37,8 @@ def prepare(
     set_arithmetic(precision)
     if text := describe(precision, device):
         print(text)
+    elif not training and is_prenet(net) and has_bfloat16(device):
+        print("this processor has bfloat16 instructions: --precision bf16 takes about half the time (docs/scaling.md)")
     if precision == "bf16":
         net.forward = torch.autocast(device.type, torch.bfloat16)(net.forward)  # type: ignore[method-assign]
     if is_prenet(net):

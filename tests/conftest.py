@@ -1,5 +1,6 @@
 """Fixtures and helpers that several test files share."""
 
+import argparse
 import contextlib
 import importlib
 import os
@@ -11,8 +12,11 @@ import pytest
 import torch
 
 from common import cli
+from common.data.cache import Decoded
 from common.data.demo import rain_layer
 from common.data.images import write_image
+from common.data.pairs import PairList, find_pairs
+from common.data.patches import CropSampler, crop_loader, to_batch
 from common.generation import rain
 from common.memory import keep_memory
 from common.models import EDNet
@@ -130,3 +134,42 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(claims.Running, "call", call)
     return made
+
+
+# --- data sets -----------------------------------------------------------------------------------------------------
+
+CPU = torch.device("cpu")
+
+
+def flags(data_path, gt_path=None, patch_size=16, **more):
+    """What the scripts give to training_set and listed_set."""
+    values = {"data_path": str(data_path), "gt_path": gt_path and str(gt_path), "patchSize": patch_size}
+    values |= {"pair_by": None, "side_by_side": None, "val_data_path": None, "precision": "fp32", "manualSeed": 0}
+    return argparse.Namespace(**values | {"cache": "none", "dry_run": False, "given": set()} | more)
+
+
+def pairs_of(folder):
+    """The pairs of rain/ and norain/ in a folder."""
+    return find_pairs(folder / "rain", folder / "norain", "a, b")[0]
+
+
+def spa_list(folder, text):
+    """The pairs of a list, which is written into the folder."""
+    folder.mkdir(exist_ok=True)
+    (folder / "real_world.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return PairList(folder)
+
+
+def crops(dataset, workers=0, seed=3):
+    """All crops of two epochs of three batches: (6, 4, 3, p, p), the rainy ones of a batch before its clean ones."""
+    loader, close = crop_loader(dataset, CropSampler(2, 3, seed, 1, 2), workers)
+    batches = [torch.cat(to_batch(batch)) for batch in loader]
+    close()
+    return torch.stack(batches)
+
+
+def decoded(pairs, where="ram"):
+    """All images of the pairs in memory; 'gpu' takes the path of a GPU on the CPU."""
+    images = Decoded(pairs, where, CPU)
+    images.fill(pairs)
+    return images

@@ -13,6 +13,7 @@ from common.errors import UserError
 from common.evaluation import derain as module
 from common.evaluation.derain import derain, tile_size
 from common.models import Derain, PReNet
+from common.precision import prepare
 from for_spa import test_spa_joint
 from for_syn import test_syn_joint
 from tests.conftest import photo
@@ -240,17 +241,14 @@ def test_a_write_error_is_not_taken_for_a_bad_input(tmp_path, run, pairs_folder)
 
 
 def test_odd_names(tmp_path, run, capsys):
-    folder = os.fsencode(tmp_path / "odd")
     for name in (b"a b.png", b"-x.png", b"\xff.png", "1\u00b2.png".encode(), b"[1].png", b"new\nline.png"):
         write_image(tmp_path / "odd" / os.fsdecode(name), photo(12, 12, 0))
         write_image(tmp_path / "clean" / os.fsdecode(name), photo(12, 12, 1))
-    os.mkfifo(os.path.join(folder, b"pipe.png"))
     (tmp_path / "odd" / "gone.png").symlink_to("nowhere")
     gt = ["--gt_path", tmp_path / "clean"]
     assert run("--data_path", tmp_path / "odd") == 1
-    assert "2 of 8 images" in (err := capsys.readouterr().err) and "pipe.png: is no file" in err and "gone.png" in err
-    for name in ("pipe.png", "gone.png"):
-        (tmp_path / "odd" / name).unlink()
+    assert "1 of 7 images" in (err := capsys.readouterr().err) and "gone.png" in err
+    (tmp_path / "odd" / "gone.png").unlink()
     assert run("--data_path", tmp_path / "odd", *gt) == 0
     assert (tmp_path / "out" / "metrics.csv").exists()
 
@@ -345,5 +343,5 @@ def test_bfloat16_is_offered_where_the_processor_has_it(monkeypatch, capsys):
         ("amx_bf16", torch.nn.Conv2d(3, 3, 1), "fp32", False),  # of unknown gain
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda feature=feature: {feature: True})
-        module.prepare(net, torch.device("cpu"), precision, False)
+        prepare(net, torch.device("cpu"), precision)
         assert ("--precision bf16 takes about half the time" in capsys.readouterr().out) == offered

@@ -15,7 +15,7 @@ from ..data import page
 from ..data.images import ImageError, image_size, inputs, read_image, size_text, write_image
 from ..data.pairs import Pair, Pairing, find_pairs, half_of
 from ..errors import UserError, is_out_of_memory
-from ..precision import has_bfloat16, prepare
+from ..precision import prepare
 from ..terminal import print_result, progress_bar, tell
 from . import metrics
 from .derain import Windows, derain_pixels
@@ -70,8 +70,6 @@ def derain_folder(net: nn.Module, args: argparse.Namespace, device: torch.device
         raise UserError(f"--save_path: {over[0]} is an input file and would be overwritten; choose another folder")
     distributed.require_shared("--save_path", save)
     prepare(net.eval(), device, args.precision, args.compile)
-    if args.precision != "bf16" and device.type == "cpu" and derainer.is_prenet(net) and has_bfloat16(device):
-        print("this processor has bfloat16 instructions: --precision bf16 takes about half the time (docs/scaling.md)")
     if windows.tile > 0 and not derainer.is_prenet(net):
         print(f"tiles of {windows.tile} px with a halo of {windows.halo} px: approximate for this derainer")
     done: dict[Path, Result] = {}
