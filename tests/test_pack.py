@@ -106,8 +106,8 @@ def test_training_from_a_pack_is_that_from_its_folders(pairs_folder, packed, tmp
         for net in ("DerainNet", "ED", "D"):
             a, b = (torch.load(tmp_path / name / f"{net}_state_1.pt") for name in ("files", cache))
             assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-    resume = ["--model_dir", str(tmp_path / "files"), "--resume", "-1", "--niter", "2", "--data_path", str(packed)]
-    train_syn_joint.main(resume)
+    places = ["--model_dir", f"{tmp_path}/files", "--log_dir", f"{tmp_path}/files_l"]
+    train_syn_joint.main(["--data_path", str(packed), *small, *places, "--niter", "2"])  # goes on with the pack
     assert "other data" not in capsys.readouterr().out
     with pytest.raises(UserError, match="--gt_path: the pack .* holds the clean images, too"):
         training_set(flags(packed, tmp_path, given={"gt_path"}), CPU, "")
