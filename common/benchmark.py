@@ -28,24 +28,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import cli
+from . import cli, flags
 from .errors import UserError
-from .evaluation.derain import derain, prepare
+from .evaluation.derain import derain
 from .files import write_bytes
 from .models import Derain, Discriminator, EDNet, PReNet
-from .precision import autocast, has_bfloat16, require_fast, set_arithmetic
-from .speed import Speed
+from .precision import has_bfloat16, prepare, require_fast, set_arithmetic
 from .terminal import print_result, progress_bar
-from .training.augment import aug_step, real_samples
-from .training.device import driver, trouble
-from .training.joint import joint_optimizers, joint_step
-from .training.runtime import pick_device
+from .training.augment import aug_draw, aug_step, real_samples
+from .training.device import driver, pick_device, trouble
+from .training.joint import joint_draw, joint_step
+from .training.optimizer import adam
+from .training.proof import record
 
 N_DIS = 5  # of joint training: a cycle is one step with G and BNet and four of D alone
 CYCLES = {"cpu": 1, "cuda": 20}  # of a turn
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # Linux: memory of this process
 
-Step = Callable[[Tensor, Tensor, int], object]  # (rainy, clean, number of the step)
+Draw = Callable[[Tensor, Tensor, int, int], tuple]  # see ``joint_draw``
+Build = Callable[[], tuple[list, dict, Callable]]  # networks, the derainer first; optimisers; the step
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Case:
     name: str
     turn: Callable[[], object]
     count: int  # steps or images of a turn
-    switch: Callable[[], None] = lambda: None  # sets PyTorch's switches for this way
+    precision: str = "fp32"
     peak: float | None = None  # bytes, where that is known before the turns
 
 
@@ -79,15 +80,15 @@ def _process_peak() -> float | None:
 @contextlib.contextmanager
 def _gpu_memory(device: torch.device) -> Iterator[dict[str, float | None]]:
     """How much memory a GPU gives within it, also what recordings keep; nothing is measured on a CPU."""
-    taken: dict[str, float | None] = {"peak": None}
+    memory: dict[str, float | None] = {"peak": None}
     if device.type != "cuda":
-        yield taken
+        yield memory
         return
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_reserved(device)
-    yield taken
-    taken["peak"] = float(torch.cuda.max_memory_reserved(device) - before)
+    yield memory
+    memory["peak"] = float(torch.cuda.max_memory_reserved(device) - before)
 
 
 def measure(cases: list[Case], device: torch.device, turns: int) -> list[dict]:
@@ -102,7 +103,7 @@ def measure(cases: list[Case], device: torch.device, turns: int) -> list[dict]:
     with progress_bar(total=len(cases) * (turns + 1), desc="turns", unit="turn", leave=False) as bar:
         for turn in range(turns + 1):
             for number, case in enumerate(cases):
-                case.switch()
+                set_arithmetic(case.precision)
                 with contextlib.suppress(OSError):
                     RESET.write_text("5")  # VmHWM begins anew
                 _wait(device)
@@ -140,28 +141,30 @@ def _precisions(args: argparse.Namespace) -> list[str]:
     return list(dict.fromkeys(["fp32", *args.precision]))
 
 
-def _training_cases(
-    args: argparse.Namespace, device: torch.device, build: Callable[[Speed], Step], cycle: int
-) -> list[Case]:
-    """Steps on one batch, run and on a GPU also recorded; ``cycle`` steps differ from each other."""
+def _training_cases(args: argparse.Namespace, device: torch.device, build: Build, draw: Draw, cycle: int) -> list[Case]:
+    """Steps on one batch, run and on a GPU also recorded; every kind of step comes within ``cycle`` steps."""
+    torch.backends.cudnn.benchmark = True  # as in training, whose batches are of one size
     rainy, clean = torch.rand(2, args.batchSize, 3, args.patchSize, args.patchSize, device=device)
     steps, cases = cycle * CYCLES[device.type], []
 
-    def turn(step: Step, number: int = steps) -> None:
+    def turn(step: Callable, number: int = steps) -> None:
         for index in range(number):
-            step(rainy, clean, index)
+            step(*draw(rainy, clean, index, args.batchSize))
 
-    records = device.type == "cuda" and args.cuda_graphs != "off"
+    ways = ("off", args.cuda_graphs) if device.type == "cuda" and args.cuda_graphs != "off" else ("off",)
     for precision in _precisions(args):
-        for record in (False, True) if records else (False,):
-            name = precision + " compiled" * args.compile + " recorded" * record
-            speed = Speed(precision, args.compile, record)
-            if record:
-                print(name, end=" ", flush=True)  # the proof goes on with what it finds
-            with _gpu_memory(device) as taken:
-                step = build(speed)
+        for graphs in ways:
+            name = precision + " compiled" * args.compile + " recorded" * (graphs != "off")
+            if graphs != "off":
+                print(name, end=" ", flush=True)  # the proof goes on with its result
+            with _gpu_memory(device) as memory:
+                nets, optimizers, step = build()
+                with contextlib.redirect_stdout(sys.stderr):
+                    prepare(nets[0], device, precision, args.compile, training=True)
+                how = argparse.Namespace(precision=precision, cuda_graphs=graphs, iters_per_epoch=3000)
+                step = record(step, how, cycle, nets, optimizers)
                 turn(step, cycle + 2 if device.type == "cuda" else 0)
-            cases.append(Case(name, functools.partial(turn, step), steps, speed.switch, taken["peak"]))
+            cases.append(Case(name, functools.partial(turn, step), steps, precision, memory["peak"]))
     return cases
 
 
@@ -169,29 +172,29 @@ def joint(args: argparse.Namespace, device: torch.device) -> list[Case]:
     """Steps of joint training."""
     torch.manual_seed(0)
     ndf = min(64, 64 * 64 // args.patchSize)
-    nets = Derain(6), EDNet(patch_size=args.patchSize), Discriminator(args.patchSize, ndf)
+    originals = Derain(6), EDNet(patch_size=args.patchSize), Discriminator(args.patchSize, ndf)
 
-    def build(speed: Speed) -> Step:
-        netDerain, netED, netD = (copy.deepcopy(net).to(device) for net in nets)
-        speed.prepare(netDerain, device)
-        optimizers = joint_optimizers(netDerain, netED, netD, 2e-4, 1e-4, 4e-4, speed)
-        return joint_step(netDerain, netED, netD, optimizers, 1.0, 10.0, N_DIS, 1e-6, speed, {})
+    def build() -> tuple[list, dict, Callable]:
+        netDerain, netED, netD = nets = [copy.deepcopy(net).to(device) for net in originals]
+        rates = {"DerainNet": 2e-4, "ED": 1e-4, "D": 4e-4}
+        optimizers = {name: adam(net.parameters(), rates[name]) for name, net in zip(rates, nets, strict=True)}
+        return nets, optimizers, joint_step(netDerain, netED, netD, optimizers, w_adv=1.0, lambda_gp=10.0, eps2=1e-6)
 
-    return _training_cases(args, device, build, N_DIS)
+    return _training_cases(args, device, build, joint_draw(N_DIS, originals[1].nz), N_DIS)
 
 
 def aug(args: argparse.Namespace, device: torch.device) -> list[Case]:
     """Steps of augmented training of PReNet, a third of the batch with generated rain."""
     torch.manual_seed(0)
     derainer, netED = PReNet(6), EDNet(patch_size=args.patchSize).to(device)
+    n_real = real_samples(args.batchSize, 0.5)
 
-    def build(speed: Speed) -> Step:
+    def build() -> tuple[list, dict, Callable]:
         net = copy.deepcopy(derainer).to(device)
-        speed.prepare(net, device)
-        optimizer = speed.adam(net.parameters(), 1e-3)
-        return aug_step(net, netED, optimizer, real_samples(args.batchSize, 0.5), speed, {})
+        optimizers = {"derainer": adam(net.parameters(), 1e-3)}
+        return [net], optimizers, aug_step(net, netED, optimizers["derainer"], n_real)
 
-    return _training_cases(args, device, build, 1)
+    return _training_cases(args, device, build, aug_draw(netED, n_real), 1)
 
 
 def derain_cases(args: argparse.Namespace, device: torch.device) -> list[Case]:
@@ -200,8 +203,8 @@ def derain_cases(args: argparse.Namespace, device: torch.device) -> list[Case]:
     torch.backends.cudnn.benchmark = False  # as in the scripts, whose images differ in size
     net, repeat = Derain(6).eval().to(device), CYCLES[device.type]
 
-    def turn(own: Derain, rainy: Tensor, precision: str) -> None:
-        with torch.no_grad(), autocast(device, precision):
+    def turn(own: Derain, rainy: Tensor) -> None:
+        with torch.no_grad():
             for _ in range(repeat):
                 derain(own, rainy, tile=0)
 
@@ -209,12 +212,11 @@ def derain_cases(args: argparse.Namespace, device: torch.device) -> list[Case]:
     for precision in _precisions(args):
         for images in (1, 8) if device.type == "cuda" else (1,):
             rainy, own = torch.rand(images, 3, args.height, args.width, device=device), copy.deepcopy(net)
-            with _gpu_memory(device) as taken, contextlib.redirect_stdout(sys.stderr):
+            with _gpu_memory(device) as memory, contextlib.redirect_stdout(sys.stderr):
                 prepare(own, device, precision, args.compile)
-                turn(own, rainy, precision)
+                turn(own, rainy)
             name = precision + " compiled" * args.compile + f", {images} in one call" * (images > 1)
-            run, switch = functools.partial(turn, own, rainy, precision), functools.partial(set_arithmetic, precision)
-            cases.append(Case(name, run, images * repeat, switch, taken["peak"]))
+            cases.append(Case(name, functools.partial(turn, own, rainy), images * repeat, precision, memory["peak"]))
     return cases
 
 
@@ -239,8 +241,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("work", nargs="?", choices=(*WORK, "all"), default="joint", help="what to measure")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where")
     parser.add_argument("--gpu_id", default="0", help="which GPU")
-    cli.add_speed(parser, several=True)
-    cli.add_recording(parser)
+    flags.add_speed(parser, several=True)
+    flags.add_recording(parser)
     parser.add_argument("--turns", type=cli.positive_int, default=5, help="of each way, besides the warm-up")
     parser.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step")
     parser.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px")

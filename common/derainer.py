@@ -42,12 +42,12 @@ class DerainerError(UserError):
     """A derainer of the user's that can't be loaded, breaks the contract or fails."""
 
 
-def is_ours(net: nn.Module) -> bool:
+def is_prenet(net: nn.Module) -> bool:
     """PReNet in either head: of known receptive field, fit for every size."""
     return type(net) in (PReNet, Derain)  # a subclass may do anything
 
 
-def is_own(args: argparse.Namespace) -> bool:
+def is_custom(args: argparse.Namespace) -> bool:
     """Whether the flags of a script, which may have no --derainer, name a network of the user's."""
     return getattr(args, "derainer", PRENET) != PRENET
 
@@ -165,8 +165,8 @@ def apply(net: nn.Module, rainy: Tensor) -> Tensor:
     Raises:
         DerainerError: the user's network failed, or returned something else.
     """
-    if is_ours(net):
-        return net(rainy)[0]
+    if is_prenet(net):
+        return net(rainy)[0].to(rainy.dtype)
     name, shape = f"--derainer: {type(net).__name__}", tuple(rainy.shape)
     try:
         # A copy in the usual order of memory: it may rely on that, and may change its input.
@@ -190,7 +190,7 @@ def check(net: nn.Module, batch_size: int, patch_size: int, device: torch.device
     Raises:
         DerainerError: it breaks the contract, or has nothing to learn.
     """
-    if is_ours(net):
+    if is_prenet(net):
         return
     name = f"--derainer: {type(net).__name__}"
     weights = [p for p in net.parameters() if p.requires_grad]

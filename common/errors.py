@@ -21,14 +21,6 @@ class TrainingStopped(UserError):
     exit_code = 1
 
 
-class StartAgain(Exception):
-    """The command is to begin anew, in a process that knows nothing of this one, with further flags."""
-
-    def __init__(self, flags: list[str]) -> None:
-        super().__init__(" ".join(flags))
-        self.flags = flags
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory, of the machine or a GPU, is what was missing; PyTorch says so in several ways."""
     texts = ("out of memory", "can't allocate memory", "not enough memory")

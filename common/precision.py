@@ -1,23 +1,50 @@
-"""What --precision means: how a GPU, or a CPU that can, rounds factors; and the order of memory for it."""
+"""--precision and --compile: how a GPU, or a CPU that can, rounds factors; and the memory layout for it."""
 
 import contextlib
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .derainer import is_prenet
 from .errors import UserError
 
 # What a precision changes on a GPU. Weights, losses and the averages of Adam are fp32 in each.
 ARITHMETIC = {
-    "auto": "factors in convolutions rounded to 10 bits (TF32), as PyTorch does by itself; fp32 is exact and slower",
+    "auto": "factors in convolutions rounded to 10 bits (TF32), PyTorch's default; fp32 is exact and slower",
     "fp32": "convolutions and matrix products in full fp32",
     "tf32": "factors in convolutions and matrix products of all networks rounded to 10 bits (TF32)",
     "bf16": "the derainer in bfloat16 (8 bits), factors in the other networks rounded to 10 bits (TF32)",
 }
-TENSOR_CORES = ("tf32", "bf16")  # precisions in which products are rounded, too
-_tensor_cores = True  # whether a GPU rounds in convolutions, see ``set_arithmetic``
+_uses_tensor_cores = True  # whether a GPU rounds in convolutions, see ``set_arithmetic``
+
+
+def prepare(
+    net: nn.Module, device: torch.device, precision: str, compiled: bool = False, training: bool = False
+) -> None:
+    """Set precision and memory layout of a derainer, once, before its first step; say what the precision means.
+
+    Args:
+        precision: of --precision.
+        compiled: torch.compile it.
+        training: in training a CPU keeps PyTorch's usual layout.
+
+    Raises:
+        UserError: see ``require_fast``.
+    """
+    require_fast(precision, device)
+    set_arithmetic(precision)
+    if text := describe(precision, device):
+        print(text)
+    if precision == "bf16":
+        net.forward = torch.autocast(device.type, torch.bfloat16)(net.forward)  # type: ignore[method-assign]
+    if is_prenet(net):
+        if precision != "fp32" if device.type == "cuda" else not training:
+            net.to(memory_format=torch.channels_last)
+        net.register_forward_pre_hook(lambda net, inputs: tuple(map(order, inputs)))
+    if compiled:
+        compile_net(net, device)
 
 
 def set_arithmetic(precision: str) -> None:
@@ -25,17 +52,17 @@ def set_arithmetic(precision: str) -> None:
 
     PyTorch's older switches (``allow_tf32``) can't be read or set beside these: it raises RuntimeError.
     """
-    global _tensor_cores
-    _tensor_cores = precision != "fp32"
-    convolutions, products = ("tf32" if rounded else "ieee" for rounded in (_tensor_cores, precision in TENSOR_CORES))
+    global _uses_tensor_cores
+    _uses_tensor_cores = precision != "fp32"
+    convolutions = "tf32" if _uses_tensor_cores else "ieee"
     cudnn: Any = torch.backends.cudnn  # mypy does not know its parts
     cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = convolutions
-    torch.backends.cuda.matmul.fp32_precision = products
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if precision in ("tf32", "bf16") else "ieee"
 
 
 @contextlib.contextmanager
 def full_fp32() -> Iterator[None]:
-    """Within it a GPU rounds no factors, forth or back, whatever the precision."""
+    """Within it a GPU rounds no factors of convolutions, whatever the precision."""
     cudnn: Any = torch.backends.cudnn
     conv = cudnn.conv
     before, conv.fp32_precision = conv.fp32_precision, "ieee"
@@ -46,27 +73,22 @@ def full_fp32() -> Iterator[None]:
 
 
 def order(x: Tensor) -> Tensor:
-    """A batch in the order of memory in which the convolutions of PReNet are fastest.
+    """A batch in the memory layout in which the convolutions of PReNet are fastest.
 
     channels_last for tensor cores, which compute all but full fp32, and on a CPU where there are no gradients.
     """
     if x.device.type == "cuda":
-        last = _tensor_cores or torch.is_autocast_enabled("cuda")
+        last = _uses_tensor_cores or torch.is_autocast_enabled("cuda")
     else:
         last = not torch.is_grad_enabled()
     return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-
-
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """Within it convolutions and matrix products run in bfloat16 for 'bf16', and as they are for 'fp32'."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
 def has_bfloat16(device: torch.device) -> bool:
     """Whether a device has instructions for bfloat16; on CPUs AVX-512 bf16, AMX and others."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)
+    return any(value for name, value in torch.cpu.get_capabilities().items() if "bf16" in name)
 
 
 def require_fast(precision: str, device: torch.device) -> None:
@@ -76,18 +98,43 @@ def require_fast(precision: str, device: torch.device) -> None:
         UserError: the processor has no instructions for it.
     """
     if precision == "bf16" and not has_bfloat16(device):
-        what = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
         raise UserError(
-            f"--precision bf16: {what} has no bfloat16 instructions, it would be many times slower; take fp32"
+            f"--precision bf16: {name} has no bfloat16 instructions, it would be many times slower; take fp32"
         )
 
 
 def describe(precision: str, device: torch.device) -> str:
-    """What a precision means on a device, in a line; empty where that is fp32 on a CPU: there is nothing to say."""
+    """One line on what a precision means on a device; empty for fp32 on a CPU."""
     if device.type == "cuda":
         old = precision in ("auto", "tf32") and not torch.cuda.is_tf32_supported()
-        return f"--precision {precision}: " + (
-            "this GPU has no TF32, it computes in fp32" if old else ARITHMETIC[precision]
-        )
-    texts = {"tf32": "only GPUs have TF32; computing in fp32", "bf16": "the derainer in bfloat16 (8 bits)"}
-    return f"--precision {precision}: {texts[precision]}" if precision in texts else ""
+        text = "this GPU has no TF32, it computes in fp32" if old else ARITHMETIC[precision]
+    else:
+        texts = {"tf32": "only GPUs have TF32; computing in fp32", "bf16": "the derainer in bfloat16 (8 bits)"}
+        text = texts.get(precision, "")
+    return text and f"--precision {precision}: {text}"
+
+
+def compile_net(net: nn.Module, device: torch.device) -> None:
+    """torch.compile a network in place (names of its weights stay); says so and goes on without where that fails."""
+    try:
+        torch.compile(lambda x: x * 2 + 1)(torch.zeros(8, device=device))
+    except Exception as error:  # no C++ compiler or Triton, a Python that is too new, ...
+        lines = [line for line in str(error).splitlines() if line.strip() and "backend=" not in line]
+        reason = (lines or [type(error).__name__])[0]
+        print(f"--compile: not possible here, going on without ({reason[:200]})")
+        return
+    print("--compile: the first steps, or the first image of a size, take up to a minute", flush=True)
+    net.compile()
+
+
+@contextlib.contextmanager
+def without_tuning(net: nn.Module) -> Iterator[None]:
+    """Within it nothing is tuned or compiled for an image size; that takes too long for sizes that come once."""
+    compiled = net._compiled_call_impl is not None
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
+            yield
+    finally:
+        torch.backends.cudnn.benchmark = before

@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from . import ranks
+from . import distributed
 
 _results: TextIO | None = None  # with --quiet, where results go
 
@@ -73,6 +73,6 @@ def progress_bar(iterable: Iterable | None = None, hidden: bool = False, **optio
 
 def tell(problems: list[str], headline: str) -> None:
     """Name on stderr, one a line, the images that work went on without; once, of several processes."""
-    if not ranks.first():
+    if not distributed.is_first():
         return
     print(f"{headline}:" + "".join(f"\n  {printable(problem)}" for problem in problems), file=sys.stderr)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import cli
+from common import cli, flags
 from common.generation.latent import SEEDS, run_disentanglement, run_diversity, run_generated
 from common.training.checkpoint import generator_of
-from common.training.runtime import pick_device
+from common.training.device import pick_device
 
 GENERATOR = (
     "Train one with train_spa_joint.py, put the ED_state_800.pt there that the paper's authors released, or take the "
@@ -30,17 +30,17 @@ def parse_args(argv=None):
     parser = cli.Parser(__doc__, __file__)
     data = parser.group("data")
     data.add_path("--save_fake", "./disentanglement_results/spa-data/", help="where the pictures go")
-    cli.add_generator(parser.group("model"), "./spamodels/ED_state_800.pt")
+    flags.add_generator(parser.group("model"), "./spamodels/ED_state_800.pt")
     run = parser.group("run")
-    cli.add_figures(run)
-    cli.add_unused(run, workers=2)
-    cli.add_device(run)
+    flags.add_figures(run)
+    flags.add_unused(run, workers=2)
+    flags.add_device(run)
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    cli.check_figures(args)
+    flags.check_figures(args)
     netED = generator_of(args, pick_device(args.use_gpu, args.gpu_id, several=False), GENERATOR)
     seeds = SEEDS if args.manualSeed is None else (args.manualSeed,)
     if args.figure == "generated":

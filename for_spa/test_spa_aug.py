@@ -12,10 +12,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import cli
+from common import cli, flags
 from common.evaluation.derain_folder import derain_folder
 from common.training.checkpoint import load_derainer
-from common.training.runtime import pick_device
+from common.training.device import pick_device
 
 DATA = "Put the rainy test images of SPA-Data there (Wang et al., CVPR 2019), or name your own with --data_path."
 CHECKPOINT = "Train one with train_spa_aug.py, or name another file with --model_dir."
@@ -26,7 +26,7 @@ def parse_args(argv=None):
     data = parser.group("data")
     data.add_path("--data_path", "./data/spa-data/test/small/rain", help="folder of rainy images, or one image")
     data.add_path("--gt_path", help="clean images, for PSNR and SSIM")
-    cli.add_pairing(data)
+    flags.add_pairing(data)
     data.add_path("--save_path", "./aug_derained_results/spa-data/", help="where the derained images go")
     model = parser.group("model")
     model.add_path(
@@ -35,9 +35,9 @@ def parse_args(argv=None):
         help="weights of the derainer: a file, or a folder for its newest one",
     )
     run = parser.group("run")
-    cli.add_derainer(model, run)
-    cli.add_tile_halo(run)
-    cli.add_deraining(run)
+    flags.add_derainer(model, run)
+    flags.add_tile_halo(run)
+    flags.add_deraining(run)
     return parser.parse_args(argv)
 
 

@@ -12,14 +12,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import cli
+
+from common import cli, flags, precision
 from common.data.pairs import validation_pairs
 from common.data.patches import listed_set
 from common.evaluation.derain import validator
 from common.models import Derain, Discriminator, EDNet
-from common.training.joint import joint_networks, start_from, train_joint
-from common.training.run import describe, open_run
-from common.training.runtime import pick_device, seed_everything
+from common.training.device import pick_device
+from common.training.ema import EMA
+from common.training.folder import describe, open_folder
+from common.training.joint import joint_draw, joint_step, start_from
+from common.training.loop import fit
+from common.training.optimizer import adam
+from common.training.proof import record
+from common.training.seeds import seed_everything
 
 DATA = (
     "Put SPA-Data (Wang et al., CVPR 2019) there, or name its folder with --data_path: its real_world.txt lists the "
@@ -31,7 +37,7 @@ def parse_args(argv=None):
     parser = cli.Parser(__doc__, __file__)
     data = parser.group("data")
     data.add_path("--data_path", "./data/spa-data/", help="folder of real_world.txt, the list of the pairs, or a pack")
-    data.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step of each process")
+    data.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step, of all processes")
     data.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px, a power of two")
     model = parser.group("model")
     model.add_argument("--nc", type=cli.number(int, 3, 3), default=3, help="image channels")
@@ -39,7 +45,7 @@ def parse_args(argv=None):
     model.add_argument("--stage", type=cli.stages, default=6, help="stages of BNet")
     model.add_argument("--nef", type=cli.width, default=32, help="width of RNet and G")
     model.add_argument("--ndf", type=cli.width, help="width of D; left alone: 64 up to patch 64, 64*64/p beyond")
-    cli.add_start(model)
+    flags.add_start(model)
     optim = parser.group("optimisation")
     optim.add_argument("--niter", type=cli.positive_int, default=800, help="epochs")
     # T13: 1 on the synthetic sets, 0.01 on SPA-Data
@@ -58,13 +64,13 @@ def parse_args(argv=None):
     optim.add_argument("--n_dis", type=cli.positive_int, default=5, help="steps of D for one of the others")
     optim.add_argument("--eps2", type=cli.positive, default=1e-6, help="prior variance of the background")
     optim.add_argument("--ema", type=cli.below_one, default=0, help="also save a moving average of ED, with this decay")
-    cli.add_training(parser, log_dir="./spalogs/", model_dir="./spamodels/")
+    flags.add_training(parser, log_dir="./spalogs/", model_dir="./spamodels/")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    with open_run(args, __file__, joint_networks) as run:
+    with open_folder(args, __file__, "DerainNet", "ED", "D", *(["ED_ema"] if args.ema else [])) as folder:
         device = pick_device(args.use_gpu, args.gpu_id, training=True)
         args.manualSeed = seed_everything(args.manualSeed)
         args.ndf = args.ndf or min(64, 64 * 64 // args.patchSize)
@@ -73,29 +79,32 @@ def main(argv=None):
         netDerain = Derain(stage=args.stage).to(device)
         netED = EDNet(nc=args.nc, nz=args.nz, nef=args.nef, patch_size=args.patchSize).to(device)
         netD = Discriminator(image_size=args.patchSize, conv_dim=args.ndf).to(device)
-        start_from(args, netDerain, netED)
+        if folder.is_new:
+            start_from(args, netDerain, netED)
+        nets = {"DerainNet": netDerain, "ED": netED, "D": netD}
+        optimizers = {
+            "DerainNet": adam(netDerain.parameters(), args.lrDerain),
+            "ED": adam(netED.parameters(), args.lrED),
+            "D": adam(netD.parameters(), args.lrD),
+        }
         if args.dry_run:
-            nets = {"netDerain": netDerain, "netED": netED, "netD": netD}
-            return describe(run, dataset, rule, held_out, nets, device)
-        train_joint(
-            run=run,
-            netDerain=netDerain,
-            netED=netED,
-            netD=netD,
-            lrDerain=args.lrDerain,
-            lrED=args.lrED,
-            lrD=args.lrD,
-            w_adv=args.w_adv,
-            lambda_gp=args.lambda_gp,
-            n_dis=args.n_dis,
-            eps2=args.eps2,
-            ema=args.ema,
-            milestone=args.milestone,
+            return describe(folder, dataset, rule, held_out, nets, device)
+        precision.prepare(netDerain, device, args.precision, args.compile, training=True)
+        ema = EMA(netED, args.ema, every=args.n_dis) if args.ema else None
+        step = joint_step(netDerain, netED, netD, optimizers, args.w_adv, args.lambda_gp, args.eps2)
+        fit(
+            folder=folder,
+            draw=joint_draw(args.n_dis, args.nz),
+            step=record(step, args, args.n_dis, [netDerain, netED, netD], optimizers),
+            nets=nets | ({"ED_ema": ema.net} if ema else {}),
+            optimizers=optimizers,
+            ema=ema,
             gamma=0.5,
+            iters_per_epoch=args.iters_per_epoch,
             dataset=dataset,
             validate=validator(netDerain, held_out, device),
             device=device,
-            **cli.loop_settings(args),
+            **flags.loop_settings(args),
         )
 
 

@@ -13,13 +13,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import cli, derainer
+
+from common import cli, derainer, flags, precision
 from common.data.pairs import validation_pairs
 from common.data.patches import listed_set
 from common.evaluation.derain import Windows, validator
-from common.training.augment import ratio_digits, train_augmented
-from common.training.run import describe, open_run
-from common.training.runtime import pick_device, seed_everything
+from common.training.augment import aug_draw, aug_step, ratio_digits, steps_per_epoch
+from common.training.device import pick_device
+from common.training.folder import describe, open_folder
+from common.training.loop import fit
+from common.training.optimizer import adam
+from common.training.proof import record
+from common.training.seeds import seed_everything
 
 DATA = (
     "Put SPA-Data (Wang et al., CVPR 2019) there, or name its folder with --data_path: its real_world.txt lists the "
@@ -33,7 +38,7 @@ def parse_args(argv=None):
     data.add_path("--data_path", "./data/spa-data/", help="folder of real_world.txt, the list of the pairs, or a pack")
     data.add_argument("--train_num", type=cli.positive_int, default=1000, help="pairs in the sample")
     data.add_argument("--seed", type=cli.seed, default=5, help="of the choice of these pairs, and of nothing else")
-    data.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step of each process")
+    data.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step, of all processes")
     data.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px")
     model = parser.group("model")
     optim = parser.group("optimisation")
@@ -43,14 +48,15 @@ def parse_args(argv=None):
         "--milestone", type=cli.positive_int, nargs="+", default=[50, 150, 200], help="epochs: rate x 0.2"
     )
     optim.add_argument("--lr", type=cli.positive, default=1e-3, help="learning rate")
-    validation = cli.add_training(parser, log_dir="./noaug05_spalogs/", model_dir="./noaug05_spamodels/")
-    cli.add_derainer(model, validation)
+    validation = flags.add_training(parser, log_dir="./noaug05_spalogs/", model_dir="./noaug05_spamodels/")
+    flags.add_derainer(model, validation)
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    with open_run(args, __file__, lambda args: (f"NoAug{ratio_digits(args.fake_ratio)}_DerainNet",)) as run:
+    name = f"NoAug{ratio_digits(args.fake_ratio)}_DerainNet"
+    with open_folder(args, __file__, name) as folder:
         device = pick_device(args.use_gpu, args.gpu_id, training=True)
         args.manualSeed = seed_everything(args.manualSeed)
         net = derainer.build(args).to(device)
@@ -59,19 +65,21 @@ def main(argv=None):
         held_out = validation_pairs(args)
         validate = validator(net, held_out, device, Windows.from_flags(args))
         if args.dry_run:
-            return describe(run, dataset, rule, held_out, {"derainer": net}, device)
-        train_augmented(
-            run=run,
-            net=net,
-            netED=None,
-            lr=args.lr,
-            fake_ratio=args.fake_ratio,
-            milestone=args.milestone,
+            return describe(folder, dataset, rule, held_out, {"derainer": net}, device)
+        precision.prepare(net, device, args.precision, args.compile, training=True)
+        optimizer = adam(net.parameters(), args.lr)
+        fit(
+            folder=folder,
+            draw=aug_draw(None, args.batchSize),
+            step=record(aug_step(net, None, optimizer, args.batchSize), args, 1, [net], {name: optimizer}),
+            nets={name: net},
+            optimizers={name: optimizer},
             gamma=0.2,
+            iters_per_epoch=steps_per_epoch(args.iters_per_epoch, args.fake_ratio),
             dataset=dataset,
             validate=validate,
             device=device,
-            **cli.loop_settings(args),
+            **flags.loop_settings(args),
         )
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import cli
+from common import cli, flags
 from common.generation.photos import rain_on_photos
 from common.training.checkpoint import generator_of
-from common.training.runtime import pick_device
+from common.training.device import pick_device
 
 PHOTOS = "Name a folder of clean photos, or one photo."
 GENERATOR = "Leave --netED out for the generator that comes with the project, or train one: train_syn_joint.py."
@@ -29,7 +29,7 @@ def parse_args(argv=None):
     data.add_path("--data_path", required=True, help="folder of clean photos, or one photo")
     data.add_path("--save_path", "./generated_results/rain100L/", help="where the pairs go")
     data.add_netED("default")
-    cli.add_rain(parser)
+    flags.add_rain(parser)
     return parser.parse_args(argv)
 
 
@@ -45,7 +45,7 @@ def main(argv=None):
         coherence=args.coherence,
         scale=args.scale,
         grey=args.grey,
-        knobs=cli.knobs(args),
+        knobs=flags.knobs(args),
         save_layer=args.save_layer,
         overwrite=args.overwrite,
         strict=args.strict,

@@ -13,10 +13,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import cli
+from common import cli, flags
 from common.generation.latent import run_interpolation
 from common.training.checkpoint import generator_of
-from common.training.runtime import pick_device, seed_everything
+from common.training.device import pick_device
+from common.training.seeds import seed_everything
 
 DATA = "Put two rainy images of Rain100L there (Yang et al., CVPR 2017) and their clean partners into --gt_path."
 GENERATOR = (
@@ -36,14 +37,14 @@ def parse_args(argv=None):
         "--save_inputfake", f"{results}/generated_data/rain100L/input_fake/", help="where crops with new rain go"
     )
     data.add_path("--save_rainfake", f"{results}/generated_data/rain100L/rain_fake/", help="where that rain goes")
-    cli.add_generator(parser.group("model"), "./syn100lmodels/ED_state_700.pt", patch=True)
+    flags.add_generator(parser.group("model"), "./syn100lmodels/ED_state_700.pt", patch=True)
     run = parser.group("run")
     run.add_argument(
         "--posterior", choices=("draw", "mean"), default="draw", help="draw the codes from their posterior, or its mean"
     )
     run.add_argument("--manualSeed", type=cli.seed, help="seed of that draw; drawn and printed if left alone")
-    cli.add_unused(run, stage=6, workers=2)
-    cli.add_device(run)
+    flags.add_unused(run, stage=6, workers=2)
+    flags.add_device(run)
     return parser.parse_args(argv)
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import cli
+from common import cli, flags
 from common.evaluation.derain_folder import derain_folder
 from common.training.checkpoint import load_joint
-from common.training.runtime import pick_device
+from common.training.device import pick_device
 
 DATA = "Put the rainy test images of Rain100L there (Yang et al., CVPR 2017), or name your own with --data_path."
 CHECKPOINT = (
@@ -27,12 +27,12 @@ def parse_args(argv=None):
     data = parser.group("data")
     data.add_path("--data_path", "./data/rain100L/test/small/rain", help="folder of rainy images, or one image")
     data.add_path("--gt_path", help="clean images, for PSNR and SSIM")
-    cli.add_pairing(data)
+    flags.add_pairing(data)
     data.add_path("--save_path", "./derained_results/rain100L/", help="where the derained images go")
     model = parser.group("model")
     model.add_argument("--stage", type=cli.stages, default=6, help="stages of BNet, as in its training")
     model.add_path("--netDerain", "./syn100lmodels/DerainNet_state_700.pt", help="weights of BNet")
-    cli.add_deraining(parser.group("run"))
+    flags.add_deraining(parser.group("run"))
     return parser.parse_args(argv)
 
 

@@ -13,14 +13,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import cli, derainer
+
+from common import cli, derainer, flags, precision
 from common.data.pairs import validation_pairs
 from common.data.patches import training_set
 from common.evaluation.derain import Windows, validator
-from common.training.augment import pick_generator, train_augmented
-from common.training.run import describe, open_run
-from common.training.runtime import pick_device, seed_everything
+from common.training.augment import aug_draw, aug_step, pick_generator, real_samples, steps_per_epoch
+from common.training.device import pick_device
+from common.training.folder import describe, open_folder
+from common.training.loop import fit
+from common.training.optimizer import adam
+from common.training.proof import record
+from common.training.seeds import seed_everything
 
+NAME = "Aug_DerainNet"  # of the weights' files
 DATA = (
     "Put the training pairs of Rain100L (Yang et al., CVPR 2017) there: rainy images into .../small/rain, clean ones "
     "into .../small/norain. Or name your own folders with --data_path and --gt_path."
@@ -36,7 +42,7 @@ def parse_args(argv=None):
     data = parser.group("data")
     data.add_path("--data_path", "./data/rain100L/train/small/rain", help="folder of rainy images, or a pack")
     data.add_path("--gt_path", "./data/rain100L/train/small/norain", help="folder of their clean partners")
-    data.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step of each process")
+    data.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step, of all processes")
     data.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px, as in G's training")
     model = parser.group("model")
     model.add_netED("./syn100lmodels/ED_state_700.pt")
@@ -50,36 +56,40 @@ def parse_args(argv=None):
         "--milestone", type=cli.positive_int, nargs="+", default=[50, 100, 150], help="epochs: rate x 0.2"
     )
     optim.add_argument("--lr", type=cli.positive, default=1e-3, help="learning rate")
-    validation = cli.add_training(parser, log_dir="./aug_syn100llogs/", model_dir="./aug_syn100lmodels/")
-    cli.add_derainer(model, validation)
+    validation = flags.add_training(parser, log_dir="./aug_syn100llogs/", model_dir="./aug_syn100lmodels/")
+    flags.add_derainer(model, validation)
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    with open_run(args, __file__, lambda args: ("Aug_DerainNet",)) as run:
+    with open_folder(args, __file__, NAME) as folder:
         device = pick_device(args.use_gpu, args.gpu_id, training=True)
         args.manualSeed = seed_everything(args.manualSeed)
         net = derainer.build(args).to(device)  # before G: it starts the same with and without augmentation
-        netED = pick_generator(run, device, GENERATOR)
+        netED = pick_generator(args, device, GENERATOR)
         derainer.check(net, args.batchSize, args.patchSize, device)
         dataset, rule = training_set(args, device, DATA)
         held_out = validation_pairs(args)
         validate = validator(net, held_out, device, Windows.from_flags(args))
         if args.dry_run:
-            return describe(run, dataset, rule, held_out, {"derainer": net, "netED": netED}, device)
-        train_augmented(
-            run=run,
-            net=net,
-            netED=netED,
-            lr=args.lr,
-            fake_ratio=args.fake_ratio,
-            milestone=args.milestone,
+            return describe(folder, dataset, rule, held_out, {"derainer": net, "netED": netED}, device)
+        precision.prepare(net, device, args.precision, args.compile, training=True)
+        optimizer = adam(net.parameters(), args.lr)
+        n_real = real_samples(args.batchSize, args.fake_ratio)
+        fit(
+            folder=folder,
+            draw=aug_draw(netED, n_real),
+            step=record(aug_step(net, netED, optimizer, n_real), args, 1, [net], {NAME: optimizer}),
+            nets={NAME: net},
+            optimizers={NAME: optimizer},
+            frozen=netED,
             gamma=0.2,
+            iters_per_epoch=steps_per_epoch(args.iters_per_epoch, args.fake_ratio),
             dataset=dataset,
             validate=validate,
             device=device,
-            **cli.loop_settings(args),
+            **flags.loop_settings(args),
         )
 
 

@@ -15,21 +15,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import cli
+from common import cli, flags
 from common.data.layers import layer_set
 from common.evaluation.recovery import recovery_on
+from common.precision import set_arithmetic
 from common.training.checkpoint import generator_of
-from common.training.encoder import init_encoder, train_encoder
-from common.training.run import describe, open_run
-from common.training.runtime import pick_device, seed_everything
+from common.training.device import pick_device
+from common.training.encoder import WARM_UP, encoder_draw, encoder_step, init_encoder
+from common.training.folder import describe, open_folder
+from common.training.loop import fit
+from common.training.optimizer import adam
+from common.training.proof import record
+from common.training.seeds import seed_everything
 
 DATA = "Name folders of pairs, or rain on black and photos: --streaks STREAKS --clean PHOTOS."
 NETED = "Give the file of train_syn_generator.py, ED_ema_state_N.pt."
-
-
-def networks(args):
-    """Prefixes of the files that this training writes."""
-    return ("ED",)
 
 
 def parse_args(argv=None):
@@ -39,7 +39,7 @@ def parse_args(argv=None):
     data.add_path("--clean", help="folder of photos without rain, for --streaks")
     data.add_path("--data_path", "./data/rain100L/train/small/rain", help="folder of rainy images, or a pack")
     data.add_path("--gt_path", "./data/rain100L/train/small/norain", help="folder of their clean partners")
-    cli.add_pairing(data)
+    flags.add_pairing(data)
     data.add_argument("--hold_out", type=cli.count, default=0, help="layers and photos, or pairs, to measure on")
     data.add_argument("--variants", type=cli.positive_int, default=8, help="of each layer: turned, scaled; in memory")
     data.add_argument(
@@ -49,18 +49,17 @@ def parse_args(argv=None):
         "--patchSize", type=cli.patch_size, default=64, help="side of a crop in px, that of the generator"
     )
     model = parser.group("model")
-    cli.add_generator(model, "./generator_syn100lmodels/ED_ema_state_40.pt")
+    flags.add_generator(model, "./generator_syn100lmodels/ED_ema_state_40.pt")
     optim = parser.group("optimisation")
     optim.add_argument("--niter", type=cli.positive_int, default=20, help="epochs")
     optim.add_argument("--w_real", type=cli.nonnegative, default=100, help="weight of the distance to real rain")
     optim.add_argument("--milestone", type=cli.positive_int, nargs="+", default=[14, 18], help="epochs: rate x 0.3")
     optim.add_argument("--lr", type=cli.positive, default=1e-3, help="learning rate of RNet")
-    cli.add_run(
+    flags.add_run(
         parser,
         log_dir="./encoder_syn100llogs/",
         model_dir="./encoder_syn100lmodels/",
         iters_per_epoch=1000,
-        derainer=True,
     )
     parser.set_defaults(workers=0)  # crops out of memory
     return parser.parse_args(argv)
@@ -68,26 +67,32 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    with open_run(args, __file__, networks) as run:
+    with open_folder(args, __file__, "ED") as folder:
         device = pick_device(args.use_gpu, args.gpu_id, training=True)
         args.manualSeed = seed_everything(args.manualSeed)
-        netED = generator_of(args, device, NETED, run.settled)
+        netED = generator_of(args, device, NETED)
         dataset, rule = layer_set(args, device, DATA)
         held_out = layer_set(args, device, DATA, "held_out")[0] if args.hold_out else None
         init_encoder(netED.encoder.requires_grad_())
         if args.dry_run:
-            return describe(run, dataset, rule, held_out.pairs if held_out else [], {"netED": netED}, device)
-        train_encoder(
-            run=run,
-            netED=netED,
-            lr=args.lr,
-            w_real=args.w_real,
-            milestone=args.milestone,
+            return describe(folder, dataset, rule, held_out.pairs if held_out else [], {"netED": netED}, device)
+        set_arithmetic(args.precision)
+        optimizers = {"ED": adam(netED.encoder.parameters(), args.lr)}
+        step = encoder_step(netED, optimizers["ED"], args.w_real)
+        fit(
+            folder=folder,
+            draw=encoder_draw(args.nz),
+            step=record(step, args, 1, [netED], optimizers),
+            nets={"ED": netED},
+            optimizers=optimizers,
+            frozen=netED.decoder,
+            warm_up=WARM_UP,
             gamma=0.3,
+            iters_per_epoch=args.iters_per_epoch,
             dataset=dataset,
             validate=recovery_on(netED, held_out, device) if held_out else None,
             device=device,
-            **cli.loop_settings(args),
+            **flags.loop_settings(args),
         )
 
 

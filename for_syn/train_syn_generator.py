@@ -15,22 +15,23 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import cli
+from common import cli, flags
 from common.data.layers import layer_set
 from common.models import EDNet
-from common.training.generator import RainCritic, init_decoder, train_generator
-from common.training.run import describe, open_run
-from common.training.runtime import pick_device, seed_everything
+from common.precision import set_arithmetic
+from common.training.device import pick_device
+from common.training.ema import EMA
+from common.training.folder import describe, open_folder
+from common.training.generator import LAZY, RainCritic, generator_draw, generator_step, init_decoder
+from common.training.loop import fit
+from common.training.optimizer import adam
+from common.training.proof import record
+from common.training.seeds import seed_everything
 
 DATA = (
     "Put the training pairs of Rain100L (Yang et al., CVPR 2017) there: rainy images into .../small/rain, clean ones "
     "into .../small/norain. Or name a folder of pictures of rain on black with --streaks."
 )
-
-
-def networks(args):
-    """Prefixes of the files that this training writes."""
-    return "ED", "D", "ED_ema"
 
 
 def parse_args(argv=None):
@@ -41,7 +42,7 @@ def parse_args(argv=None):
     data.add_path(
         "--gt_path", "./data/rain100L/train/small/norain", help="folder of their clean partners; rain = O - B"
     )
-    cli.add_pairing(data)
+    flags.add_pairing(data)
     data.add_argument("--hold_out", type=cli.count, default=0, help="layers, spread evenly by name, that are left out")
     data.add_argument("--variants", type=cli.positive_int, default=12, help="of each layer: turned, scaled; in memory")
     data.add_argument("--batchSize", type=cli.number(int, 2), default=32, help="crops in a step")
@@ -57,12 +58,11 @@ def parse_args(argv=None):
     optim.add_argument("--milestone", type=cli.positive_int, nargs="+", default=[26, 34], help="epochs: rate x 0.5")
     optim.add_argument("--lr", type=cli.positive, default=2e-4, help="learning rate of G and D")
     optim.add_argument("--ema", type=cli.below_one, default=0.999, help="decay of the moving average of G")
-    cli.add_run(
+    flags.add_run(
         parser,
         log_dir="./generator_syn100llogs/",
         model_dir="./generator_syn100lmodels/",
         iters_per_epoch=1000,
-        derainer=True,
     )
     parser.set_defaults(workers=0)  # crops out of memory
     return parser.parse_args(argv)
@@ -70,7 +70,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    with open_run(args, __file__, networks) as run:
+    with open_folder(args, __file__, "ED", "D", "ED_ema") as folder:
         device = pick_device(args.use_gpu, args.gpu_id, training=True)
         args.manualSeed = seed_everything(args.manualSeed)
         dataset, rule = layer_set(args, device, DATA)
@@ -79,20 +79,27 @@ def main(argv=None):
         init_decoder(netED.decoder, grey)
         netD = RainCritic(args.patchSize, args.ndf, 1 if grey else 3).to(device)
         if args.dry_run:
-            return describe(run, dataset, rule, [], {"netED": netED, "netD": netD}, device)
-        train_generator(
-            run=run,
-            netED=netED,
-            netD=netD,
-            lr=args.lr,
-            betas=(0.0, 0.99),
-            w_gp=args.w_gp,
-            ema=args.ema,
-            milestone=args.milestone,
+            return describe(folder, dataset, rule, [], {"netED": netED, "netD": netD}, device)
+        set_arithmetic(args.precision)
+        betas = 0.0, 0.99
+        optimizers = {
+            "ED": adam(netED.decoder.parameters(), args.lr, betas),
+            "D": adam(netD.parameters(), args.lr, betas),
+        }
+        ema = EMA(netED, args.ema, ramp=True)
+        step = generator_step(netED, netD, optimizers, args.w_gp)
+        fit(
+            folder=folder,
+            draw=generator_draw(args.nz),
+            step=record(step, args, LAZY, [netED, netD], optimizers),
+            nets={"ED": netED, "D": netD, "ED_ema": ema.net},
+            optimizers=optimizers,
+            ema=ema,
             gamma=0.5,
+            iters_per_epoch=args.iters_per_epoch,
             dataset=dataset,
             device=device,
-            **cli.loop_settings(args),
+            **flags.loop_settings(args),
         )
 
 

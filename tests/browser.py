@@ -1,4 +1,4 @@
-"""Pages in headless Chromium, without a driver: a script in a copy of the page asks what is there."""
+"""Pages in headless Chromium, without a driver: a script runs in a copy of the page and returns values."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ FLAGS = (
 
 
 def _chromium(*flags: str) -> subprocess.CompletedProcess:
-    with tempfile.TemporaryDirectory() as profile:  # one of its own, empty
+    with tempfile.TemporaryDirectory() as profile:  # an empty one
         command = [CHROMIUM, *FLAGS.split(), f"--user-data-dir={profile}", *flags]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
@@ -29,7 +29,7 @@ def _chromium(*flags: str) -> subprocess.CompletedProcess:
 @contextlib.contextmanager
 def _framed(page: Path, script: str, width: int, height: int) -> Iterator[str]:
     """The address of a frame around a copy of a page; a window has 500 px at least, a frame may be narrower."""
-    copy, frame = page.with_name("asked.html"), page.with_name("frame.html")
+    copy, frame = page.with_name("copy.html"), page.with_name("frame.html")
     copy.write_text(page.read_text(encoding="utf-8") + f"<script>{script}</script>", encoding="utf-8")
     listen = "onmessage = e => document.documentElement.dataset.answer = encodeURIComponent(e.data)"
     style = f"border:0;width:{width}px;height:{height}px"
@@ -42,14 +42,14 @@ def _framed(page: Path, script: str, width: int, height: int) -> Iterator[str]:
 
 
 def ask(page: Path, script: str, width: int) -> tuple[object, list[str]]:
-    """Open a page from the file system, as it would be opened by a user, and run a script in it.
+    """Open a page from the file system, as a user does, and run a script in it.
 
     Args:
         script: the body of a function; it returns anything that JSON can hold.
         width: of the page in px.
 
     Returns:
-        What it returned, and what stands in the console.
+        The script's result, and the lines of the console.
     """
     with _framed(page, "parent.postMessage(JSON.stringify((() => {" + script + "})()), '*')", width, 800) as address:
         done = _chromium("--dump-dom", "--virtual-time-budget=2000", address)
@@ -60,6 +60,6 @@ def ask(page: Path, script: str, width: int) -> tuple[object, list[str]]:
 
 
 def screenshot(page: Path, picture: Path, width: int, height: int) -> None:
-    """What a user sees of a page in a window of so many px."""
+    """Save a picture of a page in a window of so many px."""
     with _framed(page, "", width, height) as address:
         _chromium(f"--window-size={max(width, 500)},{height}", f"--screenshot={picture}", address)

@@ -1,11 +1,16 @@
+"""Fixtures and helpers that several test files share."""
+
+import contextlib
 import importlib
 import os
 import subprocess
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
+from common import cli
 from common.data.demo import rain_layer
 from common.data.images import write_image
 from common.generation import rain
@@ -53,32 +58,28 @@ def streaks_folder(tmp_path):
 
 
 def begin(*command, env, **more):
-    """A command in the project's folder, in a process group of its own; all that it prints in one stream."""
-    return subprocess.Popen(
-        list(map(str, command)),
-        cwd=ROOT,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        **more,
-    )
+    """Start a command in the project's folder, in a process group of its own; stdout takes stderr too."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(list(map(str, command)), cwd=ROOT, env=env, start_new_session=True, **streams, **more)
 
 
 def folders(data, model):
     """The flags of a training on pairs_folder, with logs beside the models."""
-    flags = [
-        "--data_path",
-        data / "rain",
-        "--gt_path",
-        data / "norain",
-        "--model_dir",
-        model,
-        "--log_dir",
-        f"{model}_l",
-    ]
-    return list(map(str, flags))
+    flags = ["--data_path", data / "rain", "--gt_path", data / "norain", "--model_dir", model]
+    return list(map(str, [*flags, "--log_dir", f"{model}_l"]))
+
+
+def flags_of(module):
+    """The argparse actions of a script or command, by the name of the flag."""
+    parsers = []
+
+    def stop(parser, argv=None):
+        parsers.append(parser)
+        raise StopIteration
+
+    with mock.patch.object(cli.Parser, "parse_args", stop), contextlib.suppress(StopIteration):
+        (getattr(module, "parse_args", None) or module.main)([])
+    return {action.dest: action for action in parsers[0]._actions if action.option_strings and action.dest != "help"}
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +97,7 @@ def quick(monkeypatch):
 
 
 def write_claim_sets(folder):
-    """The data sets of the claim, of tiny images."""
+    """The data sets of claims.py, of tiny images."""
     from common.evaluation import claims  # here, since it imports matplotlib
 
     for name, files in (
@@ -124,7 +125,7 @@ def calls(monkeypatch):
     def call(self, words, log):
         script, *flags = map(str, words)
         made.append((script, flags))
-        small = ["--nz", "4", "--nef", "2", "--ndf", "4"] if "generator" in script and "--resume" not in flags else []
+        small = ["--nz", "4", "--nef", "2", "--ndf", "4"] if "generator" in script else []
         importlib.import_module(script[:-3].replace("/", ".")).main([*flags, *small])
 
     monkeypatch.setattr(claims.Running, "call", call)

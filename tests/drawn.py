@@ -1,4 +1,4 @@
-"""A stand-in for a trained generator: it draws straight streaks, whose kind the code says."""
+"""A stand-in for a trained generator: it draws straight streaks whose properties depend on the code."""
 
 import numpy as np
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 
 
 def streaks(side, angle, number, width, length, peak, rng):
-    """Straight streaks of soft profile on black: (side, side) float32; ``width`` is that at half of the height."""
+    """Straight streaks of soft profile on black: (side, side) float32; ``width`` at half maximum."""
     turn = np.radians(angle)
     y, x = np.mgrid[:side, :side].astype(np.float32)
     layer = np.zeros((side, side), np.float32)
@@ -20,7 +20,7 @@ def streaks(side, angle, number, width, length, peak, rng):
 
 
 class Drawer(nn.Module):
-    """What ``RainMaker`` asks of an EDNet. Numbers 0 to 3 of a code say angle, number, width and brightness.
+    """The part of EDNet that ``RainMaker`` uses. Dimensions 0 to 3 of a code: angle, number, width, brightness.
 
     Args:
         spread: degrees, standard deviation of the angle over codes.

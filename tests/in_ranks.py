@@ -1,4 +1,4 @@
-"""What the processes of a job do for tests/test_ranks.py, which starts this file by torchrun.
+"""What the processes of a job do for tests/test_distributed.py, which starts this file by torchrun.
 
 tests/in_ranks.py FOLDER           writes FOLDER/RANK.pt, then runs the scripts in FOLDER/jobs.json
 tests/in_ranks.py TROUBLE FLAGS    trains with trouble: "slow save" or "no image"
@@ -13,19 +13,18 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from torch import distributed as dist
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import cli, ranks
+from common import cli, distributed
 from common.data.images import ImageError
 from common.data.patches import PatchDataset
 from common.models import Derain, Discriminator, EDNet, PReNet
-from common.speed import Speed
 from common.training import checkpoint
-from common.training.augment import aug_step, real_samples
-from common.training.joint import joint_optimizers, joint_step
+from common.training.augment import aug_draw, aug_step, real_samples
+from common.training.joint import joint_draw, joint_step
+from common.training.optimizer import adam
 from for_syn import train_syn_joint
 from tests.golden import fill
 from tests.test_joint import batch
@@ -34,30 +33,36 @@ WIDE = (Derain, 6), (EDNet, 3, 128, 32), (Discriminator, 64, 64)  # those of the
 NARROW = (Derain, 2), (EDNet, 3, 16, 8, 16), (Discriminator, 16, 16)
 
 
-def joint(kinds, dtype, per_step, steps, w_adv, p):
-    """Joint training on ``per_step`` crops a step, of which each process has its share: networks and losses."""
-    stds = 0.02, 0.02, None
-    nets = [fill(kind(*sizes), 21 + i, stds[i]).to(dtype) for i, (kind, *sizes) in enumerate(kinds)]
-    step = joint_step(*nets, joint_optimizers(*nets, 2e-4, 1e-4, 4e-4), w_adv, 10, 5, 1e-6, Speed(), {})
-    torch.manual_seed(7)
+def run(step, draw, nets, optimizers, first, crops, steps, side, dtype):
+    """Steps on batches of so many crops, of which each process has its share: networks and losses."""
+    weight = len(range(crops)[distributed.share()]) / crops
+    for optimizer in optimizers:
+        distributed.average_gradients(optimizer, weight)
     rows = []
     for index in range(steps):
-        rainy, clean = (x.to(dtype)[ranks.own(), :, :p, :p] for x in batch(index, per_step))
-        rows.append({name: value.item() for name, value in step(rainy, clean, index).items()})
+        rainy, clean = (x.to(dtype)[distributed.share(), :, :side, :side] for x in batch(first + index, crops))
+        losses = distributed.average(step(*draw(rainy, clean, index, crops))[0], weight)
+        rows.append({name: value.item() for name, value in losses.items()})
     return [net.state_dict() for net in nets], rows
 
 
-def augmented(per_step, steps, ratio):
-    """Augmented training in float64, the same."""
+def joint(kinds, dtype, crops, steps, w_adv, side):
+    """Joint training."""
+    stds, rates = (0.02, 0.02, None), {"DerainNet": 2e-4, "ED": 1e-4, "D": 4e-4}
+    nets = [fill(kind(*sizes), 21 + i, stds[i]).to(dtype) for i, (kind, *sizes) in enumerate(kinds)]
+    optimizers = {name: adam(net.parameters(), rates[name]) for name, net in zip(rates, nets, strict=True)}
+    step, draw = joint_step(*nets, optimizers, w_adv, 10, 1e-6), joint_draw(5, nets[1].nz)
+    torch.manual_seed(7)
+    return run(step, draw, nets, optimizers.values(), 0, crops, steps, side, dtype)
+
+
+def augmented(crops, steps, ratio):
+    """Augmented training in float64."""
     net, netED = fill(PReNet(2), 31, 0.02).double(), fill(EDNet(3, 16, 8, 16), 32).double()
-    n_real = real_samples(per_step, ratio)
-    step = aug_step(net, netED, Speed().adam(net.parameters(), 1e-3), n_real, Speed(), {})
+    n_real, optimizer = real_samples(crops, ratio), adam(net.parameters(), 1e-3)
+    step, draw = aug_step(net, netED, optimizer, n_real), aug_draw(netED, n_real)
     torch.manual_seed(9)
-    rows = []
-    for index in range(steps):
-        rainy, clean = (x.double()[ranks.own(), :, :16, :16] for x in batch(100 + index, per_step))
-        rows.append({name: value.item() for name, value in step(rainy, clean, index).items()})
-    return [net.state_dict()], rows
+    return run(step, draw, [net], [optimizer], 100, crops, steps, 16, torch.float64)
 
 
 @contextlib.contextmanager
@@ -71,44 +76,34 @@ def in_double():
 
 
 def compared():
-    """What one process and several must agree on."""
+    """What one process and several must agree on; seven crops make shares of four and three."""
     with in_double():
-        found = {"joint": joint(NARROW, torch.float64, 8, 6, 0.01, 16)}
-        return found | {f"augmented {ratio}": augmented(8, 3, ratio) for ratio in (0.5, 7.0, 0.15, 0.05)}
+        results = {f"joint {n}": joint(NARROW, torch.float64, n, 6, 0.01, 16) for n in (8, 7)}
+        return results | {f"augmented {ratio}": augmented(8, 3, ratio) for ratio in (0.5, 7.0, 0.15)}
 
 
-def counted(work):
-    """What work returns, and the values of every call between the processes meanwhile."""
-    sent, all_reduce = [], dist.all_reduce
-
-    def counting(tensor, *args):
-        sent.append(tensor.numel())
-        return all_reduce(tensor, *args)
-
-    with mock.patch.object(dist, "all_reduce", counting):
-        return work(), sent
-
-
-def spread():
-    """A network that differs between the ranks: what it holds after ``spread`` of all, and of all but weights."""
-    found = []
-    for weights in (True, False):
+def broadcast_weights():
+    """Values of a network that differed between the ranks, after ``broadcast_weights``, all or all but weights."""
+    results = []
+    for trainable in (True, False):
         net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
         for value in net.state_dict().values():
-            value.fill_(ranks.rank() + 1)
-        ranks.spread([net], weights)
-        found.append({name: value.flatten()[0].item() for name, value in net.state_dict().items()})
-    return found
+            value.fill_(distributed.rank() + 1)
+        distributed.broadcast_weights([net], trainable)
+        results.append({name: value.flatten()[0].item() for name, value in net.state_dict().items()})
+    return results
 
 
-def average():
-    """A gradient that only rank 0 has, one that both have, and one that nobody has; and values."""
-    weights = [nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(2))]
-    if ranks.first():
+def gradients():
+    """A gradient that only rank 0 has, and one that both have, as the optimizer sees them."""
+    weights = [nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(1))]
+    if distributed.is_first():
         weights[0].grad = torch.full((2, 3), 3.0)
-    weights[1].grad = torch.full((1,), 1.0 + ranks.rank())
-    means = ranks.average(torch.optim.Adam(weights), mse=torch.tensor(float(ranks.rank())))
-    return [weight.grad for weight in weights], means
+    weights[1].grad = torch.full((1,), 1.0 + distributed.rank())
+    optimizer = torch.optim.SGD(weights, 1.0)
+    distributed.average_gradients(optimizer, 0.5)
+    optimizer.step()
+    return [weight.detach() for weight in weights]
 
 
 def slow_save(value, path, keep=None, real=checkpoint.save):
@@ -118,7 +113,7 @@ def slow_save(value, path, keep=None, real=checkpoint.save):
 
 def no_image(self, keys, real=PatchDataset.__getitems__, calls=[]):  # noqa: B006 (counts)
     calls.append(keys)
-    if not ranks.first() and len(calls) == 5:
+    if not distributed.is_first() and len(calls) == 5:
         raise ImageError("gone.png: no such file")
     return real(self, keys)
 
@@ -131,14 +126,13 @@ def main():
         with mock.patch.object(*TROUBLE[sys.argv[1]]):
             return train_syn_joint.main(sys.argv[2:])
     folder = Path(sys.argv[1])
-    found = {"compared": compared(), "spread": spread(), "average": average()}
-    (_, rows), sent = counted(lambda: joint(WIDE, torch.float32, 4, 7, 1, 64))  # golden/joint_syn.json
-    found |= {"golden": rows, "sent": sent}
-    with in_double():
-        found["sent A+"] = counted(lambda: augmented(8, 1, 0.5))[1]
-    found |= {"wished": ranks.any_wish(ranks.first(), not ranks.first(), False), "gathered": ranks.gather(ranks.rank())}
-    found |= {"reason": ranks.any_reason("" if ranks.first() else "rain"), "first": ranks.from_first(ranks.rank() + 5)}
-    torch.save(found, folder / f"{ranks.rank()}.pt")
+    results = {"compared": compared(), "weights": broadcast_weights(), "gradients": gradients()}
+    results["golden"] = joint(WIDE, torch.float32, 4, 7, 1, 64)[1]  # golden/joint_syn.json
+    first = distributed.is_first()
+    results |= {"any": distributed.any_true(first, not first, False), "gather": distributed.gather(distributed.rank())}
+    results["reason"] = distributed.first_reason("" if first else "rain")
+    results["broadcast"] = distributed.broadcast(distributed.rank() + 5)
+    torch.save(results, folder / f"{distributed.rank()}.pt")
     for module, argv in json.loads((folder / "jobs.json").read_text()):
         print(f"== {module}", flush=True)
         importlib.import_module(module).main(argv)

@@ -1,8 +1,7 @@
-"""A recorder for the CPU: notes every operation that reaches the device, and replays them on the same memory.
+"""A CUDA graph for the CPU: it records every tensor operation and replays them on the same memory.
 
-Like a CUDA graph it runs no Python again, keeps every address, and refuses work that waits for a value or brings one
-from Python (a scalar on the CPU as well, which a GPU would take as a constant); so a step that this replays rightly
-depends on tensors alone. Streams and pools of memory it does not have.
+Like a CUDA graph it runs no Python again, keeps every address, and refuses operations that wait for a value or take
+one from Python. A step that it replays correctly depends on tensors alone. It has no streams and no memory pools.
 """
 
 import torch
@@ -10,10 +9,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from common.graphs import CannotRecord
+from common.training.graphs import CannotRecord
 
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal"}
-FROM_PYTHON = {"lift_fresh", "lift_fresh_copy"}  # torch.tensor(3.0) in the midst of a step
+FROM_PYTHON = {"lift_fresh", "lift_fresh_copy"}  # torch.tensor(3.0) within a step
 
 
 def _tensors(tree):
@@ -28,8 +27,8 @@ class _Notes(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.notes = []
-        self._made = set()  # memory that came to be in the recording
-        self._before = {}  # what was in other memory that it wrote to
+        self._made = set()  # memory allocated during the recording
+        self._before = {}  # old content of other memory that it wrote to
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name, kwargs = function._overloadpacket.__name__, kwargs or {}
@@ -43,7 +42,7 @@ class _Notes(TorchDispatchMode):
         given = {_memory(x) for x in _tensors((args, kwargs))}
         fresh = [_memory(x) not in given for x in _tensors(results)]
         self._made |= {_memory(x) for x, made in zip(_tensors(results), fresh, strict=True) if made}
-        if any(fresh) or function._schema.is_mutable:  # else it made views, which see what is written where they look
+        if any(fresh) or function._schema.is_mutable:  # a view needs no replay
             self.notes.append((function, args, kwargs, _tensors(results), fresh))
         return results
 
@@ -58,11 +57,11 @@ class _Notes(TorchDispatchMode):
 
 
 class Tape:
-    """A ``common.graphs.Recorder``.
+    """A ``common.training.graphs.Recorder``.
 
     Attributes:
-        recorded, replayed: how many recordings and replays there were.
-        kernels: how many operations the newest recording has.
+        recorded, replayed: numbers of recordings and replays.
+        kernels: number of operations of the newest recording.
     """
 
     def __init__(self):
@@ -75,7 +74,7 @@ class Tape:
         return work(), ""
 
     def record(self, work):
-        """Unlike a GPU this runs the work; so what it wrote is put back."""
+        """Unlike a GPU this runs the work; so its writes are undone."""
         notes = _Notes()
         try:
             with notes:

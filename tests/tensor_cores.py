@@ -1,4 +1,4 @@
-"""Tensor cores on the CPU: factors of convolutions and products get 10 bits where PyTorch's switches say so."""
+"""TF32 tensor cores on the CPU: rounds the factors of convolutions and products as PyTorch's switches say."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -9,14 +9,14 @@ PRODUCTS = {"mm", "bmm", "addmm", "baddbmm"}  # a matrix times a vector runs els
 
 
 def ten_bits(x):
-    """fp32 as TF32 has it: the nearest number with 10 bits after the leading one."""
+    """Round fp32 to the nearest TF32 number, which has 10 bits after the leading one."""
     if x.dtype != torch.float32:
         return x
     return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 class TensorCores(TorchDispatchMode):
-    """Within it the CPU computes as a GPU with TF32; ``rounded`` counts the operations of which factors were."""
+    """Within it the CPU computes as a GPU with TF32; ``rounded`` counts the operations with rounded factors."""
 
     rounded = 0
 

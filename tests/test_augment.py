@@ -18,8 +18,8 @@ from for_spa import test_spa_aug, train_spa_aug, train_spa_smallsample_aug, trai
 from for_syn import test_syn_aug, train_syn_aug
 from tests.conftest import begin, folders
 from tests.golden import DATA, fill, golden_json, needs_data
+from tests.runs import NETWORKS, THREADS, load, same, wait_for
 from tests.test_derain import table
-from tests.test_training import NETWORKS, THREADS, load, same, wait_for
 
 
 def batch(step, n):
@@ -39,7 +39,7 @@ def test_four_steps_of_the_reference():
         rainy, clean = batch(row["step"], 6)
         mixed = augment.rain_on(netED, rainy, clean, n_real, torch.randn(6 - n_real, 128))
         assert mixed[n_real:].mean().item() == pytest.approx(row["fake_mean"], rel=1e-5)
-        losses, _ = augment.a_step(lambda x: net(x)[0], optimizer, mixed, clean)
+        losses, _ = augment.a_step(net, optimizer, mixed, clean)
         assert losses["loss"].item() == pytest.approx(row["loss"], rel=1e-5), row["step"]
 
 
@@ -173,7 +173,7 @@ def batches(monkeypatch):
     """Collects the rainy batches and the derainer's first weights of the trainings that follow."""
     seen, real = [], augment.a_step
     monkeypatch.setattr(
-        augment, "a_step", lambda f, o, rainy, clean: seen.append((rainy, clean)) or real(f, o, rainy, clean)
+        augment, "a_step", lambda net, o, rainy, clean: seen.append((rainy, clean)) or real(net, o, rainy, clean)
     )
     return seen
 
@@ -247,8 +247,8 @@ def test_names_of_the_files_follow_the_ratio_and_resume_finds_them(spa, generato
     more = ["--netED", generator, "--fake_ratio", ratio, "--batchSize", 5, "--train_num", 2, "--save_every", 1]
     train_spa(train_spa_smallsample_aug, spa, model, *more, "--niter", 1)
     assert (model / f"Aug{digits}_DerainNet_state_1.pt").exists() and (model / f"Aug{digits}_DerainNet.json").exists()
-    for resume, n in (("-1", 2), ("1", 3)):  # the stored ratio, not the default
-        train_spa_smallsample_aug.main(["--model_dir", str(model), "--resume", resume, "--niter", str(n)])
+    for resume, n in ((0, 2), (1, 3)):
+        train_spa(train_spa_smallsample_aug, spa, model, *more, "--resume", resume, "--niter", n)
         assert (model / f"Aug{digits}_DerainNet_state_{n}.pt").exists()
     (model / "train_state_prev.pt").unlink()
     (model / "train_state_last.pt").unlink()
@@ -293,37 +293,31 @@ def test_resume_equals_uninterrupted(pairs_folder, generator, tmp_path):  # T5
     last, before = (model / f"train_state_{name}.pt" for name in ("last", "prev"))
     state = load(last if last.exists() else before)  # killed between two renames, it is the one before that is there
     assert state["epoch"] < 3, "the machine was too slow for this test"
-    train_syn_aug.main(["--model_dir", str(model), "--resume", "-1", "--niter", "3"])
+    train(pairs_folder, model, "--netED", generator, "--niter", 3)
     a, b = (load(folder / "train_state_last.pt") for folder in (tmp_path / "whole", model))
     assert all(same(a[key], b[key]) for key in ("epoch", "step", "nets", "optimizers", "rng", "data"))
     name = "Aug_DerainNet_state_3.pt"
     assert same(load(tmp_path / "whole" / name), load(model / name))
 
 
-def test_another_generator_on_resume_is_noticed(pairs_folder, generator, tmp_path, monkeypatch, capsys):
-    model = tmp_path / "model"
+def test_another_generator_on_resume_is_noticed(pairs_folder, generator, tmp_path, capsys):
+    model, moved = tmp_path / "model", tmp_path / "moved.pt"
     train(pairs_folder, model, "--netED", generator, "--niter", 1)
-    moved = tmp_path / "moved.pt"
     shutil.move(generator, moved)
-    resume = ["--model_dir", str(model), "--resume", "-1", "--netED", str(moved)]
-    with monkeypatch.context() as patch, pytest.raises(TrainingStopped) as error:  # before a state knows the new place
-        patch.setattr(augment, "a_step", lambda *args: ({"loss": torch.tensor(float("nan"))}, args[2]))
-        train_syn_aug.main([*resume, "--niter", "2"])
-    assert f"--model_dir {model} --resume -1 --netED {moved} --niter 2" in str(error.value)
-    train_syn_aug.main([*resume, "--niter", "2"])
+    train(pairs_folder, model, "--netED", moved, "--niter", 2)
     assert "other data" not in capsys.readouterr().out
     torch.save(EDNet(nz=4, nef=2, patch_size=16).state_dict(), moved)
-    train_syn_aug.main([*resume, "--niter", "3"])
-    assert "resume: other data than before (4 pairs, " in capsys.readouterr().out
+    train(pairs_folder, model, "--netED", moved, "--niter", 3)
+    assert "other data than before (4 pairs, " in capsys.readouterr().out
     torch.save(EDNet(nz=5, nef=2, patch_size=16).state_dict(), moved)
-    with pytest.raises(UserError, match="--nz is 4, it has 5. Name the generator that this run began with"):
-        train_syn_aug.main([*resume, "--niter", "4"])
+    with pytest.raises(UserError, match="--nz is 5, was 4"):
+        train(pairs_folder, model, "--netED", moved, "--niter", 4)
 
 
 def test_overwrite_deletes_the_run_of_another_ratio_too(spa, tmp_path, capsys):
     more = ["--patchSize", 16, "--train_num", 2]
     train_spa(train_spa_smallsample_noaug, spa, tmp_path / "model", *more, "--niter", 3)
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="--fake_ratio is 1.0, was 0.5"):
         train_spa(train_spa_smallsample_noaug, spa, tmp_path / "model", *more, "--fake_ratio", 1)
     state = tmp_path / "model" / "train_state_last.pt"
     state.rename(tmp_path / "state.pt")
@@ -352,21 +346,9 @@ def test_a_run_that_died_before_its_first_state_can_be_started_again(pairs_folde
     train(pairs_folder, tmp_path / "model", "--netED", generator, "--niter", 1)
 
 
-def test_a_stored_log_folder_in_the_input_is_refused(pairs_folder, generator, tmp_path):
-    train(pairs_folder, tmp_path / "model", "--netED", generator, "--niter", 1)
-    moved = pairs_folder / "rain" / "model_l"
-    state = load(tmp_path / "model" / "train_state_last.pt")
-    torch.save(
-        state | {"options": state["options"] | {"log_dir": str(moved)}}, tmp_path / "model" / "train_state_last.pt"
-    )
-    with pytest.raises(UserError, match=r"--log_dir: \S+ lies in the input folder --data_path"):
-        train_syn_aug.main(["--model_dir", str(tmp_path / "model"), "--resume", "-1", "--niter", "2"])
-    assert not moved.exists()
-
-
 def test_a_run_of_another_script_is_not_deleted(spa, generator, tmp_path):
     train(spa, tmp_path / "model", "--netED", generator, "--niter", 1)
-    with pytest.raises(UserError, match="belongs to for_syn/train_syn_aug.py; choose another --model_dir"):
+    with pytest.raises(UserError, match="belongs to for_syn/train_syn_aug.py; choose another folder"):
         train_spa(train_spa_aug, spa, tmp_path / "model", "--netED", generator, "--overwrite")
     assert (tmp_path / "model" / "Aug_DerainNet_state_1.pt").exists()
     train(spa, tmp_path / "model", "--netED", generator, "--niter", 1, "--overwrite")

@@ -1,27 +1,24 @@
+"""Checkpoints of ours and of other projects: what loads, and one message for each file that does not."""
+
 import argparse
-import os
 
 import pytest
 import torch
 
 from common.errors import TrainingStopped, UserError
-from common.models import Derain, Discriminator, EDNet, PReNet
+from common.models import Derain, EDNet, PReNet
 from common.training import checkpoint
 from common.training.checkpoint import load_weights
 from tests.golden import DATA, fill, needs_data
+from tests.robustness import mutate
 
-NETS = {
-    "joint": lambda: Derain(1),
-    "augmented": lambda: PReNet(1),
-    "ED": lambda: EDNet(3, 4, 2, 16),
-    "D": lambda: Discriminator(16, 4),
-}
+KINDS = ("joint", "augmented", "ED", "D")
 
 
-@pytest.mark.parametrize("kind", NETS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", ["zip", "old", "half"])
 def test_load(tmp_path, kind, form):
-    net, other = NETS[kind](), NETS[kind]()
+    net, other = (mutate.small_nets()[kind] for _ in range(2))
     state = net.state_dict()
     if form == "half":
         state = {key: value.half() for key, value in state.items()}
@@ -53,10 +50,10 @@ def test_released_checkpoints():  # T11: the old format, saved from cuda:0
     }.items(),
 )
 def test_the_wrong_file_is_recognised(tmp_path, kind, message):
-    torch.save(NETS[kind]().state_dict(), tmp_path / "x.pt")
+    torch.save(mutate.small_nets()[kind].state_dict(), tmp_path / "x.pt")
     expected = "ED" if kind == "joint" else "joint"
     with pytest.raises(UserError, match=rf"--net: \S+x.pt: {message}.*Expected here: a"):
-        load_weights(NETS[expected](), tmp_path / "x.pt", expected, "--net")
+        load_weights(mutate.small_nets()[expected], tmp_path / "x.pt", expected, "--net")
 
 
 def test_another_size_names_the_keys_and_shapes(tmp_path):
@@ -71,16 +68,18 @@ def test_another_size_names_the_keys_and_shapes(tmp_path):
         load_weights(Derain(1), tmp_path / "y.pt", "joint", "--net")
 
 
-def test_what_is_no_state_dict(tmp_path):
-    for content in ([1, 2], {"a": 1}, {0: torch.ones(1)}, {"state_dict": {"x": 1}}, torch.ones(2)):
-        torch.save(content, tmp_path / "x.pt")
-        with pytest.raises(UserError, match="this is no state dict .*Expected: a joint derainer"):
-            load_weights(Derain(1), tmp_path / "x.pt", "joint", "--net")
-    torch.save({"weight": torch.ones(1)}, tmp_path / "x.pt")
-    with pytest.raises(UserError, match="this is something else"):
-        load_weights(Derain(1), tmp_path / "x.pt", "joint", "--net")
-    torch.save({"vrgnet_state": 1}, tmp_path / "x.pt")
-    with pytest.raises(UserError, match="this is a training state; use the network's own file"):
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        *((value, "this is no state dict .*Expected: a joint derainer") for value in ([1, 2], {"a": 1}, torch.ones(2))),
+        ({"state_dict": {"x": 1}}, "this is no state dict"),
+        ({"weight": torch.ones(1)}, "this is something else"),
+        ({"vrgnet_state": 1}, "this is a training state; use the network's own file"),
+    ],
+)
+def test_values_that_are_no_state_dict(tmp_path, content, message):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=message):
         load_weights(Derain(1), tmp_path / "x.pt", "joint", "--net")
 
 
@@ -103,10 +102,10 @@ FORMS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", NETS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", FORMS)
 def test_weights_as_other_projects_publish_them(tmp_path, capsys, kind, form):
-    net, other = NETS[kind](), NETS[kind]()
+    net, other = (mutate.small_nets()[kind] for _ in range(2))
     wrap, message = FORMS[form]
     torch.save(wrap(net.state_dict()), tmp_path / "x.pt")
     load_weights(other, tmp_path / "x.pt", kind, "--net")
@@ -181,48 +180,39 @@ def test_the_other_networks_of_PReNets_repository_are_named(tmp_path):
         load_weights(PReNet(1), tmp_path / "x.pt", "augmented", "--model_dir")
 
 
-class Code:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, zipped):
-    torch.save({"a": Code(str(tmp_path / "ran"))}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError, match="holds code or objects, not just weights; refused, nothing of it was run"):
-        load_weights(Derain(1), tmp_path / "x.pt", "joint", "--net")
-    torch.save(Derain(1), tmp_path / "y.pt")  # a whole module
-    with pytest.raises(UserError, match="save its state_dict"):
-        load_weights(Derain(1), tmp_path / "y.pt", "joint", "--net")
-    assert not (tmp_path / "ran").exists()
-    torch.save({"state_dict": {}, "args": argparse.Namespace()}, tmp_path / "z.pt")
-    with pytest.raises(UserError, match=r"nothing of it was run \(argparse.Namespace\). If you trust it, save its"):
-        load_weights(Derain(1), tmp_path / "z.pt", "joint", "--net")
-
-
-def test_damaged_and_missing_files(tmp_path):
-    torch.save(Derain(1).state_dict(), tmp_path / "x.pt")
-    whole = (tmp_path / "x.pt").read_bytes()
-    (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "empty.pt").write_bytes(b"")
-    (tmp_path / "text.pt").write_text("hello")
-    for name in ("half.pt", "empty.pt", "text.pt"):
-        with pytest.raises(UserError, match=f"{name} is not a PyTorch checkpoint, or a damaged one"):
-            load_weights(Derain(1), tmp_path / name, "joint", "--net")
-    for text, message in {
-        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a": "lfs.pt is a pointer of Git LFS",
-        "\n<!DOCTYPE html><html>Quota exceeded</html>": "lfs.pt is a web page, not a checkpoint",
-    }.items():
-        (tmp_path / "lfs.pt").write_text(text)
-        with pytest.raises(UserError, match=message):
-            load_weights(Derain(1), tmp_path / "lfs.pt", "joint", "--net")
-    (tmp_path / "lfs.pt").unlink()
-    with pytest.raises(
-        UserError, match=r"--net: there is no \S+z.pt. \S+ holds empty.pt, half.pt, text.pt, x.pt. Train"
+def test_objects_in_a_checkpoint_are_refused(tmp_path):  # that no code runs: tests/robustness/test_corpus.py
+    for content, message in (
+        (Derain(1), "holds code or objects, not just weights; refused, nothing of it was run.*save its state_dict"),
+        (
+            {"state_dict": {}, "args": argparse.Namespace()},
+            r"nothing of it was run \(argparse.Namespace\). If",
+        ),
     ):
+        torch.save(content, tmp_path / "x.pt")
+        with pytest.raises(UserError, match=message):
+            load_weights(Derain(1), tmp_path / "x.pt", "joint", "--net")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (mutate.saved(Derain(1).state_dict())[:2000], "x.pt is not a PyTorch checkpoint, or a damaged one"),
+        (b"", "x.pt is not a PyTorch checkpoint, or a damaged one"),
+        (b"hello", "x.pt is not a PyTorch checkpoint, or a damaged one"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a", "x.pt is a pointer of Git LFS"),
+        (b"\n<!DOCTYPE html><html>Quota exceeded</html>", "x.pt is a web page, not a checkpoint"),
+    ],
+)
+def test_files_that_are_no_checkpoints(tmp_path, content, message):
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_weights(Derain(1), tmp_path / "x.pt", "joint", "--net")
+
+
+def test_missing_files(tmp_path):
+    for name in ("a.pt", "b.pt"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"--net: there is no \S+z.pt. \S+ holds a.pt, b.pt. Train it first"):
         load_weights(Derain(1), tmp_path / "z.pt", "joint", "--net", "Train it first.")
     with pytest.raises(UserError, match="is a folder; name the checkpoint file in it"):
         load_weights(Derain(1), tmp_path, "joint", "--net")

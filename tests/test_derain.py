@@ -337,13 +337,13 @@ def test_one_folder_of_rainy_and_clean_images(tmp_path, run, capsys):
     assert list(table(tmp_path / "out")) == ["rain-1.png", "mean"]
 
 
-def test_bfloat16_is_offered_where_the_processor_has_it(monkeypatch, capsys):
-    for feature, net, precision, offered in (
-        ("avx512_bf16", PReNet(1), "fp32", True),
-        ("avx2", PReNet(1), "fp32", False),
-        ("amx_bf16", PReNet(1), "bf16", False),
-        ("amx_bf16", torch.nn.Conv2d(3, 3, 1), "fp32", False),  # of unknown gain
+def test_bfloat16_is_offered_where_the_processor_has_it(tmp_path, run, pairs_folder, monkeypatch, capsys):
+    flags = ["--data_path", pairs_folder / "rain" / "8.png"]
+    for feature, more, offered in (
+        ("avx512_bf16", (), True),
+        ("avx2", (), False),
+        ("bf16", ("--precision", "bf16"), False),
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda feature=feature: {feature: True})
-        module.prepare(net, torch.device("cpu"), precision, False)
+        assert run(*flags, *more) == 0
         assert ("--precision bf16 takes about half the time" in capsys.readouterr().out) == offered

@@ -9,10 +9,10 @@ from common.errors import UserError
 from common.evaluation import recovery
 from common.models import EDNet
 from common.training import encoder
-from common.training.generator import init_decoder, seen
+from common.training.generator import critic_view, init_decoder
 from for_syn import train_syn_encoder
 from tests.conftest import folders
-from tests.test_training import load, same
+from tests.runs import load, same
 
 HABITS = ["--batchSize", "4", "--iters_per_epoch", "6", "--save_every", "2", "--variants", "2", "--use_gpu", "false"]
 
@@ -46,10 +46,10 @@ def test_a_step_is_its_two_losses_and_touches_rnet_alone():
     mu, logvar = netED.encoder((clean[:1] + netED.sample(z)).clamp(0, 1)).chunk(2, 1)
     code = encoder.code_loss(z, mu, logvar)
     made = netED.sample(netED.encoder(rainy)[:, :4])
-    real = (seen(made) - seen(rainy - clean)).square().mean()
+    real = (critic_view(made) - critic_view(rainy - clean)).square().mean()
     slopes = torch.autograd.grad(code + 7 * real, list(netED.encoder.parameters()))
     optimizer = torch.optim.SGD(netED.encoder.parameters(), 1e-2)
-    losses, shown = encoder.r_step(netED, optimizer, rainy, clean, z, 7.0, "fp32")
+    losses, shown = encoder.r_step(netED, optimizer, rainy, clean, z, 7.0)
     assert losses["code"].item() == pytest.approx(code.item(), rel=1e-5)
     assert losses["real"].item() == pytest.approx(real.item(), rel=1e-5)
     assert torch.allclose(shown["rain_of_code"], made, atol=1e-6)
@@ -106,7 +106,7 @@ def test_rnet_learns_to_see_rain():
     for i in range(0, 3000, 20):
         part = slice(i % 300, i % 300 + 20)
         batch = (clean + rain).clamp(0, 1)[part], clean.expand_as(rain)[part]
-        encoder.r_step(netED, optimizer, *batch, torch.randn(5, 4), 10.0, "fp32")
+        encoder.r_step(netED, optimizer, *batch, torch.randn(5, 4), 10.0)
     found = recovery.recovery(netED, (clean + rain).clamp(0, 1)[320:], clean.expand_as(rain)[320:])
     assert found["correlation"] > found["shuffled"] + 0.2 and found["correlation"] > 0.7
 
@@ -115,7 +115,7 @@ def test_files_and_resume_bit_for_bit(pairs_folder, tmp_path, generator):
     more = ["--netED", generator, "--hold_out", 1]
     train(pairs_folder, tmp_path / "a", "--niter", 4, *more)
     train(pairs_folder, tmp_path / "b", "--niter", 2, *more)
-    train_syn_encoder.main(["--model_dir", str(tmp_path / "b"), "--resume", "-1", "--niter", "4"])
+    train(pairs_folder, tmp_path / "b", "--niter", 4, *more)
     made = load(tmp_path / "a" / "ED_state_4.pt")
     assert same(made, load(tmp_path / "b" / "ED_state_4.pt"))
     for name, value in load(generator).items():

@@ -1,7 +1,7 @@
-"""Nothing is written outside the folders that the command line names, and nothing asks the network for anything.
+"""Commands write only into the folders that the command line names, and never use the network.
 
-One process without network (``unshare -n``, or else sockets that refuse) trains a few steps, derains, measures, makes
-rain and interpolates, in an empty working directory with an empty home and an empty temporary folder.
+One process without network (``unshare -n``, or else sockets that refuse) runs the commands, in an empty working
+directory with an empty home and an empty temporary folder.
 """
 
 import hashlib
@@ -28,21 +28,21 @@ NO_NETWORK = next(
     [],
 )
 
-# What the process runs: every write that Python is asked for is noted, as are sockets to other machines.
+# Runs in the process: an audit hook records every write of Python, and sockets to other machines.
 CODE = """
 import os, pathlib, socket, sys, warnings
-writes, asked = set(), []
+writes, connections = set(), []
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
-def note(event, args):
+def record(event, args):
     if event == "open" and isinstance(args[0], (str, bytes)) and args[2] & WRITING:
         writes.add(os.path.abspath(os.fsdecode(args[0])))
     elif event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate"):
         writes.update(os.path.abspath(os.fsdecode(path)) for path in args[:2] if isinstance(path, (str, bytes)))
     elif event in ("socket.connect", "socket.getaddrinfo", "socket.sendto", "urllib.Request"):
-        asked.append((event, str(args)[:200]))
+        connections.append((event, str(args)[:200]))
 
-sys.addaudithook(note)
+sys.addaudithook(record)
 
 def refuse(*args, **kwargs):
     raise OSError("no network here")
@@ -80,68 +80,61 @@ for main, flags in (
 ):
     code = cli.run(lambda: main(flags))
     assert code == 0, (main.__module__, code)
-for path in sorted(pathlib.Path(os.environ["CORPUS"]).rglob("*.*")):  # what Pillow warns of is not said twice
+for path in sorted(pathlib.Path(os.environ["CORPUS"]).rglob("*.*")):  # Pillow must not warn beside our message
     try:
         read_image(path)
     except Exception:
         pass
 print("\\nWRITES", *sorted(writes), sep="\\n")
-print("ASKED", *asked, sep="\\n")
+print("CONNECTIONS", *connections, sep="\\n")
 """
 
 
-def contents(folder: Path, leave=()) -> dict[str, str]:
-    """Digests of all files below a folder, but for library caches."""
+UNCHANGED = ("data", "cwd", "home", "tmp")
+IGNORED = (".git", ".venv", ".pytest_cache", ".ruff_cache", ".mypy_cache")  # of the project's folder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Digests of all files below a folder, without the caches of libraries."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        if path.is_file() and not {*CACHES, *leave} & set(path.parts)
+        if path.is_file() and not {*CACHES, *IGNORED} & set(path.parts)
     }
 
 
 @pytest.fixture(scope="module")
 def after(tmp_path_factory):
-    """What the process said, and the folder in which its own lie: data, out, cwd, home, tmp."""
+    """The finished process, its folder with data, out, cwd, home and tmp, and the contents before it ran."""
     place = tmp_path_factory.mktemp("place")
     for name in ("out", "cwd", "home", "tmp"):
         (place / name).mkdir()
     write_pairs(place / "data")
     torch.save(fill(EDNet(nz=4, nef=2, patch_size=16), 1).state_dict(), place / "data" / "ED.pt")
-    before = {name: contents(place / name) for name in ("data", "cwd", "home", "tmp")}
-    before["project"] = contents(ROOT, (".git", ".venv", ".pytest_cache", ".ruff_cache"))
+    before = {folder: contents(folder) for folder in (*(place / name for name in UNCHANGED), ROOT)}
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "MPL", "TORCHINDUCTOR_"))}
-    folders = {
-        "DATA": place / "data",
-        "OUT": place / "out",
-        "ROOT": ROOT,
-        "HOME": place / "home",
-        "TMPDIR": place / "tmp",
-    }
-    folders["CORPUS"] = ROOT / "tests" / "corpus" / "image"
+    folders = {"DATA": place / "data", "OUT": place / "out", "HOME": place / "home", "TMPDIR": place / "tmp"}
+    folders |= {"ROOT": ROOT, "CORPUS": ROOT / "tests" / "robustness" / "corpus" / "image"}
     env = kept | {key: str(value) for key, value in folders.items()} | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*NO_NETWORK, sys.executable, "-c", CODE], cwd=place / "cwd", env=env, capture_output=True, text=True
-    )
+    command = [*NO_NETWORK, sys.executable, "-c", CODE]
+    done = subprocess.run(command, cwd=place / "cwd", env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done, place, before
 
 
 def test_only_named_folders_change(after):
     _, place, before = after
-    assert {name: contents(place / name) for name in ("data", "cwd", "home", "tmp")} == {
-        name: before[name] for name in ("data", "cwd", "home", "tmp")
-    }
+    assert {folder: contents(folder) for folder in before} == before
     left = [path.name for path in (place / "tmp").iterdir() if not path.name.startswith("torchinductor_")]
     assert not left  # no temporary file, nor an empty folder; PyTorch's compiler has a cache of its own there
-    assert contents(ROOT, (".git", ".venv", ".pytest_cache", ".ruff_cache")) == before["project"]
     made = {path.name for path in (place / "out").iterdir()}
     assert made == {"m", "l", "d", "g", "p", "i", "r", "c", "page", "metrics.csv", "p.h5", "s.png", "c.png"}
     assert not [path for path in (place / "out").rglob("*") if path.name.startswith((".writing-", ".packing-", "tmp"))]
 
 
-def test_python_is_asked_to_write_nowhere_else(after):
+def test_python_writes_nowhere_else(after):
     done, place, _ = after
-    writes = done.stdout.partition("WRITES\n")[2].partition("ASKED")[0].split("\n")
+    writes = done.stdout.partition("WRITES\n")[2].partition("CONNECTIONS")[0].split("\n")
     allowed = (str(place / "out"), str(place / "tmp"), "/dev/null", "/dev/shm")
     parents = {str(place / "home" / name) for name in (".cache", ".config")}  # of caches
     others = [
@@ -152,11 +145,11 @@ def test_python_is_asked_to_write_nowhere_else(after):
     assert len(writes) > 50 and not others
 
 
-def test_the_network_is_asked_for_nothing(after):
+def test_nothing_uses_the_network(after):
     done, _, _ = after
-    assert done.stdout.partition("ASKED\n")[2].strip() == ""
+    assert done.stdout.partition("CONNECTIONS\n")[2].strip() == ""
 
 
-def test_broken_images_are_not_warned_of_beside_their_message(after):
+def test_libraries_do_not_warn_of_broken_images(after):
     done, _, _ = after
     assert "Warning" not in done.stderr and "[ WARN" not in done.stderr and "[ERROR" not in done.stderr

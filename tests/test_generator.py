@@ -8,13 +8,13 @@ from torch import nn
 
 from common.errors import UserError
 from common.models import EDNet
-from common.speed import Speed
 from common.training import generator
 from common.training.checkpoint import load_generator
-from common.training.generator import RainCritic, d_step, g_step, leaky_sample, seen, zero_centred
+from common.training.generator import RainCritic, critic_view, d_step, g_step, leaky_sample, zero_centred
+from common.training.optimizer import adam
 from for_syn import train_syn_generator
 from tests.conftest import folders
-from tests.test_training import load, same
+from tests.runs import load, same
 
 TINY = ["--patchSize", "16", "--nz", "4", "--nef", "2", "--ndf", "4", "--batchSize", "4", "--iters_per_epoch", "10"]
 HABITS = ["--save_every", "2", "--variants", "2", "--use_gpu", "false", "--ema", "0.8", "--manualSeed", "5"]
@@ -62,19 +62,19 @@ def softplus(x):
 def test_layers_as_the_critic_sees_them():
     levels = [0, 51 / 255, 1]
     rain = torch.tensor([0.001, 51.4 / 255, 3.0], requires_grad=True)
-    shown = seen(rain.view(1, 3, 1, 1))
+    shown = critic_view(rain.view(1, 3, 1, 1))
     assert shown.flatten().tolist() == pytest.approx([2 * (level + 0.02) ** 0.5 - 1 for level in levels])
     shown.sum().backward()  # as if it were neither rounded nor clipped
     assert rain.grad.tolist() == pytest.approx([(level + 0.02) ** -0.5 for level in levels])
     grey = torch.tensor([60.0, 40.0, 53.0]).view(1, 3, 1, 1) / 255
-    assert seen(grey, 1).item() == pytest.approx(2 * (51 / 255 + 0.02) ** 0.5 - 1)  # of their mean
+    assert critic_view(grey, 1).item() == pytest.approx(2 * (51 / 255 + 0.02) ** 0.5 - 1)  # of their mean
 
 
 @pytest.mark.parametrize("w_gp", [0, 0.25])
 def test_the_step_of_the_critic_by_hand(w_gp):
     netD, (real, fake) = Mean(), double(2, 3, 3, 4, 4)
     gap = (real - fake).mean((1, 2, 3))
-    losses = d_step(netD, torch.optim.SGD(netD.parameters(), 1.0), real, fake, w_gp, "fp32")
+    losses = d_step(netD, torch.optim.SGD(netD.parameters(), 1.0), real, fake, w_gp)
     margins = (1.5 * gap).tolist()
     assert losses["loss_D"].item() == pytest.approx(sum(softplus(-m) for m in margins) / 3)
     assert losses["margin"].item() == pytest.approx(sum(margins) / 3)
@@ -88,13 +88,13 @@ def test_the_step_of_the_critic_by_hand(w_gp):
 
 def test_the_step_of_g_by_hand():
     netED, netD, real, z = small(), Mean(), double(3, 3, 16, 16, seed=1), double(3, 4, seed=2)
-    margins = [1.5 * (seen(netED.sample(z)) - real).mean((1, 2, 3)).tolist()[i] for i in range(3)]
+    margins = [1.5 * (critic_view(netED.sample(z)) - real).mean((1, 2, 3)).tolist()[i] for i in range(3)]
     scale = netED.decoder.main[-2].weight
     before, rain = scale.detach().clone(), netED.sample(z)
-    scores = 1.5 * seen(leaky_sample(netED, z)).mean((1, 2, 3))
+    scores = 1.5 * critic_view(leaky_sample(netED, z)).mean((1, 2, 3))
     pull = torch.tensor([-1 / (1 + math.exp(m)) / 3 for m in margins], dtype=torch.float64)
     (slope,) = torch.autograd.grad(scores, scale, pull)
-    losses, made = g_step(netED, netD, torch.optim.SGD(netED.decoder.parameters(), 1.0), real, z, "fp32")
+    losses, made = g_step(netED, netD, torch.optim.SGD(netED.decoder.parameters(), 1.0), real, z)
     assert losses["loss_G"].item() == pytest.approx(sum(softplus(-m) for m in margins) / 3, rel=1e-6)
     assert torch.allclose(made.double(), rain, atol=1e-6)
     assert torch.allclose(before - scale, slope, atol=1e-6) and slope.abs().max() > 1e-3
@@ -115,16 +115,16 @@ def test_gradients_of_the_penalty(layer):
 def test_each_step_touches_its_own():
     netED, netD = small(), RainCritic(16, 4).double()
     optED = torch.optim.Adam(netED.parameters(), 1e-2)  # RNet too: it gets no gradient
-    real, z = seen(double(4, 3, 16, 16).abs()), double(4, 4)
+    real, z = critic_view(double(4, 3, 16, 16).abs()), double(4, 4)
     before = weights(netED), weights(netD)
-    d_step(netD, torch.optim.Adam(netD.parameters(), 1e-2), real, seen(netED.sample(z)), 1.0, "fp32")
+    d_step(netD, torch.optim.Adam(netD.parameters(), 1e-2), real, critic_view(netED.sample(z)), 1.0)
     assert all_equal(before[0], netED.parameters()) and all(p.grad is None for p in netED.parameters())
     moved = [not torch.equal(a, b) for a, b in zip(before[1], netD.parameters(), strict=True)]
     assert all(moved[:-1])  # the last bias falls out of the difference of scores
     netD.zero_grad()
     netED, netD, real, z = netED.float(), netD.float(), real.float(), z.float()
     before = weights(netED.encoder), weights(netED.decoder), weights(netD)
-    g_step(netED, netD, optED, real, z, "fp32")
+    g_step(netED, netD, optED, real, z)
     assert all_equal(before[0], netED.encoder.parameters()) and all_equal(before[2], netD.parameters())
     assert not any(torch.equal(a, b) for a, b in zip(before[1], netED.decoder.parameters(), strict=True))
     assert all(p.grad is None for p in [*netD.parameters(), *netED.encoder.parameters()])
@@ -176,20 +176,15 @@ def test_the_critic_sees_how_much_the_samples_of_a_group_differ(number, group):
     assert given[1][:, -1].max().item() == pytest.approx(1e-4)
 
 
-def test_penalties_come_every_eighth_step_and_the_average_begins_fast():
+def test_penalties_come_every_eighth_step():
     netED, netD = small().float(), RainCritic(16, 4, channels=1)
-    how, decays, shown = Speed(), [], {}
-
-    class Noted:
-        update = staticmethod(decays.append)
-
-    optimizers = {name: how.adam(net.parameters(), 1e-4) for name, net in (("ED", netED.decoder), ("D", netD))}
-    step = generator.generator_step(netED, netD, optimizers, 0.5, how, shown, Noted, 0.5)
+    optimizers = {name: adam(net.parameters(), 1e-4) for name, net in (("ED", netED.decoder), ("D", netD))}
+    step, draw = generator.generator_step(netED, netD, optimizers, 0.5), generator.generator_draw(4)
     clean = torch.rand(4, 3, 16, 16)
-    losses = [step(clean + 0.3, clean, index) for index in range(17)]
-    assert [i for i, found in enumerate(losses) if "r1" in found] == [0, 8, 16]
-    assert decays == pytest.approx([min(0.5, (1 + i) / (10 + i)) for i in range(17)])
-    assert shown["rain"] == pytest.approx(0.3) and shown["generated_rain"].shape == (4, 3, 16, 16)
+    results = [step(*draw(clean + 0.3, clean, index, 4)) for index in range(17)]
+    assert [i for i, (losses, _) in enumerate(results) if "r1" in losses] == [0, 8, 16]
+    images = results[0][1]
+    assert images["rain"] == pytest.approx(0.3) and images["generated_rain"].shape == (4, 3, 16, 16)
 
 
 def test_files_and_resume_bit_for_bit(pairs_folder, tmp_path):
@@ -198,7 +193,7 @@ def test_files_and_resume_bit_for_bit(pairs_folder, tmp_path):
     assert {f"{net}_state_{n}.pt" for net in ("ED", "ED_ema", "D") for n in (2, 4)} <= names
     assert load_generator(tmp_path / "a" / "ED_ema_state_4.pt", "--netED").patch_size == 16
     train(pairs_folder, tmp_path / "b", "--niter", 2)
-    train_syn_generator.main(["--model_dir", str(tmp_path / "b"), "--resume", "-1", "--niter", "4"])
+    train(pairs_folder, tmp_path / "b", "--niter", 4)
     for net in ("ED", "ED_ema", "D"):
         assert same(load(tmp_path / "a" / f"{net}_state_4.pt"), load(tmp_path / "b" / f"{net}_state_4.pt"))
     head = (tmp_path / "a_l" / "log.csv").read_text().splitlines()[0]

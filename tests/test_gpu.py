@@ -12,19 +12,20 @@ from common import precision as arithmetic
 from common.data.cache import Decoded
 from common.data.images import read_image, write_image
 from common.data.patches import PatchDataset, to_batch
-from common.evaluation.derain import Windows, derain, derain_pixels, prepare
-from common.graphs import CannotRecord, CudaRecorder, Recording
+from common.evaluation.derain import Windows, derain, derain_pixels
 from common.models import Derain, Discriminator, EDNet, PReNet
-from common.speed import Speed
-from common.training import augment, joint, trial
+from common.precision import prepare
+from common.training import augment, joint, proof, trial
+from common.training.graphs import CannotRecord, CudaRecorder, Recording
+from common.training.optimizer import adam
 from for_syn import test_syn_joint as derain_script
 from for_syn import train_syn_joint
 from tests.conftest import photo
 from tests.golden import fill, golden_json, uniform
+from tests.runs import arguments, load, train
+from tests.test_distributed import rows, torchrun, training
 from tests.test_joint import NAMES, batch
 from tests.test_patches import crops, pairs_of
-from tests.test_ranks import rows, torchrun, training
-from tests.test_training import arguments, load, resume
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 GPU = torch.device("cuda", 0)
@@ -49,24 +50,17 @@ def exact():
 @pytest.mark.parametrize("record", [False, True], ids=["run", "recorded"])
 @pytest.mark.parametrize("name", ["joint_syn.json", "joint_spa.json"])
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32], ids=["double", "single"])
-def test_golden_rows(kind, name, record, monkeypatch):
+def test_golden_rows(kind, name, record):
     """Seven joint steps of the reference, with the draws of the CPU."""
-
-    def draw(number, nz, device):
-        return torch.randn(number, nz).to(device, kind), torch.rand(number, 1, 1, 1).to(device, kind)
-
-    monkeypatch.setattr(joint, "draw", draw)
-    golden, how = golden_json(name), Speed(record=record)
+    golden = golden_json(name)
     nets = fill(Derain(6), 21, 0.02), fill(EDNet(3, 128, 32), 22, 0.02), fill(Discriminator(64, 64), 23)
-    nets = [net.to(GPU, kind) for net in nets]
-    how.prepare(nets[0], GPU)
-    optimizers = joint.joint_optimizers(*nets, 2e-4, 1e-4, 4e-4, how)
-    step = joint.joint_step(*nets, optimizers, golden["w_adv"], 10.0, 5, 1e-6, how, {})
+    step, _ = joint_training([net.to(GPU, kind) for net in nets], record, 5, w_adv=golden["w_adv"])
     torch.manual_seed(7)
     double = kind == torch.float64
     names = NAMES | {"mse": "mse", "g_adv": "g_loss", "loss_G": "errED", "kl_z": "kl_z", "kl_b": "kl_b"}
     for index, expected in enumerate(golden["rows_float64" if double else "rows_float32"]):
-        losses = step(*(x.to(GPU, kind) for x in batch(index)), index)
+        draws = torch.randn(4, 128), torch.rand(4, 1, 1, 1)
+        losses, _ = step(index % 5 == 0, *(x.to(GPU, kind) for x in (*batch(index), *draws)))
         assert len(losses) == (9 if index % 5 == 0 else 5)
         for key, value in losses.items():
             allowed = 1e-6 if double else {"gp": 1e-4, "loss_D": 2e-3, "loss_G": 2e-3}.get(key, 1e-6)
@@ -74,19 +68,30 @@ def test_golden_rows(kind, name, record, monkeypatch):
             assert value.item() == expect, (index, key)
 
 
+def joint_training(nets, record, n_dis, precision="fp32", w_adv=1.0):
+    """A step and a draw of joint training for these networks."""
+    prepare(nets[0], GPU, precision, training=True)
+    rates = {"DerainNet": 2e-4, "ED": 1e-4, "D": 4e-4}
+    optimizers = {name: adam(net.parameters(), rates[name]) for name, net in zip(rates, nets, strict=True)}
+    step = joint.joint_step(*nets, optimizers, w_adv, 10.0, 1e-6)
+    if record:
+        floor = proof.FLOOR if precision == "fp32" else proof.ROUNDED
+        step = proof.RecordedStep(step, CudaRecorder(GPU), floor, 3000, n_dis, list(nets), optimizers, gain=0)
+    return step, joint.joint_draw(n_dis, nets[1].nz)
+
+
 def joint_run(record, steps=16, precision="fp32", stages=2):
     torch.manual_seed(0)
     nets = fill(Derain(stages), 21, 0.02), fill(EDNet(3, 8, 4, 16), 22, 0.02), fill(Discriminator(16, 8), 23)
-    nets, how, shown = [net.to(GPU) for net in nets], Speed(precision, record=record), {}
-    how.prepare(nets[0], GPU)
-    optimizers = joint.joint_optimizers(*nets, 2e-4, 1e-4, 4e-4, how)
-    step = joint.joint_step(*nets, optimizers, 1.0, 10.0, 2, 1e-6, how, shown)
+    nets = [net.to(GPU) for net in nets]
+    step, draw = joint_training(nets, record, 2, precision)
     torch.manual_seed(1)
-    losses = []
+    rows = []
     for index in range(steps):
         rainy, clean = torch.rand(2, 4, 3, 16, 16, device=GPU)
-        losses.append({name: value.item() for name, value in step(rainy, clean, index).items()})
-    return losses, nets, shown
+        losses, images = step(*draw(rainy, clean, index, 4))
+        rows.append({name: value.item() for name, value in losses.items()})
+    return rows, nets, images
 
 
 def test_recorded_steps_are_those_that_run(capsys):
@@ -147,20 +152,22 @@ def test_a_step_that_waits_is_found():
 
 @pytest.mark.parametrize("precision", ["fp32", "auto", "tf32", "bf16"])
 def test_the_trial_of_this_gpu(precision):
-    said = trial.small_steps(GPU, needs(precision))
-    assert " agree (" in said and "going on without" not in said, said
+    assert trial.main(needs(precision), GPU) == 0
 
 
 def test_recorded_augmented_steps(capsys):
-    found = []
+    results = []
     for record in (True, False):
-        how = Speed(record=record)
         net, netED = fill(PReNet(2), 31, 0.02).to(GPU), fill(EDNet(3, 8, 2, 16), 32).to(GPU)
-        how.prepare(net, GPU)
-        step = augment.aug_step(net, netED, how.adam(net.parameters(), 1e-3), 3, how, {})
+        prepare(net, GPU, "fp32", training=True)
+        optimizer = adam(net.parameters(), 1e-3)
+        step, draw = augment.aug_step(net, netED, optimizer, 3), augment.aug_draw(netED, 3)
+        if record:
+            step = proof.RecordedStep(step, CudaRecorder(GPU), proof.FLOOR, 3000, 1, [net], {"net": optimizer}, gain=0)
         torch.manual_seed(3)
-        found.append([step(*torch.rand(2, 5, 3, 16, 16, device=GPU), i)["loss"].item() for i in range(10)])
-    assert found[0] == pytest.approx(found[1], rel=1e-3) and " differ (" not in capsys.readouterr().out
+        batches = torch.rand(10, 2, 5, 3, 16, 16, device=GPU)
+        results.append([step(*draw(*pair, i, 5))[0]["loss"].item() for i, pair in enumerate(batches)])
+    assert results[0] == pytest.approx(results[1], rel=1e-3) and " differ (" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
@@ -172,10 +179,10 @@ def test_ssim_of_an_augmented_step_is_that_of_float64(precision):
     for kind, how in ((torch.float64, "fp32"), (torch.float32, precision)):
         arithmetic.set_arithmetic(how)
         clean = flat.to(GPU, kind)
-        weight = nn.Parameter(torch.ones_like(clean, memory_format=torch.channels_last))
-        optimizer = torch.optim.Adam([weight], 0.0)
-        losses, _ = augment.a_step(lambda x, w=weight: w * x, optimizer, arithmetic.order(0.98 * clean), clean)
-        found.append((losses["loss"].item(), weight.grad.double()))
+        net = nn.Conv2d(3, 3, 1, groups=3, bias=False).to(GPU, kind)
+        nn.init.ones_(net.weight)
+        losses, _ = augment.a_step(net, torch.optim.Adam(net.parameters(), 0.0), 0.98 * clean, clean)
+        found.append((losses["loss"].item(), net.weight.grad.double()))
     (exact, gradient), (loss, near) = found
     assert loss == pytest.approx(exact, abs=1e-4) and (near - gradient).norm() < 1e-2 * gradient.norm()
 
@@ -187,11 +194,10 @@ def test_derained_pictures(precision):
     pixels = [photo(60, 70, i) for i in range(6)]
     expected = [derain_pixels(net, p, torch.device("cpu"), Windows(0), "truncate").astype(int) for p in pixels]
     own = copy.deepcopy(net).to(GPU).eval()
-    prepare(own, GPU, precision, False)
+    prepare(own, GPU, precision)
     for windows in (Windows(0), Windows(16)):
         for p, cpu in zip(pixels, expected, strict=True):
-            with arithmetic.autocast(GPU, precision):
-                found = derain_pixels(own, p, GPU, windows, "truncate").astype(int)
+            found = derain_pixels(own, p, GPU, windows, "truncate").astype(int)
             levels = {"fp32": 1, "tf32": 2, "bf16": 4}[precision]
             assert np.abs(found - cpu).max() <= levels
             assert precision != "fp32" or (found != cpu).mean() < 1e-3
@@ -230,8 +236,10 @@ def test_a_training_on_the_gpu_goes_on_on_the_cpu_and_back(cache, pairs_folder, 
     train_syn_joint.main([*arguments(pairs_folder, tmp_path / "m", *more), "--use_gpu", "true"])
     text = capsys.readouterr().out
     assert "--precision auto: " in text
-    resume(tmp_path / "m", "--resume", -1, "--niter", 3, "--use_gpu", "false")
-    resume(tmp_path / "m", "--resume", -1, "--niter", 4, "--use_gpu", "true")
+    more[1] = 3
+    train(pairs_folder, tmp_path / "m", *more, "--use_gpu", "false")
+    more[1] = 4
+    train(pairs_folder, tmp_path / "m", *more, "--use_gpu", "true")
     assert all(torch.isfinite(v).all() for v in load(tmp_path / "m" / "ED_state_4.pt").values())
 
 
@@ -253,7 +261,7 @@ def test_processes_over_nccl_with_recorded_steps(pairs_folder, tmp_path):
     flags = ["--use_gpu", "true", "--niter", 3, "--n_dis", 2, "--log_every", 1]
     alone = training(pairs_folder, tmp_path / "alone", 4, *flags, "--cuda_graphs", "off")
     train_syn_joint.main(alone)
-    together = training(pairs_folder, tmp_path / "together", 4 // processes, *flags, "--cuda_graphs", "on")
+    together = training(pairs_folder, tmp_path / "together", 4, *flags, "--cuda_graphs", "on")
     process = torchrun("for_syn/train_syn_joint.py", *together, processes=processes)
     text = process.communicate(timeout=300)[0]
     assert process.returncode == 0 and " differ (" not in text, text

@@ -17,8 +17,8 @@ from common.data.patches import CropSampler, PatchDataset, crop_loader, listed_s
 from common.errors import UserError
 from for_syn import train_syn_joint
 from tests.conftest import photo
+from tests.runs import arguments, load, same
 from tests.test_pairs import CPU, flags, spa_list
-from tests.test_training import arguments, load, same
 
 
 def pairs_of(folder):
@@ -26,7 +26,7 @@ def pairs_of(folder):
 
 
 def crops(dataset, workers=0, seed=3):
-    loader, close = crop_loader(dataset, CropSampler(6, seed, 1, 2), 2, workers)
+    loader, close = crop_loader(dataset, CropSampler(2, 3, seed, 1, 2), workers)
     batches = [torch.cat(to_batch(batch)) for batch in loader]
     close()
     return torch.stack(batches)
@@ -190,7 +190,7 @@ def test_a_batch_across_a_resumed_epoch_is_the_same_on_the_device(pairs_folder):
     found = []
     for where in ("ram", "gpu"):
         dataset = PatchDataset(pairs, 16, 3, decoded(pairs, where))
-        loader, close = crop_loader(dataset, CropSampler(6, 3, 2, 3, skip=4), 2, 0)
+        loader, close = crop_loader(dataset, CropSampler(2, 3, 3, 2, 3, skip=2), 0)
         found.append(torch.cat(list(loader)))
         close()
     assert len(found[0]) == 8 and torch.equal(*found)
@@ -253,21 +253,14 @@ def test_training_is_the_same_with_every_cache(pairs_folder, tmp_path, capsys):
     for name in ("ram", "auto", "gpu"):
         for net in ("DerainNet", "ED", "D"):
             assert same(load(tmp_path / "none" / f"{net}_state_1.pt"), load(tmp_path / name / f"{net}_state_1.pt"))
-    train_syn_joint.main(["--model_dir", str(tmp_path / "none"), "--resume", "-1", "--cache", "ram", "--niter", "2"])
+    train_syn_joint.main(arguments(pairs_folder, tmp_path / "none", "--cache", "ram", "--niter", 2))
     assert "other data" not in capsys.readouterr().out
-
-
-def test_threads_of_a_worker_that_the_main_process_left_say_nothing(capsys):
-    patches._tell_unless_left(ConnectionResetError, ConnectionResetError("by peer"), None)
-    assert capsys.readouterr().err == ""
-    patches._tell_unless_left(KeyError, KeyError("ours"), None)
-    assert "KeyError: 'ours'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("parent", "code"), [(0, 0), (1, 1)])
 def test_a_worker_whose_main_process_was_killed_as_it_began_ends(parent, code):
     context = multiprocessing.get_context("fork")
-    process = context.Process(target=patches._quiet_worker, args=(context.Value("b"), os.getpid() + parent, 0))
+    process = context.Process(target=patches._start_worker, args=(context.Value("b"), os.getpid() + parent, 0))
     process.start()
     process.join(20)
     assert process.exitcode == code

@@ -1,7 +1,7 @@
-"""Every command and every piece of Python in the README and in docs runs, in small; names and links exist.
+"""Every command and every block of Python in the README and in docs runs, in small; files and links exist.
 
-Of commands, `make demo`, `make test` and pip are left to the reader. A command is taken as it stands; what it leaves
-alone is set to something small, and default paths lie in a folder of the test.
+`make demo`, `make test` and pip do not run. A command runs as the page gives it; flags that it does not set get small
+values, and default paths lie in a folder of the test.
 """
 
 import importlib
@@ -22,12 +22,12 @@ from common import cli
 from common.data.images import write_image
 from common.generation import knobs, rain
 from common.models import Derain, EDNet, PReNet
-from tests.conftest import photo, write_claim_sets
+from tests.conftest import flags_of, photo, write_claim_sets
 from tests.golden import ROOT, fill
 
 PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
 TEXT = "\n".join(PAGES.values())
-# What a command sets to something small, where it has such a flag and says nothing else.
+# Small values of flags that a command has and does not set.
 SMALL = {
     "use_gpu": "false",
     "manualSeed": "1",
@@ -96,7 +96,7 @@ COMMANDS = {
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """A folder with everything that the README's commands name, tiny, seen from the root and from for_syn alike."""
+    """A folder with tiny versions of all that the commands name, also visible in its for_syn and for_spa."""
     for name, count in (("RAINY", 2), ("VAL_RAINY", 1)):
         for k in range(count):
             clean = photo(130, 140, k)
@@ -136,7 +136,7 @@ def world(tmp_path, monkeypatch):
         self.folder = tmp_path / self.folder.name if script else tmp_path
 
     monkeypatch.setattr(cli.Parser, "__init__", elsewhere)  # default paths
-    for module, name, value in (  # generators and knobs are measured on little
+    for module, name, value in (  # smaller measurements
         (rain, "POOL", 32),
         (knobs, "SIDE", 48),
         (knobs, "PLACES", 2),
@@ -151,28 +151,18 @@ def python_in(text):
     return re.findall(r"^```python\n(.*?)^```$", text, flags=re.M | re.S)
 
 
-def smaller(module, name, words, monkeypatch):
-    """The flags of a command, and small values for those it leaves alone."""
-    with monkeypatch.context() as patch:
-        found = []
-        patch.setattr(cli.Parser, "parse_args", lambda self, argv: found.append(self))
-        module.parse_args([])
-    flags = {action.dest for action in found[0]._actions}
-    values = {**SMALL, **OWN.get(name, {})}
+def smaller(module, name, words):
+    """The words of a command, and small values for the flags that it does not set."""
+    flags, values = flags_of(module), {**SMALL, **OWN.get(name, {})}
     if "--resume" in words:
         values = dict.fromkeys(values) | {"niter": "2"}
     if "--derainer" in words:
         values["recurrent_iter"] = None
-    more = [
-        word
-        for flag, value in values.items()
-        if value is not None and flag in flags and f"--{flag}" not in words
-        for word in (f"--{flag}", value)
-    ]
-    return [*words, *more]
+    more = {flag: value for flag, value in values.items() if value and flag in flags and f"--{flag}" not in words}
+    return [*words, *(word for flag, value in more.items() for word in (f"--{flag}", value))]
 
 
-def run(line, world, names, monkeypatch):
+def run(line, world, names):
     """One line of a shell, with small values; returns its exit code."""
     words = shlex.split(line, comments=True)
     for name, value in names.items():
@@ -184,7 +174,7 @@ def run(line, world, names, monkeypatch):
         os.chdir(world / words[1].lstrip("/"))
         return 0
     if words[0] == "torchrun":
-        return torchrun(words[1:], monkeypatch)
+        return torchrun(words[1:])
     assert words[0] == "python", line
     if words[1] == "-m":
         name, words = words[2], words[3:]
@@ -193,22 +183,22 @@ def run(line, world, names, monkeypatch):
         path, words = os.path.relpath(words[1] if "/" in words[1] else os.path.join(os.getcwd(), words[1])), words[2:]
         family, name = os.path.abspath(path).split(os.sep)[-2:]
         module = importlib.import_module(f"{family}.{name.removesuffix('.py')}")
-    return cli.run(lambda: module.main(smaller(module, name, words, monkeypatch)))
+    return cli.run(lambda: module.main(smaller(module, name, words)))
 
 
-def torchrun(words, monkeypatch):
-    """The same with one process on this machine, in a process of torchrun."""
+def torchrun(words):
+    """The same in one process of torchrun."""
     place = next(k for k, word in enumerate(words) if word.startswith("for_"))
     job, script, flags = words[:place], words[place], words[place + 1 :]
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        port = found.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
     for flag, value in (("--nproc_per_node", "1"), ("--nnodes", "1"), ("--rdzv_endpoint", f"localhost:{port}")):
         if flag in job:
             job[job.index(flag) + 1] = value
     family, name = script.split("/")
-    flags = smaller(importlib.import_module(f"{family}.{name[:-3]}"), name, flags, monkeypatch)
-    flags += [] if "--netED" in flags or name.startswith("train") else ["--netED", "ED.pt"]  # soon measured
+    flags = smaller(importlib.import_module(f"{family}.{name[:-3]}"), name, flags)
+    flags += [] if "--netED" in flags or name.startswith("train") else ["--netED", "ED.pt"]  # quick to measure
     if name.startswith("train"):
         flags += ["--model_dir", f"models_{family}", "--log_dir", f"logs_{family}"]
     command = [sys.executable, "-m", "torch.distributed.run", *job, ROOT / script, *flags]
@@ -218,17 +208,17 @@ def torchrun(words, monkeypatch):
 
 
 @pytest.mark.parametrize("heading", COMMANDS)
-def test_commands_run_in_small(heading, world, monkeypatch, capsys, calls):
+def test_commands_run_in_small(heading, world, capsys, calls):
     names = {}
     for line in COMMANDS[heading]:
         for folder in ("OUT", "PAIRS", "derained_results", "aug_derained_results"):
             shutil.rmtree(folder, ignore_errors=True)
-        code = run(line, world, names, monkeypatch)
+        code = run(line, world, names)
         said = capsys.readouterr()
         assert code == 0, f"{line}\n{said.out}\n{said.err}"
 
 
-def test_there_are_commands_of_every_script_and_module():
+def test_every_script_and_module_has_a_command():
     said = "\n".join(line for lines in COMMANDS.values() for line in lines)
     scripts = {path.name for path in ROOT.glob("for_*/*.py")}
     modules = {
@@ -236,7 +226,7 @@ def test_there_are_commands_of_every_script_and_module():
         for path in ROOT.glob("common/**/*.py")
         if 'if __name__ == "__main__"' in path.read_text()
     }
-    of_make = {"common.data.demo", "common.training.trial"}  # `make demo` and recording call them
+    of_make = {"common.data.demo", "common.training.trial"}  # demo and gpu call them
     assert not [name for name in scripts | modules - of_make if name not in said]
 
 

@@ -1,63 +1,26 @@
-"""Joint training as a user meets it: files, resume bit for bit, interruptions, refusals."""
+"""Joint training as a user meets it: files, going on bit for bit, interruptions, refusals."""
 
 import csv
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from common.data.images import write_image
 from common.errors import TrainingStopped, UserError
 from common.evaluation import derain
 from common.models import EDNet
+from common.training import folder as training_folder
 from common.training import joint
-from common.training.loop import Ledger, learning_rate
-from common.training.run import Run
+from common.training.loop import LossSums, learning_rate
 from for_syn import train_syn_joint
 from tests.conftest import begin, photo
-
-# A tiny network on tiny crops: ten steps a second, all the machinery.
-NETWORKS = ["--stage", "1", "--patchSize", "16", "--nz", "4", "--nef", "2", "--ndf", "4", "--batchSize", "2"]
-HABITS = ["--iters_per_epoch", "6", "--save_every", "2", "--workers", "0", "--use_gpu", "false", "--n_dis", "2"]
-SMALL = [*NETWORKS, *HABITS]
-
-THREADS = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # as here: the order of sums depends on it
-
-
-def arguments(data, model, *more, seed=5):
-    return [
-        *["--data_path", str(data / "rain"), "--gt_path", str(data / "norain"), *SMALL],
-        *["--model_dir", str(model), "--log_dir", str(model) + "_logs", "--manualSeed", str(seed)],
-        *map(str, more),
-    ]
-
-
-def train(data, model, *more, seed=5):
-    return train_syn_joint.main(arguments(data, model, *more, seed=seed))
-
-
-def resume(model, *more):
-    return train_syn_joint.main(["--model_dir", str(model), *map(str, more)])
-
-
-def load(path):
-    return torch.load(path, weights_only=True)
-
-
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
+from tests.runs import SMALL, THREADS, arguments, load, same, train, wait_for
 
 
 def assert_same_run(one, other):
@@ -105,36 +68,21 @@ def test_files_and_logs(pairs_folder, tmp_path, capsys):
     assert same(best, load(model / f"DerainNet_state_{max(scores, key=scores.get)}.pt"))
 
 
-def test_resume_equals_uninterrupted(pairs_folder, whole, tmp_path):  # T5
+def test_the_same_command_goes_on_bit_for_bit(pairs_folder, whole, tmp_path):  # T5
     train(pairs_folder, tmp_path / "parts", "--niter", 1)
     torch.manual_seed(99)  # whatever happened in between
-    resume(tmp_path / "parts", "--resume", 1, "--niter", 2)
-    resume(tmp_path / "parts", "--resume", -1, "--niter", 3, "--workers", 2, "--cache", "none")
-    (tmp_path / "parts" / "DerainNet_state_1.pt").unlink()  # the last epochs of the parts are saved as well
-    (tmp_path / "parts" / "ED_state_1.pt").unlink()
-    (tmp_path / "parts" / "D_state_1.pt").unlink()
+    train(pairs_folder, tmp_path / "parts", "--niter", 2, "--resume", 1)
+    train(pairs_folder, tmp_path / "parts", "--niter", 3, "--workers", 2, "--cache", "none")
+    for name in ("DerainNet", "ED", "D"):
+        (tmp_path / "parts" / f"{name}_state_1.pt").unlink()  # the last epochs of the parts are saved as well
     assert_same_run(whole, tmp_path / "parts")
-    with open(str(whole) + "_logs/log.csv") as one, open(str(tmp_path / "parts") + "_logs/log.csv") as other:
+    with open(f"{whole}_logs/log.csv") as one, open(tmp_path / "parts_logs" / "log.csv") as other:
         for a, b in zip(csv.DictReader(one), csv.DictReader(other), strict=True):
             assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
 
 
 def start(data, model, *more):
     return begin(sys.executable, "for_syn/train_syn_joint.py", *arguments(data, model, *more), env=THREADS)
-
-
-def wait_for(model, position, process):
-    """Until the saved state is at or past (epoch, step)."""
-    for _ in range(600):
-        try:
-            state = load(model / "train_state_last.pt")
-            if (state["epoch"], state["step"]) >= position:
-                return
-        except Exception:  # not there yet, or just being renamed
-            pass
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.05)
-    raise AssertionError("no state was saved")
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM to all", "Ctrl-C without a reader"])
@@ -153,12 +101,12 @@ def test_a_signal_saves_and_says_how_to_go_on(pairs_folder, whole, tmp_path, how
     else:
         printed = process.communicate(timeout=60)[0]
         assert process.returncode == 130
-        assert "stopped and saved after" in printed and f"--model_dir {model} --resume -1" in printed
+        assert "stopped and saved after" in printed and "The same command goes on." in printed
         assert "Traceback" not in printed
     state = load(model / "train_state_last.pt")
     assert state["step"] > 0 or state["epoch"] > 0
     if state["epoch"] < 3:
-        resume(model, "--resume", -1, "--niter", 3)
+        train(pairs_folder, model, "--niter", 3)
         assert_same_run(whole, model)
 
 
@@ -170,11 +118,23 @@ def test_logs_that_can_not_be_written_do_not_stop_training(pairs_folder, tmp_pat
 
     put = log.put_bytes
     monkeypatch.setattr(log, "put_bytes", lambda path, data: full() if path.suffix == ".csv" else put(path, data))
-    real = log._Events.write
-    monkeypatch.setattr(log._Events, "write", lambda self, *x: full() if x[0].step > 2 else real(self, *x))
+    monkeypatch.setattr(log.SummaryWriter, "add_scalar", full)
     train(pairs_folder, tmp_path / "model", "--niter", 2, "--log_every", 1)
     assert capsys.readouterr().err.count("can't be written to (No space left on device)") == 1
     assert (tmp_path / "model" / "ED_state_2.pt").exists()
+
+
+def test_a_full_disk_of_the_logs_does_not_block_training(pairs_folder, tmp_path, monkeypatch):
+    """TensorBoard's writer works in a thread of its own, which a full disk ends."""
+    from tensorboardX.event_file_writer import EventsWriter
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(EventsWriter, "_write_serialized_event", lambda self, event: len(event) > 100 and full())
+    monkeypatch.setattr("threading.excepthook", lambda args: None)
+    train(pairs_folder, tmp_path / "model", "--niter", 3, "--log_every", 1)
+    assert (tmp_path / "model" / "ED_state_3.pt").exists()
 
 
 def test_a_failure_in_validation_does_not_lose_the_epoch(pairs_folder, tmp_path, monkeypatch):
@@ -188,7 +148,7 @@ def test_a_failure_in_validation_does_not_lose_the_epoch(pairs_folder, tmp_path,
         train(pairs_folder, model, "--niter", 2, *val)
     state = load(model / "train_state_last.pt")
     assert (state["epoch"], state["step"]) == (0, 6)
-    resume(model, "--resume", -1)
+    train(pairs_folder, model, "--niter", 2, *val)
     train(pairs_folder, tmp_path / "other", "--niter", 2, *val)
     a, b = (load(folder / "train_state_last.pt") for folder in (model, tmp_path / "other"))
     assert same(a["nets"], b["nets"]) and a["best"] == b["best"]
@@ -197,7 +157,7 @@ def test_a_failure_in_validation_does_not_lose_the_epoch(pairs_folder, tmp_path,
 
 def test_logs_of_another_run_are_not_mixed(pairs_folder, whole, tmp_path):
     before = (tmp_path / "whole_logs" / "log.csv").read_bytes()
-    with pytest.raises(UserError, match="--log_dir: .*whole_logs holds the log of another run"):
+    with pytest.raises(UserError, match="--log_dir: .*whole_logs holds the log of another training"):
         train(pairs_folder, tmp_path / "new", "--log_dir", tmp_path / "whole_logs")
     assert (tmp_path / "whole_logs" / "log.csv").read_bytes() == before
 
@@ -210,11 +170,12 @@ def test_input_folders_are_not_written_to(pairs_folder, tmp_path, flag):
 
 
 def test_going_back_leaves_the_newer_branch_behind(pairs_folder, whole, capsys):
-    resume(whole, "--resume", 2, "--niter", 3)
-    assert "train_state_last.pt is not part of this run any more; kept as left_state_last" in capsys.readouterr().out
+    train(pairs_folder, whole, "--resume", 2, "--niter", 3)
+    printed = capsys.readouterr().out
+    assert "train_state_last.pt is not part of this training any more; kept as left_state_last" in printed
     assert load(whole / "left_state_last.pt")["epoch"] == load(whole / "train_state_last.pt")["epoch"] == 3
     assert load(whole / "train_state_prev.pt")["epoch"] == 2  # it was gone on from, not set aside
-    resume(whole, "--resume", -1, "--niter", 4)
+    train(pairs_folder, whole, "--niter", 4)
     train(pairs_folder, whole, "--niter", 1, "--overwrite", "--milestone", 9)
     assert not (whole / "left_state_last.pt").exists()
 
@@ -222,33 +183,21 @@ def test_going_back_leaves_the_newer_branch_behind(pairs_folder, whole, capsys):
 def test_other_data_on_resume_are_noticed(pairs_folder, whole, capsys):
     for folder in ("rain", "norain"):
         (pairs_folder / folder / "9.png").unlink()
-    resume(whole, "--resume", -1, "--niter", 4)
-    assert "resume: other data than before (4 pairs, " in capsys.readouterr().out
+    train(pairs_folder, whole, "--niter", 4)
+    assert "other data than before (4 pairs, " in capsys.readouterr().out
 
 
-def test_a_second_run_in_the_same_folder_is_refused(pairs_folder, tmp_path):
-    pytest.importorskip("fcntl")
+def test_a_second_training_in_the_same_folder_is_refused(pairs_folder, tmp_path, monkeypatch):
     model = tmp_path / "model"
     model.mkdir()
-    hold = (
-        f"import fcntl, time; file = open({str(model / '.lock')!r}, 'w'); fcntl.lockf(file, fcntl.LOCK_EX); "
-        "print(1, flush=True); time.sleep(60)"
-    )
-    other = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE)
-    try:
-        other.stdout.readline()
-        with pytest.raises(UserError, match="another run trains in .*model right now"):
-            train(pairs_folder, model, "--niter", 1)
-    finally:
-        other.kill()
-        other.wait()
+    monkeypatch.setattr(training_folder, "LOCK_SECONDS", 0.1)
+    with FileLock(model / ".lock"), pytest.raises(UserError, match="another training runs in .*model now"):
+        train(pairs_folder, model, "--niter", 1)
     train(pairs_folder, model, "--niter", 1)
 
 
-def test_a_folder_with_a_run_is_not_overwritten_by_accident(pairs_folder, whole):
+def test_a_training_is_not_overwritten_by_accident(pairs_folder, whole):
     before = (whole / "train_state_last.pt").read_bytes()
-    with pytest.raises(UserError, match="holds a run already. --resume -1 .*--overwrite"):
-        train(pairs_folder, whole, "--niter", 1)
     with pytest.raises(UserError, match="contradict"):
         train(pairs_folder, whole, "--niter", 1, "--overwrite", "--resume", 1)
     with pytest.raises(UserError, match="no image|not a folder"):  # bad input does not delete it either
@@ -258,67 +207,78 @@ def test_a_folder_with_a_run_is_not_overwritten_by_accident(pairs_folder, whole)
     train(pairs_folder, whole, "--niter", 1, "--overwrite", seed=6)
     assert not (whole / "ED_state_3.pt").exists() and (whole / "ED_state_1.pt").exists()
     assert (whole / "notes.txt").exists()
+    for path in whole.glob("train_state*"):
+        path.unlink()
+    with pytest.raises(UserError, match="holds weights, but no full state .*--resume 1.*--overwrite deletes"):
+        train(pairs_folder, whole, "--niter", 1)
 
 
-def test_stored_options_win_and_contradictions_are_listed(pairs_folder, whole, tmp_path, capsys):
+def test_options_that_differ_are_listed(pairs_folder, whole, tmp_path, capsys):
     with pytest.raises(UserError) as error:
-        resume(whole, "--resume", -1, "--niter", 4, "--nz", 5, "--lrD", 0.1, "--stage", 1, "--manualSeed", 7)
+        train(pairs_folder, whole, "--niter", 4, "--batchSize", 3, "--lrD", 0.1, "--stage", 1, "--workers", 1, seed=7)
     text = str(error.value)
-    assert "--nz is 5, the run has 4" in text and "--lrD is 0.1, the run has 0.0004" in text
-    assert "--manualSeed is 7, the run has 5" in text and "--stage" not in text and "--niter" not in text
+    assert "--batchSize is 3, was 2; --lrD is 0.1, was 0.0004; --manualSeed is 7, was 5. Give the same" in text
+    assert load(whole / "train_state_last.pt")["epoch"] == 3
     logs = tmp_path / "elsewhere"
-    resume(
-        whole, "--resume", -1, "--niter", 4, "--workers", 1, "--cache", "none", "--log_dir", logs, "--use_gpu", "false"
-    )
+    train(pairs_folder, whole, "--niter", 4, "--workers", 1, "--cache", "none", "--log_dir", logs, "--save_every", 9)
     assert json.loads((logs / "options.json").read_text())["manualSeed"] == 5
-    assert load(whole / "train_state_last.pt")["epoch"] == 4
     capsys.readouterr()
-    resume(whole, "--resume", -1)
+    train(pairs_folder, whole, "--niter", 4)
     assert "nothing to do: 4 epochs are done" in capsys.readouterr().out
+
+
+def test_a_drawn_seed_stays(pairs_folder, tmp_path, capsys):
+    flags = arguments(pairs_folder, tmp_path / "m")
+    i = flags.index("--manualSeed")
+    flags = [*flags[:i], *flags[i + 2 :]]
+    for niter in (1, 2):
+        train_syn_joint.main([*flags, "--niter", str(niter)])
+    seed = load(tmp_path / "m" / "train_state_prev.pt")["options"]["manualSeed"]
+    assert load(tmp_path / "m" / "train_state_last.pt")["options"]["manualSeed"] == seed
+    assert capsys.readouterr().out.count(f"manualSeed: {seed} (drawn") == 1
 
 
 def test_resume_from_bare_weights(pairs_folder, whole, capsys):
     (whole / "train_state_prev.pt").unlink()  # it is for epoch 2
-    resume(whole, "--resume", 2)
+    train(pairs_folder, whole, "--resume", 2, "--niter", 3)
     printed = capsys.readouterr().out
-    assert "bare weights of epoch 2; Adam starts fresh" in printed and "epoch 3/3" in printed
-    with pytest.raises(UserError, match=r"--resume 7: .* lacks DerainNet_state_7.pt, .*there for --resume 2, 3"):
-        resume(whole, "--resume", 7)
+    assert "bare weights after 2 epochs; Adam starts fresh" in printed and "epoch 3/3" in printed
+    with pytest.raises(UserError, match=r"--resume 7: .* lacks DerainNet_state_7.pt, .*for --resume 2, 3"):
+        train(pairs_folder, whole, "--resume", 7)
     for path in whole.glob("train_state*"):
         path.unlink()
-    with pytest.raises(UserError, match="holds no whole training state. Bare weights are there for --resume 2, 3"):
-        resume(whole, "--resume", -1)
+    with pytest.raises(UserError, match="holds no full training state. There are bare weights for --resume 2, 3"):
+        train(pairs_folder, whole, "--resume", -1)
     train(pairs_folder, whole, "--resume", 3, "--niter", 4)
     assert (whole / "D_state_4.pt").exists()
 
 
-def test_a_damaged_state_gives_way_to_the_one_before(whole, capsys):
+def test_a_damaged_state_gives_way_to_the_one_before(pairs_folder, whole, capsys):
     last = whole / "train_state_last.pt"
     last.write_bytes(last.read_bytes()[:5000])
-    resume(whole, "--resume", -1)
+    train(pairs_folder, whole, "--niter", 3)
     printed = capsys.readouterr().out
-    assert "left out" in printed and "damaged" in printed and "after 2 epochs" in printed
+    assert "left out" in printed and "damaged" in printed and "going on after 2 epochs" in printed
     assert load(last)["epoch"] == 3
 
 
 def test_resume_with_nothing_there(pairs_folder, tmp_path):
-    with pytest.raises(UserError, match="no whole training state. There are no bare weights either"):
+    with pytest.raises(UserError, match="no full training state. There are no bare weights either"):
         train(pairs_folder, tmp_path / "empty", "--resume", -1)
-    assert not (tmp_path / "empty").exists()
 
 
-def test_a_state_of_another_script_is_refused(whole):
+def test_a_state_of_another_script_is_refused(pairs_folder, whole):
     state = load(whole / "train_state_last.pt")
     torch.save(state | {"experiment": "for_spa/train_spa_joint.py"}, whole / "train_state_last.pt")
-    with pytest.raises(UserError, match="belongs to for_spa/train_spa_joint.py; resume it with that script"):
-        resume(whole, "--resume", -1)
+    with pytest.raises(UserError, match="belongs to for_spa/train_spa_joint.py; choose another folder"):
+        train(pairs_folder, whole)
     torch.save(state | {"vrgnet_state": 99}, whole / "train_state_last.pt")
     with pytest.raises(UserError, match="has format 99, this program reads 1"):
-        resume(whole, "--resume", -1)
+        train(pairs_folder, whole)
 
 
 @pytest.mark.parametrize("save_minutes", [1e-9, 1000])
-def test_losses_that_are_not_finite_stop_the_run(pairs_folder, tmp_path, monkeypatch, save_minutes):
+def test_losses_that_are_not_finite_stop_the_training(pairs_folder, tmp_path, monkeypatch, save_minutes):
     model = tmp_path / "model"
     real, calls = joint.d_step, []
 
@@ -330,14 +290,14 @@ def test_losses_that_are_not_finite_stop_the_run(pairs_folder, tmp_path, monkeyp
     with pytest.raises(TrainingStopped) as error:
         train(pairs_folder, model, "--niter", 5, "--save_minutes", save_minutes, "--log_every", 1000)
     text = str(error.value)
-    assert "at step 8 " in text and "gp nan" in text and "loss_D" in text and "--resume -1" in text
+    assert "at step 8 " in text and "gp nan" in text and "loss_D" in text and "the same command goes on" in text
     state = load(model / "train_state_last.pt")  # the last good one
     assert (state["epoch"], state["step"]) == ((1, 2) if save_minutes < 1 else (1, 0))
 
 
 def test_weights_that_are_not_finite_are_never_saved(whole):
-    args = train_syn_joint.parse_args(["--model_dir", str(whole), "--resume", "-1"])
-    run = Run(args, train_syn_joint.__file__, ("DerainNet", "ED", "D"))
+    args = train_syn_joint.parse_args(["--model_dir", str(whole)])
+    run = training_folder.TrainingFolder(args, train_syn_joint.__file__, ("DerainNet", "ED", "D"))
     before = (whole / "train_state_last.pt").read_bytes()
     net = torch.nn.Linear(1, 1)
     optimizer = torch.optim.Adam(net.parameters())
@@ -356,11 +316,11 @@ def test_dry_run_writes_nothing(pairs_folder, tmp_path, capsys):
     train(pairs_folder, tmp_path / "model", "--dry_run", "--niter", 3)
     printed = capsys.readouterr().out
     assert "--milestone 400 600 650 675 690 700" in printed and "4 pairs, by the rule: equal names" in printed
-    assert "netD:" in printed and "parameters" in printed and "validation: none" in printed
+    assert "  D: " in printed and "parameters" in printed and "validation: none" in printed
     assert not (tmp_path / "model").exists() and not (tmp_path / "model_logs").exists()
 
 
-def test_a_run_starts_from_given_weights(pairs_folder, tmp_path):
+def test_a_training_starts_from_given_weights(pairs_folder, tmp_path):
     train(pairs_folder, tmp_path / "a", "--niter", 1)
     given = {"ED": tmp_path / "ED.pt", "DerainNet": tmp_path / "B.pt"}
     for net, path in given.items():
@@ -374,7 +334,7 @@ def test_a_run_starts_from_given_weights(pairs_folder, tmp_path):
     assert (critics[0] - critics[1]).abs().max() < 0.02  # from the same draw, as without the flags
     for path in given.values():
         path.unlink()
-    resume(tmp_path / "b", "--resume", -1, "--niter", 2)  # it has weights of its own
+    train(pairs_folder, tmp_path / "b", "--niter", 2, "--ema", 0.5, *start)  # it has weights of its own
 
 
 def test_given_weights_that_do_not_fit_are_refused_before_training(pairs_folder, tmp_path):
@@ -432,13 +392,13 @@ def test_learning_rates():
     assert rates == [4e-4, 4e-4, 2e-4, 2e-4, 1e-4, 1e-4]  # milestone m acts before epoch m + 1
 
 
-def test_ledger_counts_each_kind_of_step_by_itself():
-    ledger = Ledger({})
+def test_loss_sums_count_each_kind_of_step_by_itself():
+    sums = LossSums({})
     for step in range(3):
         losses = {"mse": torch.tensor(float(step))}
-        ledger.add(losses | ({"kl": torch.tensor(4.0)} if step == 0 else {}), step)
-    assert ledger.means() == {"mse": 1.0, "kl": 4.0} and ledger.last() == {"mse": 2.0, "kl": 4.0}
-    again = Ledger(ledger.sums())
+        sums.add(losses | ({"kl": torch.tensor(4.0)} if step == 0 else {}), step)
+    assert sums.means() == {"mse": 1.0, "kl": 4.0} and sums.last() == {"mse": 2.0, "kl": 4.0}
+    again = LossSums(sums.plain())
     again.add({"mse": torch.tensor(3.0)}, 3)
     assert again.means() == {"mse": 1.5, "kl": 4.0}
 
@@ -457,12 +417,8 @@ def test_how_names_pair_and_the_stages_are_stored(pairs_folder, tmp_path, capsys
     model, pairing = tmp_path / "model", ["--pair_by", "wet {}", "{} dry"]
     train(pairs_folder, model, *pairing, "--niter", 1, "--save_every", 1)
     assert json.loads((model / "DerainNet.json").read_text()) == {"stage": 1}
-    resume(model, "--resume", -1, "--niter", 2)
+    train(pairs_folder, model, *pairing, "--niter", 2)
     assert "by the rule: --pair_by 'wet {}' '{} dry' (wet 8.png with 8 dry.png)" in capsys.readouterr().out
-    for path in model.glob("train_state*"):
-        path.unlink()
-    with pytest.raises(UserError, match="--stage is 2, the run has 1"):
-        train(pairs_folder, model, *pairing, "--niter", 3, "--resume", 2, "--stage", 2)
     state = load(model / "DerainNet_state_2.pt")
     torch.save(state, tmp_path / "DerainNet_state_7.pt")
     start = ["--init_Derain", tmp_path / "DerainNet_state_7.pt", "--dry_run"]

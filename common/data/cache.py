@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import ranks
+from .. import distributed
 from ..errors import UserError
 from ..terminal import progress_bar
 from .images import ImageError
@@ -84,7 +84,7 @@ def choose(args: argparse.Namespace, pairs: Sequence[Pair], device: torch.device
     if where == "gpu" and device.type != "cuda":
         print("--cache gpu: no GPU is used, the images are kept in RAM")
         where = "ram"
-    processes = ranks.local_count()  # each keeps its own
+    processes = distributed.local_size()  # each keeps its own
     needed, there = decoded_bytes(pairs), memory() // processes
     each = f" of each of {processes} processes" if processes > 1 else ""
     if where == "auto" and device.type == "cuda" and needed <= SHARE * torch.cuda.mem_get_info(device)[0]:

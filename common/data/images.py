@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
-from .. import ranks
+from .. import distributed
 from ..errors import UserError
 from ..files import write_bytes
 from ..terminal import printable, printable_lines
@@ -122,7 +122,7 @@ def inputs(data_path: Path, save_path: Path, hint: str) -> tuple[Path, list[Path
     if not names:
         raise UserError(f"--data_path: no image (PNG, JPEG, BMP, WebP, TIFF) in {data_path}. {hint}".rstrip())
     digest = hashlib.sha256("\n".join(map(str, names)).encode("utf-8", "surrogateescape")).hexdigest()[:12]
-    ranks.require_same("--data_path", f"{len(names)} images, {digest}")
+    distributed.require_same("--data_path", f"{len(names)} images, {digest}")
     return data_path, names, others
 
 

@@ -34,7 +34,7 @@ import h5py
 import numpy as np
 from h5py import h5d, h5p, h5s, h5t
 
-from .. import cli
+from .. import cli, flags
 from ..errors import Unwritable, UserError
 from ..files import umask
 from ..terminal import printable, progress_bar, tell
@@ -581,7 +581,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__, module=__spec__.name)
     parser.add_path("--data_path", help=f"folder of rainy images, or folder of {LIST}")
     parser.add_path("--gt_path", help="folder of their clean partners; left out for a list")
-    cli.add_pairing(parser)
+    flags.add_pairing(parser)
     parser.add_path("--out", help="the pack, NAME.h5")
     parser.add_path("--verify", help="read a whole pack and compare the checksums of all pairs")
     parser.add_argument("--workers", type=cli.positive_int, default=4, help="threads that decode")

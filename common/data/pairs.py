@@ -139,7 +139,7 @@ def widened(pixels: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Pairing:
-    """What the user says of how files pair, see ``cli.add_pairing``.
+    """What the user says of how files pair, see ``flags.add_pairing``.
 
     Attributes:
         pair_by: patterns of the rainy and of the clean names: {} is the part that both share, * is anything.

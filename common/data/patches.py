@@ -1,13 +1,10 @@
 """The random crops that training sees: which ones, from where, and how they become a batch."""
 
 import argparse
-import contextlib
 import functools
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from multiprocessing import queues
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ import torch
 from torch import Tensor, multiprocessing
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .. import ranks
+from .. import distributed
 from ..errors import UserError
 from ..precision import require_fast
 from ..terminal import printable
@@ -98,72 +95,76 @@ def floats(pixels: Tensor) -> Tensor:
 
 
 class CropSampler(Sampler):
-    """Keys of a PatchDataset for a whole training, each epoch in a seeded order of its own.
+    """Keys of a PatchDataset for a whole training, a batch at a time, each epoch in a seeded order of its own.
 
-    T1: which image a crop comes from and its place depend on (seed, epoch, sample) alone, not on workers or caches.
+    T1: which image a crop comes from and its place depend on (seed, epoch, sample) alone, not on workers or processes.
 
     Args:
-        length: crops per epoch, of all processes.
+        batch_size: crops in a step, of all processes together; this process gets its share of each batch.
+        steps: of an epoch.
         seed: of the order and the places, 0 or more.
         first, last: epochs, counted from 1, both included.
-        skip: crops of the first epoch that are done already, of all processes.
+        skip: steps of the first epoch that are done already.
     """
 
-    def __init__(self, length: int, seed: int, first: int, last: int, skip: int = 0) -> None:
-        self.length, self.seed, self.first, self.last, self.skip = length, seed, first, last, skip
+    def __init__(self, batch_size: int, steps: int, seed: int, first: int, last: int, skip: int = 0) -> None:
+        self.batch_size, self.steps, self.seed = batch_size, steps, seed
+        self.first, self.last, self.skip = first, last, skip
 
     def __len__(self) -> int:
-        return (self.length * (self.last - self.first + 1) - self.skip) // ranks.count()
+        return self.steps * (self.last - self.first + 1) - self.skip
 
     def epochs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Numbers (L,) and places (L, 2) of this process's crops of each epoch that are not done yet, in order."""
+        """Numbers (steps, n) and places (steps, n, 2) of this process's crops of each epoch that are not done yet."""
+        length = self.batch_size * self.steps
         for epoch in range(self.first, self.last + 1):
             rng = np.random.default_rng([self.seed, epoch])
-            order, places = rng.permutation(self.length), rng.random((self.length, 2))
-            order = order[self.skip if epoch == self.first else 0 :][ranks.own()]
-            yield (epoch - 1) * self.length + order, places[order]
+            order, places = rng.permutation(length), rng.random((length, 2))
+            batches = order.reshape(self.steps, self.batch_size)[:, distributed.share()]
+            batches = batches[self.skip if epoch == self.first else 0 :]
+            yield (epoch - 1) * length + batches, places[batches]
 
-    def __iter__(self) -> Iterator[Key]:
+    def __iter__(self) -> Iterator[list[Key]]:
         for numbers, places in self.epochs():
-            for n, (row, column) in zip(numbers.tolist(), places.tolist(), strict=True):
-                yield n, row, column
+            for batch, corners in zip(numbers.tolist(), places.tolist(), strict=True):
+                yield [(n, row, column) for n, (row, column) in zip(batch, corners, strict=True)]
 
 
 # --- the processes that read ---------------------------------------------------------------------------------------
 
 
-def device_crops(dataset: PatchDataset, sampler: CropSampler, batch_size: int) -> Iterator[Tensor]:
+def device_crops(dataset: PatchDataset, sampler: CropSampler) -> Iterator[Tensor]:
     """Batches for ``to_batch`` of images on the device; an epoch's places are brought there at once."""
     for numbers, places in sampler.epochs():
-        images = dataset.images[numbers % len(dataset.pairs)]
-        table = dataset.decoded.table(images, places, dataset.patch_size)
-        for part in table.split(batch_size, dim=1):
+        images = dataset.images[numbers.ravel() % len(dataset.pairs)]
+        table = dataset.decoded.table(images, places.reshape(-1, 2), dataset.patch_size)
+        for part in table.split(numbers.shape[1], dim=1):
             yield dataset.decoded.cut(part, dataset.patch_size)
 
 
 def crop_loader(
-    dataset: PatchDataset, sampler: CropSampler, batch_size: int, workers: int, pin_memory: bool = False
+    dataset: PatchDataset, sampler: CropSampler, workers: int, pin_memory: bool = False
 ) -> tuple[Iterable[Tensor], Callable[[], None]]:
-    """Batches of crops, for ``to_batch``, and what to call when no more are wanted.
+    """Batches of crops, for ``to_batch``, and a function to call when no more are wanted.
 
     Args:
-        sampler: of epochs that are whole batches.
         workers: processes that read. None are started where the images are in memory, since cutting a crop takes less
             time than handing it from one process to another; nor for a pack on the CPU, where that is true as well (on
             a GPU the time of this process is dear).
     """
     if dataset.decoded is not None and dataset.decoded.on_device:
-        return device_crops(dataset, sampler, batch_size), lambda: None
+        return device_crops(dataset, sampler), lambda: None
     closing = multiprocessing.Value("b", False)  # from then on the workers end when they are told to
     if dataset.decoded is not None or (isinstance(dataset.pairs[0], pack.PackedPair) and not pin_memory):
         workers = 0
     loader = DataLoader(
         dataset,
-        batch_size,
-        sampler=sampler,
-        num_workers=min(workers, (os.cpu_count() or 1) // ranks.local_count() or 1),  # more: in each other's way
+        batch_sampler=sampler,
+        num_workers=min(
+            workers, (os.cpu_count() or 1) // distributed.local_size() or 1
+        ),  # more get in each other's way
         collate_fn=_as_it_is,
-        worker_init_fn=functools.partial(_quiet_worker, closing, os.getpid()),
+        worker_init_fn=functools.partial(_start_worker, closing, os.getpid()),
         pin_memory=pin_memory,
         generator=torch.Generator(),  # its own: the loader must not move the generator that is part of the state
     )
@@ -178,7 +179,7 @@ def _as_it_is(batch: Tensor) -> Tensor:
     return batch
 
 
-def _quiet_worker(closing: Any, main: int, worker: int) -> None:
+def _start_worker(closing: Any, main: int, worker: int) -> None:
     """Ctrl-C and SIGTERM, which often go to all processes, are for the main one, which saves and then ends the workers.
 
     Threads of OpenCV in every worker would only be in the way.
@@ -187,24 +188,9 @@ def _quiet_worker(closing: Any, main: int, worker: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.value else None)
-    queues.Queue._on_queue_feeder_error = staticmethod(_give_up)
-    sys.excepthook = _tell_unless_left
     cv2.setNumThreads(0)
     if os.getppid() != main:  # killed while this worker began, which PyTorch would not notice: it would wait for ever
         os._exit(1)
-
-
-def _tell_unless_left(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """For threads of a worker, whose main process may leave in the midst of taking a batch; it has said why."""
-    if not issubclass(kind, (ConnectionError, EOFError)):
-        sys.__excepthook__(kind, error, trace)
-
-
-def _give_up(error: Exception, batch: object) -> None:
-    """End a worker that can't hand a batch over, for which the main process would wait for ever."""
-    with contextlib.suppress(OSError):
-        os.write(2, f"a worker can't hand over what it read: {error}; is there room in /dev/shm?\n".encode())
-    os._exit(1)
 
 
 # --- from the flags of a script ------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import cli
+from .. import cli, flags
 from ..data import compose
 from ..data.images import write_image
 from ..data.pairs import find_pairs
@@ -133,10 +133,9 @@ def train(script: str, model: Path, last: str, flags: list, running: "Running") 
     """
     logs, log = model.with_name(f"{model.name}_logs"), model.with_name(f"{model.name}.txt")
     if not (model / last).exists():
-        paths = ["--model_dir", model, "--log_dir", logs]
         begun = (model / "train_state_last.pt").exists()
-        more = ["--resume", -1, *paths] if begun else [*flags, *paths, "--overwrite"]
-        running.call([script, *more], log)
+        words = [script, *flags, "--model_dir", model, "--log_dir", logs]
+        running.call(words if begun else [*words, "--overwrite"], log)
     if not (model / last).exists():
         raise TrainingStopped(f"{script}: ended without {model / last}; see {log}")
     return float(read_log(logs)["seconds"].sum()) / 60
@@ -300,7 +299,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batchSize", type=cli.number(int, 3), default=18, help="crops in a step")
     parser.add_argument("--recurrent_iter", type=cli.stages, default=6, help="stages of PReNet")
     parser.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px")
-    cli.add_device(parser)
+    flags.add_device(parser)
     return parser.parse_args(argv)
 
 

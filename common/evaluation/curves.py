@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .. import cli
+from .. import cli, flags
 from ..data.images import write_image
 from ..errors import UserError
 from ..files import read_small
@@ -129,13 +129,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__, module=__spec__.name)
     parser.add_path("--log_dir", required=True, nargs="+", help="that of a training, or of several to compare")
     parser.add_argument("--hours", type=cli.boolean, nargs="?", const=True, default=False, help="over time, not steps")
-    cli.add_picture(parser)
+    flags.add_picture(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    out = cli.picture(args)
+    out = flags.picture(args)
     logs = {name: read_log(Path(folder)) for name, folder in zip(labels(args.log_dir), args.log_dir, strict=True)}
     with warnings.catch_warnings(action="ignore"):  # of letters that the font lacks, of values without measure
         write_image(out, draw(logs, args.hours))

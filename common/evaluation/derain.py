@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import derainer, ranks
+from .. import derainer, distributed
 from ..data.cache import free_memory
 from ..data.images import size_text
 from ..data.pairs import Pair, fingerprint
 from ..data.patches import floats
 from ..errors import UserError
-from ..precision import describe, has_bfloat16, order, require_fast, set_arithmetic
-from ..speed import compile_net, unprepared
+from ..precision import order, without_tuning
 from ..terminal import progress_bar
 from . import metrics
 
@@ -49,7 +48,7 @@ class Windows(NamedTuple):
         Raises:
             UserError: the halo of tiles is missing for another derainer; PReNet is given a halo or padding.
         """
-        own = derainer.is_own(args)
+        own = derainer.is_custom(args)
         tile, halo = getattr(args, "tile", -1), getattr(args, "tile_halo", None)
         pad_to, pad_square = getattr(args, "pad_to", 1), getattr(args, "pad_square", False)
         if not own and halo is not None:
@@ -67,7 +66,7 @@ class Windows(NamedTuple):
 
     def of(self, net: nn.Module, height: int, width: int, device: torch.device, number: int = 1) -> list[Tile]:
         """The tiles of ``number`` images of one size."""
-        if derainer.is_ours(net):
+        if derainer.is_prenet(net):
             core, halo = tile_size(self.tile, height, width, net.halo, device, number), net.halo
         else:
             core, halo = max(self.tile, 0), self.halo or 0
@@ -90,7 +89,7 @@ def _bytes_needed(pixels: int) -> float:
 def _room(device: torch.device) -> float:
     """Bytes that deraining may take now."""
     if device.type != "cuda":
-        return min(FREE_SHARE * free_memory() / ranks.local_count(), MEMORY_LIMIT)
+        return min(FREE_SHARE * free_memory() / distributed.local_size(), MEMORY_LIMIT)
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     free -= torch.cuda.memory_allocated(device)
     return min(FREE_SHARE * max(free, 0), _bytes_needed(LARGEST_WINDOW))
@@ -134,7 +133,7 @@ def _reflect(length: int, more: int, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def _infer(net: nn.Module, window: Tensor, windows: Windows) -> Tensor:
-    if derainer.is_ours(net):
+    if derainer.is_prenet(net):
         return derainer.apply(net, order(window))
     height, width = window.shape[2:]
     more = windows.padding(height, width)
@@ -226,8 +225,8 @@ def validate(
     Several processes share the images.
     """
     scores: dict[int, metrics.Scores] = {}
-    with _evaluating(net), unprepared(net):
-        mine = range(len(pairs))[ranks.own()]
+    with _evaluating(net), without_tuning(net):
+        mine = range(len(pairs))[distributed.share()]
         for number in progress_bar(mine, desc="validating", unit="image", leave=False):
             if stop():
                 break
@@ -237,7 +236,7 @@ def validate(
                 scores[number] = metrics.score(derain_pixels(net, rainy, device, windows, "truncate"), clean)
             except derainer.DerainerError as error:
                 raise derainer.DerainerError(f"{pair.rainy}: {error}") from None
-    scores = {number: score for part in ranks.gather(scores) for number, score in part.items()}
+    scores = {number: score for part in distributed.gather(scores) for number, score in part.items()}
     return vars(metrics.mean([scores[n] for n in range(len(pairs))])) if len(scores) == len(pairs) else None
 
 
@@ -249,11 +248,11 @@ def validator(
     Raises:
         DerainerError: the network can't take one of the sizes.
     """
-    ranks.require_same("--val_data_path", f"{len(pairs)} pairs, {fingerprint(pairs)}")
+    distributed.require_same("--val_data_path", f"{len(pairs)} pairs, {fingerprint(pairs)}")
     if not pairs:
         return None
     windows = windows or Windows()
-    if not derainer.is_ours(net):
+    if not derainer.is_prenet(net):
         with _evaluating(net):
             for size in sorted({pair.format()[:2] for pair in pairs}):
                 trial = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
@@ -263,25 +262,3 @@ def validator(
                     text = f"--val_data_path: trial on {size_text(size)} px: {error}"
                     raise derainer.DerainerError(text) from None
     return lambda stop: validate(net, pairs, device, windows, stop)
-
-
-def prepare(net: nn.Module, device: torch.device, precision: str, compiled: bool) -> None:
-    """Set the switches of a network, and those of PyTorch, before it derains; says what the precision means.
-
-    Args:
-        precision: 'auto', 'fp32', 'tf32' or 'bf16'.
-        compiled: by torch.compile.
-
-    Raises:
-        UserError: see ``require_fast``.
-    """
-    require_fast(precision, device)
-    set_arithmetic(precision)
-    if text := describe(precision, device):
-        print(text)
-    elif derainer.is_ours(net) and has_bfloat16(device):
-        print("this processor has bfloat16 instructions: --precision bf16 takes about half the time (docs/scaling.md)")
-    if derainer.is_ours(net) and (device.type == "cpu" or precision != "fp32"):
-        net.to(memory_format=torch.channels_last)  # faster, and leaner on a CPU; see ``order``
-    if compiled:
-        compile_net(net, device)

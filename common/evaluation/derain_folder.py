@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from .. import derainer, ranks
+from .. import derainer, distributed
 from ..data import page
 from ..data.images import ImageError, image_size, inputs, read_image, size_text, write_image
 from ..data.pairs import Pair, Pairing, find_pairs, half_of
 from ..errors import UserError, is_out_of_memory
-from ..precision import autocast
+from ..precision import has_bfloat16, prepare
 from ..terminal import print_result, progress_bar, tell
 from . import metrics
-from .derain import Windows, derain_pixels, prepare
+from .derain import Windows, derain_pixels
 
 WORSE = (
     "warning: the derained images are farther from the ground truth than the rainy ones. Check the weights and their "
@@ -47,7 +47,7 @@ def derain_folder(net: nn.Module, args: argparse.Namespace, device: torch.device
     Args:
         net: Derain, PReNet or another derainer, on ``device``.
         args: the flags --data_path (a folder, sub-folders kept, or one image), --save_path (the same names below it),
-            --gt_path (None for no metrics), and those of ``cli.add_pairing`` and ``cli.add_deraining``.
+            --gt_path (None for no metrics), and those of ``flags.add_pairing`` and ``flags.add_deraining``.
         weights: file of the derainer's weights, for the page.
         hint: what belongs into --data_path, for the message when it is missing.
 
@@ -68,19 +68,20 @@ def derain_folder(net: nn.Module, args: argparse.Namespace, device: torch.device
     used = {path.resolve() for path in [*(folder / name for name in names), *(pair.clean for pair in pairs.values())]}
     if over := [save / name for name in names if (save / name).resolve() in used]:
         raise UserError(f"--save_path: {over[0]} is an input file and would be overwritten; choose another folder")
-    ranks.require_shared("--save_path", save)
+    distributed.require_shared("--save_path", save)
     prepare(net.eval(), device, args.precision, args.compile)
-    if windows.tile > 0 and not derainer.is_ours(net):
+    if args.precision != "bf16" and device.type == "cpu" and derainer.is_prenet(net) and has_bfloat16(device):
+        print("this processor has bfloat16 instructions: --precision bf16 takes about half the time (docs/scaling.md)")
+    if windows.tile > 0 and not derainer.is_prenet(net):
         print(f"tiles of {windows.tile} px with a halo of {windows.halo} px: approximate for this derainer")
     done: dict[Path, Result] = {}
-    mine = names[ranks.own()]
+    mine = names[distributed.share()]
     for number, name in enumerate(progress_bar(mine, unit="image")):
         result = done[name] = Result()
         try:
             rainy = half_of(read_image(folder / name), pairing.halves[0])
             result.deep, began = rainy.dtype == np.uint16, time.perf_counter()
-            with autocast(device, args.precision):
-                derained = derain_pixels(net, rainy, device, windows, args.rounding)
+            derained = derain_pixels(net, rainy, device, windows, args.rounding)
             result.seconds = time.perf_counter() - began if number or len(mine) == 1 else None
             write_image(save / name, derained)
             result.written = True
@@ -90,22 +91,22 @@ def derain_folder(net: nn.Module, args: argparse.Namespace, device: torch.device
                 rainy_score, derained_score = (metrics.score(x, truth) for x in (rainy, read_image(save / name)))
                 result.scores = {"rainy": rainy_score, "derained": derained_score}
         except KeyboardInterrupt as asked:
-            raise ranks.stopped(asked, number, len(mine), f"images are in {save}") from None
+            raise distributed.stopped(asked, number, len(mine), f"images are in {save}") from None
         except ImageError as error:  # the input or its ground truth; errors of writing are others and end the run
             result.problem = str(error)
         except derainer.DerainerError as error:  # of this size, perhaps
             result.problem = f"{folder / name}: {error}"
-            if number == 0 and ranks.first():
+            if number == 0 and distributed.is_first():
                 raise derainer.DerainerError(result.problem) from None
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             size = size_text(image_size(folder / name))
-            remedy = "--tile 256" if derainer.is_ours(net) else "--tile 256 --tile_halo 64 (approximate)"
+            remedy = "--tile 256" if derainer.is_prenet(net) else "--tile 256 --tile_halo 64 (approximate)"
             result.problem = f"{folder / name}: {size} px do not fit into memory; try {remedy}"
-    done = {name: result for part in ranks.gather(done) for name, result in part.items()}
+    done = {name: result for part in distributed.gather(done) for name, result in part.items()}
     done = {name: done[name] for name in names}
-    if ranks.first():
+    if distributed.is_first():
         table = _report(done, save, device, f"{others} other files in {folder} skipped" if others else "")
         if any(result.written for result in done.values()):
             _page(done, table, save, folder, pairs, f"Derained with {Path(weights).name}.", pairing)

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 import torch
 
-from .. import cli
+from .. import cli, flags
 from ..data.compose import part_of
 from ..data.demo import rain_layer
 from ..data.images import read_image, size_text, to_float
@@ -35,7 +35,7 @@ from ..generation.rain import RainMaker, sampled
 from ..models import EDNet
 from ..terminal import print_result, progress_bar
 from ..training.checkpoint import load_generator
-from ..training.runtime import pick_device
+from ..training.device import pick_device
 from .metrics import labels
 from .streaks import median_bend, spread_over, spread_within
 from .two_sample import SMALL, STEPS, STRICT, largest_auc
@@ -328,7 +328,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=cli.seed, default=0, help="of codes and crops")
     parser.add_path("--csv", help="also write the table to this file")
-    cli.add_device(parser)
+    flags.add_device(parser)
     return parser.parse_args(argv)
 
 

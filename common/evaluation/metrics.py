@@ -17,7 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .. import cli
+from .. import cli, flags
 from ..data import page
 from ..data.images import ImageError, image_size, list_images, to_float
 from ..data.names import sides
@@ -225,7 +225,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__, module=__spec__.name)
     parser.add_path("--pred", required=True, nargs="+", help="folder of derained images, of any method; or several")
     parser.add_path("--gt", required=True, help="folder of clean images (names: docs/data.md)")
-    cli.add_pairing(parser)
+    flags.add_pairing(parser)
     parser.add_path("--csv", help="also write the table to this file")
     parser.add_path("--report", help="also write a page with the table and before/after sliders to this file (.html)")
     return parser.parse_args(argv)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import cli
+from .. import cli, flags
 from ..data.pack import Pack, is_pack
 from ..data.pairs import check_pairs, pairs_of
 from ..data.patches import CropSampler, PatchDataset, to_batch
@@ -21,7 +21,7 @@ from ..generation.measures import RAINY
 from ..models import EDNet
 from ..terminal import print_result, progress_bar
 from ..training.checkpoint import generator_of
-from ..training.runtime import pick_device
+from ..training.device import pick_device
 
 PATCHES = 512
 BATCH = 64
@@ -56,8 +56,8 @@ def recovery(netED: EDNet, rainy: Tensor, clean: Tensor) -> dict[str, float]:
 
 def some_patches(dataset: PatchDataset, number: int = PATCHES) -> tuple[Tensor, Tensor]:
     """The same random crops each time, rainy and clean, each (N, 3, p, p) in [0, 1]."""
-    keys = progress_bar(list(CropSampler(number, 0, 1, 1)), desc="reading patches", unit="patch", leave=False)
-    return to_batch(torch.cat([dataset.__getitems__([key]) for key in keys]))
+    keys = progress_bar(list(CropSampler(1, number, 0, 1, 1)), desc="reading patches", unit="patch", leave=False)
+    return to_batch(torch.cat([dataset.__getitems__(key) for key in keys]))
 
 
 def recovery_on(
@@ -73,8 +73,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_netED(required=True)
     parser.add_path("--data_path", required=True, help="folder of rainy images, or a pack")
     parser.add_path("--gt_path", help="folder of their clean partners")
-    cli.add_pairing(parser)
-    cli.add_device(parser)
+    flags.add_pairing(parser)
+    flags.add_device(parser)
     return parser.parse_args(argv)
 
 

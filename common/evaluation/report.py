@@ -13,7 +13,7 @@ import re
 import sys
 from pathlib import Path
 
-from .. import cli
+from .. import cli, flags
 from ..data.images import read_image, to_eight_bits, write_image
 from ..data.page import render
 from ..data.pairs import find_pairs
@@ -27,7 +27,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
 
 def compare(args: argparse.Namespace) -> Path:
     """Write a row for each of the first --number pairs: rainy, each folder of results, clean; returns the file."""
-    out = cli.picture(args)
+    out = flags.picture(args)
     pairs = find_pairs(args.rainy, args.clean, "--rainy, --clean")[0][: args.number]
     names = [Path(pair.name) for pair in pairs]
     results = [find_pairs(args.rainy, f, "--rainy, --derained", names=names)[0] for f in args.derained]

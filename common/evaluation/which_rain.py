@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import cli
+from .. import cli, flags
 from ..data.compose import composed, fitted, part_of
 from ..data.demo import rain_layer
 from ..data.images import list_images, read_image, to_eight_bits, to_float, to_uint8, write_image
@@ -31,7 +31,7 @@ from ..files import write_bytes
 from ..generation.rain import RainMaker
 from ..terminal import progress_bar
 from ..training.checkpoint import load_generator
-from ..training.runtime import pick_device
+from ..training.device import pick_device
 from . import curves
 from .claims import Running, train
 from .distance import VARIED
@@ -199,7 +199,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px")
     parser.add_argument("--recurrent_iter", type=cli.stages, default=3, help="stages of PReNet")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of PReNet")
-    cli.add_device(parser)
+    flags.add_device(parser)
     return parser.parse_args(argv)
 
 

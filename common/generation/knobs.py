@@ -17,13 +17,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .. import cli
+from .. import cli, flags
 from ..data.images import to_uint8, write_image
 from ..data.pictures import row, sheet, write_gif
 from ..files import write_bytes
 from ..terminal import print_result, progress_bar
 from ..training.checkpoint import load_generator
-from ..training.runtime import pick_device
+from ..training.device import pick_device
 from .measures import RAINY, Measures, measure
 from .rain import Layer, RainMaker, Shower
 
@@ -239,7 +239,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_path("--out", required=True, help="folder of the report")
     parser.add_argument("--pictures", type=cli.number(int, 2, 1000), default=8, help="rains at each value of a knob")
     parser.add_argument("--seed", type=cli.seed, default=0, help="of the rains")
-    cli.add_device(parser)
+    flags.add_device(parser)
     return parser.parse_args(argv)
 
 

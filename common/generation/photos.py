@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .. import ranks
+from .. import distributed
 from ..data import page
 from ..data.images import (
     ImageError,
@@ -227,7 +227,7 @@ def rain_on_photos(
     _check_folders(folder, photos, save)
     names = output_names(photos)
     knobs, warnings = clamped(knobs)
-    for warning in warnings if ranks.first() else ():
+    for warning in warnings if distributed.is_first() else ():
         print(f"warning: --{warning}", file=sys.stderr)
     if {"density", "brightness"} & set(knobs) and intensity != 1:
         raise UserError("--intensity: it scales what --density and --brightness set; leave the one or the others out")
@@ -238,17 +238,17 @@ def rain_on_photos(
         photo: [f"{names[photo].as_posix()}{f'_v{v:02d}' if num > 1 else ''}.png" for v in range(1, num + 1)]
         for photo in photos
     }
-    ranks.require_shared("--save_path", save)
-    if ranks.first():
+    distributed.require_shared("--save_path", save)
+    if distributed.is_first():
         manifest = Manifest(save)
         if overwrite:
             _start_anew(manifest, folder, photos)
         manifest.mend()
-    ranks.gather(None)  # the others wait for that
+    distributed.gather(None)  # the others wait for that
     manifest = Manifest(save)
     _check_rows(manifest.rows.values(), settings, files)
     maker = RainMaker(netED)
-    mine = photos[ranks.own()]
+    mine = photos[distributed.share()]
     kinds = KINDS if save_layer else PAIR
 
     def is_done(photo: Path, file: str, digest: str) -> bool:
@@ -321,8 +321,8 @@ def rain_on_photos(
     except KeyboardInterrupt as asked:
         again = "without --overwrite goes on" if overwrite else "goes on"
         rest = f"pairs are in {save}; the same command {again}"
-        raise ranks.stopped(asked, made + there, num * len(mine), rest) from None
-    *counts, found = zip(*ranks.gather((made, wet, area, there, deep, alpha, problems)), strict=True)
+        raise distributed.stopped(asked, made + there, num * len(mine), rest) from None
+    *counts, found = zip(*distributed.gather((made, wet, area, there, deep, alpha, problems)), strict=True)
     made, wet, area, there, deep, alpha = map(sum, counts)
     problems = {photo: text for of_one in found for photo, text in of_one.items()}
     print(f"{made} pairs made in {save}" + (f", {there} were there already" if there else ""))
@@ -340,7 +340,7 @@ def rain_on_photos(
                 "or look at it by test_disentanglement.py --figure generated",
                 file=sys.stderr,
             )
-    if (made or there) and ranks.first():
+    if (made or there) and distributed.is_first():
         with manifest.finished() as rows:
             spaces = write_list(save, rows)
             picture = contact_sheet(save, rows)

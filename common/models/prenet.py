@@ -22,14 +22,7 @@ def _conv(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 class Body(nn.Module):
-    """The weights of one stage, shared by all stages.
-
-    Attributes:
-        fused: one convolution for the four gates, and none of what the zeros of the first h and c would be multiplied
-            by; False does the equations one by one, which ``python -m common.benchmark`` compares with.
-    """
-
-    fused = True
+    """The weights of one stage, shared by all stages."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,11 +36,6 @@ class Body(nn.Module):
         self.conv_o = _conv(2 * CHANNELS, CHANNELS)
         self.conv = _conv(CHANNELS, 3)
 
-    def start(self, rainy: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """x, h and c before the first stage: the input and zeros, each (N, 32, H, W), which None stands for."""
-        zeros = None if self.fused else rainy.new_zeros(rainy.shape[0], CHANNELS, *rainy.shape[2:])
-        return rainy, zeros, zeros
-
     def gates(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of one convolution for the gates i, g, o, f; made once per forward."""
         convs = [conv[0] for conv in (self.conv_i, self.conv_g, self.conv_o, self.conv_f)]
@@ -56,24 +44,18 @@ class Body(nn.Module):
     def lstm(
         self, x: Tensor, h: Tensor | None, c: Tensor | None, gates: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """The LSTM cell: x (N, 32, H, W), h and c -> the new h and c."""
-        if not self.fused:
-            xh = torch.cat((x, h), 1)  # (N, 64, H, W)
-            # Activations act in place (the underscore): less memory, which decides how large an image fits.
-            update = torch.sigmoid_(self.conv_i(xh)) * torch.tanh_(self.conv_g(xh))
-            c = torch.sigmoid_(self.conv_f(xh)) * c + update
-            return torch.sigmoid_(self.conv_o(xh)) * torch.tanh(c), c
+        """The LSTM cell: x (N, 32, H, W), h and c -> the new h and c. In the first stage h and c are None: zeros."""
         weight, bias = gates
-        if h is None:  # the first stage: f would be multiplied by c = 0, and half of the weights by h = 0
+        if h is None:  # f would be multiplied by c = 0, and half of the weights by h = 0
             weight, bias = weight[: 3 * CHANNELS, :CHANNELS], bias[: 3 * CHANNELS]
         else:
             x = torch.cat((x, h), 1)  # (N, 64, H, W)
         all_gates = F.conv2d(x, weight, bias, padding=1)
         i, g, o, *f = all_gates.split(CHANNELS, 1)
-        if torch.is_grad_enabled():  # autograd wants the parts of a tensor left alone
+        if torch.is_grad_enabled():
             g = torch.tanh(g)
             i, o, *f = (torch.sigmoid(gate) for gate in (i, o, *f))
-        else:  # in place, and all at once: parts that are interleaved (channels_last) take three times as long
+        else:  # inference: in place, all gates at once; their parts alone take three times as long (channels_last)
             g = torch.tanh_(g.clone())
             torch.sigmoid_(all_gates)
         c = i * g if h is None else f[0] * c + i * g
@@ -109,7 +91,7 @@ class PReNet(Body):
 
     def forward(self, rainy: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Rainy (N, 3, H, W) in [0, 1], H and W >= 1 -> (derained, the outputs of all stages), unclamped."""
-        (x, h, c), gates, outputs = self.start(rainy), self.gates(), []
+        x, h, c, gates, outputs = rainy, None, None, self.gates(), []
         for _ in range(self.stages):
             features, h, c = self.features(rainy, x, h, c, gates)
             x = self.conv(features) + rainy
@@ -124,7 +106,7 @@ class _GaussianPReNet(Body):
         self.stages = stages
 
     def forward(self, rainy: Tensor) -> tuple[Tensor, Tensor]:
-        (x, h, c), gates = self.start(rainy), self.gates()
+        x, h, c, gates = rainy, None, None, self.gates()
         for _ in range(self.stages - 1):
             features, h, c = self.features(rainy, x, h, c, gates)
             x = self.conv(features) + rainy

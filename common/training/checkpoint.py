@@ -28,7 +28,10 @@ _KINDS = {
     "ED": ("a generator, ED", "it belongs to --netED, ED_state_N.pt"),
     "own": ("the network of --derainer", "name it with --derainer"),
     "D": ("a critic, D", "only joint training uses it, D_state_N.pt"),
-    "state": ("a training state", "use the network's own file beside it (..._state_N.pt); --resume -1 goes on from it"),
+    "state": (
+        "a training state",
+        "use the network's own file beside it (..._state_N.pt); the training goes on from it",
+    ),
     "PReNet_r": ("PReNet_r, a PReNet with one residual block for all", "use test_syn_aug.py or test_spa_aug.py"),
     "PRN": ("PRN, a PReNet without its LSTM", _OTHER),
     "PRN_r": ("PRN_r, a PReNet without its LSTM and with one residual block for all", _OTHER),
@@ -200,7 +203,7 @@ def load_newest(path: Path, flag: str, hint: str = "") -> tuple[Path, object]:
 
 def kind_of_derainer(args: argparse.Namespace) -> str:
     """What the weights of --derainer must be: 'augmented' or 'own', see ``put_weights``."""
-    return "own" if derainer.is_own(args) else "augmented"
+    return "own" if derainer.is_custom(args) else "augmented"
 
 
 def load_derainer(args: argparse.Namespace, hint: str = "") -> nn.Module:
@@ -294,7 +297,7 @@ def load_generator(path: Path, flag: str, hint: str = "") -> EDNet:
     return net
 
 
-def generator_of(args: argparse.Namespace, device: torch.device, hint: str, fixed: set[str] | None = None) -> EDNet:
+def generator_of(args: argparse.Namespace, device: torch.device, hint: str) -> EDNet:
     """The generator of --netED, frozen, in eval mode, on the device.
 
     Its sizes go to whichever of the flags --nc, --nz, --nef, --patchSize and --patch_size the script has, and are said,
@@ -302,22 +305,18 @@ def generator_of(args: argparse.Namespace, device: torch.device, hint: str, fixe
 
     Args:
         hint: where the file comes from, for the message when it is missing.
-        fixed: flags that the file has to agree with, if more than those on the command line: of a run that goes on.
 
     Raises:
-        UserError: the file is missing or the wrong one, its sizes contradict fixed flags, or it does not make RGB.
+        UserError: the file is missing or the wrong one, its sizes contradict given flags, or it does not make RGB.
     """
-    fixed = args.given if fixed is None else fixed
     net = load_generator(args.netED, "--netED", hint)
     sizes = {"nc": net.nc, "nz": net.nz, "nef": net.nef, "patchSize": net.patch_size, "patch_size": net.patch_size}
     differ = {flag: size for flag, size in sizes.items() if hasattr(args, flag) and size != getattr(args, flag)}
-    wrong = [flag for flag in differ if flag in fixed]
+    wrong = [flag for flag in differ if flag in args.given]
     if wrong:
         text = "; ".join(f"--{flag} is {getattr(args, flag)}, it has {differ[flag]}" for flag in wrong)
         remedy = (
             f"Give {' '.join(f'--{flag} {differ[flag]}' for flag in wrong)} or leave it out, or name another generator"
-            if set(wrong) <= args.given
-            else "Name the generator that this run began with"
         )
         raise UserError(f"--netED: {args.netED} is a generator of other sizes: {text}. {remedy}")
     if net.nc != 3:

@@ -1,11 +1,17 @@
-"""Whether the GPU of this machine can be used, and if not, why, and which command helps."""
+"""The device for --use_gpu and --gpu_id; if the GPU of this machine can't be used, why, and which command helps."""
 
 import contextlib
 import os
+import shlex
 import subprocess
 import sys
 
 import torch
+
+from .. import distributed
+from ..errors import UserError
+from ..memory import keep_memory
+from ..precision import set_arithmetic
 
 # PyPI's wheels are for CUDA 13: GPUs from Turing (T4, GTX 16xx, RTX 20xx) and drivers from 580 on. The last wheels for
 # older ones (CUDA 12.6: Maxwell to Hopper, drivers from 525 on) are those of PyTorch 2.14.
@@ -13,6 +19,61 @@ DRIVER = 580
 PIP = f"{sys.executable} -m pip install --force-reinstall "
 INDEX = " torchvision --index-url https://download.pytorch.org/whl/"
 NEW, OLD = f"{PIP}torch{INDEX}cu130", f'{PIP}"torch>=2.11,<2.15"{INDEX}cu126'
+
+
+def pick_device(use_gpu: bool, gpu_id: str, several: bool = True, training: bool = False) -> torch.device:
+    """The device for --use_gpu and --gpu_id; says so where a GPU is asked for and none can be used, and why.
+
+    Of several processes on a machine, LOCAL_RANK decides: each takes the GPU of its number, or of its place in a list.
+
+    Args:
+        several: whether the command can run in several processes.
+        training: a GPU that is there must be usable: on the CPU the command would take a month.
+
+    Raises:
+        UserError: a training can't use the GPU that is there; --gpu_id is no list of numbers, or names a GPU that is
+            not there; more processes than GPUs.
+    """
+    try:
+        ids = [int(part) for part in str(gpu_id).split(",")]
+    except ValueError:
+        raise UserError(f"--gpu_id: expected a number such as 0, or several such as 0,1; got {gpu_id!r}") from None
+    keep_memory()
+    if not use_gpu:
+        return torch.device("cpu")
+    if len(ids) > 1 and not distributed.is_launched():
+        print(f"--gpu_id {gpu_id}: one process uses one GPU, this one takes GPU {ids[0]}.")
+        if several:
+            print(f"A process for each of them:\n  {distributed.torchrun(len(ids))} {shlex.join(sys.argv)}")
+    if not torch.cuda.is_available():
+        return _without_gpu(trouble(), training)
+    there = torch.cuda.device_count()
+    place, processes = distributed.local_rank(), distributed.local_size()
+    if processes > 1 and ids == [0]:  # the default
+        ids = list(range(processes))
+    if processes > min(there, len(ids)):
+        raise UserError(
+            f"--gpu_id {gpu_id}: {processes} processes on this machine, which has {there} GPUs; start a process for "
+            "each GPU that is named (torchrun's --nproc_per_node), or say --use_gpu false"
+        )
+    for i in ids:
+        if not 0 <= i < there:
+            raise UserError(f"--gpu_id: there is no GPU {i}; this machine has {', '.join(map(str, range(there)))}")
+    chosen = torch.device("cuda", ids[place])
+    torch.cuda.set_device(chosen)
+    if reason := try_kernel(chosen):
+        return _without_gpu(reason, training)
+    set_arithmetic("fp32")  # exact, until --precision says otherwise
+    torch.backends.cudnn.benchmark = training  # batches of one size
+    return chosen
+
+
+def _without_gpu(reason: str, training: bool) -> torch.device:
+    if reason and training:
+        raise UserError(f"--use_gpu: {reason}\n--use_gpu false trains on the CPU all the same.")
+    why = f"The GPU can't be used: {reason}\nRunning" if reason else "No CUDA GPU here: running"
+    print(f"{why} on the CPU (--use_gpu false says so without this line).")
+    return torch.device("cpu")
 
 
 def driver() -> str:

@@ -12,13 +12,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..models import EDNet
-from ..precision import autocast
-from ..speed import Speed, set_rate
-from .generator import seen
-from .loop import fit
+from .generator import critic_view
 from .losses import LOGVAR_RANGE
-from .proof import steps
-from .run import Run
+
+Tensors = dict[str, Tensor]
 
 SHARE = 4  # real patches for each generated one: they teach RNet faster
 WARM_UP = 200  # steps in which the rate rises to its value; full at once, it leaves RNet with units that are never on
@@ -46,73 +43,44 @@ def code_loss(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
 
 
 def r_step(
-    netED: EDNet, optED: Optimizer, rainy: Tensor, clean: Tensor, z: Tensor, w_real: float, precision: str
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    netED: EDNet, optED: Optimizer, rainy: Tensor, clean: Tensor, z: Tensor, w_real: float
+) -> tuple[Tensors, Tensors]:
     """One step of RNet on the code of generated rain + w_real * the distance of G(mu) to real rain; G gets no gradient.
 
     Args:
         rainy, clean: (N, 3, p, p) in [0, 1], real pairs.
         z: (M, nz), codes of the rain that is generated on the first M clean patches.
-        w_real: weight of the mean squared distance on the scale of ``seen``, where faint streaks count.
+        w_real: weight of the mean squared distance on the scale of ``critic_view``, where faint streaks count.
 
     Returns:
-        The losses, detached: code and real (unweighted); and the rain of the pairs beside what G made of it.
+        The losses, detached: code and real (unweighted); and the rain of the pairs beside G's rain for their codes.
     """
     optED.zero_grad()
     real = (rainy - clean).clamp(min=0)
-    with autocast(rainy.device, precision):
-        with torch.no_grad():
-            generated = (clean[: len(z)] + netED.sample(z).float()).clamp(0, 1)
-        mu, logvar = netED.encoder(torch.cat([generated, rainy])).float().chunk(2, 1)
-        rain = netED.sample(mu[len(z) :]).float()
+    with torch.no_grad():
+        generated = (clean[: len(z)] + netED.sample(z)).clamp(0, 1)
+    mu, logvar = netED.encoder(torch.cat([generated, rainy])).chunk(2, 1)
+    rain = netED.sample(mu[len(z) :])
     code = code_loss(z, mu[: len(z)], logvar[: len(z)])
-    distance = F.mse_loss(seen(rain), seen(real))
+    distance = F.mse_loss(critic_view(rain), critic_view(real))
     (code + w_real * distance).backward(inputs=list(netED.encoder.parameters()))
     optED.step()
     return {"code": code.detach(), "real": distance.detach()}, {"rain": real, "rain_of_code": rain.detach()}
 
 
-def encoder_step(
-    netED: EDNet, optED: Optimizer, w_real: float, speed: Speed, shown: dict[str, Tensor]
-) -> Callable[[Tensor, Tensor, int], dict[str, Tensor]]:
-    """The step for ``fit``, see ``r_step``; ``shown`` is given the pictures of the newest one."""
+def encoder_step(netED: EDNet, optED: Optimizer, w_real: float) -> Callable[..., tuple[Tensors, Tensors]]:
+    """The step for ``fit``, see ``r_step``."""
 
-    def work(kind: None, rainy: Tensor, clean: Tensor, z: Tensor) -> tuple[dict, dict]:
-        return r_step(netED, optED, rainy, clean, z, w_real, speed.precision)
-
-    proven = steps(work, speed, 1, [netED], {"ED": optED})
-
-    def step(rainy: Tensor, clean: Tensor, index: int) -> dict[str, Tensor]:
-        if index <= WARM_UP:
-            set_rate(optED, optED.param_groups[0]["initial_lr"] * (index + 1) / (WARM_UP + 1))
-        codes = torch.randn(-(-len(rainy) // SHARE), netED.nz, device=rainy.device)
-        losses, pictures = proven(None, rainy, clean, codes)
-        shown.update(pictures)
-        return losses
+    def step(kind: None, rainy: Tensor, clean: Tensor, z: Tensor) -> tuple[Tensors, Tensors]:
+        return r_step(netED, optED, rainy, clean, z, w_real)
 
     return step
 
 
-def train_encoder(
-    *,
-    run: Run,  # model folder, state to go on from, saving
-    netED: EDNet,  # its RNet learns
-    lr: float,
-    w_real: float,  # weight of the distance to real rain
-    speed: Speed,  # whether steps are recorded, and in which arithmetic
-    **settings,  # data, schedule, epochs, saving: see fit
-) -> None:
-    """Train RNet; see ``r_step`` and the loop ``fit``."""
-    optimizer = speed.adam(netED.encoder.parameters(), lr)
-    speed.switch()
-    shown: dict[str, Tensor] = {}
-    step = encoder_step(netED, optimizer, w_real, speed, shown)
-    fit(
-        run=run,
-        step=step,
-        nets={"ED": netED},
-        optimizers={"ED": optimizer},
-        pictures=lambda: shown,
-        frozen=netED.decoder,
-        **settings,
-    )
+def encoder_draw(nz: int) -> Callable[[Tensor, Tensor, int, int], tuple]:
+    """The inputs of a step for ``fit``: (None, rainy, clean, codes for a quarter as many patches)."""
+
+    def draw(rainy: Tensor, clean: Tensor, index: int, whole: int) -> tuple:
+        return None, rainy, clean, torch.randn(-(-whole // SHARE), nz, device=rainy.device)
+
+    return draw

@@ -15,13 +15,8 @@ from torch.optim import Optimizer
 
 from ..models import EDNet
 from ..models.vrgnet import levels
-from ..precision import autocast
-from ..speed import Speed
-from .averaging import Average
-from .loop import fit
-from .proof import steps
-from .run import Run
 
+Tensors = dict[str, Tensor]
 GROUP = 4  # samples whose standard deviation the critic sees
 LAZY = 8  # steps from one penalty to the next
 LEAK = 0.1  # share of the gradient that the closed last ReLU of G lets through while it trains
@@ -50,9 +45,9 @@ class RainCritic(nn.Module):
                 nn.init.kaiming_normal_(module.weight, 0.2)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, seen: Tensor) -> Tensor:
-        """Layers as ``seen`` makes them, (N, channels, p, p) -> scores (N,)."""
-        x = self.body(seen)
+    def forward(self, rain: Tensor) -> Tensor:
+        """Layers as ``critic_view`` makes them, (N, channels, p, p) -> scores (N,)."""
+        x = self.body(rain)
         groups = x.unflatten(0, (-1, GROUP) if len(x) % GROUP == 0 else (1, -1))
         variance = (groups - groups.mean(1, keepdim=True)).square().mean(1)  # var() is slow on a CPU
         spread = (variance + 1e-8).sqrt().mean((1, 2, 3))  # one number a group
@@ -61,7 +56,7 @@ class RainCritic(nn.Module):
         return self.last(x.flatten(1))[:, 0]
 
 
-def seen(rain: Tensor, channels: int = 3) -> Tensor:
+def critic_view(rain: Tensor, channels: int = 3) -> Tensor:
     """Rain layers (N, nc, p, p) >= 0 as the critic sees them, of 3 channels or 1: the root makes faint streaks count.
 
     They are rounded to 8 bits and clipped at 1, as the real ones are. G can not make steps, by which the critic would
@@ -112,23 +107,20 @@ def zero_centred(netD: nn.Module, x: Tensor) -> Tensor:
     return grad.square().sum((1, 2, 3)).mean()
 
 
-def d_step(
-    netD: nn.Module, optD: Optimizer, real: Tensor, fake: Tensor, w_gp: float, precision: str
-) -> dict[str, Tensor]:
+def d_step(netD: nn.Module, optD: Optimizer, real: Tensor, fake: Tensor, w_gp: float) -> Tensors:
     """One step of the critic on softplus(-(D(real) - D(fake))) + w_gp (R1 + R2); touches D alone.
 
     Args:
-        real, fake: (N, 3 or 1, p, p) as ``seen`` makes them.
+        real, fake: (N, 3 or 1, p, p) as ``critic_view`` makes them.
         w_gp: weight of the penalties; 0 leaves them out.
 
     Returns:
         Detached: loss_D without penalties, the mean margin D(real) - D(fake); with penalties r1 and r2, unweighted.
     """
     optD.zero_grad()
-    with autocast(real.device, precision):
-        margin = netD(real) - netD(fake.detach())
-    loss_D = F.softplus(-margin.float()).mean()
-    losses = {"loss_D": loss_D.detach(), "margin": margin.detach().float().mean()}
+    margin = netD(real) - netD(fake.detach())
+    loss_D = F.softplus(-margin).mean()
+    losses = {"loss_D": loss_D.detach(), "margin": margin.detach().mean()}
     if w_gp:
         r1, r2 = zero_centred(netD, real), zero_centred(netD, fake)
         loss_D = loss_D + w_gp * (r1 + r2)
@@ -138,84 +130,49 @@ def d_step(
     return losses
 
 
-def g_step(
-    netED: EDNet, netD: nn.Module, optED: Optimizer, real: Tensor, z: Tensor, precision: str
-) -> tuple[dict[str, Tensor], Tensor]:
+def g_step(netED: EDNet, netD: nn.Module, optED: Optimizer, real: Tensor, z: Tensor) -> tuple[Tensors, Tensor]:
     """One step of G on softplus(-(D(fake) - D(real))); D gets no gradient.
 
     Args:
-        real: (N, 3 or 1, p, p) as ``seen`` makes them.
+        real: (N, 3 or 1, p, p) as ``critic_view`` makes them.
         z: (N, nz) rain codes.
 
     Returns:
         The loss, detached, and the rain (N, 3, p, p).
     """
     optED.zero_grad()
-    with autocast(real.device, precision):
-        rain = leaky_sample(netED, z).float()
-        with torch.no_grad():
-            score = netD(real)
-        margin = netD(seen(rain, real.shape[1])) - score
-    loss_G = F.softplus(-margin.float()).mean()
+    rain = leaky_sample(netED, z)
+    with torch.no_grad():
+        score = netD(real)
+    margin = netD(critic_view(rain, real.shape[1])) - score
+    loss_G = F.softplus(-margin).mean()
     loss_G.backward(inputs=list(netED.decoder.parameters()))
     optED.step()
     return {"loss_G": loss_G.detach()}, rain.detach()
 
 
 def generator_step(
-    netED: EDNet,
-    netD: nn.Module,
-    optimizers: Mapping[str, Optimizer],
-    w_gp: float,
-    speed: Speed,
-    shown: dict[str, Tensor],
-    average: Average,
-    decay: float,
-) -> Callable[[Tensor, Tensor, int], dict[str, Tensor]]:
+    netED: EDNet, netD: nn.Module, optimizers: Mapping[str, Optimizer], w_gp: float
+) -> Callable[..., tuple[Tensors, Tensors]]:
     """The step for ``fit``: D, then G, each with rain of its own codes; penalties in every 8th step, times 8."""
-
-    def work(penalties: bool, rainy: Tensor, clean: Tensor, z_d: Tensor, z_g: Tensor) -> tuple[dict, dict]:
-        rain = (rainy - clean).clamp(min=0)
-        real = seen(rain, channels)
-        with torch.no_grad(), speed.autocast(rain.device):
-            fake = seen(netED.sample(z_d).float(), channels)
-        losses = d_step(netD, optimizers["D"], real, fake, w_gp * LAZY if penalties else 0, speed.precision)
-        more, made = g_step(netED, netD, optimizers["ED"], real, z_g, speed.precision)
-        return losses | more, {"rain": rain, "generated_rain": made}
-
     channels = netD.body[0].in_channels
-    proven = steps(work, speed, LAZY, (netED, netD), optimizers)
 
-    def step(rainy: Tensor, clean: Tensor, index: int) -> dict[str, Tensor]:
-        codes = torch.randn(2, len(rainy), netED.nz, device=rainy.device)
-        losses, pictures = proven(index % LAZY == 0, rainy, clean, *codes)
-        average.update(min(decay, (1 + index) / (10 + index)))  # ramped up: the start is soon forgotten
-        shown.update(pictures)
-        return losses
+    def step(penalties: bool, rainy: Tensor, clean: Tensor, z_d: Tensor, z_g: Tensor) -> tuple[Tensors, Tensors]:
+        rain = (rainy - clean).clamp(min=0)
+        real = critic_view(rain, channels)
+        with torch.no_grad():
+            fake = critic_view(netED.sample(z_d), channels)
+        losses = d_step(netD, optimizers["D"], real, fake, w_gp * LAZY if penalties else 0)
+        g_losses, generated = g_step(netED, netD, optimizers["ED"], real, z_g)
+        return losses | g_losses, {"rain": rain, "generated_rain": generated}
 
     return step
 
 
-def train_generator(
-    *,
-    run: Run,  # model folder, state to go on from, saving
-    netED: EDNet,  # its G learns
-    netD: nn.Module,  # critic, of rain layers
-    lr: float,  # of both
-    betas: tuple[float, float],  # of Adam, for both
-    w_gp: float,  # weight of the gradient penalties
-    ema: float,  # decay of the moving average of netED's weights, which is saved beside them
-    speed: Speed,  # whether steps are recorded, and in which arithmetic
-    **settings,  # data, schedule, epochs, saving: see fit
-) -> None:
-    """Train G on rain layers; see ``d_step``, ``g_step`` and the loop ``fit``."""
-    optimizers = {
-        "ED": speed.adam(netED.decoder.parameters(), lr, betas),
-        "D": speed.adam(netD.parameters(), lr, betas),
-    }
-    speed.switch()
-    shown: dict[str, Tensor] = {}
-    average = Average(netED, ema)
-    step = generator_step(netED, netD, optimizers, w_gp, speed, shown, average, ema)
-    nets = {"ED": netED, "D": netD, "ED_ema": average.net}
-    fit(run=run, step=step, nets=nets, optimizers=optimizers, pictures=lambda: shown, **settings)
+def generator_draw(nz: int) -> Callable[[Tensor, Tensor, int, int], tuple]:
+    """The inputs of a step for ``fit``: (whether it has penalties, rainy, clean, codes for D, codes for G)."""
+
+    def draw(rainy: Tensor, clean: Tensor, index: int, whole: int) -> tuple:
+        return index % LAZY == 0, rainy, clean, *torch.randn(2, whole, nz, device=rainy.device)
+
+    return draw

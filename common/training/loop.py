@@ -1,7 +1,10 @@
-"""The loop around every kind of training: epochs, schedule, logs, saving, resume, and a guard against bad losses."""
+"""The loop around every kind of training: epochs, schedule, logs, saving, and a guard against bad losses."""
 
 import contextlib
 import hashlib
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 
@@ -9,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .. import ranks
+from .. import distributed
 from ..data.patches import CropSampler, PatchDataset, crop_loader, to_batch
 from ..derainer import DerainerError
-from ..errors import StartAgain, TrainingStopped, UserError, is_dead_worker, is_out_of_memory
-from ..graphs import CannotRecord
-from ..speed import set_rate
+from ..errors import TrainingStopped, UserError, is_dead_worker, is_out_of_memory
 from ..terminal import progress_bar
+from .ema import EMA
+from .folder import TrainingFolder
+from .graphs import CannotRecord
 from .log import Log
-from .run import Run
-from .runtime import StopRequest
+from .optimizer import set_rate
 
 
 def learning_rate(base: float, milestone: list[int], gamma: float, epoch: int) -> float:
@@ -33,7 +36,7 @@ class DataLost(TrainingStopped):
     """An image can't be read any more; the networks are as good as after the last step."""
 
 
-class Ledger:
+class LossSums:
     """Sums of the losses and the first step at which one was not finite, kept on the device.
 
     Steps may report different losses (a step with G and one without); each kind has its own sums.
@@ -56,7 +59,7 @@ class Ledger:
         kind["bad_step"] = torch.where(new, step, first_bad)
         kind["bad"] = torch.where(new, now, kind.get("bad", now))
 
-    def require_finite(self, run: Run) -> None:
+    def require_finite(self, folder: TrainingFolder) -> None:
         """Wait for the device and look.
 
         Raises:
@@ -71,8 +74,8 @@ class Ledger:
         if bad:
             step, values = min(bad)
             raise TrainingStopped(
-                f"a loss is not finite at step {step} (counted from 0 over the whole run): {values}. {run.last_good()} "
-                "If it happens again: lower the learning rates, or look at the data."
+                f"a loss is not finite at step {step} (counted from 0 over the whole training): {values}. "
+                f"{folder.last_good()} If it happens again: lower the learning rates, or look at the data."
             )
 
     def last(self) -> dict[str, float]:
@@ -89,9 +92,44 @@ class Ledger:
                 steps[name] = steps.get(name, 0) + kind["steps"]
         return {name: total[name] / steps[name] for name in total}
 
-    def sums(self) -> dict:
-        """Plain values from which a new ledger goes on."""
+    def plain(self) -> dict:
+        """Plain values from which new sums go on."""
         return {" ".join(names): (kind["total"].tolist(), kind["steps"]) for names, kind in self.kinds.items()}
+
+
+class StopRequest:
+    """Within it, the first Ctrl-C or SIGTERM only asks to stop after the current step; a second Ctrl-C ends at once.
+
+    Under torchrun, which passes signals on, a second one changes nothing; torchrun leaves half a minute.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __call__(self) -> bool:
+        return self.requested
+
+    def _handle(self, number: int, frame) -> None:
+        again, alone = self.requested, not distributed.is_launched()
+        self.requested = True
+        if not again and distributed.is_first():
+            hint = " (Ctrl-C again ends at once)" if alone else ""
+            with contextlib.suppress(OSError):  # not print: it may be the print of a step that was interrupted
+                os.write(2, f"\nstopping after this step to save{hint} ...\n".encode())
+        if alone:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def __enter__(self) -> "StopRequest":
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 def _batches(loader: Iterable[Tensor]) -> Generator[Tensor, None, None]:
@@ -109,15 +147,6 @@ def _digest(net: nn.Module) -> str:
     return digest.hexdigest()[:12]
 
 
-def _without_recording(run: Run, error: CannotRecord) -> Exception:
-    """What a recording that broke off ends in: the same run from its start, or of several processes an end."""
-    if ranks.count() > 1:
-        return TrainingStopped(f"--cuda_graphs: a recording failed ({error}); leave it out. {run.last_good()}")
-    _say(f"--cuda_graphs: a recording failed ({error}); starting again without")
-    fresh = [] if run.args.resume else ["--overwrite", "--manualSeed", str(run.args.manualSeed)]
-    return StartAgain(["--cuda_graphs", "off", *fresh])
-
-
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):  # whoever read the output is gone; that is no reason to stop
         print(text, flush=True)
@@ -125,13 +154,14 @@ def _say(text: str) -> None:
 
 def fit(
     *,
-    run: Run,  # model folder, state to go on from, saving
-    step: Callable[[Tensor, Tensor, int], dict[str, Tensor]],  # (rainy, clean, index over the run) -> detached losses
+    folder: TrainingFolder,  # the state to go on from, saving
+    draw: Callable[[Tensor, Tensor, int, int], tuple],  # (rainy, clean, index over all steps, whole batch) -> inputs
+    step: Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]],  # inputs -> losses, detached, and images
     nets: dict[str, nn.Module],  # by file prefix, on the device
-    optimizers: Mapping[str, Optimizer],  # by the same prefixes; their initial_lr is that of epoch 1, see Speed.adam
+    optimizers: Mapping[str, Optimizer],  # by the same prefixes, see optimizer.py
     dataset: PatchDataset,  # of crops
     device: torch.device,
-    batch_size: int,  # of each process
+    batch_size: int,  # crops in a step, of all processes together
     iters_per_epoch: int,  # steps of an epoch
     niter: int,  # epochs
     milestone: list[int],  # finished epochs after which every learning rate is multiplied by gamma
@@ -141,12 +171,13 @@ def fit(
     save_every: int,  # epochs between bare weights; the last epoch always
     save_minutes: float,  # between full states within an epoch; after each epoch always
     log_every: int,  # steps between scalars
-    pictures: Callable[[], dict[str, Tensor]],  # batches for the image grids
     validate: Callable[[Callable[[], bool]], dict[str, float] | None] | None = None,  # (stop?) -> psnr_y or others
     val_every: int = 1,  # epochs
     frozen: nn.Module | None = None,  # what the steps use and never change, to notice another one on resume
+    ema: EMA | None = None,  # moving average of one of the networks, updated after each step
+    warm_up: int = 0,  # steps over which the learning rates rise to their values
 ) -> None:
-    """Train from where the run stands to the end of epoch niter.
+    """Train from where the folder stands to the end of epoch niter.
 
     Raises:
         TrainingStopped: a loss or weight is not finite, a file can't be read or saved; the last good state stays.
@@ -154,33 +185,34 @@ def fit(
     """
     base = {name: optimizer.param_groups[0]["initial_lr"] for name, optimizer in optimizers.items()}
     data = dataset.fingerprint() + (f", generator {_digest(frozen)}" if frozen else "")
-    ranks.require_same("--use_gpu", device.type)
-    ranks.require_same("--data_path, --netED", data)
-    run.restore(nets, optimizers, data)
-    ranks.spread(nets.values())
-    if run.epoch >= niter:
-        _say(f"nothing to do: {run.epoch} epochs are done and --niter is {niter}")
+    distributed.require_same("--use_gpu", device.type)
+    distributed.require_same("--data_path, --netED", data)
+    folder.restore(nets, optimizers, data)
+    distributed.broadcast_weights(nets.values())
+    if folder.epoch >= niter:
+        _say(f"nothing to do: {folder.epoch} epochs are done and --niter is {niter}")
         return
-    first = run.epoch + 1
-    done_before = run.epoch * iters_per_epoch + run.step
-    log = Log(log_dir, run.options(), run.epoch, done_before, run.args.overwrite)
-    run.begin()
-    whole = batch_size * ranks.count()
-    if ranks.count() > 1:
-        _say(f"{ranks.count()} processes: a step has {whole} crops, {batch_size} of each")
-    sampler = CropSampler(whole * iters_per_epoch, dataset.seed, first, niter, run.step * whole)
-    loader, close = crop_loader(dataset, sampler, batch_size, workers, pin_memory=device.type == "cuda")
+    own_size = len(range(batch_size)[distributed.share()])
+    if own_size == 0:
+        raise UserError(f"--batchSize: {batch_size} crops for {distributed.world_size()} processes; each needs one")
+    weight = own_size / batch_size
+    for optimizer in optimizers.values():
+        distributed.average_gradients(optimizer, weight)
+    first = folder.epoch + 1
+    done_before = folder.epoch * iters_per_epoch + folder.step
+    log = Log(log_dir, folder.options(), folder.epoch, done_before, folder.args.overwrite)
+    folder.begin()
+    sampler = CropSampler(batch_size, iters_per_epoch, dataset.seed, first, niter, folder.step)
+    loader, close = crop_loader(dataset, sampler, workers, pin_memory=device.type == "cuda")
 
     def save() -> None:
-        ranks.goes_on(patient=True)
-        ledger.require_finite(run)
-        run.sums = ledger.sums() if run.step else {}
-        run.save_state(nets, optimizers)
+        sums.require_finite(folder)
+        folder.sums = sums.plain() if folder.step else {}
+        folder.save_state(nets, optimizers)
 
-    def interrupted() -> KeyboardInterrupt:
-        return KeyboardInterrupt(
-            f"stopped and saved after {run.epoch} epochs and {run.step} steps. To go on:\n  {run.command()}"
-        )
+    def stopped() -> KeyboardInterrupt:
+        done = f"{folder.epoch} epochs and {folder.step} steps"
+        return KeyboardInterrupt(f"stopped and saved after {done}. The same command goes on.")
 
     batches = _batches(loader)
     with StopRequest() as stop:
@@ -190,91 +222,97 @@ def fit(
                 rates = {name: learning_rate(base[name], milestone, gamma, epoch) for name in optimizers}
                 for name, optimizer in optimizers.items():
                     set_rate(optimizer, rates[name])
-                ledger, began, began_at = Ledger(run.sums), time.monotonic(), run.step
+                sums, began, began_at = LossSums(folder.sums), time.monotonic(), folder.step
+                images: dict[str, Tensor] = {}
                 with progress_bar(
-                    total=iters_per_epoch, initial=run.step, desc=f"epoch {epoch}/{niter}", leave=False
+                    total=iters_per_epoch, initial=folder.step, desc=f"epoch {epoch}/{niter}", leave=False
                 ) as bar:
-                    while run.step < iters_per_epoch:
-                        index = (epoch - 1) * iters_per_epoch + run.step
+                    while folder.step < iters_per_epoch:
+                        index = (epoch - 1) * iters_per_epoch + folder.step
                         problem = ""
                         try:
                             pixels = next(batches)
                         except DataLost as error:
                             problem = str(error)
                         late = time.monotonic() - saved_at > 60 * save_minutes
-                        stopping, late, lost = ranks.any_wish(stop(), late, bool(problem))
-                        ranks.goes_on()  # with the others: all are here
+                        stopping, late, lost = distributed.any_true(stop(), late, bool(problem))
                         if stopping or late or lost:
                             save()
                             saved_at = time.monotonic()
                         if lost:
-                            raise DataLost(f"{ranks.any_reason(problem)}. {run.last_good()}")
+                            raise DataLost(f"{distributed.first_reason(problem)}. {folder.last_good()}")
                         if stopping:
-                            ranks.gather(None)  # until the first process has saved
-                            raise interrupted()
+                            distributed.gather(None)  # until the first process has saved
+                            raise stopped()
+                        if index <= warm_up:
+                            for name, optimizer in optimizers.items():
+                                set_rate(optimizer, base[name] * (index + 1) / (warm_up + 1))
                         rainy, clean = to_batch(pixels.to(device, non_blocking=True))
                         try:
-                            losses = step(rainy, clean, index)
-                        except CannotRecord as error:
-                            raise _without_recording(run, error) from None
+                            losses, images = step(*draw(rainy, clean, index, batch_size))
                         except DerainerError as error:
                             if index > done_before:
                                 save()
-                            raise TrainingStopped(f"{error} {run.last_good()}") from None
-                        ledger.add(losses, index)
-                        run.step += 1
+                            raise TrainingStopped(f"{error} {folder.last_good()}") from None
+                        if ema is not None:
+                            ema.update(index)
+                        sums.add(distributed.average(losses, weight), index)
+                        folder.step += 1
                         bar.update()
-                        if run.step % log_every == 0 or run.step == iters_per_epoch:
-                            ledger.require_finite(run)
-                            newest = ledger.last()
+                        if folder.step % log_every == 0 or folder.step == iters_per_epoch:
+                            sums.require_finite(folder)
+                            newest = sums.last()
                             log.scalars({f"loss/{name}": value for name, value in newest.items()}, index)
                             bar.set_postfix({name: f"{value:.3g}" for name, value in newest.items()}, refresh=False)
                 seconds = time.monotonic() - began
-                ranks.goes_on(patient=True)
-                ledger.require_finite(run)
-                ranks.spread(nets.values(), weights=False)
+                sums.require_finite(folder)
+                distributed.broadcast_weights(nets.values(), trainable=False)
                 scores = {}
                 if validate is not None and (epoch % val_every == 0 or epoch == niter):
                     save()  # whatever happens now, the epoch's steps are done; a resume repeats the validation alone
                     try:
                         scores = validate(stop)
                     except UserError as error:  # of a derainer, of an image that has changed
-                        raise TrainingStopped(f"validation: {error} {run.last_good()}") from None
+                        raise TrainingStopped(f"validation: {error} {folder.last_good()}") from None
                     if scores is None:  # Ctrl-C
-                        raise interrupted()
-                    if scores.get("psnr_y", run.best) > run.best:
-                        run.best = scores["psnr_y"]
-                        run.save_weights({name: nets[name] for name in list(nets)[:1]}, "best")
+                        raise stopped()
+                    if scores.get("psnr_y", folder.best) > folder.best:
+                        folder.best = scores["psnr_y"]
+                        folder.save_weights({name: nets[name] for name in list(nets)[:1]}, "best")
                 saving = epoch % save_every == 0 or epoch == niter
                 if saving:
-                    run.save_weights(nets, f"state_{epoch}")
-                means, speed = ledger.means(), (iters_per_epoch - began_at) / max(seconds, 1e-9)
+                    folder.save_weights(nets, f"state_{epoch}")
+                means, speed = sums.means(), (iters_per_epoch - began_at) / max(seconds, 1e-9)
                 end = epoch * iters_per_epoch
                 rates = {f"lr/{name}": rate for name, rate in rates.items()}
                 log.scalars(rates | {f"val/{name}": value for name, value in scores.items()}, end)
-                if pictures():
-                    log.pictures(pictures(), end)
+                log.images(images, end)
                 columns = means | rates | {f"val_{name}": value for name, value in scores.items()}
                 log.epoch({"epoch": epoch, "step": end, "seconds": f"{seconds:.1f}"} | columns)
-                run.epoch, run.step = epoch, 0  # after the log: a resume drops rows that are too new, not missing ones
+                folder.epoch, folder.step = epoch, 0  # after the log: a resume drops rows that are too new
                 save()
                 saved_at = time.monotonic()
                 shown = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
                 measured = "".join(f"  val {name} {value:.4f}" for name, value in scores.items())
                 files = f"  saved ..._state_{epoch}.pt" if saving else ""
                 _say(f"epoch {epoch}/{niter}  {shown}{measured}  ({seconds:.0f} s, {speed:.2f} steps/s){files}")
+        except CannotRecord as error:
+            advice = "Run the same command with --cuda_graphs off."
+            raise TrainingStopped(f"--cuda_graphs: {error}. {folder.last_good()} {advice}") from None
+        except distributed.ProcessLost as error:
+            raise TrainingStopped(f"{error}. {folder.last_good()}") from None
         except (RuntimeError, MemoryError) as error:
             told = (str(error) or type(error).__name__).splitlines()[0]
             if is_dead_worker(error):
                 reason = f"a worker that reads the images died ({told}); try fewer --workers."
             elif is_out_of_memory(error):
                 reason = (
-                    f"out of memory ({told}). Where nothing else takes the memory, a new run needs a smaller "
+                    f"out of memory ({told}). Where nothing else takes the memory, a new training needs a smaller "
                     "--batchSize, --patchSize or network, or several GPUs."
                 )
             else:
                 raise
-            raise TrainingStopped(f"{reason} {run.last_good()}") from None
+            raise TrainingStopped(f"{reason} {folder.last_good()}") from None
         finally:
             close()
             batches.close()

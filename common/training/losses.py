@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..precision import full_fp32
+
 LOGVAR_RANGE = (math.log(1e-8), math.log(1e4))
 
 
@@ -58,3 +60,15 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     return torch.mean(
         (2 * mu_a * mu_b + c1) * (2 * covariance + c2) / ((mu_a**2 + mu_b**2 + c1) * (var_a + var_b + c2))
     )
+
+
+def ssim_loss(derained: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+    """-SSIM and its gradient for ``derained``, both in full fp32 on every GPU.
+
+    E[x^2] - mu^2 cancels: with factors rounded to TF32, SSIM would exceed 1.
+    """
+    derained = derained.detach().requires_grad_()
+    with full_fp32():
+        loss = -ssim(derained, clean)
+        (gradient,) = torch.autograd.grad(loss, derained)
+    return loss.detach(), gradient

@@ -1,59 +1,75 @@
-"""Steps that are run until their recording has proven that it does the same, with the training's own networks and data.
+"""--cuda_graphs: steps run until their recording has proven that it computes the same, on the training's own data.
 
-The first ``cycle + 2`` steps of a training are run, and that is what counts. They are then run once more and recorded,
-from the same start each time, both with a higher rate in the last two. Losses, Adam's averages and what moves with the
-forward (u and v of the spectral norm) must agree. Weights need not: Adam turns gradients that are zero but for
-rounding into full steps. Whatever comes out, the training goes on from its own first result.
+The first ``cycle + 1`` steps of a training are run, and these results count. From the same start they are run again,
+which shows the noise, and then recorded and replayed. They are recorded at another rate than they are replayed at: the
+step after shows whether a recording takes the new one. Losses, Adam's averages and what moves with the forward (u and v
+of the spectral norm) must agree. Weights need not: Adam turns gradients that are zero but for rounding into full steps.
 """
 
+import argparse
 import gc
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .. import ranks
-from ..graphs import CannotRecord, Recorder, Recording
-from ..speed import Speed, set_rate
-from .averaging import Average
-from .runtime import rng_state, set_rng_state
+from .. import derainer, distributed
+from . import trial
+from .graphs import CannotRecord, Recorder, Recording, recorder
+from .optimizer import set_rate
+from .seeds import rng_state, set_rng_state
 
-NOISE = 10  # times the difference between two runs, that a recording may differ
-FLOOR = {"fp32": 1e-5}  # and so much besides, relative
-ROUNDED = 1e-3  # the same for the other precisions
+NOISE = 10  # times the difference between two runs, that a recording may differ,
+FLOOR, ROUNDED = 1e-5, 1e-3  # and so much besides, relative: in fp32, in other precisions
 SMALL = 1e-2  # losses below count as that large: they are differences of larger numbers
-GAIN = 1.1  # times faster at least, or the recordings' memory is not worth it
+GAIN = 1.1
+OTHER = 1e-2  # added to the rates while a step is recorded
 
-Work = Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]]
-Values = dict[str, Tensor]
+Step = Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]]
+Values = list[dict[str, Tensor]]  # losses of each step; at the end what the steps have moved
+State = tuple[dict[tuple, Tensor], list[float], dict]  # all that a step changes, rates, random numbers
 
 
-def steps(
-    work: Work,
-    speed: Speed,
-    cycle: int,
-    nets: Iterable[nn.Module],
-    optimizers: Mapping[str, Optimizer],
-    average: Average | None = None,
-) -> Work:
-    """The work as it is, or where steps are to be recorded ``Steps``.
+def record(
+    step: Step, args: argparse.Namespace, cycle: int, nets: list[nn.Module], optimizers: Mapping[str, Optimizer]
+) -> Step:
+    """The step for ``fit``, recorded on a GPU where --cuda_graphs allows it; else the step itself.
 
     Args:
-        work: (kind, *tensors) -> losses and pictures. What Python does in it depends on the kind alone.
+        step: (kind, *tensors) -> losses and images. Python's part of it depends on the kind alone.
         cycle: steps in which every kind comes.
-        nets: all whose tensors the work changes, but for those of the average.
+        nets: all whose tensors the step changes.
         optimizers: all that it steps.
     """
-    nets = list(nets)
-    recorder = speed.recorder(next(nets[0].parameters()).device)
-    return Steps(work, recorder, speed, cycle, nets, optimizers, average) if recorder else work
+    device = next(nets[0].parameters()).device
+    records = recorder(device)
+    if records is None:
+        if args.cuda_graphs == "on":
+            print("--cuda_graphs on: no GPU is used, so nothing is recorded")
+        return step
+    # By itself not another's network, whose Python may matter, nor with sums of several processes, which can hang.
+    by_itself = args.cuda_graphs == "auto" and not derainer.is_custom(args) and distributed.world_size() == 1
+    if not by_itself and args.cuda_graphs != "on":
+        return step
+    if reason := trial.reason(args.precision, device):
+        print(f"--cuda_graphs: {reason}; going on without")
+        return step
+    floor = FLOOR if args.precision == "fp32" else ROUNDED
+    return RecordedStep(step, records, floor, args.iters_per_epoch, cycle, nets, optimizers)
 
 
-class Steps:
-    """See ``steps``; called like the work. Says in a line what became of the recording.
+class RecordedStep:
+    """Called like the step; once a recording is proven, replays it. Says in a line what became of that.
+
+    Args:
+        step, cycle, nets, optimizers: see ``record``.
+        recorder: records on the GPU of the networks.
+        floor: relative difference that is always allowed.
+        again: calls after which the recording is compared once more.
+        gain: a recording that is not so many times faster is not worth its memory.
 
     Raises:
         CannotRecord: a recording broke off, after which nothing can be said about the GPU: start again without.
@@ -61,144 +77,27 @@ class Steps:
 
     def __init__(
         self,
-        work: Work,
+        step: Step,
         recorder: Recorder,
-        speed: Speed,
+        floor: float,
+        again: int,
         cycle: int,
         nets: list[nn.Module],
         optimizers: Mapping[str, Optimizer],
-        average: Average | None,
+        gain: float = GAIN,
     ) -> None:
-        self.work, self.nets, self.optimizers, self.average = work, nets, optimizers, average
-        self.length, self.every, self.calls = cycle + 2, speed.again, 0
-        self.floor = FLOOR.get(speed.precision, ROUNDED)
+        self.step, self.nets, self.optimizers = step, nets, optimizers
+        self.length, self.again, self.calls, self.floor, self.gain = cycle + 1, again, 0, floor, gain
         self.noise: dict[str, float] = {}
         self._recorder: Recorder | None = recorder
         self._recordings: dict[Hashable, Recording] = {}
-        self._seen: list[tuple] = []  # kind, tensors, rates and states of the generators of random numbers
-        self._first: list[Values] = []
+        self._due: set[Hashable] = set()  # kinds to be compared again
+        self._forget()
 
-    def __call__(self, kind: Hashable, *inputs: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        if self._recorder is None:
-            return self.work(kind, *inputs)
-        self.calls += 1
-        if self._recordings:
-            return self._again(kind, inputs) if self.calls % self.every == 0 else self._recordings[kind](*inputs)
-        if not self._seen:
-            self._start = self._copy()
-        self._seen.append((kind, tuple(x.clone() for x in inputs), self._rates(), rng_state()))
-        found = self._recorder.run(lambda: self.work(kind, *inputs))
-        self._first.append(self._values(found[0], len(self._seen) - 1))
-        if len(self._seen) == self.length:
-            self._prove()
-        return found
-
-    def _prove(self) -> None:
-        """Run and record what was seen, from the same start, and decide."""
-        recorder, after = self._recorder, (self._copy(), self._rates(), rng_state())
-        reasons: list[str] = []
-
-        def run(kind: Hashable, inputs: tuple) -> Any:
-            found, reason = recorder.rehearse(lambda: self.work(kind, *inputs))
-            reasons.append(reason)
-            return found
-
-        second, slow = self._pass(run)
-        alike = range(self.length - 2)  # before the rates differ
-        for name in second[-1].keys() | {name for number in alike for name in second[number]}:
-            pairs = [(self._first[i].get(name), second[i].get(name)) for i in alike]
-            self.noise[name] = max((difference(a, b) for a, b in pairs if a is not None), default=-1.0)
-        most = max(self.noise.values())
-        self.noise = {name: most if noise < 0 else noise for name, noise in self.noise.items()}
-        said = ranks.any_reason(next(filter(None, reasons), ""))
-        if not said:
-            third, quick = self._record()
-            name, worst = self._worst(third, second)
-            text = f"{self.length} steps recorded and run"
-            said = self._verdict(name, worst, f"{text} differ", after="")
-            gain = slow / max(quick, 1e-9)
-            if not said and gain < GAIN:
-                said = f"{text} agree ({worst:.0e}), but {gain:.2f}x faster is not worth the memory"
-            said = ranks.any_reason(said)
-        self._put(*after)
-        self._seen, self._first, self._start = [], [], {}
-        if said:
-            self._give_up(said)
-        else:
-            print(f"--cuda_graphs: {text} agree ({worst:.0e}), {gain:.1f}x faster", flush=True)
-
-    def _record(self) -> tuple[list[Values], float]:
-        reason = ""
-        try:
-            for kind, inputs, *_ in self._seen:
-                if kind not in self._recordings:
-                    self._recordings[kind] = Recording(lambda *x, k=kind: self.work(k, *x), inputs, self._recorder)
-        except (CannotRecord, RuntimeError) as error:
-            reason = str(error).partition("\n")[0] or type(error).__name__
-        if reason := ranks.any_reason(reason):
-            self._recordings = {}
-            raise CannotRecord(reason)
-        try:
-            return self._pass(lambda kind, inputs: self._recordings[kind](*inputs))
-        except RuntimeError as error:
-            raise CannotRecord(str(error).partition("\n")[0]) from None
-
-    def _pass(self, step: Callable[[Hashable, tuple], Any]) -> tuple[list[Values], float]:
-        """All that was seen from the start on: values of each step, and the seconds."""
-        self._put(self._start, self._seen[0][2], self._seen[0][3])
-        found, seconds = [], 0.0
-        for number, (kind, inputs, rates, generators) in enumerate(self._seen):
-            set_rng_state(generators)
-            for optimizer, rate in zip(self.optimizers.values(), rates, strict=True):
-                set_rate(optimizer, max(10 * rate, 1e-3) if number >= self.length - 2 else rate)
-            began = time.perf_counter()
-            losses, _ = step(kind, inputs)
-            losses = {name: value.cpu() for name, value in losses.items()}  # waits for the GPU
-            seconds += time.perf_counter() - began
-            found.append(self._values(losses, number))
-        return found, seconds
-
-    def _again(self, kind: Hashable, inputs: tuple[Tensor, ...]) -> Any:
-        """A step that is run, and recorded for comparison alone."""
-        self._seen = [(kind, tuple(x.clone() for x in inputs), self._rates(), rng_state())]
-        start = self._copy()
-        found = self._recorder.run(lambda: self.work(kind, *inputs)) if self._recorder else None
-        run, after = self._values(found[0]), (self._copy(), self._rates(), rng_state())
-        self._put(start, *self._seen[0][2:])
-        recorded = self._values(self._recordings[kind](*inputs)[0])
-        self._put(*after)
-        self._seen = []
-        name, worst = self._worst([recorded], [run])
-        late = f"; the last {self.every} steps may be wrong as well"
-        if said := ranks.any_reason(self._verdict(name, worst, f"step {self.calls} recorded and run differs", late)):
-            self._give_up(said)
-        return found
-
-    # --- what is compared ------------------------------------------------------------------------------------------
-
-    def _values(self, losses: dict[str, Tensor], number: int | None = None) -> Values:
-        """Copies of the losses; and where rates change next, or at the end, what the steps have moved."""
-        values = {name: value.detach().clone() for name, value in losses.items()}
-        if number in (None, self.length - 3, self.length - 1):
-            for name, optimizer in self.optimizers.items():
-                parts = [state["exp_avg"].flatten() for state in optimizer.state.values()]
-                values[f"Adam of {name}"] = torch.cat(parts) if parts else torch.zeros(1)
-            learning = {id(p) for net in self.nets for p in net.parameters() if p.requires_grad}
-            moved = [x for net in self.nets for x in [*net.parameters(), *net.buffers()] if id(x) not in learning]
-            moved = [x.detach().flatten() for x in moved if x.is_floating_point()]
-            values |= {"u and v": torch.cat(moved)} if moved else {}
-        return values
-
-    def _worst(self, found: list[Values], run: list[Values]) -> tuple[str, float]:
-        """Of all values the one that is farthest beyond what it may differ, and by how much it differs."""
-        pairs = [(name, difference(a[name], b[name])) for a, b in zip(found, run, strict=True) for name in b]
-        return max(pairs, key=lambda pair: pair[1] / self._allowed(pair[0]) if pair[1] == pair[1] else float("inf"))
-
-    def _allowed(self, name: str) -> float:
-        return NOISE * self.noise.get(name, 0.0) + self.floor
-
-    def _verdict(self, name: str, worst: float, text: str, after: str) -> str:
-        return "" if worst <= self._allowed(name) else f"{text} ({name} by {worst:.1g}){after}"
+    def _forget(self) -> None:
+        self._start: State = {}, [], {}
+        self._noted: list[tuple] = []  # kind, tensors, rates and random numbers of the steps to compare
+        self._first: Values = []  # their losses
 
     def _give_up(self, reason: str) -> None:
         print(f"--cuda_graphs: {reason}; going on without", flush=True)
@@ -207,37 +106,131 @@ class Steps:
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 
-    # --- from where ------------------------------------------------------------------------------------------------
+    def __call__(self, kind: Hashable, *inputs: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        if self._recorder is None:
+            return self.step(kind, *inputs)
+        self.calls += 1
+        if self._recordings and self.calls % self.again == 0:
+            self._due = set(self._recordings)
+        if self._recordings and kind not in self._due:
+            return self._recordings[kind](*inputs)
+        self._due.discard(kind)
+        if not self._noted:
+            self._start = self._state()
+        self._noted.append((kind, [x.clone() for x in inputs], self._rates(), rng_state()))
+        results = self._recorder.run(lambda: self.step(kind, *inputs))
+        self._first.append({name: value.clone() for name, value in results[0].items()})
+        if self._recordings or len(self._noted) == self.length:
+            self._compare(self._recorder)
+        return results
+
+    def _compare(self, recorder: Recorder) -> None:
+        """Run the noted steps once more and recorded, decide, and leave all as it was after the first run."""
+        after, late, reasons = self._state(), bool(self._recordings), [""]
+
+        def run(kind: Hashable, inputs: list[Tensor]) -> Any:
+            results, reason = recorder.rehearse(lambda: self.step(kind, *inputs))
+            reasons.append(reason)
+            return results
+
+        first = [*self._first, self._moved()]
+        second, slow = self._pass(run)
+        for name, value in differences(second, first).items():
+            self.noise[name] = max(value, self.noise.get(name, 0.0))
+        problem = distributed.first_reason(max(reasons))
+        if not problem:
+            self._record(recorder)
+            try:
+                third, quick = self._pass(lambda kind, inputs: self._recordings[kind](*inputs))
+            except RuntimeError as error:
+                raise CannotRecord(str(error).partition("\n")[0]) from None
+            far = differences(third, first)
+            allowed = {name: NOISE * self.noise[name] + self.floor for name in far}
+            name, gain = max(far, key=lambda name: far[name] / allowed[name]), slow / max(quick, 1e-9)
+            steps = f"step {self.calls}" if late else f"{self.length} steps"
+            if far[name] > allowed[name]:
+                problem = f"{steps} recorded and run differ ({name} by {far[name]:.1g})"
+                problem += f"; the last {self.again} steps may be wrong as well" if late else ""
+            elif gain < self.gain and not late:
+                problem = f"{steps} recorded and run agree, but {gain:.2f}x faster is not worth the memory"
+            problem = distributed.first_reason(problem)
+        self._put(after)
+        self._forget()
+        if problem:
+            self._give_up(problem)
+        elif not late:
+            text = f"{steps} recorded and run agree ({max(far.values()):.0e}), {gain:.1f}x faster"
+            print(f"--cuda_graphs: {text}", flush=True)
+
+    def _record(self, recorder: Recorder) -> None:
+        reason = ""
+        for optimizer, rate in zip(self.optimizers.values(), self._rates(), strict=True):
+            set_rate(optimizer, rate + OTHER)
+        try:
+            for kind, inputs, *_ in self._noted:
+                if kind not in self._recordings:
+                    self._recordings[kind] = Recording(lambda *x, k=kind: self.step(k, *x), inputs, recorder)
+        except CannotRecord as error:
+            reason = str(error)
+        if reason := distributed.first_reason(reason):
+            self._recordings = {}
+            raise CannotRecord(reason)
+
+    def _pass(self, step: Callable[[Hashable, list[Tensor]], Any]) -> tuple[Values, float]:
+        """The noted steps from their start on: their values, and the seconds."""
+        self._put(self._start)
+        values, began = [], time.perf_counter()
+        for kind, inputs, rates, numbers in self._noted:
+            self._set(rates, numbers)
+            values.append({name: value.clone() for name, value in step(kind, inputs)[0].items()})
+        values = [{name: value.cpu() for name, value in losses.items()} for losses in values]  # waits for the GPU
+        seconds = time.perf_counter() - began
+        return [*values, self._moved()], seconds
+
+    def _moved(self) -> dict[str, Tensor]:
+        """Adam's averages, and what of the networks moves though it does not learn."""
+        values = {}
+        for name, optimizer in self.optimizers.items():
+            values[f"Adam of {name}"] = [state["exp_avg"] for state in optimizer.state.values()]
+        for net in self.nets:
+            still = [*(p for p in net.parameters() if not p.requires_grad), *net.buffers()]
+            values[f"state of {type(net).__name__}"] = [x.detach() for x in still if x.is_floating_point()]
+        return {name: torch.cat([x.flatten().cpu() for x in parts]) for name, parts in values.items() if parts}
 
     def _rates(self) -> list[float]:
         return [float(optimizer.param_groups[0]["lr"]) for optimizer in self.optimizers.values()]
 
-    def _tensors(self) -> dict[tuple, Tensor]:
-        """All that a step changes."""
-        nets = [*self.nets, *([self.average.net] if self.average else [])]
-        found: dict[tuple, Tensor] = {(i, k): v for i, net in enumerate(nets) for k, v in net.state_dict().items()}
-        for name, optimizer in self.optimizers.items():
-            for i, state in enumerate(optimizer.state.get(p, {}) for g in optimizer.param_groups for p in g["params"]):
-                found |= {(name, i, key): value for key, value in state.items()}
-        return found
-
-    def _copy(self) -> dict[tuple, Tensor]:
-        return {key: value.clone() for key, value in self._tensors().items()}
-
-    @torch.no_grad()
-    def _put(self, tensors: dict[tuple, Tensor], rates: list[float], generators: dict) -> None:
-        for key, value in self._tensors().items():
-            if key in tensors:
-                value.copy_(tensors[key])
-            else:  # Adam's, before its first step
-                value.zero_()
+    def _set(self, rates: list[float], numbers: dict) -> None:
         for optimizer, rate in zip(self.optimizers.values(), rates, strict=True):
             set_rate(optimizer, rate)
-        set_rng_state(generators)
+        set_rng_state(numbers)
+
+    def _tensors(self) -> dict[tuple, Tensor]:
+        """All that a step changes."""
+        tensors: dict[tuple, Tensor] = {}
+        for i, net in enumerate(self.nets):
+            tensors |= {(i, key): value for key, value in net.state_dict().items()}
+        for name, optimizer in self.optimizers.items():
+            for i, state in enumerate(optimizer.state.get(p, {}) for g in optimizer.param_groups for p in g["params"]):
+                tensors |= {(name, i, key): value for key, value in state.items()}
+        return tensors
+
+    def _state(self) -> State:
+        return {key: value.clone() for key, value in self._tensors().items()}, self._rates(), rng_state()
+
+    @torch.no_grad()
+    def _put(self, state: State) -> None:
+        for key, value in self._tensors().items():
+            value.copy_(state[0].get(key, torch.zeros(())))  # Adam's are zero before its first step
+        self._set(*state[1:])
 
 
-def difference(a: Tensor, b: Tensor) -> float:
-    """How far values are from others, relative to these."""
-    a, b = a.double().cpu(), b.double().cpu()
-    least = SMALL if b.dim() == 0 else 1e-30
-    return ((a - b).norm() / b.norm().clamp(min=least)).item()
+def differences(values: Values, wanted: Values) -> dict[str, float]:
+    """How far values are at most from those wanted, by name, relative to these; what is no number is infinitely far."""
+    most: dict[str, float] = {}
+    for own, others in zip(values, wanted, strict=True):
+        for name, other in others.items():
+            a, b = own[name].double().cpu(), other.double().cpu()
+            far = ((a - b).norm() / b.norm().clamp(min=SMALL if b.dim() == 0 else 1e-30)).item()
+            most[name] = max(most.get(name, 0.0), far if far == far else float("inf"))
+    return most

@@ -1,12 +1,11 @@
 """Whether recorded steps of small networks agree with run ones on this GPU, in a process that may crash or hang.
 
-    python -m common.training.trial
+    python -m common.training.trial fp32 cuda:0
 
-The training scripts run it by themselves before they record steps, and remember what came out for this GPU, driver,
-PyTorch and cuDNN. Under torchrun the processes of the job do it together.
+runs before steps are recorded; what comes out is remembered for this GPU, driver, PyTorch and cuDNN. Under torchrun the
+processes of the job do it together.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -17,8 +16,7 @@ from pathlib import Path
 
 import torch
 
-from .. import cli, ranks
-from ..errors import UserError
+from .. import distributed
 from ..files import read_small, write_bytes
 from . import device
 
@@ -46,79 +44,72 @@ def _known() -> dict[str, str]:
     return {}
 
 
-def reason(precision: str) -> str:
-    """Why this machine must not record steps; empty where a trial was right, now or before.
+def reason(precision: str, where: torch.device) -> str:
+    """Why this GPU must not record steps; empty where a trial was right, now or before, and within a trial.
 
     Of several processes each has its GPU, and all must have been right.
     """
-    key = f"{machine()}, {ranks.count()} processes, {precision}"
+    if where.type != "cuda" or os.environ.get(distributed.PREFIX):
+        return ""
+    key = f"{machine()}, {distributed.world_size()} processes, {precision}"
     found = _known().get(key)
-    if None in ranks.gather(found):
+    if None in distributed.gather(found):
         print("--cuda_graphs: a trial with small networks, up to some minutes, once on this machine", flush=True)
-        found, certain = _try(precision)
-        if certain and ranks.local_rank() == 0:
+        found, certain = _try(precision, where)
+        if certain and distributed.local_rank() == 0:
             with contextlib.suppress(Exception):  # a home that can't be written to
                 write_bytes(memory(), json.dumps(_known() | {key: found}, indent=2).encode())
-    told = ranks.any_reason(str(found or ""))
+    told = distributed.first_reason(str(found or ""))
     return f"{told} (delete {memory()} to try again)" if told else ""
 
 
-def _try(precision: str) -> tuple[str, bool]:
-    """What the process says, and whether it will say the same again."""
-    root = str(Path(__file__).resolve().parents[2])
+def _try(precision: str, where: torch.device) -> tuple[str, bool]:
+    """What is wrong, and whether it will be wrong again."""
+    what, root = "a trial with small networks", str(Path(__file__).resolve().parents[2])
     env = {key: value for key, value in os.environ.items() if key != "TORCHELASTIC_ERROR_FILE"}
-    env |= {"PYTHONPATH": os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")])), ranks.PREFIX: "trial/"}
-    flags = ["--precision", precision, "--gpu_id", str(torch.cuda.current_device())]
+    env |= {"PYTHONPATH": os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")])), distributed.PREFIX: "trial/"}
+    command = [*COMMAND, precision, str(where)]
     try:
-        done = subprocess.run([*COMMAND, *flags], env=env, capture_output=True, text=True, timeout=LIMIT)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LIMIT)
     except subprocess.TimeoutExpired:
-        return f"a trial with small networks hung for {LIMIT} seconds", True
+        return f"{what} hung for {LIMIT} seconds", True
     if done.returncode < 0:
-        return f"a trial with small networks crashed (signal {-done.returncode})", True
+        return f"{what} crashed (signal {-done.returncode})", True
     last = ([line for line in (done.stdout + done.stderr).splitlines() if line.strip()] or ["it said nothing"])[-1]
     if done.returncode == DIFFERS:
-        return f"a trial with small networks failed: {last.removeprefix('--cuda_graphs: ')}", True
-    return (f"a trial with small networks could not run ({last[:200]})", False) if done.returncode else ("", True)
+        return f"{what} failed: {last.removeprefix('--cuda_graphs: ')}", True
+    return (f"{what} could not run ({last[:200]})", False) if done.returncode else ("", True)
 
 
-def small_steps(where: torch.device, precision: str) -> str:
-    """Joint steps of small networks, proven, replayed, and compared once more: what was said."""
-    from ..models import Derain, Discriminator, EDNet  # these import what imports this
-    from ..speed import Speed
-    from . import joint, proof
+def main(precision: str, where: torch.device) -> int:
+    """Joint steps of small networks, proven, replayed, and compared once more; prints the verdict."""
+    from ..models import Derain, Discriminator, EDNet  # these import this module
+    from ..precision import prepare
+    from .graphs import recorder
+    from .joint import joint_draw, joint_step
+    from .optimizer import adam
+    from .proof import FLOOR, ROUNDED, RecordedStep
 
     torch.manual_seed(0)
-    speed = Speed(precision, again=STEPS // 2)
     nets = Derain(2).to(where), EDNet(3, 8, 4, 16).to(where), Discriminator(16, 8).to(where)
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        speed.prepare(nets[0], where)
-        proof.GAIN = 0.0  # of small networks nothing follows
-        optimizers = joint.joint_optimizers(*nets, 2e-4, 1e-4, 4e-4, speed)
-        step = joint.joint_step(*nets, optimizers, 1.0, 10.0, CYCLE, 1e-6, speed, {})
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        prepare(nets[0], where, precision, training=True)
+        names = ("DerainNet", "ED", "D")
+        optimizers = {name: adam(net.parameters(), 2e-4) for name, net in zip(names, nets, strict=True)}
+        step = joint_step(*nets, optimizers, w_adv=1.0, lambda_gp=10.0, eps2=1e-6)
+        floor = FLOOR if precision == "fp32" else ROUNDED
+        recorded = RecordedStep(step, recorder(where), floor, STEPS // 2, CYCLE, list(nets), optimizers, gain=0)
+        draw = joint_draw(CYCLE, 8)
         for index in range(STEPS):
             rainy, clean = torch.rand(2, 4, 3, 16, 16, device=where).unbind()
-            step(rainy, clean, index)
-    return said.getvalue()
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__, module=__spec__.name)
-    parser.add_argument("--gpu_id", type=cli.count, default=0, help="which GPU")
-    cli.add_speed(parser)
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    if not torch.cuda.is_available():
-        raise UserError(f"no CUDA GPU can be used here{': ' * bool(why := device.trouble())}{why}")
-    where = torch.device("cuda", args.gpu_id)
-    torch.cuda.set_device(where)
-    said = small_steps(where, args.precision)
-    print(f"{machine()}\n{said.strip()}")
-    return 0 if " agree (" in said and "going on without" not in said else DIFFERS
+            recorded(*draw(rainy, clean, index, 4 * distributed.world_size()))
+    print(said.getvalue().strip())
+    return 0 if " agree (" in said.getvalue() and "going on without" not in said.getvalue() else DIFFERS
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, torchrun=True))
+    from .. import cli
+
+    gpu = torch.device(sys.argv[2])
+    torch.cuda.set_device(gpu)
+    sys.exit(cli.run(lambda: main(sys.argv[1], gpu), torchrun=True))

@@ -1,0 +1,235 @@
+"""Several processes that do one job under torchrun, one a GPU, on one machine or many (torch.distributed).
+
+Without torchrun there is one process, and these functions change nothing. Tensors on a GPU go over NCCL, everything
+else over gloo. When a process dies, torchrun ends the others; when one hangs, they end after ``TIMEOUT``.
+"""
+
+import contextlib
+import datetime
+import os
+import shlex
+import sys
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.optim import Optimizer
+
+from .errors import TrainingStopped, UserError, is_dead_worker
+
+T = TypeVar("T")
+TIMEOUT = datetime.timedelta(minutes=30)  # the longest that a process waits for another one
+PREFIX = "VRGNET_STORE"  # environment variable: before all keys in torchrun's store, for a job within a job
+
+
+class ProcessLost(TrainingStopped):
+    """Another process of the job is gone."""
+
+
+def is_launched() -> bool:
+    """Whether torchrun started this process."""
+    return dist.is_available() and dist.is_torchelastic_launched()
+
+
+def _is_grouped() -> bool:
+    return is_launched() and dist.is_initialized()  # a group of somebody else's program is not ours
+
+
+def world_size() -> int:
+    """Processes of the job."""
+    return dist.get_world_size() if _is_grouped() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0 on."""
+    return dist.get_rank() if _is_grouped() else 0
+
+
+def is_first() -> bool:
+    """Whether this process is the one that prints, logs and saves."""
+    return rank() == 0
+
+
+def local_rank() -> int:
+    """The number of this process on its machine, from 0 on."""
+    return int(os.environ["LOCAL_RANK"]) if _is_grouped() else 0
+
+
+def local_size() -> int:
+    """Processes of the job on this machine."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if _is_grouped() else 1
+
+
+def share(start: int = 0) -> slice:
+    """This process's share of items that all processes number from ``start`` on: every n-th."""
+    return slice((rank() - start) % world_size(), None, world_size())
+
+
+def torchrun(processes: int) -> str:
+    """The start of a command that runs in so many processes on this machine."""
+    start = f"{shlex.quote(sys.executable)} -m torch.distributed.run --standalone --nproc_per_node {processes}"
+    return f"{start} --"  # or torchrun would take --num for a flag of its own
+
+
+# --- communication -------------------------------------------------------------------------------------------------
+
+
+def _together(collective: Callable[[], T]) -> T:
+    try:
+        return collective()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        recording = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        if recording or is_dead_worker(error):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise ProcessLost(f"another process of this job is gone or can't be reached ({reason})") from None
+
+
+def gather(value: T) -> list[T]:
+    """The values of all processes, in the order of their ranks, in each of them. Waits for all."""
+    if not _is_grouped():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    _together(lambda: dist.all_gather_object(values, value))
+    return values
+
+
+def broadcast(value: T) -> T:
+    """The value of rank 0, on all ranks."""
+    if not _is_grouped():
+        return value
+    values: list[Any] = [value if is_first() else None]
+    _together(lambda: dist.broadcast_object_list(values, src=0))
+    return values[0]
+
+
+def require_same(flag: str, value: str) -> None:
+    """Refuse processes that see different data, on different machines, say.
+
+    Raises:
+        UserError: names the first rank that differs from rank 0, and both values.
+    """
+    values = gather(value)
+    for number, other in enumerate(values):
+        if other != values[0]:
+            raise UserError(f"{flag}: rank {number} has {other}, rank 0 has {values[0]}; they must be the same")
+
+
+def require_shared(flag: str, folder: Path) -> None:
+    """Refuse a folder for results, made if missing, that is not the same one for all processes.
+
+    Raises:
+        UserError: names the first rank that does not see what rank 0 writes.
+    """
+    if world_size() == 1:
+        return
+    mark = folder / broadcast(f".shared-{uuid.uuid4().hex}")
+    if is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    gather(None)
+    seen = gather(mark.exists())
+    if is_first():
+        mark.unlink()
+    if not all(seen):
+        raise UserError(
+            f"{flag}: rank {seen.index(False)} does not see the {folder} of rank 0; name one that all machines share"
+        )
+
+
+def stopped(cause: KeyboardInterrupt, done: int, number: int, rest: str) -> KeyboardInterrupt:
+    """The exception for work on files that was stopped: the cause, and how many of this process's files are done."""
+    whose = "" if world_size() == 1 else " this process's"
+    return KeyboardInterrupt(f"{str(cause) or 'stopped by Ctrl-C'}; {done} of{whose} {number} {rest}")
+
+
+def first_reason(reason: str) -> str:
+    """The first reason that is not empty, of all processes; empty if none has any."""
+    return next(filter(None, gather(reason)), "")
+
+
+def any_true(*flags: bool) -> list[bool]:
+    """For each flag, whether it is true in any process."""
+    if not _is_grouped():
+        return list(flags)
+    values = torch.tensor(flags, dtype=torch.int32)
+    _together(lambda: dist.all_reduce(values, dist.ReduceOp.MAX))
+    return [bool(value) for value in values]
+
+
+def average_gradients(optimizer: Optimizer, weight: float) -> None:
+    """From now on, before each step, make the gradients the sums over all processes of gradient times weight.
+
+    Args:
+        weight: this process's share of the batch. A loss is a mean over samples, so the sum is the gradient of the
+            whole batch, whatever the shares.
+    """
+    if world_size() == 1:
+        return
+
+    def reduce(optimizer: Optimizer, *_: Any) -> None:
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in weights]
+        flat = torch.cat([gradient.flatten() for gradient in gradients]) * weight
+        _together(lambda: dist.all_reduce(flat))
+        for p, part in zip(weights, flat.split([p.numel() for p in weights]), strict=True):
+            p.grad = part.view_as(p)
+
+    optimizer.register_step_pre_hook(reduce)
+
+
+def average(values: dict[str, Tensor], weight: float) -> dict[str, Tensor]:
+    """Sums over all processes of value times weight; values of no dimension."""
+    if world_size() == 1:
+        return values
+    flat = torch.stack(list(values.values())) * weight
+    _together(lambda: dist.all_reduce(flat))
+    return dict(zip(values, flat, strict=True))
+
+
+def broadcast_weights(nets: Iterable[nn.Module], trainable: bool = True) -> None:
+    """Copy the networks of rank 0 to all processes, in place.
+
+    Args:
+        trainable: also the weights that learn, not just buffers and what moves with the forward (u and v of the
+            spectral norm, the averages of a batch norm).
+    """
+    if not _is_grouped():
+        return
+    for net in nets:
+        learning = {name for name, p in net.named_parameters() if p.requires_grad}
+        values = {name: value for name, value in net.state_dict().items() if trainable or name not in learning}
+        for name, value in broadcast({name: value.cpu() for name, value in values.items()}).items():
+            values[name].copy_(value)
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """Within it the processes that torchrun started are one job. Ranks other than 0 print nothing.
+
+    Raises:
+        UserError: the processes can't find each other.
+    """
+    if not is_launched():
+        yield
+        return
+    if os.environ["RANK"] != "0":
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (as long as the process)
+    os.environ.setdefault("NCCL_GRAPH_REGISTER", "0")  # buffers of CUDA graphs, at which some versions hang
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    try:
+        store, number, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        store = dist.PrefixStore(os.environ.get(PREFIX, "") + "group", store)
+        dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"torchrun: the processes can't find each other ({reason})") from None
+    yield
+    gather(None)
+    dist.destroy_process_group()

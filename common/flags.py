@@ -1,0 +1,319 @@
+"""The flags that several scripts share, in groups; their types are those of cli.py."""
+
+import argparse
+from pathlib import Path
+
+from .cli import (
+    GeneratorPath,
+    KeyValues,
+    Parser,
+    auto_or_scale,
+    boolean,
+    count,
+    derainer_name,
+    key_value,
+    number,
+    patch_size,
+    pattern,
+    positive,
+    positive_int,
+    seed,
+    stages,
+    width,
+)
+from .derainer import MOST_PADDING
+from .errors import UserError
+
+
+def add_pairing(group: argparse.ArgumentParser) -> None:
+    """--pair_by and --side_by_side, for every pair of folders of a command, see ``pairs.Pairing``."""
+    group.add_argument(
+        "--pair_by",
+        type=pattern,
+        nargs=2,
+        metavar=("RAINY", "CLEAN"),
+        help="how names pair, where no rule finds it: {} is what both share, * anything, as in 'rain-{}' 'norain-{}'",
+    )
+    group.add_argument(
+        "--side_by_side",
+        choices=("left", "right"),
+        help="the half that is rainy, where each image holds both; leave the folder of clean images out then",
+    )
+
+
+def add_derainer(group: argparse.ArgumentParser, sizes: argparse.ArgumentParser) -> None:
+    """The flags that choose a derainer (to one group) and the sizes of images that it can take (to another)."""
+    group.add_argument(
+        "--derainer",
+        type=derainer_name,
+        default="prenet",
+        metavar="NAME",
+        help="prenet, or a network of your own: package.module:Class or path/to/file.py:Class (docs/derainers.md)",
+    )
+    group.add_argument(
+        "--derainer_args",
+        type=key_value,
+        action=KeyValues,
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="arguments of that class",
+    )
+    group.add_argument("--recurrent_iter", type=stages, default=6, help="stages of prenet")
+    sizes.add_argument(
+        "--pad_to",
+        type=number(int, 1, MOST_PADDING),
+        default=1,
+        help="pad images to multiples of so many px, for a network of your own",
+    )
+    sizes.add_argument(
+        "--pad_square", type=boolean, nargs="?", const=True, default=False, help="and to squares, for the same"
+    )
+
+
+ROUNDED = (
+    "auto: as PyTorch does by itself, on a GPU factors of convolutions rounded to 10 bits (TF32), fp32 on a CPU; fp32: "
+    "exact; tf32 (GPUs): factors of products, too"
+)
+
+
+def add_arithmetic(group: argparse.ArgumentParser) -> None:
+    """--precision where no derainer is trained."""
+    group.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "tf32"),
+        default="auto",
+        help=ROUNDED,
+    )
+
+
+def add_speed(group: argparse.ArgumentParser, several: bool = False) -> None:
+    """--precision, of which ``several`` may be allowed, and --compile."""
+    group.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "tf32", "bf16"),
+        default=["fp32"] if several else "auto",
+        **({"nargs": "+"} if several else {}),
+        help=f"{ROUNDED}; bf16: the derainer in bfloat16 (8 bits), the rest as tf32 on a GPU and as fp32 on a CPU. "
+        "Weights and losses stay fp32",
+    )
+    group.add_argument(
+        "--compile", type=boolean, nargs="?", const=True, default=False, help="torch.compile the derainer"
+    )
+
+
+def add_recording(group: argparse.ArgumentParser) -> None:
+    """--cuda_graphs."""
+    group.add_argument(
+        "--cuda_graphs",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="on a GPU, record whole steps and replay them; auto: with networks of this project, in one process. "
+        "Others' Python would run only once, and sums of several processes can hang in a recording",
+    )
+
+
+def add_device(group: argparse.ArgumentParser) -> None:
+    """--use_gpu and --gpu_id."""
+    group.add_argument("--use_gpu", type=boolean, default=True, help="use a CUDA GPU; without one the CPU is used")
+    group.add_argument("--gpu_id", default="0", help="which GPU; under torchrun a list, or 0 for the first ones")
+
+
+def add_deraining(group: argparse.ArgumentParser) -> None:
+    """The flags of every script that removes rain."""
+    group.add_argument(
+        "--tile",
+        type=number(int, -1),
+        default=-1,
+        help="core of a tile in px, its halo comes on top; 0: whole image; -1: tiles only where it needs more than "
+        "half of the free memory, or on a CPU 1 GB",
+    )
+    group.add_argument(
+        "--rounding",
+        choices=("truncate", "nearest"),
+        default="truncate",
+        help="to 8 bits; the published images are truncated, nearest gains about 0.1 dB",
+    )
+    add_speed(group)
+    add_device(group)
+
+
+def add_tile_halo(group: argparse.ArgumentParser) -> None:
+    """The tiles of derainers whose receptive field is not known."""
+    group.add_argument(
+        "--tile_halo", type=count, help="margin of a tile in px, for a derainer of your own with --tile: approximate"
+    )
+
+
+def add_run(
+    parser: Parser, log_dir: str, model_dir: str, iters_per_epoch: int = 3000, derainer: bool = False
+) -> Parser:
+    """The flags of every training run: how long, how safe, where. Returns their group.
+
+    Args:
+        derainer: whether one is trained, whose speed can be chosen.
+    """
+    run = parser.group("run")
+    run.add_argument("--resume", type=number(int, -1), default=0, help="go on after epoch N; -1: from the newest state")
+    run.add_argument("--overwrite", type=boolean, nargs="?", const=True, default=False, help="delete an earlier run")
+    run.add_argument("--iters_per_epoch", type=positive_int, default=iters_per_epoch, help="steps of an epoch")
+    run.add_argument("--save_every", type=positive_int, default=50, help="epochs between weight files; the last always")
+    run.add_argument("--save_minutes", type=positive, default=10, help="between full states within an epoch")
+    run.add_argument("--log_every", type=positive_int, default=10, help="steps between entries of the logs")
+    run.add_path("--log_dir", log_dir, help="TensorBoard files, log.csv, options.json")
+    run.add_path("--model_dir", model_dir, help="checkpoints")
+    run.add_argument(
+        "--workers", type=count, default=4, help="processes that read images, where these are not in RAM; 0: none"
+    )
+    run.add_argument("--manualSeed", type=seed, help="seed of everything; drawn and printed if left alone")
+    run.add_argument(
+        "--dry_run", type=boolean, nargs="?", const=True, default=False, help="only say what would be done"
+    )
+    run.add_argument(
+        "--cache",
+        choices=("auto", "ram", "gpu", "none"),
+        default="auto",
+        help="where decoded images are kept; auto: on the GPU, or else in RAM, where they fit in a third of it; none: "
+        "read again and again",
+    )
+    if derainer:
+        add_speed(run)
+    else:
+        add_arithmetic(run)
+    add_recording(run)
+    add_device(run)
+    return run
+
+
+def add_training(parser: Parser, log_dir: str, model_dir: str) -> Parser:
+    """The flags that every training script of a derainer shares. Returns the group of validation."""
+    add_run(parser, log_dir, model_dir, derainer=True)
+    val = parser.group("validation")
+    val.add_path("--val_data_path", help="folder of rainy images; the best derainer on them is kept as ..._best.pt")
+    val.add_path("--val_gt_path", help="folder of their clean partners")
+    add_pairing(val)
+    val.add_argument("--val_every", type=positive_int, default=1, help="epochs between validations; the last always")
+    return val
+
+
+def add_generator(group: argparse.ArgumentParser, netED: str, patch: bool = False) -> None:
+    """--netED and its sizes, which are read from the file where they are left alone."""
+    group.add_netED(netED)
+    group.add_argument("--nc", type=number(int, 3, 3), default=3, help="image channels")
+    group.add_argument("--nz", type=width, default=128, help="length of the rain code")
+    group.add_argument("--nef", type=width, default=32, help="width of RNet and G")
+    if patch:
+        group.add_argument("--patch_size", type=patch_size, default=64, help="side of a patch in px")
+
+
+def add_start(group: Parser) -> None:
+    """--init_ED and --init_Derain of joint training, see ``start_from``."""
+    what = "to start from, weights only"
+    group.add_argument(
+        "--init_ED",
+        action=GeneratorPath,
+        metavar="PATH",
+        help=f"RNet and G {what}; 'default': the generator that comes with the project",
+    )
+    group.add_path("--init_Derain", help=f"BNet {what}, DerainNet_state_N.pt")
+
+
+def add_unused(group: argparse.ArgumentParser, **defaults: int) -> None:
+    """Flags of the reference that change nothing here; they are taken, so that its command lines run."""
+    for name, default in defaults.items():
+        group.add_argument(f"--{name}", type=count, default=default, help="changes nothing, for old command lines")
+
+
+def add_picture(parser: Parser) -> None:
+    """--out of a command that makes a picture, see ``picture``."""
+    parser.add_path("--out", required=True, help="the picture to write (.png or .jpg)")
+
+
+def picture(args: argparse.Namespace) -> Path:
+    """The file of ``add_picture``.
+
+    Raises:
+        UserError: its name is not that of a picture.
+    """
+    if Path(args.out).suffix.lower() not in (".png", ".jpg"):
+        raise UserError(f"--out: {args.out} must end in .png or .jpg")
+    return Path(args.out)
+
+
+def add_figures(group: argparse.ArgumentParser) -> None:
+    """The flags of test_disentanglement.py that choose pictures."""
+    group.add_argument(
+        "--figure",
+        choices=("sweeps", "generated", "diversity"),
+        default="sweeps",
+        help="sweeps of every dimension; a sheet of random rains; an animation of random rains",
+    )
+    group.add_argument(
+        "--gif", type=boolean, nargs="?", const=True, default=False, help="also animate the dimensions of --dims"
+    )
+    group.add_argument(
+        "--dims", type=count, nargs="+", help="dimensions to animate; if left alone, the three that change most"
+    )
+    group.add_argument("--manualSeed", type=seed, help="one seed of the codes, in place of 10, 15, ..., 50")
+
+
+def check_figures(args: argparse.Namespace) -> None:
+    """Raises:
+    UserError: flags of ``add_figures`` that contradict each other.
+    """
+    if args.figure != "sweeps" and (args.gif or args.dims):
+        raise UserError(f"--dims, --gif: they belong to the sweeps; leave them or --figure {args.figure} out")
+    if args.dims and not args.gif:
+        raise UserError("--dims: it chooses dimensions to animate; add --gif")
+
+
+def add_rain(parser: Parser) -> Parser:
+    """The flags of generate_rain.py beyond its paths and the generator. Returns the group of the run."""
+    rain = parser.group("rain")
+    rain.add_argument("--num", type=number(int, 1, 10_000), default=1, help="rains a photo")
+    rain.add_argument("--seed", type=seed, default=0, help="another one gives other rain")
+    rain.add_argument("--intensity", type=number(float, 0, 2), default=1.0, help="factor of the rain, 0 to 2")
+    rain.add_argument(
+        "--coherence", type=number(float, 0, 1), default=0.5, help="how alike the rain is all over a photo, 0 to 1"
+    )
+    rain.add_argument("--grey", type=boolean, nargs="?", const=True, default=False, help="rain without colours")
+    rain.add_argument(
+        "--scale",
+        type=auto_or_scale,
+        metavar="auto|S",
+        help="factor of the size of the streaks; auto: 1 up to 512 px of the shorter side, growing with it beyond",
+    )
+    knobs = parser.group("knobs; one that is not set is left to chance")
+    knobs.add_argument("--angle", type=number(float, -90, 90), help="degrees from vertical, lower end to the right")
+    knobs.add_argument("--density", type=number(float, 0, 1), help="share of rainy pixels")
+    knobs.add_argument("--thickness", type=number(float, 0, 1e3), help="median width of streaks in px, at --scale 1")
+    knobs.add_argument("--brightness", type=number(float, 0, 1), help="mean of the rain over rainy pixels")
+    run = parser.group("run")
+    run.add_argument(
+        "--save_layer", type=boolean, nargs="?", const=True, default=False, help="also save the rain alone, in layer/"
+    )
+    run.add_argument(
+        "--overwrite",
+        type=boolean,
+        nargs="?",
+        const=True,
+        default=False,
+        help="first delete all pairs of an earlier run",
+    )
+    run.add_argument(
+        "--strict", type=boolean, nargs="?", const=True, default=False, help="stop at a photo that can't be read"
+    )
+    add_device(run)
+    return run
+
+
+def knobs(args: argparse.Namespace) -> dict[str, float]:
+    """The knobs of ``add_rain`` that were set."""
+    values = {name: getattr(args, name) for name in ("angle", "density", "thickness", "brightness")}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def loop_settings(args: argparse.Namespace) -> dict:
+    """The flags of ``add_run`` and ``add_training`` that go to ``fit`` as they are."""
+    names = ["niter", "milestone", "workers", "log_dir", "save_every", "save_minutes", "log_every", "val_every"]
+    return {name: getattr(args, name) for name in names if name in args} | {"batch_size": args.batchSize}

@@ -1,0 +1,378 @@
+"""The folder of a training, --model_dir: its lock, the state to go on from, saving (T5, T6).
+
+It holds ``PREFIX_state_N.pt`` (bare state dicts after N epochs), ``PREFIX_best.pt``, ``PREFIX.json`` (which derainer,
+of how many stages), and the full state ``train_state_last.pt`` with its predecessor ``train_state_prev.pt``. The same
+command goes on from the full state.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from torch import nn
+from torch.optim import Optimizer
+
+from .. import derainer, distributed
+from ..data.pairs import Pair
+from ..data.patches import PatchDataset
+from ..errors import TrainingStopped, UserError
+from ..files import write_bytes
+from ..terminal import print_result, printable
+from . import checkpoint, seeds
+from .optimizer import load_state, state_of
+
+VERSION = 1
+STATES = ("train_state_last.pt", "train_state_prev.pt")  # newest first
+LOCK_SECONDS = 10  # the workers of a killed training hold its lock for some seconds
+# Options that may change when a training goes on: how long, where and how fast, never what is computed.
+FREE = {"niter", "workers", "use_gpu", "gpu_id", "cache", "compile", "cuda_graphs", "save_every", "save_minutes"}
+FREE |= {"log_every", "val_every", "pad_to", "pad_square", "model_dir", "log_dir", "resume", "overwrite", "dry_run"}
+# Files may move. Other data and another generator are told by their content, another network by its shapes.
+FREE |= {"data_path", "gt_path", "val_data_path", "val_gt_path", "streaks", "clean", "netED", "derainer", "quiet"}
+FREE |= {"init_ED", "init_Derain"}
+INPUTS = ("data_path", "gt_path", "val_data_path", "val_gt_path", "streaks", "clean")
+
+
+class TrainingFolder:
+    """One training in its folder; made by ``open_folder``.
+
+    Attributes:
+        epoch: finished epochs; ``step``: steps done in the next one.
+        best: best validation PSNR-Y so far, in dB.
+        sums: the sums of the losses, of a training that was stopped within an epoch.
+    """
+
+    def __init__(self, args: argparse.Namespace, script: str, prefixes: tuple[str, ...]) -> None:
+        self.args, self.prefixes = args, prefixes
+        self.path = Path(args.model_dir)
+        self.experiment = "/".join(Path(script).resolve().parts[-2:])
+        self.epoch = self.step = 0
+        self.best = float("-inf")
+        self.sums: dict = {}
+        self._state: dict | None = None
+        self._bare: dict[str, Path] = {}  # of --resume N
+        self._outdated: list[Path] = []  # full states that are newer than what the training goes on from, or damaged
+        self._data = ""
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the training starts from the beginning."""
+        return self._state is None and not self._bare
+
+    # --- find ----------------------------------------------------------------------------------------------------
+
+    def files(self) -> list[Path]:
+        """All files of a training with these prefixes, of whichever --fake_ratio and --ema."""
+        names = [*self.prefixes, *(["ED_ema"] if "ED" in self.prefixes else [])]
+        prefixes = "|".join(re.sub(r"\d+", r"\\d+", re.escape(name)) for name in names)
+        state, weights = r"(train|left)_state_(last|prev)\.pt", rf"({prefixes})_(state_\d+|best)\.pt"
+        own = re.compile(rf"({state}|{weights})(\.tmp)?|({prefixes})\.json")
+        return sorted(path for path in self.path.glob("*") if own.fullmatch(path.name))
+
+    def find(self) -> None:
+        """Find what to go on from: the newest full state, or with --resume N what stands there after N epochs.
+
+        Raises:
+            UserError: there is nothing to go on from, or the folder holds another training.
+        """
+        resume, overwrite = self.args.resume, self.args.overwrite
+        if overwrite and resume:
+            raise UserError("--overwrite and --resume contradict each other; give one of them")
+        states = self._states()
+        if overwrite:
+            return
+        if states and self.args.manualSeed is None:
+            self.args.manualSeed = states[0]["options"]["manualSeed"]
+        self._state = next((state for state in states if resume in (0, -1, state["epoch"])), None)
+        if self._state is not None:
+            self.epoch, self.step = self._state["epoch"], self._state["step"]
+            self.best, self.sums = self._state["best"], self._state["sums"]
+            within = f" and {self.step} steps" if self.step else ""
+            print(f"going on after {self.epoch} epochs{within}: {self._state['path']}")
+        elif resume > 0:
+            self._bare = {prefix: self.path / f"{prefix}_state_{resume}.pt" for prefix in self.prefixes}
+            missing = [path.name for path in self._bare.values() if not path.exists()]
+            if missing:
+                raise UserError(f"--resume {resume}: {self.path} lacks {', '.join(missing)}. {self._bare_epochs()}")
+            self.epoch, self.best = resume, states[0]["best"] if states else self.best
+            print(f"going on with bare weights after {resume} epochs; Adam starts fresh: not bit for bit the same run")
+        elif resume == -1:
+            raise UserError(f"--resume -1: {self.path} holds no full training state. {self._bare_epochs()}")
+        elif any(path.suffix != ".json" for path in self.files()):
+            raise UserError(
+                f"--model_dir: {self.path} holds weights, but no full state to go on from. {self._bare_epochs()} "
+                "--overwrite deletes its files, another --model_dir keeps both."
+            )
+        elif Path(self.args.log_dir, "log.csv").exists():
+            raise UserError(
+                f"--log_dir: {self.args.log_dir} holds the log of another training. Name another --log_dir, or "
+                "--overwrite to delete it."
+            )
+        for state in states:
+            if (state["epoch"], state["step"]) > (self.epoch, self.step):
+                self._outdated.append(state["path"])
+
+    def require_apart(self) -> None:
+        """Input folders are never written to.
+
+        Raises:
+            UserError: --model_dir or --log_dir lies in one.
+        """
+        for flag in ("model_dir", "log_dir"):
+            written = Path(getattr(self.args, flag)).resolve()
+            for source in INPUTS:
+                folder = getattr(self.args, source, None)
+                if folder and Path(folder).is_dir() and written.is_relative_to(Path(folder).resolve()):
+                    raise UserError(f"--{flag}: {written} lies in the input folder --{source} {folder}; choose another")
+
+    def _states(self) -> list[dict]:
+        """The readable full states, newest first; says which can't be read."""
+        states = []
+        for path in (self.path / name for name in STATES):
+            if not path.exists():
+                continue
+            try:
+                state = checkpoint.load(path, "--model_dir")
+                if checkpoint.kind_of(state) != "state" or not {"epoch", "step", "nets", "options"} <= state.keys():
+                    raise UserError(f"{path} is no full training state")
+            except UserError as error:
+                print(f"left out: {error}")
+                self._outdated.append(path)
+                continue
+            if state["vrgnet_state"] != VERSION:
+                raise UserError(
+                    f"{path} has format {state['vrgnet_state']!s:.40}, this program reads {VERSION}; use the version "
+                    "that wrote it, or --resume N with bare weights"
+                )
+            if state["experiment"] != self.experiment:
+                raise UserError(f"--model_dir: {path} belongs to {state['experiment']}; choose another folder")
+            states.append(state | {"path": path})
+        return states
+
+    def _bare_epochs(self) -> str:
+        pattern = rf"{self.prefixes[0]}_state_(\d+)\.pt"
+        epochs = sorted(int(match[1]) for path in self.files() if (match := re.fullmatch(pattern, path.name)))
+        if not epochs:
+            others = [path.name for path in self.files() if re.search(r"_state_\d+\.pt$", path.name)]
+            if others and "fake_ratio" in self.args:
+                return f"It holds {others[-1]}, whose name tells its --fake_ratio; give that one."
+            return "There are no bare weights either; leave --resume out."
+        return f"There are bare weights for --resume {', '.join(map(str, epochs[-8:]))}."
+
+    # --- go on ---------------------------------------------------------------------------------------------------
+
+    def options(self) -> dict:
+        """The options as they are stored: plain values of every flag."""
+        per_call = {"resume", "overwrite", "dry_run", "quiet", "save_minutes", "model_dir", "given"}
+        return {key: value for key, value in vars(self.args).items() if key not in per_call}
+
+    def restore(self, nets: dict[str, nn.Module], optimizers: dict[str, Optimizer], data: str) -> None:
+        """Fill networks, optimisers and random number generators; on a fresh start nothing.
+
+        Args:
+            data: fingerprint of the training data, which is stored and compared.
+
+        Raises:
+            UserError: an option or a network differs from the stored ones, or the state is damaged.
+        """
+        self._data = data
+        if self._state is not None:
+            self._require_same_options(self._state["options"])
+            if self._state["data"] != data:
+                before = printable(str(self._state["data"]))
+                print(f"other data than before ({before:.100}; now {data}): not bit for bit the same run")
+            where = f"--model_dir: {self._state['path']}"
+            for name, net in nets.items():
+                if name not in self._state["nets"]:
+                    raise UserError(f"{where}: this training keeps no {name}; leave --ema out, or start anew with it")
+                checkpoint.put_weights(net, self._state["nets"][name], self._kind(name), where)
+            try:
+                for name, optimizer in optimizers.items():
+                    load_state(optimizer, self._state["optimizers"][name])
+                seeds.set_rng_state(self._state["rng"])
+            except Exception:  # of a damaged state, or of a network of which other parameters learn
+                raise UserError(
+                    f"{where}: it is damaged, or other parameters learn now; go on from bare weights, --resume N"
+                ) from None
+            self._state = None  # its memory is needed
+        if distributed.is_first():  # ``fit`` copies them to the others
+            for name, path in self._bare.items():
+                checkpoint.load_weights(nets[name], path, self._kind(name), "--resume")
+
+    def _require_same_options(self, stored: dict) -> None:
+        now = self.options()
+        differ = [
+            f"--{key} is {_text(now[key])}, was {_text(stored[key])}"
+            for key in sorted(now.keys() & stored.keys() - FREE)
+            if _plain(key, now[key]) != _plain(key, stored[key])
+        ]
+        if differ:
+            raise UserError(
+                f"--model_dir: {self.path} holds a training with other options: {'; '.join(differ)}. Give the same "
+                "options to go on with it, --overwrite to start anew, or another --model_dir."
+            )
+
+    def _kind(self, prefix: str) -> str:
+        joint = {"DerainNet": "joint", "ED": "ED", "ED_ema": "ED", "D": "D"}
+        return joint.get(prefix) or checkpoint.kind_of_derainer(self.args)
+
+    def begin(self) -> None:
+        """The checks are done and the first step is next: remove what would be mixed up with this training."""
+        if not distributed.is_first():
+            return
+        if self.args.overwrite:
+            for path in self.files():
+                path.unlink()
+        for path in self._outdated:
+            if path.exists():
+                left = path.with_name(path.name.replace("train_state", "left_state"))
+                os.replace(path, left)
+                print(f"{path.name} is not part of this training any more; kept as {left.name}")
+        if "derainer" in self.args or "stage" in self.args:
+            choice = json.dumps(derainer.choice_of(self.args), indent=2)
+            write_bytes(self.path / f"{self.prefixes[0]}.json", f"{choice}\n".encode())
+
+    # --- save ----------------------------------------------------------------------------------------------------
+
+    def save_state(self, nets: dict[str, nn.Module], optimizers: dict[str, Optimizer]) -> None:
+        """Save everything that a bit-for-bit continuation needs; loadable with ``weights_only=True``.
+
+        The first process saves, the others have the same.
+
+        Raises:
+            TrainingStopped: a weight or an Adam average is not finite (the last good state stays), or the disk fails.
+        """
+        if not distributed.is_first():
+            return
+        content = {
+            "vrgnet_state": VERSION,
+            "experiment": self.experiment,
+            "epoch": self.epoch,
+            "step": self.step,
+            "best": self.best,
+            "sums": self.sums,
+            "data": self._data,
+            "options": self.options(),
+            "nets": {name: net.state_dict() for name, net in nets.items()},
+            "optimizers": {name: state_of(optimizer) for name, optimizer in optimizers.items()},
+            "rng": seeds.rng_state(),
+        }
+        self._require_finite(_parameters(nets) | {f"Adam of {k}": v for k, v in content["optimizers"].items()})
+        last, before = (self.path / name for name in STATES)
+        self._save(content, last, keep=before)
+
+    def save_weights(self, nets: dict[str, nn.Module], suffix: str) -> None:
+        """Save bare state dicts as ``PREFIX_SUFFIX.pt``, on the CPU, so that they load anywhere.
+
+        Raises:
+            TrainingStopped: a weight is not finite, or the disk fails.
+        """
+        if not distributed.is_first():
+            return
+        self._require_finite(_parameters(nets))
+        for name, net in nets.items():
+            self._save({k: v.cpu() for k, v in net.state_dict().items()}, self.path / f"{name}_{suffix}.pt")
+
+    def _save(self, content: dict, path: Path, keep: Path | None = None) -> None:
+        try:
+            checkpoint.save(content, path, keep)
+        except TrainingStopped as error:
+            raise TrainingStopped(f"{error} {self.last_good()}") from None
+
+    def _require_finite(self, tree: dict[str, object]) -> None:
+        for name, part in tree.items():
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in _tensors(part)):
+                raise TrainingStopped(f"weights of {name} are not finite; nothing was saved. {self.last_good()}")
+
+    def last_good(self) -> str:
+        """The newest full state, and how to go on from it; ends messages."""
+        state = next((self.path / name for name in STATES if (self.path / name).exists()), None)
+        if state is None:
+            return "No state was saved before."
+        return f"The last good state is {state}; the same command goes on from there."
+
+
+def _tensors(value: object) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+
+
+def _parameters(nets: dict[str, nn.Module]) -> dict[str, object]:
+    return {name: dict(net.named_parameters()) for name, net in nets.items()}  # a buffer may be a mask of -inf
+
+
+def _plain(key: str, value: object) -> object:
+    return derainer.values(value) if key == "derainer_args" else value  # in whatever order
+
+
+def _text(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+@contextlib.contextmanager
+def open_folder(args: argparse.Namespace, script: str, *prefixes: str) -> Iterator[TrainingFolder]:
+    """Open --model_dir for a training script: lock it and find the state to go on from. A --dry_run only looks.
+
+    Args:
+        args: flags of the script; a seed that was drawn before is put into it.
+        script: the script's ``__file__``; only the script that wrote a state goes on from it.
+        prefixes: names of the network files, ``DerainNet`` for ``DerainNet_state_N.pt``, the derainer's first.
+
+    Raises:
+        UserError: see ``TrainingFolder.find``; or another process trains in the same folder.
+    """
+    folder = TrainingFolder(args, script, prefixes)
+    folder.require_apart()
+    lock, is_fresh = FileLock(folder.path / ".lock", thread_local=False), not folder.path.exists()
+    if not args.dry_run and distributed.is_first():
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=LOCK_SECONDS)
+        except Timeout:
+            raise UserError(
+                f"--model_dir: another training runs in {folder.path} now; wait for it or name another folder"
+            ) from None
+        except OSError as error:
+            raise UserError(f"--model_dir: {folder.path} can't be written to ({error.strerror})") from None
+    try:
+        folder.find()
+        distributed.require_same("--model_dir", f"{folder.epoch} epochs and {folder.step} steps")
+        yield folder
+    finally:
+        lock.release()
+        if is_fresh and [path.name for path in folder.path.glob("*")] == [".lock"]:  # nothing came of it
+            (folder.path / ".lock").unlink()
+            folder.path.rmdir()
+
+
+def describe(
+    folder: TrainingFolder,
+    dataset: PatchDataset,
+    rule: str,
+    held_out: list[Pair],
+    nets: dict[str, nn.Module | None],
+    device: torch.device,
+) -> None:
+    """Print what --dry_run tells: the options, the data, the sizes of the networks."""
+    print_result("options:")
+    for key, value in folder.options().items():
+        print_result(f"  --{key} {_text(value)}")
+    pairs = dataset.pairs
+    first, last = printable(pairs[0].name), printable(pairs[-1].name)
+    print_result(f"data: {len(pairs)} pairs, by the rule: {rule}; first {first}, last {last}")
+    print_result(f"validation: {len(held_out)} pairs" if held_out else "validation: none")
+    print_result("networks:")
+    for name, net in nets.items():
+        print_result(f"  {name}: {sum(p.numel() for p in net.parameters()):,} parameters" if net else f"  {name}: none")
+    start = f"epoch {folder.epoch + 1}, step {folder.step + 1}" if folder.epoch or folder.step else "the beginning"
+    will = f"would train on {device} from {start}"
+    print_result(f"{will if folder.epoch < folder.args.niter else 'nothing to do'}; --dry_run: nothing was written")

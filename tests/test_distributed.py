@@ -1,0 +1,370 @@
+"""Two processes under torchrun do what one does: the same numbers, the same files, and nothing hangs."""
+
+import atexit
+import csv
+import functools
+import importlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed.run import parse_args
+
+from common import cli, distributed
+from common.data.patches import CropSampler
+from common.models import EDNet
+from common.training import device
+from for_syn import train_syn_joint
+from tests import in_ranks
+from tests.conftest import begin, write_pairs
+from tests.golden import fill, golden_json
+from tests.runs import arguments, load, train
+from tests.test_joint import NAMES, NOT_REPRODUCIBLE
+
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+IN_RANKS = "tests/in_ranks.py"
+
+
+def torchrun(*command, processes=2):
+    """A job, which ends with the tests at the latest."""
+    listening = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # whoever started the tests
+    process = begin(*shlex.split(distributed.torchrun(processes)), *command, env=ONE_THREAD, preexec_fn=listening)
+    atexit.register(process.kill)
+    return process
+
+
+def training(data, model, crops, *more):
+    return arguments(data, model, "--batchSize", crops, *more)
+
+
+def validation(data):
+    return ["--val_data_path", data / "rain", "--val_gt_path", data / "norain"]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """The folder of everything that one process did, in one/, and that two did, in two/."""
+    folder = tmp_path_factory.mktemp("job")
+    data = write_pairs(folder / "data")
+    ed, bnet = folder / "ED.pt", folder / "DerainNet.pt"
+    torch.save(fill(EDNet(nz=5, nef=4, patch_size=16), 1).state_dict(), ed)
+    one, two = folder / "one", folder / "two"
+
+    def aug(place, crops):
+        more = ["--netED", ed, "--recurrent_iter", 1, "--lr", 1e-5]  # a higher rate makes much of rounding
+        flags = training(data, place / "aug", crops, "--niter", 2, *more)
+        networks = {"--stage", "--nz", "--nef", "--ndf", "--n_dis"}
+        pairs = zip(flags[::2], flags[1::2], strict=True)
+        return [text for flag, value in pairs if flag not in networks for text in (flag, value)]
+
+    def derain(place):
+        flags = ["--data_path", data / "rain", "--gt_path", data / "norain", "--use_gpu", "false", "--stage", 1]
+        return [*map(str, flags), "--netDerain", str(bnet), "--save_path", str(place / "derained")]
+
+    def rain(place):
+        flags = ["--data_path", data / "norain", "--netED", ed, "--num", 2, "--use_gpu", "false", "--save_layer"]
+        return [*map(str, flags), "--save_path", str(place / "rained")]
+
+    (folder / "own.py").write_text(
+        "import torch\nclass Even(torch.nn.Conv2d):\n    def __init__(self):\n        super().__init__(3, 3, 1)\n"
+        "    def forward(self, x):\n        assert x.shape[3] % 2 == 0\n        return super().forward(x)\n"
+    )
+    torch.manual_seed(0)
+    torch.save(torch.nn.Conv2d(3, 3, 1).state_dict(), folder / "own.pt")
+
+    def derain_some(place):  # of the four images, 9.png and 11.png have odd widths
+        flags = ["--data_path", data / "rain", "--model_dir", folder / "own.pt", "--save_path", place / "some"]
+        return [*map(str, flags), "--derainer", f"{folder / 'own.py'}:Even", "--use_gpu", "false"]
+
+    val = validation(data)
+    joint, augmented = "for_syn.train_syn_joint", "for_syn.train_syn_aug"
+    single = [
+        (joint, training(data, one / "whole", 4, "--niter", 3, *val)),
+        (joint, training(data, one / "begun", 4, "--niter", 2, *val)),
+        (augmented, aug(one, 4)),
+    ]
+    for module, argv in single:
+        importlib.import_module(module).main(argv)
+    shutil.copy(one / "whole" / "DerainNet_state_3.pt", bnet)
+    alone = [("for_syn.test_syn_joint", derain(one)), ("for_syn.generate_rain", rain(one))]
+    for module, argv in [*alone, ("for_syn.test_syn_aug", derain_some(one))]:
+        importlib.import_module(module).main(argv)
+    shutil.copytree(one / "begun", two / "gone_on")  # one process begins, two go on
+    shutil.copytree(one / "begun_logs", two / "gone_on_logs")
+    jobs = [
+        (joint, training(data, two / "begun", 4, "--niter", 2, *val)),
+        (joint, training(data, two / "gone_on", 4, "--niter", 3, *val)),
+        (augmented, aug(two, 4)),
+        ("for_syn.test_syn_joint", derain(two)),
+        ("for_syn.generate_rain", rain(two)),
+        ("for_syn.test_syn_aug", derain_some(two)),
+    ]
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    process = torchrun(IN_RANKS, folder)
+    text = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, text
+    (folder / "printed.txt").write_text(text)
+    return folder
+
+
+def furthest(one, other, but=()):
+    """The largest difference between the tensors of two state dicts, some of them left out."""
+    assert one.keys() == other.keys()
+    return max((one[k].double() - other[k].double()).abs().max().item() for k in one if not k.endswith(but))
+
+
+def test_two_processes_are_one_on_the_same_batch(job):
+    alone, first, second = in_ranks.compared(), load(job / "0.pt")["compared"], load(job / "1.pt")["compared"]
+    for kind, (states, rows) in alone.items():
+        for state, of_first, of_second in zip(states, first[kind][0], second[kind][0], strict=True):
+            assert furthest(state, of_first) < 1e-9, kind  # u and v of the spectral norm are in it
+            assert furthest(of_first, of_second) == 0, kind
+        assert first[kind][1] == second[kind][1]  # the losses are means over both
+        for row, of_first in zip(rows, first[kind][1], strict=True):
+            assert of_first == pytest.approx(row, rel=1e-9), kind
+
+
+def test_crops_are_shared_out(monkeypatch):
+    """What the equality rests on: shares that differ, and that are all of the batch; here 5, 5 and 4 of 14 crops."""
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    shares = []
+    for number in range(3):
+        monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+        sampler = CropSampler(14, 2, 3, 1, 2, skip=1)
+        assert len(sampler) == len(list(sampler)) == 3
+        shares.append((list(range(5, 17))[distributed.share(5)], list(sampler)))
+    monkeypatch.undo()
+    assert [numbers for numbers, _ in shares] == [[6, 9, 12, 15], [7, 10, 13, 16], [5, 8, 11, 14]]
+    for step, batch in enumerate(CropSampler(14, 2, 3, 1, 2, skip=1)):
+        parts = [share[step] for _, share in shares]
+        assert [len(part) for part in parts] == [5, 5, 4]
+        assert [parts[i % 3][i // 3] for i in range(14)] == batch
+
+
+def test_seven_reference_steps_by_two_processes(job):
+    golden = golden_json("joint_syn.json")["rows_float32"]
+    names = NAMES | {"kl_z": "kl_z", "kl_b": "kl_b", "mse": "mse", "g_adv": "g_loss", "loss_G": "errED"}
+    rows = load(job / "0.pt")["golden"]
+    for row, expected in zip(rows, golden, strict=True):
+        for name, value in row.items():
+            reference, absolute = expected[names[name]], {"gp": 1e-4, "loss_D": 2e-3}.get(name, 1e-6)
+            assert abs(value - reference) <= absolute + 1e-3 * abs(reference), (expected["step"], name)
+
+
+def test_communication(job):
+    first, second = load(job / "0.pt"), load(job / "1.pt")
+    for results in (first, second):
+        assert set(results["weights"][0].values()) == {1}
+        assert [weight.flatten()[0].item() for weight in results["gradients"]] == [-1.5, -1.5]
+        assert results["any"] == [True, True, False] and results["reason"] == "rain"
+        assert results["gather"] == [0, 1] and results["broadcast"] == 5
+    own = {name: value for name, value in second["weights"][1].items() if name.endswith(("weight", "bias"))}
+    assert set(own.values()) == {2} and {v for k, v in second["weights"][1].items() if k not in own} == {1}
+
+
+def rows(log):
+    with open(log / "log.csv") as file:
+        return [{k: float(v) for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def assert_same_training(one, two, niter, prefixes=("DerainNet", "ED", "D")):
+    for name in prefixes:
+        states = (load(folder / f"{name}_state_{niter}.pt") for folder in (one, two))
+        assert furthest(*states, but=NOT_REPRODUCIBLE) < 5e-5  # float32; the steps add up to 2e-4 at least
+    a, b = load(one / "train_state_last.pt"), load(two / "train_state_last.pt")
+    assert torch.equal(a["rng"]["torch"], b["rng"]["torch"]) and a["epoch"] == b["epoch"] == niter
+    logs = (rows(folder.with_name(f"{folder.name}_logs")) for folder in (one, two))
+    for row, other in zip(*logs, strict=True):
+        assert other == pytest.approx(row, rel=5e-4)  # means of few scores near 0; exact figures: in float64, above
+
+
+def test_training_of_two_equals_one(job):
+    assert_same_training(job / "one" / "begun", job / "two" / "begun", 2)
+    assert_same_training(job / "one" / "aug", job / "two" / "aug", 2, ["Aug_DerainNet"])
+    assert len(list((job / "two" / "begun_logs").glob("events*"))) == 1
+    printed = (job / "printed.txt").read_text()
+    assert printed.count("epoch 1/2") == 2
+
+
+def test_two_go_on_where_one_stopped(job):
+    assert "going on after 2 epochs" in (job / "printed.txt").read_text()
+    assert_same_training(job / "one" / "whole", job / "two" / "gone_on", 3)
+
+
+def test_one_goes_on_where_two_stopped(job, tmp_path):
+    shutil.copytree(job / "two" / "begun", tmp_path / "m")
+    shutil.copytree(job / "two" / "begun_logs", tmp_path / "m_logs")
+    train_syn_joint.main(training(job / "data", tmp_path / "m", 4, "--niter", 3, *validation(job / "data")))
+    assert_same_training(job / "one" / "whole", tmp_path / "m", 3)
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(("work", "number"), [("derained", 6), ("rained", 28), ("some", 3)])
+def test_same_files_as_one_process(job, work, number):
+    one, two = files(job / "one" / work), files(job / "two" / work)
+    assert one.keys() == two.keys() and len(one) == number
+    assert [name for name in one if one[name] != two[name]] == []
+
+
+def test_what_is_said_of_shared_work(job):
+    printed = (job / "printed.txt").read_text()
+    assert printed.count("4 images derained") == 1 and printed.count("8 pairs made") == 1
+    assert "[rank 1]" not in printed and printed.count("2 of 4 images could not be derained") == 1
+
+
+# --- how a job ends ------------------------------------------------------------------------------------------------
+
+
+def long_training(folder, *more):
+    data = write_pairs(folder / "data")
+    flags = training(data, folder / "m", 4, "--niter", 10000, "--save_minutes", 1e-9, "--cache", "none", *more)
+    return torchrun("for_syn/train_syn_joint.py", *flags)
+
+
+def wait_for_file(file, process):
+    for _ in range(1200):
+        if file.exists():
+            return
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    raise AssertionError(f"{file} did not come")
+
+
+def process_of(rank, parent):
+    """The number of the process that torchrun started for a rank."""
+    for entry in os.listdir("/proc"):
+        try:
+            environment = Path("/proc", entry, "environ").read_bytes().split(b"\0")
+            started_by = int(Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):
+            continue
+        if started_by == parent.pid and f"RANK={rank}".encode() in environment:
+            return int(entry)
+    raise AssertionError("no such process")
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="the processes are found in Linux's /proc")
+def test_killed_rank_ends_the_job_and_its_state_goes_on(tmp_path):
+    process = long_training(tmp_path)
+    wait_for_file(tmp_path / "m" / "train_state_prev.pt", process)
+    os.kill(process_of(1, process), signal.SIGKILL)
+    text = process.communicate(timeout=120)[0]
+    assert process.returncode == 1 and 'train_syn_joint.py", line' not in text  # no traceback of ours
+    assert "Signal 9 (SIGKILL)" in text  # torchrun's report
+    state = load(tmp_path / "m" / "train_state_last.pt")
+    more = ["--niter", state["epoch"] + 1, "--save_minutes", 1e-9, "--cache", "none"]
+    for name in ("whole", "m"):
+        train_syn_joint.main(training(tmp_path / "data", tmp_path / name, 4, *more))
+    for name in ("DerainNet", "ED", "D"):
+        weights = f"{name}_state_{state['epoch'] + 1}.pt"
+        one, two = load(tmp_path / "whole" / weights), load(tmp_path / "m" / weights)
+        assert furthest(one, two, but=NOT_REPRODUCIBLE) < 1e-3  # rounding, which every step makes larger
+
+
+def test_ctrl_c_saves_once_and_says_how_to_go_on(tmp_path):
+    data, model = write_pairs(tmp_path / "data"), tmp_path / "m"
+    process = torchrun(IN_RANKS, "slow save", *training(data, model, 4, "--iters_per_epoch", 10**5))
+    wait_for_file(tmp_path / "m_logs" / "options.json", process)
+    time.sleep(2)
+    os.kill(process.pid, signal.SIGINT)  # as a terminal does: its processes have sessions of their own
+    text = process.communicate(timeout=120)[0]
+    assert text.count("stopping after this step to save") == 1 and text.count("stopped and saved after") == 1
+    state = load(model / "train_state_last.pt")  # no other was saved
+    assert f"stopped and saved after 0 epochs and {state['step']} steps" in text
+    assert "[rank 1]" not in text
+
+
+def test_an_image_that_one_rank_can_not_read_loses_nothing(tmp_path):
+    flags = training(write_pairs(tmp_path / "data"), tmp_path / "m", 4, "--cache", "none")
+    text = torchrun(IN_RANKS, "no image", *flags).communicate(timeout=120)[0]
+    assert len(re.findall("^error: gone.png: no such file. The last good state is", text, re.M)) == 1
+    state = load(tmp_path / "m" / "train_state_last.pt")
+    assert (state["epoch"], state["step"]) == (0, 4)
+
+
+def test_a_mistake_is_told_once(tmp_path):
+    data = write_pairs(tmp_path / "data")
+    (data / "rain" / "8.png").write_bytes(b"no image")
+    process = torchrun("for_syn/train_syn_joint.py", *training(data, tmp_path / "m", 4))
+    text = process.communicate(timeout=120)[0]
+    assert process.returncode == 1 and "exitcode  : 2" in text
+    assert len(re.findall("^error: 1 of 4 pairs can't be used", text, re.M)) == 1 and "[rank 1]" not in text
+
+
+def test_ranks_that_see_different_things_are_refused(monkeypatch):
+    monkeypatch.setattr(distributed, "gather", lambda value: ["4 pairs", "4 pairs", value])
+    distributed.require_same("--data_path", "4 pairs")
+    with pytest.raises(cli.UserError, match="--data_path: rank 2 has 5 pairs, rank 0 has 4 pairs"):
+        distributed.require_same("--data_path", "5 pairs")
+
+
+def test_torchrun_takes_no_flag_of_a_script_for_its_own():
+    start = shlex.split(distributed.torchrun(2))[3:]
+    for name in ("generate_rain", "train_syn_joint", "train_syn_aug", "test_syn_joint", "test_syn_aug"):
+        flags = vars(importlib.import_module(f"for_syn.{name}").parse_args(["--data_path", "x"]))
+        own = [f"--{flag}" for flag in flags if flag != "given"]
+        assert len(own) > 10
+        assert parse_args([*start, "script.py", *own]).training_script_args == own
+
+
+def test_commands_of_one_process_refuse(monkeypatch, capfd):
+    monkeypatch.setattr(distributed, "is_launched", lambda: True)
+    monkeypatch.setenv("RANK", "0")
+    assert cli.run(lambda: pytest.fail("was called")) == 2
+    assert "start it with python, not with torchrun" in capfd.readouterr().err
+
+
+def test_a_batch_smaller_than_the_job_is_refused(pairs_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    monkeypatch.setattr(distributed, "rank", lambda: 2)
+    with pytest.raises(cli.UserError, match="--batchSize: 2 crops for 3 processes; each needs one"):
+        train(pairs_folder, tmp_path / "m")
+
+
+# --- devices -------------------------------------------------------------------------------------------------------
+
+
+def test_several_gpus_in_one_process_are_explained(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--gpu_id", "0,1"])
+    assert device.pick_device(True, "0,1").type in ("cpu", "cuda")
+    printed = capsys.readouterr().out
+    assert "--gpu_id 0,1: one process uses one GPU, this one takes GPU 0" in printed
+    assert "-m torch.distributed.run --standalone --nproc_per_node 2 -- train.py --gpu_id 0,1" in printed
+    device.pick_device(True, "0,1", several=False)
+    printed = capsys.readouterr().out
+    assert "takes GPU 0" in printed and "torch" not in printed
+
+
+@pytest.mark.parametrize(
+    ("gpu_id", "place", "processes", "taken"),
+    [("0", 0, 1, 0), ("2", 0, 1, 2), ("0", 1, 2, 1), ("2,3", 1, 2, 3), ("0,1,2", 1, 2, 1)],
+)
+def test_local_rank_decides_the_gpu(monkeypatch, gpu_id, place, processes, taken):
+    for name, value in {"is_available": True, "device_count": 4, "set_device": None}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(distributed, "is_launched", lambda: True)
+    monkeypatch.setattr(distributed, "local_rank", lambda: place)
+    monkeypatch.setattr(distributed, "local_size", lambda: processes)
+    monkeypatch.setattr(device, "try_kernel", lambda device: "")
+    assert device.pick_device(True, gpu_id) == torch.device("cuda", taken)
+
+
+@pytest.mark.parametrize(("gpu_id", "processes"), [("0", 5), ("0,1", 3), ("3", 2)])
+def test_more_processes_than_gpus(monkeypatch, gpu_id, processes):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(distributed, "is_launched", lambda: True)
+    monkeypatch.setattr(distributed, "local_size", lambda: processes)
+    with pytest.raises(cli.UserError, match=f"{processes} processes on this machine"):
+        device.pick_device(True, gpu_id)

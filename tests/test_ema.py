@@ -1,0 +1,54 @@
+"""The moving average of a generator's weights: its formula, its files, and that training does not feel it."""
+
+import pytest
+import torch
+from torch import nn
+
+from common.errors import UserError
+from common.training.checkpoint import load_generator
+from common.training.ema import EMA
+from tests.runs import load, same, train
+
+
+@pytest.mark.parametrize("ramp", [False, True])
+def test_the_formula(ramp):
+    net = nn.Linear(2, 1)
+    expected = net.weight.detach().clone()
+    ema = EMA(net, 0.5, every=2, ramp=ramp)
+    for index in range(9):
+        with torch.no_grad():
+            net.weight.copy_(torch.tensor([[index, -1.0]]))
+        if index % 2 == 0:
+            decay = min(0.5, (1 + index) / (10 + index)) if ramp else 0.5
+            expected = decay * expected + (1 - decay) * net.weight.detach()
+        ema.update(index)
+    torch.testing.assert_close(ema.net.weight, expected)
+    assert not ema.net.weight.requires_grad and not ema.net.training
+
+
+def test_training_with_an_average_is_the_same_training(pairs_folder, tmp_path):
+    train(pairs_folder, tmp_path / "a", "--niter", 2)
+    train(pairs_folder, tmp_path / "b", "--niter", 2, "--ema", 0.5)
+    for name in ("DerainNet", "ED", "D"):
+        assert same(load(tmp_path / "a" / f"{name}_state_2.pt"), load(tmp_path / "b" / f"{name}_state_2.pt"))
+    assert not (tmp_path / "a" / "ED_ema_state_2.pt").exists()
+    weights, average = load(tmp_path / "b" / "ED_state_2.pt"), load(tmp_path / "b" / "ED_ema_state_2.pt")
+    assert weights.keys() == average.keys() and not same(weights, average)
+    assert load_generator(tmp_path / "b" / "ED_ema_state_2.pt", "--netED").nz == 4
+
+
+def test_a_resumed_average_equals_an_uninterrupted_one(pairs_folder, tmp_path):
+    train(pairs_folder, tmp_path / "a", "--niter", 4, "--ema", 0.8)
+    train(pairs_folder, tmp_path / "b", "--niter", 2, "--ema", 0.8)
+    train(pairs_folder, tmp_path / "b", "--niter", 4, "--ema", 0.8)
+    for name in ("ED", "ED_ema"):
+        assert same(load(tmp_path / "a" / f"{name}_state_4.pt"), load(tmp_path / "b" / f"{name}_state_4.pt"))
+
+
+def test_an_average_belongs_to_a_training_from_its_beginning(pairs_folder, tmp_path):
+    train(pairs_folder, tmp_path / "m", "--niter", 1)
+    with pytest.raises(UserError, match="--ema is 0.5, was 0"):
+        train(pairs_folder, tmp_path / "m", "--niter", 2, "--ema", 0.5)
+    train(pairs_folder, tmp_path / "m", "--niter", 1, "--overwrite", "--ema", 0.5)
+    train(pairs_folder, tmp_path / "m", "--niter", 1, "--overwrite")
+    assert not list((tmp_path / "m").glob("*ema*"))

@@ -1,0 +1,338 @@
+"""Precision, memory layout and compilation: which numbers they touch, and that fp32 stays exact."""
+
+import contextlib
+import copy
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+from common import memory, precision
+from common.data.images import read_image, write_image
+from common.errors import UserError
+from common.evaluation.derain import derain
+from common.memory import keep_memory
+from common.models import Derain, Discriminator, EDNet, PReNet
+from common.precision import compile_net, prepare, require_fast, set_arithmetic, without_tuning
+from common.training import augment, device, losses
+from common.training.device import pick_device
+from common.training.joint import joint_draw, joint_step
+from common.training.optimizer import adam
+from for_syn import test_syn_joint as derain_script
+from for_syn import train_syn_joint
+from tests.conftest import photo
+from tests.golden import fill, uniform
+from tests.runs import arguments, load, same, train
+from tests.tensor_cores import TensorCores
+
+CPU = torch.device("cpu")
+
+
+def plain_lstm(body, x, h, c):
+    """The equations of the LSTM cell one by one."""
+    xh = torch.cat((x, h), 1)
+    i, f, o = (torch.sigmoid(conv(xh)) for conv in (body.conv_i, body.conv_f, body.conv_o))
+    c = f * c + i * torch.tanh(body.conv_g(xh))
+    return o * torch.tanh(c), c
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_gates_in_one_convolution_are_those_of_four(grad):
+    body = fill(PReNet(1), 11).double()
+    with torch.set_grad_enabled(grad):
+        x, h, c = uniform(1, 3, 2, 32, 17, 22).double()
+        zeros = torch.zeros_like(h)
+        for first, given in ((False, (h, c)), (True, (zeros, zeros))):
+            states = (None, None) if first else (h, c)
+            for a, b in zip(body.lstm(x, *states, body.gates()), plain_lstm(body, x, *given), strict=True):
+                assert (a - b).abs().max() <= 1e-12 * b.abs().max()
+
+
+def test_in_any_memory_layout_the_numbers_are_the_same():
+    net, rainy = fill(Derain(6), 11), uniform(2, 2, 3, 33, 40)
+    expected = net(rainy)
+    with torch.no_grad():
+        for x in (rainy, rainy.contiguous(memory_format=torch.channels_last)):
+            for a, b in zip(net(x), expected, strict=True):
+                assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+
+
+def joint_training(nets, **how):
+    """A step and a draw of joint training for these networks, and the optimizers."""
+    names = ("DerainNet", "ED", "D")
+    optimizers = {name: adam(net.parameters(), 1e-4) for name, net in zip(names, nets, strict=True)}
+    settings = {"w_adv": 1.0, "lambda_gp": 10.0, "eps2": 1e-6} | how
+    return joint_step(*nets, optimizers, **settings), joint_draw(2, nets[1].nz), optimizers
+
+
+def test_only_steps_that_learn_compute_gradients():
+    calls = []
+    net = fill(Derain(1), 1, 0.02)
+    prepare(net, CPU, "fp32", training=True)
+    net.derainet.register_forward_hook(
+        lambda module, args, out: calls.append((out[0].requires_grad, args[0].is_contiguous()))
+    )
+    step, draw, _ = joint_training((net, EDNet(3, 4, 2, 16), Discriminator(16, 4)))
+    for index in range(3):
+        step(*draw(*torch.rand(2, 2, 3, 16, 16), index, 2))
+    assert calls == [(True, True), (False, False), (True, True)]  # channels_last where no gradients are
+
+
+# --- precision -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def any_processor(monkeypatch):
+    """As if it had bfloat16 instructions; the test is slow without, and right."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+
+
+def test_bf16_is_refused_where_it_would_be_slow(monkeypatch, pairs_folder, tmp_path):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": False, "cpu_name": "x"})
+    require_fast("fp32", cpu)
+    with pytest.raises(UserError, match="--precision bf16: this CPU has no bfloat16 instructions.*take fp32"):
+        require_fast("bf16", cpu)
+    with pytest.raises(UserError, match="--precision bf16"):
+        train_syn_joint.main(arguments(pairs_folder, tmp_path / "m", "--precision", "bf16"))
+    assert not list((tmp_path / "m").glob("*.pt"))
+    for name in ("avx512_bf16", "amx_bf16", "bf16"):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda name=name: {"avx2": True, name: True})
+        require_fast("bf16", cpu)
+
+
+def test_bf16_is_for_the_derainer_alone(any_processor):
+    dtypes = {}
+
+    def note(name):
+        return lambda module, args, out: dtypes.setdefault(name, set()).add(
+            (out[0] if isinstance(out, tuple) else out).dtype
+        )
+
+    nets = fill(Derain(1), 1, 0.02), EDNet(3, 4, 2, 16), Discriminator(16, 4)
+    for name, module in (("bnet", nets[0].derainet.conv0), ("ed", nets[1].decoder), ("d", nets[2])):
+        module.register_forward_hook(note(name))
+    prepare(nets[0], CPU, "bf16", training=True)
+    step, draw, optimizers = joint_training(nets)
+    for index in range(3):
+        values, images = step(*draw(*torch.rand(2, 2, 3, 16, 16), index, 2))
+        assert all(value.dtype == torch.float32 for value in [*values.values(), *images.values()])
+    assert dtypes == {"bnet": {torch.bfloat16}, "ed": {torch.float32}, "d": {torch.float32}}
+    states = [s for opt in optimizers.values() for state in opt.state.values() for s in state.values()]
+    assert states and all(s.dtype == torch.float32 for s in states)
+    assert all(p.dtype == torch.float32 for net in nets for p in net.parameters())
+
+
+def test_bf16_is_near_fp32(any_processor, tmp_path, pairs_folder):
+    net = fill(Derain(2), 11, 0.02).eval()
+    rainy, half = uniform(4, 1, 3, 20, 20), copy.deepcopy(net)
+    prepare(half, CPU, "bf16")
+    near, exact = derain(half, rainy), derain(net, rainy)
+    assert near.dtype == torch.float32 and 0 < (near - exact).abs().max() < 0.02
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    write_image(tmp_path / "in" / "a.png", photo(20, 24, 0))
+    for name in ("fp32", "bf16"):
+        flags = ["--data_path", tmp_path / "in", "--netDerain", tmp_path / "net.pt", "--stage", 2, "--use_gpu", "false"]
+        flags += ["--save_path", tmp_path / name, "--precision", name]
+        assert derain_script.main(list(map(str, flags))) == 0
+    a, b = (read_image(tmp_path / name / "a.png").astype(int) for name in ("fp32", "bf16"))
+    assert 0 < np.abs(a - b).max() <= 3
+    train(pairs_folder, tmp_path / "m", "--precision", "bf16", "--niter", 1)
+    assert all(v.dtype == torch.float32 for v in load(tmp_path / "m" / "DerainNet_state_1.pt").values())
+    with pytest.raises(UserError, match="--precision is fp32, was bf16"):
+        train(pairs_folder, tmp_path / "m", "--precision", "fp32")
+
+
+def test_tf32_on_a_cpu_is_fp32_and_says_so(pairs_folder, tmp_path, capsys):
+    for name in ("tf32", "fp32", "auto"):
+        train_syn_joint.main(arguments(pairs_folder, tmp_path / name, "--precision", name, "--niter", 1))
+        said = "--precision tf32: only GPUs have TF32; computing in fp32" in capsys.readouterr().out
+        assert said == (name == "tf32")
+    rounded, exact, auto = (load(tmp_path / p / "DerainNet_state_1.pt") for p in ("tf32", "fp32", "auto"))
+    assert same(rounded, exact) and same(auto, exact)
+
+
+@pytest.fixture
+def switches():
+    """PyTorch's, put back afterwards; and a reader of those of convolutions, recurrent networks and products."""
+    parts, every = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul), torch.backends
+    before = (
+        [part.fp32_precision for part in parts],
+        every.fp32_precision,
+        torch.backends.cudnn.benchmark,
+        precision._uses_tensor_cores,
+    )
+    yield lambda: tuple(part.fp32_precision for part in parts)
+    every.fp32_precision, torch.backends.cudnn.benchmark, precision._uses_tensor_cores = before[1:]
+    for part, value in zip(parts, before[0], strict=True):
+        part.fp32_precision = value
+
+
+def test_switches_of_each_precision(switches):
+    results = {}
+    for name in ("auto", "fp32", "tf32", "bf16"):
+        set_arithmetic(name)
+        results[name] = switches()
+    exact, rounded = ("ieee", "ieee", "ieee"), ("tf32", "tf32", "tf32")
+    assert results == {"auto": ("tf32", "tf32", "ieee"), "fp32": exact, "tf32": rounded, "bf16": rounded}
+    torch.backends.cudnn.benchmark = True
+    with without_tuning(torch.nn.Conv2d(1, 1, 1)):
+        assert not torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize("before", ["tf32", "ieee", "none"])
+def test_whatever_a_program_has_set_before_the_switches_are_ours(switches, before):
+    """Older ones would leave convolutions in TF32, and reading them raises RuntimeError."""
+    torch.backends.fp32_precision = before
+    precision.set_arithmetic("fp32")
+    assert switches() == ("ieee", "ieee", "ieee")
+    on_gpu = mock.Mock(device=torch.device("cuda", 0))
+    for name, last in (("fp32", torch.contiguous_format), ("tf32", torch.channels_last)):
+        precision.set_arithmetic(name)
+        precision.order(on_gpu)
+        on_gpu.contiguous.assert_called_with(memory_format=last)
+
+
+def test_a_gpu_starts_exact(switches, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    monkeypatch.setattr(device, "try_kernel", lambda device: "")
+    torch.backends.fp32_precision = "tf32"
+    assert pick_device(True, "0") == torch.device("cuda", 0)
+    assert switches() == ("ieee", "ieee", "ieee")
+
+
+def test_the_default_says_on_a_gpu_what_it_means(monkeypatch):
+    assert train_syn_joint.parse_args([]).precision == derain_script.parse_args([]).precision == "auto"
+    assert precision.describe("auto", CPU) == ""
+    for supported, text in ((True, "PyTorch's default"), (False, "this GPU has no TF32")):
+        monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda supported=supported: supported)
+        assert text in precision.describe("auto", torch.device("cuda", 0))
+
+
+def test_tensor_cores_get_weights_in_their_layout(switches, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda: True)
+    for name, last in (("fp32", False), ("auto", True), ("tf32", True)):
+        net, custom = Derain(1), torch.nn.Conv2d(3, 3, 3)
+        for each in (net, custom):
+            prepare(each, torch.device("cuda", 0), name, training=True)
+        weight = net.derainet.conv0[0].weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) == last
+        assert custom.weight.is_contiguous()
+
+
+def test_order_of_a_batch(switches):
+    last = torch.channels_last
+    for x in (torch.rand(2, 3, 8, 9), torch.rand(2, 8, 9, 3).permute(0, 3, 1, 2)):
+        with torch.no_grad():
+            assert precision.order(x).is_contiguous(memory_format=last)
+        assert precision.order(x).is_contiguous() and torch.equal(precision.order(x), x)
+
+
+def smooth(number, p):
+    """Bright, flat photos without noise, and the same a little darker."""
+    clean = torch.stack([torch.from_numpy(photo(p, p, i)) for i in range(number)]).permute(0, 3, 1, 2) / 5100 + 0.9
+    return clean, 0.98 * clean
+
+
+class Scaled(torch.nn.Module):
+    """A derainer of one factor for each value."""
+
+    def __init__(self, rainy):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones_like(rainy).contiguous(memory_format=torch.channels_last))
+
+    def forward(self, rainy):
+        return self.scale * rainy
+
+
+def ssim_step(kind):
+    """Loss of an A+ step in some type, and the gradient for the derained images."""
+    rainy, clean = (x.to(kind) for x in smooth(2, 48))
+    net = Scaled(rainy)
+    with mock.patch.object(torch.optim.Adam, "step"):
+        values, _ = augment.a_step(net, torch.optim.Adam(net.parameters()), rainy, clean)
+    return values["loss"].item(), net.scale.grad.double()
+
+
+def test_ssim_is_computed_in_full_whatever_the_precision(switches, monkeypatch):
+    """E[x^2] - mu^2 of rounded factors would give an SSIM beyond 1, and a wrong gradient."""
+    exact, gradient = ssim_step(torch.float64)
+    for name in ("tf32", "bf16"):
+        set_arithmetic(name)
+        with TensorCores() as cores:
+            loss, own = ssim_step(torch.float32)
+        assert cores.rounded == 0 and loss == pytest.approx(exact, abs=1e-4)
+        assert (own - gradient).norm() < 1e-2 * gradient.norm()
+    assert switches() == ("tf32", "tf32", "tf32")
+    monkeypatch.setattr(losses, "full_fp32", contextlib.nullcontext)  # the failure that the test looks for
+    with TensorCores() as cores:
+        loss, own = ssim_step(torch.float32)
+    assert cores.rounded and loss < -1.1 and (own - gradient).norm() > gradient.norm()
+
+
+def test_other_losses_and_the_spectral_norm_bear_rounded_factors(switches):
+    """None of them cancels: a penalty, KL terms and sigma differ by the rounding alone, below one in a hundred."""
+    results = {}
+    for kind in (torch.float64, torch.float32):
+        set_arithmetic("fp32" if kind == torch.float64 else "tf32")
+        nets = fill(Derain(2), 21, 0.02), fill(EDNet(3, 8, 4, 16), 22, 0.02), fill(Discriminator(16, 8), 23)
+        nets = [net.to(kind) for net in nets]
+        rainy, clean = (x.to(kind) for x in smooth(2, 16))
+        eps, alpha = torch.ones(2, 8, dtype=kind), torch.full((2, 1, 1, 1), 0.5, dtype=kind)
+        with TensorCores():
+            values, _ = joint_training(nets)[0](True, rainy, clean, eps, alpha)
+        results[kind] = {name: value.item() for name, value in values.items()}
+    assert results[torch.float32] == pytest.approx(results[torch.float64], rel=1e-2, abs=1e-4)
+
+
+# --- compilation ---------------------------------------------------------------------------------------------------
+
+
+def test_without_a_compiler_work_goes_on(monkeypatch, pairs_folder, tmp_path, capsys):
+    def broken(*args, **kwargs):
+        raise RuntimeError("no C++ compiler\nmore")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    train_syn_joint.main(arguments(pairs_folder, tmp_path / "a", "--niter", 1, "--compile"))
+    assert "--compile: not possible here, going on without (no C++ compiler)" in capsys.readouterr().out
+    monkeypatch.undo()
+    train_syn_joint.main(arguments(pairs_folder, tmp_path / "b", "--niter", 1))
+    assert same(load(tmp_path / "a" / "ED_state_1.pt"), load(tmp_path / "b" / "ED_state_1.pt"))
+
+
+def test_a_compiled_network_keeps_its_names_and_numbers(monkeypatch):
+    net = fill(Derain(1), 11)
+    names, rainy = list(net.state_dict()), uniform(3, 1, 3, 16, 16)
+    with torch.no_grad():
+        expected = net(rainy)[0]
+    calls = []
+
+    def backend(graph, inputs):  # compiles nothing, so that the test needs no compiler
+        calls.append(graph)
+        return graph.forward
+
+    real = torch.nn.Module.compile
+    whole = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **how: whole(f, **how) if how else f)  # the trial needs a compiler
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: real(self, backend=backend))
+    compile_net(net, rainy.device)
+    with torch.no_grad():
+        assert torch.allclose(net(rainy)[0], expected, atol=1e-6) and calls
+        before = len(calls)
+        with without_tuning(net):
+            net(uniform(4, 1, 3, 20, 24))
+        assert len(calls) == before
+    assert list(net.state_dict()) == names and isinstance(net, Derain)
+
+
+def test_keeping_memory_says_whether_it_could(monkeypatch):
+    assert keep_memory() in (True, False)
+    monkeypatch.setattr(memory.sys, "platform", "win32")
+    assert keep_memory() is False
+    monkeypatch.setattr(memory.sys, "platform", "linux")
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())  # musl
+    assert keep_memory() is False
