@@ -37,16 +37,16 @@ from .precision import has_bfloat16, prepare, require_fast, set_arithmetic
 from .terminal import print_result, progress_bar
 from .training.augment import aug_draw, aug_step, real_samples
 from .training.device import driver, pick_device, trouble
+from .training.graphs import CudaRecorder
 from .training.joint import joint_draw, joint_step
 from .training.optimizer import adam
-from .training.proof import record
+from .training.proof import FLOOR, ROUNDED, RecordedStep
 
 N_DIS = 5  # of joint training: a cycle is one step with G and BNet and four of D alone
 CYCLES = {"cpu": 1, "cuda": 20}  # of a turn
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # Linux: memory of this process
 
-Draw = Callable[[Tensor, Tensor, int, int], tuple]  # see ``joint_draw``
-Build = Callable[[], tuple[list, dict, Callable]]  # networks, the derainer first; optimisers; the step
+Build = Callable[[str], tuple[Callable, Callable, list, dict]]  # precision -> step, draw, networks, optimizers
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Case:
     name: str
     turn: Callable[[], object]
     count: int  # steps or images of a turn
-    precision: str = "fp32"
+    switch: Callable[[], None] = lambda: None  # sets PyTorch's switches for this way
     peak: float | None = None  # bytes, where that is known before the turns
 
 
@@ -80,15 +80,15 @@ def _process_peak() -> float | None:
 @contextlib.contextmanager
 def _gpu_memory(device: torch.device) -> Iterator[dict[str, float | None]]:
     """How much memory a GPU gives within it, also what recordings keep; nothing is measured on a CPU."""
-    memory: dict[str, float | None] = {"peak": None}
+    taken: dict[str, float | None] = {"peak": None}
     if device.type != "cuda":
-        yield memory
+        yield taken
         return
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_reserved(device)
-    yield memory
-    memory["peak"] = float(torch.cuda.max_memory_reserved(device) - before)
+    yield taken
+    taken["peak"] = float(torch.cuda.max_memory_reserved(device) - before)
 
 
 def measure(cases: list[Case], device: torch.device, turns: int) -> list[dict]:
@@ -103,7 +103,7 @@ def measure(cases: list[Case], device: torch.device, turns: int) -> list[dict]:
     with progress_bar(total=len(cases) * (turns + 1), desc="turns", unit="turn", leave=False) as bar:
         for turn in range(turns + 1):
             for number, case in enumerate(cases):
-                set_arithmetic(case.precision)
+                case.switch()
                 with contextlib.suppress(OSError):
                     RESET.write_text("5")  # VmHWM begins anew
                 _wait(device)
@@ -141,30 +141,29 @@ def _precisions(args: argparse.Namespace) -> list[str]:
     return list(dict.fromkeys(["fp32", *args.precision]))
 
 
-def _training_cases(args: argparse.Namespace, device: torch.device, build: Build, draw: Draw, cycle: int) -> list[Case]:
-    """Steps on one batch, run and on a GPU also recorded; every kind of step comes within ``cycle`` steps."""
+def _training_cases(args: argparse.Namespace, device: torch.device, build: Build, cycle: int) -> list[Case]:
+    """Steps on one batch, run and on a GPU also recorded; ``cycle`` steps differ from each other."""
     torch.backends.cudnn.benchmark = True  # as in training, whose batches are of one size
     rainy, clean = torch.rand(2, args.batchSize, 3, args.patchSize, args.patchSize, device=device)
     steps, cases = cycle * CYCLES[device.type], []
 
-    def turn(step: Callable, number: int = steps) -> None:
+    def turn(step: Callable, draw: Callable, number: int = steps) -> None:
         for index in range(number):
             step(*draw(rainy, clean, index, args.batchSize))
 
-    ways = ("off", args.cuda_graphs) if device.type == "cuda" and args.cuda_graphs != "off" else ("off",)
+    records = device.type == "cuda" and args.cuda_graphs != "off"
     for precision in _precisions(args):
-        for graphs in ways:
-            name = precision + " compiled" * args.compile + " recorded" * (graphs != "off")
-            if graphs != "off":
-                print(name, end=" ", flush=True)  # the proof goes on with its result
-            with _gpu_memory(device) as memory:
-                nets, optimizers, step = build()
-                with contextlib.redirect_stdout(sys.stderr):
-                    prepare(nets[0], device, precision, args.compile, training=True)
-                how = argparse.Namespace(precision=precision, cuda_graphs=graphs, iters_per_epoch=3000)
-                step = record(step, how, cycle, nets, optimizers)
-                turn(step, cycle + 2 if device.type == "cuda" else 0)
-            cases.append(Case(name, functools.partial(turn, step), steps, precision, memory["peak"]))
+        for record in (False, True) if records else (False,):
+            name = precision + " compiled" * args.compile + " recorded" * record
+            with _gpu_memory(device) as taken:
+                step, draw, nets, optimizers = build(precision)
+                if record:
+                    print(name, end=" ", flush=True)  # the proof goes on with its verdict
+                    floor = FLOOR if precision == "fp32" else ROUNDED
+                    step = RecordedStep(step, CudaRecorder(device), floor, 10**9, cycle, nets, optimizers)
+                turn(step, draw, cycle + 2 if device.type == "cuda" else 0)
+            switch = functools.partial(set_arithmetic, precision)
+            cases.append(Case(name, functools.partial(turn, step, draw), steps, switch, taken["peak"]))
     return cases
 
 
@@ -172,29 +171,32 @@ def joint(args: argparse.Namespace, device: torch.device) -> list[Case]:
     """Steps of joint training."""
     torch.manual_seed(0)
     ndf = min(64, 64 * 64 // args.patchSize)
-    originals = Derain(6), EDNet(patch_size=args.patchSize), Discriminator(args.patchSize, ndf)
+    fresh = Derain(6), EDNet(patch_size=args.patchSize), Discriminator(args.patchSize, ndf)
 
-    def build() -> tuple[list, dict, Callable]:
-        netDerain, netED, netD = nets = [copy.deepcopy(net).to(device) for net in originals]
+    def build(precision: str) -> tuple[Callable, Callable, list, dict]:
+        netDerain, netED, netD = nets = [copy.deepcopy(net).to(device) for net in fresh]
+        prepare(netDerain, device, precision, args.compile, training=True)
         rates = {"DerainNet": 2e-4, "ED": 1e-4, "D": 4e-4}
         optimizers = {name: adam(net.parameters(), rates[name]) for name, net in zip(rates, nets, strict=True)}
-        return nets, optimizers, joint_step(netDerain, netED, netD, optimizers, w_adv=1.0, lambda_gp=10.0, eps2=1e-6)
+        step = joint_step(netDerain, netED, netD, optimizers, w_adv=1.0, lambda_gp=10.0, eps2=1e-6)
+        return step, joint_draw(N_DIS, 128), nets, optimizers
 
-    return _training_cases(args, device, build, joint_draw(N_DIS, originals[1].nz), N_DIS)
+    return _training_cases(args, device, build, N_DIS)
 
 
 def aug(args: argparse.Namespace, device: torch.device) -> list[Case]:
     """Steps of augmented training of PReNet, a third of the batch with generated rain."""
     torch.manual_seed(0)
-    derainer, netED = PReNet(6), EDNet(patch_size=args.patchSize).to(device)
+    fresh, netED = PReNet(6), EDNet(patch_size=args.patchSize).to(device).requires_grad_(False)
     n_real = real_samples(args.batchSize, 0.5)
 
-    def build() -> tuple[list, dict, Callable]:
-        net = copy.deepcopy(derainer).to(device)
-        optimizers = {"derainer": adam(net.parameters(), 1e-3)}
-        return [net], optimizers, aug_step(net, netED, optimizers["derainer"], n_real)
+    def build(precision: str) -> tuple[Callable, Callable, list, dict]:
+        net = copy.deepcopy(fresh).to(device)
+        prepare(net, device, precision, args.compile, training=True)
+        optimizer = adam(net.parameters(), 1e-3)
+        return aug_step(net, netED, optimizer, n_real), aug_draw(netED, n_real), [net], {"derainer": optimizer}
 
-    return _training_cases(args, device, build, aug_draw(netED, n_real), 1)
+    return _training_cases(args, device, build, 1)
 
 
 def derain_cases(args: argparse.Namespace, device: torch.device) -> list[Case]:
@@ -212,11 +214,12 @@ def derain_cases(args: argparse.Namespace, device: torch.device) -> list[Case]:
     for precision in _precisions(args):
         for images in (1, 8) if device.type == "cuda" else (1,):
             rainy, own = torch.rand(images, 3, args.height, args.width, device=device), copy.deepcopy(net)
-            with _gpu_memory(device) as memory, contextlib.redirect_stdout(sys.stderr):
+            with _gpu_memory(device) as taken, contextlib.redirect_stdout(sys.stderr):
                 prepare(own, device, precision, args.compile)
                 turn(own, rainy)
             name = precision + " compiled" * args.compile + f", {images} in one call" * (images > 1)
-            cases.append(Case(name, functools.partial(turn, own, rainy), images * repeat, precision, memory["peak"]))
+            run, switch = functools.partial(turn, own, rainy), functools.partial(set_arithmetic, precision)
+            cases.append(Case(name, run, images * repeat, switch, taken["peak"]))
     return cases
 
 

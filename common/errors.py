@@ -1,4 +1,4 @@
-"""The errors that a user can mend, shown as one message without a traceback; and how two of PyTorch's are known."""
+"""Errors that a user can mend, shown as one message without a traceback; how to recognize two of PyTorch's."""
 
 import torch
 
@@ -22,12 +22,12 @@ class TrainingStopped(UserError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory, of the machine or a GPU, is what was missing; PyTorch says so in several ways."""
+    """Whether the machine or a GPU lacks memory; PyTorch says so in several ways."""
     texts = ("out of memory", "can't allocate memory", "not enough memory")
-    told = isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
-    return told or isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    says_so = isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    return says_so or isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
 def is_dead_worker(error: BaseException) -> bool:
-    """Whether a worker of a DataLoader died, which PyTorch raises wherever the main process happens to be."""
+    """Whether a worker of a DataLoader died; PyTorch raises that anywhere in the main process."""
     return isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all; how much of others' is read at most; cells that are no formulas."""
+"""Write files whole or not at all, read small files, and keep CSV cells from being formulas."""
 
 import contextlib
 import errno
@@ -9,9 +9,9 @@ from pathlib import Path
 
 from .errors import Unwritable, UserError
 
-MOST = 64 * 2**20  # bytes of a choice, a table, a list of knobs
+MOST = 64 * 2**20  # bytes of a JSON file, a table
 LONGEST_NAME = 255  # bytes of a file's name, on all common file systems
-UNFINISHED = ".writing-"  # how the names of files begin that are not whole yet
+UNFINISHED = ".writing-"  # start of the names of files that are not whole yet
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -19,24 +19,24 @@ def read_small(path: str | Path, most: int = MOST) -> bytes:
     """All bytes of a file that has no reason to be large.
 
     Raises:
-        OSError: it can't be read, is no file (but a pipe, say, which might never end), or has more than ``most`` bytes.
+        OSError: it can't be read, is no file (a pipe might never end), or has more than ``most`` bytes.
     """
-    found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):
+    facts = os.stat(path)
+    if not stat.S_ISREG(facts.st_mode):
         raise OSError(errno.EINVAL, "is no file", str(path))
-    if found.st_size > most:
-        text = f"it has {found.st_size / 2**20:.0f} MB, up to {most / 2**20:.0f} are read"
+    if facts.st_size > most:
+        text = f"it has {facts.st_size / 2**20:.0f} MB, up to {most / 2**20:.0f} are read"
         raise OSError(errno.EFBIG, text, str(path))
     return Path(path).read_bytes()
 
 
 def cell(text: str) -> str:
-    """A text as a cell of a CSV, a ' before what a spreadsheet would run as a formula."""
+    """A text as a cell of a CSV; a ' stands before one that a spreadsheet would run as a formula."""
     return f"'{text}" if text.lstrip("'").startswith(FORMULA) else text
 
 
 def text_of(cell: str) -> str:
-    """The text that ``cell`` has made a cell of."""
+    """The text of a cell that ``cell`` made."""
     return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(FORMULA) else cell
 
 
@@ -44,7 +44,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a file that appears whole or not at all; folders are created.
 
     Raises:
-        UserError: its name is that of a folder, or that of its folder is one of a file.
+        UserError: it is a folder, or its folder is a file.
         Unwritable: the folder can't be written to, or the disk is full.
     """
     try:
@@ -60,7 +60,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def put_bytes(path: Path, data: bytes) -> None:
-    """The same for who has more to say of it: raises OSError."""
+    """Like ``write_bytes``; raises the OSError itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent)
     try:
@@ -75,7 +75,7 @@ def put_bytes(path: Path, data: bytes) -> None:
 
 
 def umask() -> int:
-    """The permissions that new files shall not have."""
+    """The permissions that new files do not get."""
     value = os.umask(0)
     os.umask(value)
     return value

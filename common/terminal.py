@@ -1,4 +1,4 @@
-"""What a command says: progress bars on a terminal alone, and with --quiet results, warnings and errors alone."""
+"""Output of the commands: progress bars only on a terminal; with --quiet only results, warnings and errors."""
 
 import contextlib
 import os
@@ -14,14 +14,14 @@ _results: TextIO | None = None  # with --quiet, where results go
 
 
 def hush() -> None:
-    """From here on what is printed to the standard output is dropped, unless it is a result."""
+    """Drop what is printed to the standard output from now on, except for results."""
     global _results
     if _results is None:
         _results, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: SIM115 (as long as the command)
 
 
 class _Plain:
-    """A stream to which names of files can be printed that hold anything: what could play tricks is escaped."""
+    """A stream that escapes control characters: names of files may hold any."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -35,7 +35,7 @@ class _Plain:
 
 @contextlib.contextmanager
 def speaking() -> Iterator[None]:
-    """Within it nothing on the standard output controls the terminal; undoes at its end what ``hush`` did in it."""
+    """Escape control characters on the standard output; at the end undo ``hush``."""
     global _results
     before, sys.stdout = sys.stdout, _Plain(sys.stdout)
     try:
@@ -57,22 +57,16 @@ def printable_lines(text: str) -> str:
 
 
 def print_result(text: object) -> None:
-    """Print what a command was called for: a table of scores, say."""
+    """Print the result of a command, which --quiet keeps: a table of scores, say."""
     print(text, file=_results or sys.stdout)
 
 
 def progress_bar(iterable: Iterable | None = None, hidden: bool = False, **options) -> tqdm:
-    """A progress bar on stderr, where that is a terminal and --quiet was not said.
-
-    Args:
-        hidden: there is none at all.
-        options: of tqdm.
-    """
+    """A progress bar on stderr, if that is a terminal, without --quiet and unless ``hidden``; options are tqdm's."""
     return tqdm(iterable, disable=True if hidden or _results or sys.stderr is None else None, **options)
 
 
 def tell(problems: list[str], headline: str) -> None:
-    """Name on stderr, one a line, the images that work went on without; once, of several processes."""
-    if not distributed.is_first():
-        return
-    print(f"{headline}:" + "".join(f"\n  {printable(problem)}" for problem in problems), file=sys.stderr)
+    """Print on stderr, one a line, why images were left out; only in the first of several processes."""
+    if distributed.is_first():
+        print(f"{headline}:" + "".join(f"\n  {printable(problem)}" for problem in problems), file=sys.stderr)

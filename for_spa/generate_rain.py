@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli, flags
-from common.generation.photos import rain_on_photos
+from common.generation.photos import Rain, rain_on_photos
 from common.training.checkpoint import generator_of
 from common.training.device import pick_device
 
@@ -35,17 +35,12 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    rain = Rain(args.seed, args.num, args.intensity, args.coherence, args.grey, args.scale, flags.knobs(args))
     return rain_on_photos(
         netED=generator_of(args, pick_device(args.use_gpu, args.gpu_id), GENERATOR),
         data_path=args.data_path,
         save_path=args.save_path,
-        num=args.num,
-        seed=args.seed,
-        intensity=args.intensity,
-        coherence=args.coherence,
-        scale=args.scale,
-        grey=args.grey,
-        knobs=flags.knobs(args),
+        rain=rain,
         save_layer=args.save_layer,
         overwrite=args.overwrite,
         strict=args.strict,

@@ -97,7 +97,7 @@ def quick(monkeypatch):
 
 
 def write_claim_sets(folder):
-    """The data sets of claims.py, of tiny images."""
+    """The data sets of the claim, of tiny images."""
     from common.evaluation import claims  # here, since it imports matplotlib
 
     for name, files in (

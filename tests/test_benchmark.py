@@ -1,4 +1,4 @@
-"""The benchmark in small: every work comes out, as a table and as JSON, and its rates are those of the turns."""
+"""The benchmark: what it measures and prints, and its refusals."""
 
 import json
 

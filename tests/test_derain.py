@@ -240,19 +240,15 @@ def test_a_write_error_is_not_taken_for_a_bad_input(tmp_path, run, pairs_folder)
 
 
 def test_odd_names(tmp_path, run, capsys):
-    folder = os.fsencode(tmp_path / "odd")
     for name in (b"a b.png", b"-x.png", b"\xff.png", "1\u00b2.png".encode(), b"[1].png", b"new\nline.png"):
         write_image(tmp_path / "odd" / os.fsdecode(name), photo(12, 12, 0))
         write_image(tmp_path / "clean" / os.fsdecode(name), photo(12, 12, 1))
-    os.mkfifo(os.path.join(folder, b"pipe.png"))
     (tmp_path / "odd" / "gone.png").symlink_to("nowhere")
-    gt = ["--gt_path", tmp_path / "clean"]
     assert run("--data_path", tmp_path / "odd") == 1
-    assert "2 of 8 images" in (err := capsys.readouterr().err) and "pipe.png: is no file" in err and "gone.png" in err
-    for name in ("pipe.png", "gone.png"):
-        (tmp_path / "odd" / name).unlink()
-    assert run("--data_path", tmp_path / "odd", *gt) == 0
-    assert (tmp_path / "out" / "metrics.csv").exists()
+    assert "1 of 7 images" in (err := capsys.readouterr().err) and "gone.png" in err
+    (tmp_path / "odd" / "gone.png").unlink()
+    assert run("--data_path", tmp_path / "odd", "--gt_path", tmp_path / "clean") == 0
+    assert (tmp_path / "out" / "metrics.csv").read_text(errors="surrogateescape").count("\n") >= 8
 
 
 def test_ground_truth_is_checked_before_any_work(tmp_path, run, pairs_folder):

@@ -43,7 +43,8 @@ def test_half_the_bytes_and_the_same_rain_but_for_rounding(full, tmp_path, capsy
 
 def test_the_papers_sizes_take_less_than_12_mb(tmp_path):
     torch.save(EDNet().state_dict(), tmp_path / "ED.pt")
-    assert run("--netED", tmp_path / "ED.pt", "--out", tmp_path / "half.pt") == 0
+    for _ in range(2):
+        assert run("--netED", tmp_path / "ED.pt", "--out", tmp_path / "half.pt", "--overwrite") == 0
     assert 11e6 < (tmp_path / "half.pt").stat().st_size < 12e6
 
 
@@ -69,11 +70,9 @@ def test_half_precision_loads_wherever_a_generator_does(full, tmp_path, pairs_fo
     "words, message",
     [
         (["--netED", "no.pt", "--out", "x.pt"], "there is no"),
-        (["--netED", "full.pt", "--out", "x.pth"], "should end with .pt"),
-        (["--netED", "full.pt", "--out", "full.pt"], "is there already"),
-        (["--netED", "full.pt", "--out", "full.pt", "--overwrite"], "unless it is --netED itself"),
-        (["--netED", "full.pt", "--out", "picture.pt", "--overwrite"], "--out: "),
-        (["--netED", "full.pt", "--out", "folder.pt", "--overwrite"], "is a folder"),
+        (["--netED", "full.pt", "--out", "other.pt"], "other.pt exists; --overwrite replaces"),
+        (["--netED", "full.pt", "--out", "full.pt", "--overwrite"], "that is not --netED itself"),
+        (["--netED", "full.pt", "--out", "folder.pt", "--overwrite"], "folder.pt exists"),
         (["--netED", "huge.pt", "--out", "x.pt"], "too large for half precision"),
     ],
 )
@@ -82,8 +81,8 @@ def test_mistakes(full, monkeypatch, capsys, words, message):
     state = torch.load(full, weights_only=True)
     before = full.read_bytes()
     torch.save(state | {"decoder.main.0.bias": np.float32(1e6) + state["decoder.main.0.bias"]}, "huge.pt")
-    (full.parent / "picture.pt").write_bytes(b"GIF89a")
+    (full.parent / "other.pt").write_bytes(b"x")
     (full.parent / "folder.pt").mkdir()
     assert run(*words) == 2
     assert message in capsys.readouterr().err and full.read_bytes() == before
-    assert (full.parent / "picture.pt").read_bytes() == b"GIF89a"
+    assert (full.parent / "other.pt").read_bytes() == b"x"

@@ -1,8 +1,9 @@
-import argparse
-import time
+"""Pairs: rules for names, lists, small samples, checks, and the crops of a training."""
+
 import tracemalloc
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -11,29 +12,10 @@ from common.data import pairs as module
 from common.data.images import write_image
 from common.data.names import match
 from common.data.pairs import Pairing, PairList, find_pairs, small_sample
-from common.data.patches import CropSampler, PatchDataset, crop_loader, listed_set, to_batch, training_set
+from common.data.patches import CropSampler, PatchDataset, listed_set, training_set
 from common.errors import UserError
-from tests.conftest import photo
+from tests.conftest import CPU, crops, flags, pairs_of, photo, spa_list
 from tests.golden import ROOT
-
-
-def flags(data_path, gt_path=None, patch_size=16, **more):
-    """What the scripts give to training_set and listed_set."""
-    values = {"data_path": str(data_path), "gt_path": gt_path and str(gt_path), "patchSize": patch_size}
-    defaults = {
-        "pair_by": None,
-        "side_by_side": None,
-        "val_data_path": None,
-        "precision": "fp32",
-        "manualSeed": 0,
-        "cache": "none",
-        "dry_run": False,
-        "given": set(),
-    }
-    return argparse.Namespace(**defaults | values | more)
-
-
-CPU = torch.device("cpu")
 
 
 def paths(*names):
@@ -149,10 +131,9 @@ def test_public_sets_as_they_come(name, tmp_path, capsys):
 
 
 def test_the_table_of_public_sets_has_no_row_without_a_test():
-    rows = [
-        line.split(" | ")[0][2:] for line in (ROOT / "docs" / "data.md").read_text().splitlines() if "| " in line[:2]
-    ]
-    assert set(rows) - {"set", "SPA-Data, training"} == set(SETS)  # of lists there are tests below
+    lines = (ROOT / "docs" / "data.md").read_text().splitlines()
+    rows = {line.split(" | ")[0][2:] for line in lines if line.startswith("| ")}
+    assert rows - {"set", "SPA-Data, training"} == set(SETS)  # lists have tests below
 
 
 def flat(folder):
@@ -205,6 +186,7 @@ def test_pair_by(tmp_path, capsys):
         find_pairs(tmp_path / "O", tmp_path / "B", "--a, --b")
     pairing = Pairing(("wet{} *", "dry-{}"))
     pairs, rule = find_pairs(tmp_path / "O", tmp_path / "B", "--a, --b", pairing=pairing)
+    capsys.readouterr()
     ending = Pairing(("wet{} *.png", "dry-{}.png"))
     assert find_pairs(tmp_path / "O", tmp_path / "B", "--a, --b", pairing=ending)[0] == pairs
     capsys.readouterr()
@@ -275,8 +257,6 @@ def test_missing_data_says_what_belongs_there(tmp_path):
 
 
 def test_grey_alpha_and_16_bit_files_train(tmp_path):
-    import cv2
-
     grey = photo(20, 20, 0)[..., :1]
     (tmp_path / "rain").mkdir()
     (tmp_path / "norain").mkdir()
@@ -287,21 +267,15 @@ def test_grey_alpha_and_16_bit_files_train(tmp_path):
     assert rainy.dtype == torch.float32 and torch.allclose(rainy, 2 * clean, atol=1 / 255) and rainy.max() <= 1
 
 
-def crops(pairs_folder, workers, first=1, last=2, skip=0):
-    pairs, _ = find_pairs(pairs_folder / "rain", pairs_folder / "norain", "a, b")
-    dataset = PatchDataset(pairs, 16, seed=3)
-    sampler = CropSampler(6, 3, first, last, skip)
-    return [torch.cat(to_batch(batch)) for batch in crop_loader(dataset, sampler, 2, workers)[0]]
-
-
 def test_crops_do_not_depend_on_the_number_of_workers(pairs_folder):  # T1
-    alone = crops(pairs_folder, 0)
-    assert len(alone) == 6
-    for workers in (1, 2):
-        assert all(map(torch.equal, alone, crops(pairs_folder, workers)))
-    assert all(map(torch.equal, alone[4:], crops(pairs_folder, 2, first=2, skip=2)))
-    assert not any(map(torch.equal, alone[:3], alone[3:]))  # another epoch, other crops
+    dataset = PatchDataset(pairs_of(pairs_folder), 16, seed=3)
+    alone = crops(dataset)
+    assert len(alone) == 6 and not any(map(torch.equal, alone[:3], alone[3:]))  # another epoch, other crops
+    assert all(torch.equal(alone, crops(dataset, workers)) for workers in (1, 2))
     assert len({crop.numpy().tobytes() for batch in alone for crop in batch[:2]}) > 8
+    assert (
+        list(CropSampler(2, 3, 3, 2, 2, skip=1)) == list(CropSampler(2, 3, 3, 1, 2))[4:]
+    )  # as a resumed training goes on
 
 
 def test_crops_reach_every_place_and_are_the_same_in_both(tmp_path):  # T8
@@ -309,9 +283,8 @@ def test_crops_reach_every_place_and_are_the_same_in_both(tmp_path):  # T8
     image = np.stack([number // 256, number % 256, number * 0], -1).astype(np.uint8)
     for folder in ("rain", "norain"):
         write_image(tmp_path / folder / "1.png", image)
-    pairs, _ = find_pairs(tmp_path / "rain", tmp_path / "norain", "a, b")
-    dataset, seen = PatchDataset(pairs, 16, 0), set()
-    for key in CropSampler(200, 0, 1, 1):
+    dataset, seen = PatchDataset(pairs_of(tmp_path), 16, 0), set()
+    for (key,) in CropSampler(1, 200, 0, 1, 1):
         rainy, clean = dataset[key]
         assert torch.equal(rainy, clean) and rainy.shape == (3, 16, 16)
         first = int(rainy[0, 0, 0] * 255 + 0.5) * 256 + int(rainy[1, 0, 0] * 255 + 0.5)
@@ -322,21 +295,13 @@ def test_crops_reach_every_place_and_are_the_same_in_both(tmp_path):  # T8
 
 
 def test_every_image_is_shown_equally_often():
-    order = [n for n, *_ in CropSampler(12, 0, 1, 3)]
+    order = [n for batch in CropSampler(3, 4, 0, 1, 3) for n, *_ in batch]
     assert all(sorted(order[i : i + 12]) == list(range(i, i + 12)) for i in (0, 12, 24)) and len(order) == 36
     assert order[:12] != [n - 12 for n in order[12:24]]
 
 
-def test_an_epoch_that_is_shorter_than_the_set_goes_on_where_the_last_one_ended(pairs_folder):
-    pairs, _ = find_pairs(pairs_folder / "rain", pairs_folder / "norain", "a, b")
-    seen = [n % len(pairs) for n, *_ in CropSampler(2, 0, 1, 4)]
-    assert sorted(seen) == [0, 0, 1, 1, 2, 2, 3, 3]
-
-
-def spa_list(folder, text):
-    folder.mkdir(exist_ok=True)
-    (folder / "real_world.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
-    return PairList(folder)
+def test_an_epoch_that_is_shorter_than_the_set_goes_on_where_the_last_one_ended():
+    assert sorted(n % 4 for ((n, *_),) in CropSampler(1, 2, 0, 1, 4)) == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 @pytest.mark.parametrize(
@@ -451,19 +416,15 @@ def test_a_long_spa_list_is_checked_by_samples(tmp_path, monkeypatch, capsys):
     assert len(pairs) == 11 and len(opened) == 6 and "3 of them checked now" in capsys.readouterr().out
 
 
-def test_a_tenth_of_the_real_spa_list_takes_a_tenth_of_the_time_and_memory(tmp_path):
+def test_a_tenth_of_the_real_spa_list_takes_little_memory(tmp_path):
     line = b"/real_world/0123/rain/%06d.png /real_world/0123/norain/%06d.png\r\n"
     (tmp_path / "real_world.txt").write_bytes(b"".join(line % (i, i) for i in range(63849)))
     tracemalloc.start()
-    began = time.perf_counter()
     pairs = PairList(tmp_path)
-    dataset = PatchDataset(pairs, 64, 0)
-    fingerprint = dataset.fingerprint()
-    seconds, (now, peak) = time.perf_counter() - began, tracemalloc.get_traced_memory()
+    now, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(pairs) == 63849 and pairs[63848].rainy == tmp_path / "real_world/0123/rain/063848.png"
-    assert now < 10e6 and peak < 20e6 and fingerprint.startswith("63849 pairs, ")
-    assert seconds < 20  # tracing makes it ten times slower: half a second without
+    assert now < 10e6 and peak < 20e6
 
 
 def test_small_sample(tmp_path):

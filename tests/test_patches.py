@@ -1,41 +1,21 @@
 """Crops, and the caches that they come from: the same whatever reads them."""
 
-import argparse
 import multiprocessing
 import os
-import shutil
 
 import numpy as np
 import pytest
 import torch
 
 from common.data import cache, patches
-from common.data.cache import Decoded, SharedBytes, choose, gather
+from common.data.cache import Decoded, choose, gather
 from common.data.images import to_float, write_image
-from common.data.pairs import CHECK_ALL, find_pairs
+from common.data.pairs import CHECK_ALL
 from common.data.patches import CropSampler, PatchDataset, crop_loader, listed_set, to_batch, training_set
 from common.errors import UserError
 from for_syn import train_syn_joint
-from tests.conftest import photo
+from tests.conftest import CPU, crops, decoded, flags, pairs_of, photo, spa_list
 from tests.runs import arguments, load, same
-from tests.test_pairs import CPU, flags, spa_list
-
-
-def pairs_of(folder):
-    return find_pairs(folder / "rain", folder / "norain", "a, b")[0]
-
-
-def crops(dataset, workers=0, seed=3):
-    loader, close = crop_loader(dataset, CropSampler(2, 3, seed, 1, 2), workers)
-    batches = [torch.cat(to_batch(batch)) for batch in loader]
-    close()
-    return torch.stack(batches)
-
-
-def decoded(pairs, where="ram"):
-    found = Decoded(pairs, where, CPU)
-    found.fill(pairs)
-    return found
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
@@ -109,27 +89,23 @@ def test_other_processes_see_the_images_without_a_copy(pairs_folder, method):
     assert np.array_equal(found, dataset.__getitems__([(0, 0.2, 0.4), (3, 0.9, 0.9)]).numpy())
 
 
-def test_too_little_shared_memory(monkeypatch, tmp_path):
-    real = shutil.disk_usage
-    monkeypatch.setattr(cache.tempfile, "tempdir", str(tmp_path))
-    shared = SharedBytes(1000)
-    shared.array[:] = 7
-    small = lambda folder: argparse.Namespace(free=0) if folder == "/dev/shm" else real(folder)  # noqa: E731
-    monkeypatch.setattr(cache.shutil, "disk_usage", small)
-    opened = []
-    make = cache.tempfile.TemporaryFile
-    monkeypatch.setattr(cache.tempfile, "TemporaryFile", lambda dir: opened.append(dir) or make(dir=dir))
-    mapped = SharedBytes(1000)
-    mapped.array[:] = 8
-    assert opened == [str(tmp_path)] and mapped.array.sum() == 8000 and shared.array.sum() == 7000
-    assert not os.listdir(tmp_path)  # it has no name, so nothing is left whatever happens
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: argparse.Namespace(free=0))
-    with pytest.raises(UserError, match="--cache ram: 0.0 GiB of decoded images fit neither .*--cache none"):
-        SharedBytes(1000)
+class Huge:
+    """A pair that no memory holds."""
+
+    def format(self):
+        return 10**8, 10**8, np.uint8
+
+
+def test_too_little_memory():
+    with pytest.raises(UserError, match="--cache ram: .* GiB of decoded images do not fit .*; take --cache none"):
+        Decoded([Huge()], "ram", CPU)
 
 
 def test_by_itself_the_cache_is_left_out_where_there_is_no_room(pairs_folder, monkeypatch, capsys):
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: argparse.Namespace(free=0))
+    def full(*args, **more):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(cache.torch, "empty", full)
     folders = pairs_folder / "rain", pairs_folder / "norain"
     assert training_set(flags(*folders, cache="auto"), CPU, "")[0].decoded is None
     assert "images are read again and again" in capsys.readouterr().out

@@ -4,23 +4,25 @@ import contextlib
 import csv
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from filelock import FileLock
 from PIL import Image
 
-from common import cli
 from common.data.images import read_image, write_image
 from common.errors import UserError
 from common.generation import photos, rain
 from common.generation.manifest import Manifest
 from common.generation.measures import measure
-from common.models import EDNet
 from for_spa import generate_rain as spa
 from for_syn import generate_rain, train_syn_aug
 from tests.conftest import photo
@@ -120,7 +122,8 @@ def test_knobs_and_scale(mine, tmp_path, generator, capsys):
     write_image(image, np.zeros((160, 200, 3), np.uint8))
     flags = ["--angle", "20", "--density", "0.2", "--brightness", "0.8", "--save_layer", "--scale", "2"]
     assert run(image, out, generator, *flags) == 0
-    assert "warning: --brightness 0.8 is out of reach, 0.03 to 0.5; 0.5 is taken" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert told == "warning: --brightness 0.8 is out of reach, 0.03 to 0.5; 0.5 is taken\n"
     found = measure(read_image(out / "layer/b.png").transpose(2, 0, 1).astype(np.float32) / 255)
     assert found.density == pytest.approx(0.2, abs=0.06)  # random weights make blots, not streaks
     assert found.brightness == pytest.approx(0.5, rel=0.1)
@@ -131,20 +134,12 @@ def test_knobs_and_scale(mine, tmp_path, generator, capsys):
         run(image, out, generator, "--save_layer", "--scale", "3")
     with pytest.raises(UserError, match="--intensity: it scales what --density and --brightness set"):
         run(image, tmp_path / "two", generator, "--density", "0.2", "--intensity", "0.5")
+    assert run(image, tmp_path / "faint", "default", "--density", "0.6", "--brightness", "0.03") == 0
+    told = capsys.readouterr().err
+    assert re.fullmatch(r"warning: --density 0.6 is missed, the rain has 0.\d+; .* with --brightness 0.03\n", told)
     for name, more in (("auto", []), ("one", ["--scale", "1"])):  # up to 512 px the same
         assert run(image, tmp_path / name, generator, *more) == 0
     assert (tmp_path / "auto/rain/b.png").read_bytes() == (tmp_path / "one/rain/b.png").read_bytes()
-
-
-def test_auto_scale_lets_streaks_grow_with_the_picture(tmp_path, generator, monkeypatch):
-    monkeypatch.setattr(rain, "FULL_SIZE", 40)
-    write_image(tmp_path / "a.png", np.zeros((120, 160, 3), np.uint8))
-    for name, flags in (("auto", []), ("three", ["--scale", "3"]), ("one", ["--scale", "1"])):
-        assert run(tmp_path / "a.png", tmp_path / name, generator, *flags) == 0
-    auto, three, one = (read_image(tmp_path / name / "rain/a.png") for name in ("auto", "three", "one"))
-    assert np.array_equal(auto, three)
-    change = [np.abs(np.diff(layer.astype(float), axis=1)).mean() for layer in (auto, one)]
-    assert change[0] < 0.6 * change[1]  # larger streaks change more slowly
 
 
 def test_the_rain_depends_on_seed_path_and_variant_alone(mine, tmp_path, generator):
@@ -231,35 +226,27 @@ def test_another_photo_of_the_same_name_is_not_taken_for_done(tmp_path, generato
 
 def test_an_interrupted_overwrite_leaves_nothing_mixed(mine, tmp_path, generator, monkeypatch, capsys):
     out = tmp_path / "out"
-    run(mine, out, generator, "--save_layer")
+    run(mine, out, generator, "--save_layer", "--num", "2")
     with (
         stopped_at(3, monkeypatch),
         pytest.raises(KeyboardInterrupt, match="0 of 4 pairs .*; the same command without --overwrite goes on"),
     ):  # norain and layer are written, rain is not
         run(mine, out, generator, "--save_layer", "--overwrite", "--seed", "1")
     assert set(files(out)) == {"norain/a.jpg.png", "layer/a.jpg.png"}  # the pairs of before are gone
-    assert run(mine, out, generator, "--save_layer") == 1  # what is there of seed 1 is not taken for seed 0
+    assert run(mine, out, generator, "--save_layer") == 1  # the layer of seed 1 is not taken for one of seed 0
     assert "layer/a.jpg.png: is there already and is another picture" in capsys.readouterr().err
-
-
-def test_overwrite_starts_anew_and_goes_on(mine, tmp_path, generator, monkeypatch):
-    out = tmp_path / "out"
-    run(mine, out, generator, "--save_layer", "--num", "2")
-    with stopped_at(3, monkeypatch), pytest.raises(KeyboardInterrupt):
-        run(mine, out, generator, "--seed", "1", "--overwrite")
-    assert run(mine, out, generator, "--seed", "1") == 0
-    run(mine, tmp_path / "whole", generator, "--seed", "1")
+    assert run(mine, out, generator, "--save_layer", "--overwrite", "--seed", "1") == 0
+    run(mine, tmp_path / "whole", generator, "--save_layer", "--seed", "1")
     assert files(out) == files(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("file", ["../../safe/thesis.png", "/{}/safe/thesis.png", "a.png/../../../safe/thesis.png"])
-def test_overwrite_deletes_nothing_but_pairs(mine, tmp_path, generator, file):
+def test_overwrite_deletes_nothing_but_pairs(mine, tmp_path, generator):
     out = tmp_path / "out"
     run(mine, out, generator)
     write_image(tmp_path / "safe" / "thesis.png", photo(9, 9, 0))
     write_image(out / "rain" / "mine.png", photo(9, 9, 0))
     text = (out / "manifest.csv").read_text()
-    (out / "manifest.csv").write_text(text.replace('"a.png.png"', f'"{file.format(tmp_path)}"', 1))
+    (out / "manifest.csv").write_text(text.replace('"a.png.png"', '"../../safe/thesis.png"', 1))
     before = files(tmp_path)
     with pytest.raises(UserError, match=r"manifest.csv: .*thesis.png is no pair of a.png"):
         run(mine, out, generator, "--overwrite")
@@ -268,38 +255,11 @@ def test_overwrite_deletes_nothing_but_pairs(mine, tmp_path, generator, file):
     assert all(left[name] == data for name, data in before.items() if name.startswith("photos/"))
 
 
-def test_lists_and_links_of_others_are_respected(mine, tmp_path, generator, capsys):
+def test_a_list_of_others_is_not_replaced(mine, tmp_path, generator):
     (tmp_path / "spa").mkdir()
     (tmp_path / "spa" / "real_world.txt").write_text("rain/1.png norain/1.png\n")
     with pytest.raises(UserError, match="real_world.txt is there, but no manifest.csv"):
         run(mine, tmp_path / "spa", generator)
-    (tmp_path / "out" / "rain").mkdir(parents=True)
-    (tmp_path / "out" / "rain" / "trip").symlink_to(mine / "trip")
-    before = files(mine)
-    assert run(mine, tmp_path / "out", generator) == 1
-    assert files(mine) == before and "a link leads out of" in capsys.readouterr().err
-
-
-def test_layers_of_another_run_are_not_taken_for_ours(mine, tmp_path, generator, capsys):
-    out = tmp_path / "out"
-    run(mine, out, generator)
-    write_image(out / "layer" / "a.jpg.png", photo(30, 20, 5))
-    assert run(mine, out, generator, "--save_layer") == 1
-    assert "layer/a.jpg.png: is there already" in capsys.readouterr().err and (out / "layer/trip/b.png").exists()
-
-
-def test_a_run_of_other_settings_at_the_same_time_is_noticed(mine, tmp_path, generator, monkeypatch):
-    out, real, begun = tmp_path / "out", photos.write_image, []
-
-    def meanwhile(path, pixels):
-        if not begun:
-            begun.append(1)
-            run(mine / "trip", out, generator, "--seed", "1")
-        real(path, pixels)
-
-    monkeypatch.setattr(photos, "write_image", meanwhile)
-    with pytest.raises(UserError, match="another run writes pairs of other settings here"):
-        run(mine, out, generator)
 
 
 def test_another_number_of_variants(mine, tmp_path, generator):
@@ -319,16 +279,8 @@ def test_another_number_of_variants(mine, tmp_path, generator):
 
 def test_odd_names(tmp_path, generator, capsys):
     folder = tmp_path / "photos"
-    names = [
-        "a b.png",
-        "cr\rlf\n.png",
-        "=1+1.png",
-        "-rf.png",
-        '"q",x.png',
-        os.fsdecode(b"\xff\xfe.png"),
-        "d/x.png/y.png",
-    ]
-    names += ["d/x.jpg", "n" * 250 + ".png"]
+    names = ["a b.png", "cr\rlf\n.png", "=1+1.png", "-rf.png", '"q",x.png', os.fsdecode(b"\xff\xfe.png")]
+    names += ["d/x.png/y.png", "d/x.jpg", "n" * 251 + ".png"]
     for name in names:
         write_image(folder / name, photo(9, 8, 0))
     assert run(folder, tmp_path / "out", generator) == 0
@@ -336,9 +288,6 @@ def test_odd_names(tmp_path, generator, capsys):
     assert run(folder, tmp_path / "out", generator) == 0 and files(tmp_path / "out") == made
     assert "0 pairs made in" in capsys.readouterr().out.split("contact_sheet.jpg")[1]
     assert {f"rain/{name}" for name in names if name != "d/x.jpg"} | {"rain/d/x.jpg.png"} <= set(made)
-    (folder / names[-1]).rename(folder / ("n" * 248 + ".webp"))
-    assert run(folder, tmp_path / "two", generator, "--num", "2") == 1
-    assert "its name is too long" in capsys.readouterr().err and (tmp_path / "two/rain/-rf_v02.png").exists()
 
 
 def test_unreadable_photos_are_named_at_the_end(mine, tmp_path, generator, capsys):
@@ -365,8 +314,7 @@ def test_orientation_depth_and_transparency(tmp_path, generator, capsys):
     assert np.array_equal(read_image(tmp_path / "out/norain/turned.png"), np.rot90(pixels, -1))
     assert np.array_equal(read_image(tmp_path / "out/norain/clear.png"), pixels)
     assert np.array_equal(read_image(tmp_path / "out/norain/deep.png"), pixels)
-    printed = capsys.readouterr().out
-    assert "1 photos with transparency" in printed and "1 photos with 16 bits" in printed
+    assert "1 photos with 16 bits" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -375,7 +323,10 @@ def test_orientation_depth_and_transparency(tmp_path, generator, capsys):
         (["--data_path", "{}/none"], "--data_path: there is no .*none. Name a folder of clean photos"),
         (["--save_path", "{}/photos/out"], "--save_path: .* is the input folder or lies in it"),
         (["--netED", "{}/none.pt"], "--netED: there is no"),
-        (["--save_path", "{}/table"], "manifest.csv: is no list of generated pairs"),
+        (
+            ["--save_path", "{}/table"],
+            "manifest.csv: .*is no list of generated pairs .its first line is not file,photo",
+        ),
     ],
 )
 def test_refused(mine, tmp_path, generator, flags, message):
@@ -386,23 +337,7 @@ def test_refused(mine, tmp_path, generator, flags, message):
     assert not (tmp_path / "out").exists() and not (tmp_path / "photos" / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "flags, message",
-    [
-        (["--intensity", "3"], "expected a number from 0 to 2"),
-        (["--coherence", "-0.1"], "expected a number from 0 to 1"),
-        (["--num", "0"], "expected a whole number from 1 to 10000"),
-    ],
-)
-def test_wrong_flags(flags, message, capsys):
-    with pytest.raises(SystemExit):
-        generate_rain.parse_args(["--data_path", "x", *flags])
-    assert message in capsys.readouterr().err
-
-
 def test_names_are_free_of_clashes():
-    from pathlib import Path
-
     names = photos.output_names([Path(n) for n in ("a.jpg", "a.png", "a.jpg.png", "b/a.jpg", "B.png", "b.jpg")])
     assert len({str(name).casefold() for name in names.values()}) == 6
     assert names[Path("b/a.jpg")] == Path("b/a") and names[Path("B.png")] == Path("B.png")
@@ -424,7 +359,7 @@ def test_the_pairs_train_as_they_are(tmp_path, generator):
 
 
 def test_killed_and_continued(mine, tmp_path, generator):
-    for i in range(12):
+    for i in range(5):
         write_image(mine / f"many/{i}.png", photo(60, 80, i))
     command = [sys.executable, "for_syn/generate_rain.py", "--data_path", mine, "--netED", generator]
     command = [*map(str, [*command, "--save_path", tmp_path / "out", "--use_gpu", "false"])]
@@ -438,20 +373,20 @@ def test_killed_and_continued(mine, tmp_path, generator):
     subprocess.run([*command, "--save_path", tmp_path / "whole"], cwd=ROOT, env=THREADS, check=True)
     left = {name for name in files(tmp_path / "out") if ".writing-" in name}
     assert {k: v for k, v in files(tmp_path / "out").items() if k not in left} == files(tmp_path / "whole")
-    assert len(Manifest(tmp_path / "out").rows) == 16
+    assert len(Manifest(tmp_path / "out").rows) == 9
 
 
-def test_a_dead_generator_is_noticed(mine, tmp_path, capsys):
-    net = EDNet(nz=5, nef=4, patch_size=16)
-    for parameter in net.decoder.parameters():
-        parameter.data.zero_()
-    torch.save(net.state_dict(), tmp_path / "dead.pt")
-    assert run(mine, tmp_path / "out", tmp_path / "dead.pt") == 0
-    assert "warning: this generator makes hardly any rain" in capsys.readouterr().err
-
-
-def test_ctrl_c_has_its_exit_code(monkeypatch, capsys):
-    def main():
-        raise KeyboardInterrupt("stopped by Ctrl-C; 1 of 2 pairs are in x; the same command goes on")
-
-    assert cli.run(main) == 130 and "the same command goes on" in capsys.readouterr().err
+def test_processes_take_turns_at_the_manifest(mine, tmp_path, generator):
+    run(mine / "a.png", tmp_path / "out", generator)
+    manifest = Manifest(tmp_path / "out")
+    (row,) = manifest.rows.values()
+    with FileLock(tmp_path / "out" / ".manifest.csv.lock"):
+        other = threading.Thread(target=manifest.append, args=(replace(row, file="b.png"),))
+        other.start()
+        other.join(0.3)
+        assert other.is_alive() and list(Manifest(tmp_path / "out").rows) == ["a.png"]
+    other.join()
+    assert list(Manifest(tmp_path / "out").rows) == ["a.png", "b.png"]
+    with manifest.finished() as rows:
+        assert rows == [row]  # there are no pictures of the other
+    assert {path.name for path in (tmp_path / "out").glob(".*")} == set()

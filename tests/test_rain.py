@@ -7,7 +7,7 @@ import torch
 from common.errors import UserError
 from common.generation import rain
 from common.generation.measures import direction, measure
-from common.generation.rain import Layer, RainMaker, auto_scale, draw_codes, grey_of
+from common.generation.rain import Layer, RainMaker, auto_scale, draw_codes
 from common.models import EDNet
 from tests.drawn import Drawer, streaks
 from tests.golden import fill
@@ -150,8 +150,3 @@ def test_a_generator_that_overflows_is_refused():
         parameter.data.fill_(1e20)
     with pytest.raises(UserError, match="not finite"):
         RainMaker(net)
-
-
-def test_grey_is_the_strongest_channel():
-    layer = torch.rand(3, 4, 5)
-    assert torch.equal(grey_of(layer), torch.stack([layer.amax(0)] * 3))

@@ -136,7 +136,7 @@ def world(tmp_path, monkeypatch):
         self.folder = tmp_path / self.folder.name if script else tmp_path
 
     monkeypatch.setattr(cli.Parser, "__init__", elsewhere)  # default paths
-    for module, name, value in (  # smaller measurements
+    for module, name, value in (  # generators and knobs are measured on little
         (rain, "POOL", 32),
         (knobs, "SIDE", 48),
         (knobs, "PLACES", 2),
@@ -226,7 +226,7 @@ def test_every_script_and_module_has_a_command():
         for path in ROOT.glob("common/**/*.py")
         if 'if __name__ == "__main__"' in path.read_text()
     }
-    of_make = {"common.data.demo", "common.training.trial"}  # demo and gpu call them
+    of_make = {"common.data.demo", "common.training.trial"}  # `make demo` and recording call them
     assert not [name for name in scripts | modules - of_make if name not in said]
 
 

@@ -23,11 +23,6 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture
-def checkpoint(generator):
-    return generator
-
-
-@pytest.fixture
 def drawn(monkeypatch):
     """RainAugment with drawn streaks in place of a generator's; call it with its arguments."""
     made = []
@@ -50,37 +45,45 @@ def angle_of(image):
     return direction(image.mean(0).numpy())
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(3, 20, 30), (4, 3, 16, 16), (2, 2, 3, 17, 9), (1, 20, 30)])
-def test_adds_rain_and_keeps_all_else(checkpoint, dtype, shape):
+@pytest.mark.parametrize(
+    "dtype, shape",
+    [
+        (torch.uint8, (3, 20, 30)),
+        (torch.float32, (4, 3, 16, 16)),
+        (torch.float64, (2, 2, 3, 17, 9)),
+        (torch.float16, (1, 20, 30)),
+        (torch.bfloat16, (3, 1, 64)),
+    ],
+)
+def test_adds_rain_and_keeps_all_else(generator, dtype, shape):
     image = torch.rand(shape).mul(0.5)
     image = image.mul(255).to(dtype) if dtype == torch.uint8 else image.to(dtype)
     before = image.clone()
-    rainy = RainAugment(checkpoint, p=1, seed=1)(image)
+    rainy = RainAugment(generator, p=1, seed=1)(image)
     assert rainy.shape == image.shape and rainy.dtype == dtype and torch.equal(image, before)
     assert (rainy >= image).all() and (rainy > image).any() and type(rainy) is torch.Tensor
     assert rainy.max() <= (255 if dtype == torch.uint8 else 1)
 
 
-def test_the_same_rain_in_every_dtype(checkpoint):
+def test_the_same_rain_in_every_dtype(generator):
     image = torch.randint(0, 200, (3, 40, 40), dtype=torch.uint8)
-    eight = RainAugment(checkpoint, p=1, seed=3)(image).int()
-    floats = RainAugment(checkpoint, p=1, seed=3)(image / 255)
+    eight = RainAugment(generator, p=1, seed=3)(image).int()
+    floats = RainAugment(generator, p=1, seed=3)(image / 255)
     assert (eight - (255 * floats).round().int()).abs().max() <= 1
 
 
-def test_floats_beyond_0_and_1_as_cubic_resizing_leaves_them(checkpoint):
+def test_floats_beyond_0_and_1_as_cubic_resizing_leaves_them(generator):
     noise = torch.randint(0, 2, (3, 24, 24), generator=torch.Generator().manual_seed(0)).float()
     resized = v2.functional.resize(noise, [60, 60], v2.InterpolationMode.BICUBIC, antialias=False)
     assert resized.min() < -0.3 and resized.max() > 1.3
-    rainy = RainAugment(checkpoint, p=1, seed=1)(resized)
+    rainy = RainAugment(generator, p=1, seed=1)(resized)
     assert rainy.min() >= 0 and rainy.max() <= 1 and (rainy >= resized.clamp(0, 1)).all()
-    assert torch.equal(RainAugment(checkpoint, p=0)(resized), resized)
+    assert torch.equal(RainAugment(generator, p=0)(resized), resized)
     with pytest.raises(ValueError, match="got -0.60 to 0.40; put it before v2.Normalize"):
-        RainAugment(checkpoint, p=1)(resized.clamp(0, 1) - 0.6)
+        RainAugment(generator, p=1)(resized.clamp(0, 1) - 0.6)
 
 
-def test_images_of_a_sample_and_nothing_else(checkpoint):
+def test_images_of_a_sample_and_nothing_else(generator):
     size = (32, 32)
     sample = {
         "image": tv_tensors.Image(torch.zeros(3, *size)),
@@ -89,41 +92,41 @@ def test_images_of_a_sample_and_nothing_else(checkpoint):
         "label": 3,
         "scores": torch.rand(3, 5, 5),
     }
-    result = RainAugment(checkpoint, p=1, seed=0)(sample)
+    result = RainAugment(generator, p=1, seed=0)(sample)
     assert isinstance(result["image"], tv_tensors.Image) and result["image"].max() > 0
     assert all(result[key] is sample[key] for key in ("boxes", "mask", "label", "scores"))
-    image, label = RainAugment(checkpoint, p=1, seed=0)(torch.zeros(3, 20, 20), torch.zeros(3))
+    image, label = RainAugment(generator, p=1, seed=0)(torch.zeros(3, 20, 20), torch.zeros(3))
     assert image.max() > 0 and label.max() == 0
-    first, second = RainAugment(checkpoint, p=1, seed=0)([tv_tensors.Image(torch.zeros(3, 20, 20))] * 2)
+    first, second = RainAugment(generator, p=1, seed=0)([tv_tensors.Image(torch.zeros(3, 20, 20))] * 2)
     assert torch.equal(first, second)
 
 
-def test_probability_intensity_and_grey(checkpoint):
+def test_probability_intensity_and_grey(generator):
     batch = torch.zeros(200, 3, 16, 16)
-    rained = RainAugment(checkpoint, p=0.3, seed=2)(batch).amax((1, 2, 3)) > 0
+    rained = RainAugment(generator, p=0.3, seed=2)(batch).amax((1, 2, 3)) > 0
     assert 40 < rained.sum() < 80
-    assert RainAugment(checkpoint, p=0, seed=2)(batch).max() == 0
-    weak, strong = (RainAugment(checkpoint, p=1, intensity=i, seed=2)(batch).mean() for i in (0.25, 0.5))
+    assert RainAugment(generator, p=0, seed=2)(batch).max() == 0
+    weak, strong = (RainAugment(generator, p=1, intensity=i, seed=2)(batch).mean() for i in (0.25, 0.5))
     assert strong == pytest.approx(2 * weak.item(), rel=0.05)
-    grey = RainAugment(checkpoint, p=1, grey=True, seed=2)(batch)
+    grey = RainAugment(generator, p=1, grey=True, seed=2)(batch)
     assert torch.equal(grey[:, 0], grey[:, 1]) and torch.equal(grey[:, 0], grey[:, 2])
 
 
-def test_streams(checkpoint):
+def test_streams(generator):
     image = torch.zeros(3, 20, 20)
-    ours, same, other = (RainAugment(checkpoint, p=1, seed=seed) for seed in (5, 5, 6))
+    ours, same, other = (RainAugment(generator, p=1, seed=seed) for seed in (5, 5, 6))
     first, second = ours(image), ours(image)
     assert not torch.equal(first, second) and torch.equal(same(image), first) and torch.equal(same(image), second)
     assert not torch.equal(other(image), first)
-    free = RainAugment(checkpoint, p=1)
+    free = RainAugment(generator, p=1)
     torch.manual_seed(1)
     first, second = free(image), free(image)
     torch.manual_seed(1)
     assert torch.equal(free(image), first) and not torch.equal(first, second)
 
 
-def test_pickle_and_compose(checkpoint):
-    transform = v2.Compose([RainAugment(checkpoint, p=1, seed=5), v2.ToDtype(torch.float32, scale=True)])
+def test_pickle_and_compose(generator):
+    transform = v2.Compose([RainAugment(generator, p=1, seed=5), v2.ToDtype(torch.float32, scale=True)])
     image = torch.zeros(3, 20, 20, dtype=torch.uint8)
     again = pickle.loads(pickle.dumps(transform))
     assert torch.equal(again(image), transform(image)) and "p=1" in repr(transform)
@@ -141,10 +144,10 @@ class Black(Dataset):
 
 
 @pytest.mark.parametrize("seed", [None, 7])
-def test_workers_and_epochs_do_not_repeat_each_other(checkpoint, seed):
+def test_workers_and_epochs_do_not_repeat_each_other(generator, seed):
     def two_epochs():
         torch.manual_seed(0)
-        data = Black(RainAugment(checkpoint, p=1, seed=seed))
+        data = Black(RainAugment(generator, p=1, seed=seed))
         loader = DataLoader(data, batch_size=4, num_workers=2)
         return torch.cat([batch for _ in range(2) for batch in loader])
 
@@ -153,9 +156,9 @@ def test_workers_and_epochs_do_not_repeat_each_other(checkpoint, seed):
     assert torch.equal(rains, two_epochs())
 
 
-def test_gradients_pass(checkpoint):
+def test_gradients_pass(generator):
     image = torch.full((3, 20, 20), 0.1, requires_grad=True)
-    RainAugment(checkpoint, p=1, intensity=0.1, seed=1)(image).sum().backward()
+    RainAugment(generator, p=1, intensity=0.1, seed=1)(image).sum().backward()
     assert (image.grad == 1).float().mean() > 0.9
 
 
@@ -173,50 +176,48 @@ def test_gradients_pass(checkpoint):
         (PIL.Image.fromarray(np.zeros((8, 8), np.uint8)).convert("P"), TypeError, "RGB or L, got P"),
     ],
 )
-def test_refused_images(checkpoint, value, error, message):
+def test_refused_images(generator, value, error, message):
     with pytest.raises(error, match=message):
-        RainAugment(checkpoint, p=1)(value)
+        RainAugment(generator, p=1)(value)
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"p": 1.5}, "p must be a probability"),
-        ({"intensity": (1, 0.5)}, "intensity must be"),
-        ({"intensity": 3}, "intensity must be"),
+        ({"p": 1.5}, "p must be a number from 0 to 1"),
         ({"coherence": -1}, "coherence must be"),
+        ({"intensity": 3}, "intensity must be a number from 0 to 2, or"),
         ({"intensity": (0, 1, 2)}, "intensity must be"),
-        ({"intensity": "ab"}, "intensity must be"),
-        ({"seed": -1}, "seed must be"),
-        ({"seed": 1.5}, "seed must be"),
-        ({"size": 0}, "size must be"),
+        ({"seed": -1}, "[sS]eed"),
         ({"size": 99.5}, "size must be"),
-        ({"angle": 100}, "angle must be a number from -90 to 90"),
-        ({"angle": (10, -10)}, "angle must be"),
-        ({"density": (0.1, 1.2)}, "density must be"),
+        ({"angle": (10, -10)}, "angle must be a number, or .low, high. of such, got"),
         ({"thickness": "thick"}, "thickness must be"),
+        ({"width": 3}, "no argument width; the knobs are angle, density, thickness, brightness"),
     ],
 )
-def test_refused_arguments(checkpoint, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        RainAugment(checkpoint, **arguments)
+def test_refused_arguments(generator, arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        RainAugment(generator, **arguments)
+
+
+def test_a_missing_checkpoint_is_refused():
     with pytest.raises(UserError, match="checkpoint: there is no"):
         RainAugment("nowhere.pt")
 
 
-def test_without_rain_nothing_changes(checkpoint):
+def test_without_rain_nothing_changes(generator):
     for image in (torch.rand(3, 20, 20, dtype=torch.float64), torch.rand(2, 3, 20, 20).half(), torch.zeros(0, 3, 9, 9)):
-        assert torch.equal(RainAugment(checkpoint, p=1, intensity=0)(image), image)
+        assert torch.equal(RainAugment(generator, p=1, intensity=0)(image), image)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_PIL_images(checkpoint, mode):
+def test_PIL_images(generator, mode):
     pixels = np.random.RandomState(0).randint(0, 150, (20, 30, 3)[: 2 + (mode == "RGB")], dtype=np.uint8)
     image = PIL.Image.fromarray(pixels)
-    rainy = RainAugment(checkpoint, p=1, seed=3)(image)
+    rainy = RainAugment(generator, p=1, seed=3)(image)
     assert isinstance(rainy, PIL.Image.Image) and rainy.mode == mode and rainy.size == (30, 20)
     assert np.array_equal(np.asarray(image), pixels)
-    same = RainAugment(checkpoint, p=1, seed=3)(v2.functional.pil_to_tensor(image))
+    same = RainAugment(generator, p=1, seed=3)(v2.functional.pil_to_tensor(image))
     assert torch.equal(v2.functional.pil_to_tensor(rainy), same) and (same > v2.functional.pil_to_tensor(image)).any()
 
 
@@ -274,13 +275,6 @@ def test_images_larger_than_the_bank_get_a_layer_of_their_own(drawn):
     assert (large.amax(0).reshape(2, 50, 4, 40).amax((1, 3)) > 0.05).all()  # all over the image
     before = augment.drawer.calls
     assert augment(torch.zeros(3, 32, 9)).max() > 0 and augment.drawer.calls == before
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 64), (64, 1), (7, 64)])
-def test_small_images(checkpoint, size):
-    image = torch.full((50, 3, *size), 0.2)
-    rainy = RainAugment(checkpoint, p=1, seed=5, size=64)(image)
-    assert rainy.shape == image.shape and (rainy >= image).all() and (rainy > image).any()
 
 
 def test_knobs(drawn):

@@ -4,9 +4,9 @@
     python -m common.data.compose --clean PHOTOS --streaks STREAKS --out pairs.h5 --num 200 --seed 0
 
 STREAKS is a folder of pictures of rain on black. A streak layer is cropped to the photo at random (and enlarged first
-where it is too small), mirrored every second time, and made brighter or darker by --gain. --out is a folder, which gets
-rain/ and norain/ (PNG) and compose.json (what each pair is made of), or a pack (.h5). An interrupted command goes on
-where it was.
+if it is too small), mirrored every second time, and made brighter or darker by --gain. --out is a pack (.h5), or a
+folder, which gets rain/ and norain/ (PNG) and compose.json (what each pair is made of). For a folder, the same command
+goes on after an interruption.
 
 --hold_out 20 leaves 20 photos and 20 streak layers out, evenly by name; the same command with --part held_out makes
 pairs of these alone, to test on.
@@ -27,19 +27,17 @@ import numpy as np
 
 from .. import cli
 from ..errors import UserError
-from ..files import UNFINISHED, read_small, write_bytes
+from ..files import UNFINISHED, write_bytes
 from ..terminal import printable, progress_bar
 from . import pack
-from .images import ImageError, image_size, list_images, read_image, size_text, to_eight_bits, write_image
+from .images import ImageError, image_size, images_in, read_image, size_text, to_eight_bits, write_image
 from .pairs import Pair, fail
 
 NAME = "compose.json"
 FOLDERS = ("rain", "norain")
-LONGEST = 2**29  # bytes of compose.json, that of a million pairs
 KEPT = 8  # decoded streak layers in memory
-STEM = 100  # bytes of a photo's name in that of its pairs
-PHOTO, STREAKS = 0, 1  # first number of a seed: the order of the photos, what falls on them
-
+STEM = 100  # bytes of a photo's name in that of its pairs, short enough for every file system
+PHOTO, STREAKS = 0, 1  # first number of a seed: the order of the photos, the rain on them
 
 T = TypeVar("T")
 
@@ -89,11 +87,6 @@ def composed(clean: np.ndarray, layers: Sequence[np.ndarray], gains: Sequence[fl
     return np.rint(np.clip(clean + rain, 0, 255)).astype(np.uint8)
 
 
-def _short(stem: str) -> str:
-    """The beginning of a name, so that with what is added it is not too long for a file system."""
-    return os.fsencode(stem)[:STEM].decode(errors="ignore")
-
-
 @functools.lru_cache(KEPT)
 def _streaks(path: Path) -> np.ndarray:
     return to_eight_bits(read_image(path))
@@ -106,13 +99,14 @@ def _order(seed: int, turn: int, number: int) -> np.ndarray:
 
 
 class ComposedPair(Pair):
-    """A pair that is composed when it is read; which photo, streaks and gains depend on the seed and its number alone.
+    """A pair that is composed when it is read; its photo, streaks and gains depend on the seed and its number alone.
 
     Args:
         number: of the pair, from 0 on.
         photos, streaks: all files to choose from.
         layers: streak layers on one photo.
         gain: lowest and highest factor of a layer.
+        label: how its name begins.
     """
 
     layers: list[Path]
@@ -133,7 +127,8 @@ class ComposedPair(Pair):
         photo = photos[_order(seed, turn, len(photos))[place]]
         rng = np.random.RandomState([STREAKS, seed, number])
         chosen = [streaks[i] for i in rng.choice(len(streaks), layers, replace=layers > len(streaks))]
-        super().__init__(f"{label}{number + 1:05d}_{_short(photo.stem)}.png", chosen[0], photo)
+        stem = os.fsencode(photo.stem)[:STEM].decode(errors="ignore")
+        super().__init__(f"{label}{number + 1:05d}_{stem}.png", chosen[0], photo)
         object.__setattr__(self, "layers", chosen)
         object.__setattr__(self, "gains", [round(float(rng.uniform(*gain)), 4) for _ in chosen])
         object.__setattr__(self, "_seed", [STREAKS, seed, number, 1])
@@ -154,15 +149,10 @@ class ComposedPair(Pair):
         return composed(clean, layers, self.gains), clean
 
 
-def _images(flag: str, folder: Path, hold_out: int, part: str, remedy: str) -> list[Path]:
+def _images(flag: str, folder: Path, hold_out: int, part: str, hint: str) -> list[Path]:
     """The images of a folder that take part, as whole paths; every header is read."""
-    if not folder.is_dir():
-        raise UserError(f"{flag}: there is no folder {folder}. {remedy}")
-    names, _ = list_images(folder)
-    if not names:
-        raise UserError(f"{flag}: no image (PNG, JPEG, BMP, WebP, TIFF) in {folder}. {remedy}")
     try:
-        paths = [folder / name for name in part_of(names, hold_out, part)]
+        paths = part_of([folder / name for name in images_in(folder, flag, hint)], hold_out, part)
     except ValueError as error:
         raise UserError(f"{flag}: {error}; give a smaller --hold_out") from None
     problems = []
@@ -176,60 +166,48 @@ def _images(flag: str, folder: Path, hold_out: int, part: str, remedy: str) -> l
 
 
 def _write_folder(pairs: Sequence[ComposedPair], out: Path, settings: dict, overwrite: bool) -> int:
-    """rain/, norain/ and the list of what each pair is made of; returns how many pairs were there already.
-
-    Raises:
-        UserError: other pairs are there, or a file can't be read or written.
-    """
+    """Write rain/, norain/ and the list; returns how many pairs an interrupted command had made."""
     _require_free(out, settings, overwrite)
     table = [
         {"file": pair.name, "photo": str(pair.clean), "streaks": [str(p) for p in pair.layers], "gains": pair.gains}
         for pair in pairs
     ]
-    # First what is being made, so that nobody takes half of a set for another one.
+    # The list comes first, so that nobody takes half of a set for another one.
     write_bytes(out / NAME, json.dumps({"settings": settings, "pairs": table}, indent=1).encode("utf-8", "replace"))
-    there = done = 0
-    try:
-        for pair in progress_bar(pairs, desc="composing", unit="pair"):
-            files = [out / folder / pair.name for folder in FOLDERS]
-            if all(file.exists() for file in files):  # files appear whole
-                there, done = there + 1, done + 1
-                continue
-            for file, pixels in zip(files, pair.read(), strict=True):
-                write_image(file, pixels)
-            done += 1
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"stopped by Ctrl-C; {done} of {len(pairs)} pairs are in {out}, the same command goes on"
-        ) from None
-    return there
+    before = 0
+    for pair in progress_bar(pairs, desc="composing", unit="pair"):
+        files = [out / folder / pair.name for folder in FOLDERS]
+        if all(file.exists() for file in files):  # files appear whole
+            before += 1
+            continue
+        for file, pixels in zip(files, pair.read(), strict=True):
+            write_image(file, pixels)
+    return before
 
 
 def _require_free(out: Path, settings: dict, overwrite: bool) -> None:
     """Let a folder hold pairs of one command; --overwrite deletes those that its list names, and nothing else."""
-    listed = out / NAME
+    listed, old = out / NAME, set()
     if listed.is_file():
         try:
-            before = json.loads(read_small(listed, LONGEST))
-            names = [Path(entry["file"]).name for entry in before["pairs"]]
-            names = [name for name in names if name.endswith(".png") and "\0" not in name]
+            before = json.loads(listed.read_bytes())
+            old = {entry["file"] for entry in before["pairs"]}
             differ = [key for key in settings if before["settings"].get(key) != settings[key]]
             fewer = before["settings"]["num"] < settings["num"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"--out: {listed} is no list of composed pairs; choose another folder") from None
-        if not overwrite and (not differ or (differ == ["num"] and fewer)):
-            return  # the first pairs of many are those of few
         if not overwrite:
-            raise UserError(
-                f"--out: {out} holds pairs of other settings ({', '.join(differ)}); choose another folder, or delete "
-                "them by --overwrite"
-            )
-        for name in names:
-            for folder in FOLDERS:
-                (out / folder / name).unlink(missing_ok=True)
-    for place in (out / folder for folder in FOLDERS):
-        if place.is_dir() and not all(path.name.startswith(UNFINISHED) for path in place.iterdir()):
-            raise UserError(f"--out: {place} is not empty, and not all in it is of this command; choose another folder")
+            if not differ or (differ == ["num"] and fewer):
+                return  # the first pairs of many are those of few
+            remedy = "choose another folder, or delete them by --overwrite"
+            raise UserError(f"--out: {out} holds pairs of other settings ({', '.join(differ)}); {remedy}")
+    for folder in (out / name for name in FOLDERS):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name in old:
+                path.unlink()
+            elif not path.name.startswith(UNFINISHED):
+                text = f"{folder} is not empty, and not all in it is of this command"
+                raise UserError(f"--out: {text}; choose another folder")
 
 
 def add_gain(parser: cli.Parser, help: str) -> None:
@@ -259,22 +237,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=cli.seed, default=0, help="another one gives other pairs")
     parser.add_argument("--layers", type=cli.number(int, 1, 16), default=1, help="streak layers on one photo")
     add_gain(parser, "range of the factor of a layer")
-    parser.add_argument(
-        "--hold_out", type=cli.count, default=0, help="photos, and as many streak layers, that --part train leaves out"
-    )
-    parser.add_argument(
-        "--part", choices=("train", "held_out"), default="train", help="which part of photos and streaks to use"
-    )
+    kept_out = "photos, and as many streak layers, that --part train leaves out"
+    parser.add_argument("--hold_out", type=cli.count, default=0, help=kept_out)
+    which = "which part of photos and streaks to use"
+    parser.add_argument("--part", choices=("train", "held_out"), default="train", help=which)
     parser.add_argument("--workers", type=cli.positive_int, default=2, help="threads that compose, for a pack")
-    parser.add_argument(
-        "--overwrite",
-        type=cli.boolean,
-        nargs="?",
-        const=True,
-        default=False,
-        help="replace pairs that were made before",
-    )
+    switch = {"type": cli.boolean, "nargs": "?", "const": True, "default": False}
+    parser.add_argument("--overwrite", **switch, help="replace pairs that were made before")
     return parser.parse_args(argv)
+
+
+def _require_apart(out: Path, sources: dict[str, Path]) -> None:
+    """Raise UserError if the pairs would be written into an input folder, or over it."""
+    for flag, folder in sources.items():
+        for place in (out, *(out / kind for kind in FOLDERS)):
+            if folder.is_dir() and place.resolve().is_relative_to(folder.resolve()):
+                raise UserError(f"--out: {place} is in the input folder {flag} {folder}; choose another")
+            if place != out and folder.resolve().is_relative_to(place.resolve()):
+                raise UserError(f"--out: pairs would be written over {flag} {folder}; choose another folder")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -283,38 +263,34 @@ def main(argv: list[str] | None = None) -> int:
     if args.part == "held_out" and not args.hold_out:
         raise UserError("--part held_out: say how many are held out, as for --part train: --hold_out N")
     out, sources = Path(args.out), {"--clean": Path(args.clean), "--streaks": Path(args.streaks)}
-    for flag, folder in sources.items():
-        for place in (out, *(out / kind for kind in FOLDERS)):
-            if folder.is_dir() and place.resolve().is_relative_to(folder.resolve()):
-                raise UserError(f"--out: {place} is in the input folder {flag} {folder}; choose another")
-            if place != out and folder.resolve().is_relative_to(place.resolve()):
-                raise UserError(f"--out: pairs would be written over {flag} {folder}; choose another folder")
-    photos = _images("--clean", sources["--clean"], args.hold_out, args.part, "Name a folder of photos without rain.")
-    remedy = "Name a folder of pictures of rain streaks on black."
-    streaks = _images("--streaks", sources["--streaks"], args.hold_out, args.part, remedy)
+    _require_apart(out, sources)
+    hints = {"--clean": "photos without rain", "--streaks": "pictures of rain streaks on black"}
+    photos, streaks = (
+        _images(flag, folder, args.hold_out, args.part, f"Name a folder of {hints[flag]}.")
+        for flag, folder in sources.items()
+    )
     settings = {
         "clean": [str(path) for path in photos],
         "streaks": [str(path) for path in streaks],
         **{key: getattr(args, key) for key in ("num", "seed", "layers", "gain")},
     }
     print(f"{len(photos)} photos, {len(streaks)} streak layers")
-
-    def pair(number: int, label: str = "") -> ComposedPair:
-        return ComposedPair(number, photos, streaks, args.seed, args.layers, gain, label)
-
-    if out.suffix.lower() in (".h5", ".hdf5"):
-        digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]  # a pack is known by the names in it
+    packed, label = out.suffix.lower() in pack.ENDINGS, ""
+    if packed:
         pack.require_free(out, args.overwrite)
-        pairs = [pair(k, f"{digest}_") for k in range(args.num)]
-        remedy = "Mend these files and run the same command again."
-        return pack.make(pairs, out, args.workers, overwrite=args.overwrite, remedy=remedy)
+        # A pack is known by the names in it.
+        label = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8] + "_"
+    pairs = [ComposedPair(k, photos, streaks, args.seed, args.layers, gain, label) for k in range(args.num)]
+    if packed:
+        pack.write(pairs, out, args.workers)
+        return 0
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is a file; name a folder, or a pack, NAME.h5")
-    pairs = [pair(k) for k in range(args.num)]
-    there = _write_folder(pairs, out, settings, args.overwrite)
+    before = _write_folder(pairs, out, settings, args.overwrite)
     sizes = {pair.format()[:2] for pair in pairs[: len(photos)]}
-    made = f"{len(pairs) - there} pairs made in {out}" + (f", {there} were there already" if there else "")
-    print(f"{made}; sizes {', '.join(sorted(map(size_text, sizes))[:4])}{', ...' if len(sizes) > 4 else ''}")
+    old = f", {before} were there already" if before else ""
+    shown = ", ".join(sorted(map(size_text, sizes))[:4]) + ", ..." * (len(sizes) > 4)
+    print(f"{len(pairs) - before} pairs made in {out}{old}; sizes {shown}")
     print(f"train with --data_path {printable(str(out / 'rain'))} --gt_path {printable(str(out / 'norain'))}")
     return 0
 

@@ -2,8 +2,8 @@
 
     python -m common.data.demo --out demo/data
 
-Writes train/{rain,norain} and test/{rain,norain}. The streak model is ours: drops fall on random places and are drawn
-out to streaks of one direction, added to the photo and clipped. It is a toy for the demo, not a substitute for data.
+Writes train/{rain,norain} and test/{rain,norain}. Drops at random places become streaks of one direction, which are
+added to the photo and clipped. This streak model is a toy for the demo, not a substitute for data.
 """
 
 import argparse
@@ -81,14 +81,14 @@ def photos(names: tuple[str, ...], long_side: int) -> dict[str, np.ndarray]:
     """Photos out of scikit-image as (H, W, 3) uint8 with a long side of so many px; grey ones are repeated."""
     from skimage import data
 
-    found = {}
+    images = {}
     for name in names:
         image = data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(data, name)()
         image = image if image.ndim == 3 else np.repeat(image[..., None], 3, 2)
         scale = long_side / max(image.shape[:2])
         size = round(image.shape[1] * scale), round(image.shape[0] * scale)
-        found[name] = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    return found
+        images[name] = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return images
 
 
 def make_set(out: Path, seed: int = 0, rains: int = 4) -> list[float]:

@@ -6,17 +6,15 @@ Pillow decodes, because it notices truncated files; OpenCV decodes the 16-bit on
 import contextlib
 import hashlib
 import io
-import math
 import os
 import re
-import stat
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps
 
 from .. import distributed
 from ..errors import UserError
@@ -24,18 +22,18 @@ from ..files import write_bytes
 from ..terminal import printable, printable_lines
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+NO_IMAGE = "no image (PNG, JPEG, BMP, WebP, TIFF)"
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
-MOST_PIXELS, LONGEST_SIDE = 2 * 89_478_485, 2**16  # of an image; the first is where Pillow stops, too
-LARGEST_TILE = 2**26  # px of a TIFF's tiles
-_ORIENTATION, _TILE = 274, (322, 323)  # tags of EXIF and TIFF
-_TURN = {  # EXIF orientation -> the upright array
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.transpose(1, 0, 2),
-    6: lambda a: a.transpose(1, 0, 2)[:, ::-1],
-    7: lambda a: a.transpose(1, 0, 2)[::-1, ::-1],
-    8: lambda a: a.transpose(1, 0, 2)[::-1],
+_ORIENTATION = 274  # tag of EXIF
+_JPEG, _TIFF = {"format": "JPEG", "quality": 95, "subsampling": 0}, {"format": "TIFF", "compression": "tiff_deflate"}
+_WRITTEN = {  # ending -> options of Pillow
+    ".png": {"format": "PNG", "compress_level": 4},
+    ".jpg": _JPEG,
+    ".jpeg": _JPEG,
+    ".webp": {"format": "WEBP", "lossless": True},
+    ".tif": _TIFF,
+    ".tiff": _TIFF,
+    ".bmp": {"format": "BMP"},
 }
 
 warnings.filterwarnings("ignore", module="PIL")  # of broken files, one message is enough
@@ -52,13 +50,10 @@ class ImageError(UserError):
 
 def natural_key(path: str | Path) -> list:
     """Sort key under which 2.png comes before 10.png (T12); folders compare part by part."""
-    digits = "0123456789"  # not isdigit, which takes superscripts for digits
-
-    def key(token: str) -> tuple[int, int, str]:
-        number = token.lstrip("0")  # not int, which takes 4300 digits at most
-        return (0, len(number), number) if token[0] in digits else (1, 0, token)
-
-    return [[key(token) for token in re.split("([0-9]+)", part) if token] for part in Path(path).parts]
+    return [
+        [int(token) if i % 2 else token for i, token in enumerate(re.split("([0-9]+)", part))]
+        for part in Path(path).parts
+    ]
 
 
 def list_images(folder: Path) -> tuple[list[Path], int]:
@@ -70,24 +65,38 @@ def list_images(folder: Path) -> tuple[list[Path], int]:
     Raises:
         ImageError: a sub-folder can't be read.
     """
-    images, others, seen = [], 0, set()
+    images, others, visited = [], 0, set()
 
     def unreadable(error: OSError) -> None:
-        raise ImageError(f"{error.filename}: this folder can't be read ({error.strerror})") from None
+        raise ImageError(f"{error.filename}: this folder can't be read ({error.strerror}); check its rights") from None
 
     for current, subfolders, names in os.walk(folder, onerror=unreadable, followlinks=True):
         subfolders.sort()  # of two links to one folder the first by name counts
         real = os.path.realpath(current)
-        if real in seen:  # a link that leads back
+        if real in visited:  # a link that leads back
             subfolders.clear()
             continue
-        seen.add(real)
+        visited.add(real)
         for name in names:
             if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
                 images.append(Path(current, name).relative_to(folder))
             else:
                 others += 1
     return sorted(images, key=natural_key), others
+
+
+def images_in(folder: Path, flag: str, hint: str = "") -> list[Path]:
+    """The images of a folder that a flag names, see ``list_images``.
+
+    Raises:
+        UserError: the folder is missing or holds no image; ``hint`` says what belongs there.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"{flag}: {folder} is not a folder. {hint}".rstrip())
+    images = list_images(Path(folder))[0]
+    if not images:
+        raise UserError(f"{flag}: {NO_IMAGE} in {folder}. {hint}".rstrip())
+    return images
 
 
 def inputs(data_path: Path, save_path: Path, hint: str) -> tuple[Path, list[Path], int]:
@@ -108,10 +117,9 @@ def inputs(data_path: Path, save_path: Path, hint: str) -> tuple[Path, list[Path
     if data_path.is_file():
         if data_path.suffix.lower() not in EXTENSIONS:
             raise UserError(f"--data_path: {data_path} is not an image ({', '.join(EXTENSIONS)})")
-        folder, names, others = data_path.parent, [Path(data_path.name)], 0
-        if save_path.resolve() == folder.resolve():
+        if save_path.resolve() == data_path.parent.resolve():
             raise UserError(f"--save_path: {save_path} is the folder of the input; choose another one")
-        return folder, names, others
+        return data_path.parent, [Path(data_path.name)], 0
     if not data_path.is_dir():
         raise UserError(f"--data_path: there is no {data_path}. {hint}".rstrip())
     if save_path.resolve().is_relative_to(data_path.resolve()):
@@ -120,79 +128,37 @@ def inputs(data_path: Path, save_path: Path, hint: str) -> tuple[Path, list[Path
         )
     names, others = list_images(data_path)
     if not names:
-        raise UserError(f"--data_path: no image (PNG, JPEG, BMP, WebP, TIFF) in {data_path}. {hint}".rstrip())
+        raise UserError(f"--data_path: {NO_IMAGE} in {data_path}. {hint}".rstrip())
     digest = hashlib.sha256("\n".join(map(str, names)).encode("utf-8", "surrogateescape")).hexdigest()[:12]
     distributed.require_same("--data_path", f"{len(names)} images, {digest}")
     return data_path, names, others
 
 
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """An image of which the header is read; what goes wrong within, whatever Pillow calls it, is an ImageError."""
+    """An image of which the header is read; whatever Pillow raises within becomes an ImageError."""
     what = "read as an image"
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ImageError(f"{path}: is no file (a folder, pipe or device)")
-        _check_canvas(path)
         with Image.open(path, formats=_FORMATS) as image:
-            _check_size(path, *image.size)
-            _check_tiles(path, image)
             what = "decoded"
             yield image
     except ImageError:
         raise
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
-    except PermissionError:
-        raise ImageError(f"{path}: may not be read; check its permissions") from None
     except Image.DecompressionBombError as error:
-        found = int(re.search(r"\d+", str(error))[0])
-        raise ImageError(f"{path}: {_too_large(found)}") from None
+        pixels, most = (int(number) / 1e6 for number in re.findall(r"\d+", str(error))[:2])
+        size = f"{pixels:.0f} megapixels, up to {most:.0f} are read"
+        raise ImageError(f"{path}: too large to be a photo ({size}); scale it down first") from None
     except MemoryError:
         raise ImageError(f"{path}: does not fit into memory; scale it down first") from None
-    except Exception as error:  # Pillow raises many kinds on broken headers
-        raise ImageError(f"{path}: can't be {what} ({_short(error)}); replace or remove the file") from None
-
-
-def _too_large(pixels: int) -> str:
-    size = f"{pixels / 1e6:.0f} megapixels, up to {MOST_PIXELS / 1e6:.0f} are read"
-    return f"too large to be a photo ({size}); scale it down first"
-
-
-def _check_size(path: Path, width: int, height: int) -> None:
-    """Refuse sizes for which decoders take very much memory, or in long rows time."""
-    if width * height > MOST_PIXELS:
-        raise ImageError(f"{path}: {_too_large(width * height)}")
-    if max(width, height) > LONGEST_SIDE:
-        raise ImageError(f"{path}: has {width}x{height} px, sides up to {LONGEST_SIDE} px are read; cut it into parts")
-
-
-def _check_canvas(path: Path) -> None:
-    """Look at the size of an extended WebP, for which Pillow takes the memory when it opens it."""
-    with open(path, "rb") as file:
-        head = file.read(30)
-    if head[8:16] == b"WEBPVP8X":
-        _check_size(path, *(int.from_bytes(head[at : at + 3], "little") + 1 for at in (24, 27)))
-
-
-def _check_tiles(path: Path, image: Image.Image) -> None:
-    """Refuse a TIFF in tiles that are larger than any program makes them: a decoder takes the memory of a whole one."""
-    if image.format == "TIFF":
-        width, height = (image.tag_v2.get(tag, side) for tag, side in zip(_TILE, image.size, strict=True))
-        if width * height > max(math.prod(image.size), LARGEST_TILE):
-            tiles = f"{width}x{height} px in a picture of {size_text(image.size[::-1])} px"
-            raise ImageError(f"{path}: has tiles of {tiles}, up to {LARGEST_TILE} px are read; save it anew")
-
-
-def _short(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    if "cannot identify" in text:
-        return "not a PNG, JPEG, BMP, WebP or TIFF of 8 or 16 bits"
-    if "MAX_TEXT" in text:
-        return (
-            f"its texts or colour profile have more than {PngImagePlugin.MAX_TEXT_CHUNK} bytes, which are read at most"
-        )
-    return text.splitlines()[0]
+    except Exception as error:  # Pillow raises many kinds for broken headers
+        text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+        text = "not a PNG, JPEG, BMP, WebP or TIFF of 8 or 16 bits" if "cannot identify" in text else text
+        raise ImageError(f"{path}: can't be {what} ({text.splitlines()[0]}); replace or remove the file") from None
 
 
 def size_text(size: Sequence[int]) -> str:
@@ -211,7 +177,8 @@ def image_format(path: Path) -> tuple[int, int, type]:
 
 
 def _format(image: Image.Image) -> tuple[int, int, type]:
-    deep = _is_deep(image)  # before anything loads the pixels
+    # 16 bits a channel, without a sign; in a BMP they are those of a whole pixel.
+    deep = image.format != "BMP" and any(re.search(r";16[BLN]?\b", str(tile[3])) for tile in image.tile)
     width, height = image.size
     if image.format == "TIFF":  # newer versions of Pillow turn this size by themselves, older ones do not
         width, height = image.tag_v2[256], image.tag_v2[257]
@@ -229,11 +196,6 @@ def image_size(path: Path) -> tuple[int, int]:
     return image_format(path)[:2]
 
 
-def _is_deep(image: Image.Image) -> bool:
-    """Whether it has 16 bits a channel, without a sign; in a BMP 16 bits are those of a whole pixel."""
-    return image.format != "BMP" and any(re.search(r";16[BLN]?\b", str(tile[3])) for tile in image.tile)
-
-
 def has_alpha(path: Path) -> bool:
     """Whether an image has transparency, from the header only.
 
@@ -246,12 +208,12 @@ def has_alpha(path: Path) -> bool:
 
 def _orientation(image: Image.Image) -> int:
     if image.format == "PNG" and "exif" not in image.info:
-        return 1  # asking would decode the whole image
+        return 1  # getexif would decode the whole image
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # broken EXIF data is no reason to refuse the picture
         return 1
-    return value if value in _TURN else 1
+    return value if value in range(1, 9) else 1
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -266,57 +228,32 @@ def read_image(path: Path) -> np.ndarray:
     """
     with _opened(path) as image:
         height, width, kind = _format(image)
-        orientation = _orientation(image)
         if kind == np.uint16:
-            pixels = _read_16_bit(path, image.format, orientation)
+            pixels = _read_16_bit(path, image)
         elif image.mode in ("I", "F") or image.mode.startswith("I;"):
             raise ImageError(f"{path}: {image.mode} pixels are neither 8 nor 16 bits; convert the file")
         else:
+            turned = _orientation(image) > 1
             image.load()
-            turned = ImageOps.exif_transpose(image) if image.format == "TIFF" else image  # a TIFF knows what is left
-            pixels = np.asarray(turned if turned.mode == "RGB" else turned.convert("RGB"))
-            if image.format != "TIFF":
-                pixels = np.ascontiguousarray(_upright(pixels, orientation))
-        if (
-            pixels.shape != (height, width, 3) or pixels.dtype != kind
-        ):  # two decoders may read a broken file differently
-            found = f"{size_text(pixels.shape)} px of {pixels.dtype}, its header says {width}x{height}"
-            raise ImageError(f"{path}: has {found} of {np.dtype(kind)}; replace or remove the file")
+            upright = ImageOps.exif_transpose(image) if turned else image
+            pixels = np.asarray(upright.convert("RGB"))
+        if pixels.shape != (height, width, 3) or pixels.dtype != kind:  # the two decoders may disagree
+            decoded = f"{size_text(pixels.shape)} px of {pixels.dtype}, its header says {width}x{height}"
+            raise ImageError(f"{path}: has {decoded} of {np.dtype(kind)}; replace or remove the file")
         return pixels
 
 
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    return _TURN[orientation](pixels) if orientation in _TURN else pixels
-
-
-def _read_16_bit(path: Path, kind: str, orientation: int) -> np.ndarray:
+def _read_16_bit(path: Path, image: Image.Image) -> np.ndarray:
+    if image.format == "TIFF" and _orientation(image) >= 5:  # which OpenCV does not turn
+        raise ImageError(f"{path}: a 16-bit TIFF that lies on its side (EXIF); save it upright, or as PNG")
     data = np.fromfile(path, np.uint8)  # imread itself can't open every name on every system
-    if kind == "PNG":
-        _check_chunks(data)
-    pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)
+    pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if pixels is None:
         raise ImageError(f"{path}: can't be decoded; replace or remove the file")
-    if kind == "TIFF":
-        if orientation >= 5:
-            raise ImageError(f"{path}: a 16-bit TIFF that lies on its side (EXIF); save it upright, or as PNG")
-        orientation = 1  # OpenCV flips TIFFs itself, whatever the flag says
-    return np.ascontiguousarray(_upright(pixels[..., ::-1], orientation))
+    return np.ascontiguousarray(pixels[..., ::-1])
 
 
-def _check_chunks(data: np.ndarray) -> None:
-    """Refuse a PNG in which a chunk claims more bytes than there are: OpenCV would take the memory for them.
-
-    Raises:
-        ValueError: one does.
-    """
-    at = 8
-    while at + 8 <= len(data):
-        length, name = int.from_bytes(data[at : at + 4].tobytes(), "big"), data[at + 4 : at + 8].tobytes()
-        if at + 12 + length > len(data):
-            raise ValueError(f"its part {name!r} claims {length} bytes, {max(len(data) - at - 12, 0)} are there")
-        at += 12 + length
-        if name == b"IEND":
-            return
+# --- pixels and writing --------------------------------------------------------------------------------------------
 
 
 def to_float(pixels: np.ndarray, dtype: type = np.float32) -> np.ndarray:
@@ -336,12 +273,33 @@ def to_uint8(values: np.ndarray, rounding: str = "truncate") -> np.ndarray:
 
 def to_eight_bits(pixels: np.ndarray) -> np.ndarray:
     """uint8 pixels as they are, uint16 ones rounded to uint8."""
-    if pixels.dtype == np.uint8:
-        return pixels
-    eight = np.empty(pixels.shape, np.uint8)
-    for i in range(0, len(pixels), 256):  # in parts, for the memory
-        eight[i : i + 256] = (pixels[i : i + 256].astype(np.uint32) + 128) // 257
-    return eight
+    return pixels if pixels.dtype == np.uint8 else ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def widened(pixels: np.ndarray) -> np.ndarray:
+    """uint8 pixels as uint16 ones, 255 as 65535; uint16 ones as they are."""
+    return pixels if pixels.dtype == np.uint16 else pixels.astype(np.uint16) * np.uint16(257)
+
+
+def half_of(pixels: np.ndarray, half: str) -> np.ndarray:
+    """The 'left' or 'right' half of (H, W, 3) pixels, W // 2 px wide; all of them for ''."""
+    width = pixels.shape[1] // 2
+    return {"left": pixels[:, :width], "right": pixels[:, -width:], "": pixels}[half]
+
+
+def crop_at(place: tuple[float, float], height: int, width: int, p: int) -> tuple[slice, slice]:
+    """Rows and columns of a crop of p px, from a place in [0, 1) x [0, 1); the last ones are reached (T8)."""
+    row, column = int(place[0] * (height - p + 1)), int(place[1] * (width - p + 1))
+    return slice(row, row + p), slice(column, column + p)
+
+
+def planes(rainy: np.ndarray, clean: np.ndarray) -> np.ndarray:
+    """Two (H, W, 3) arrays as one (6, H, W), of the deeper type of the two; the values in [0, 1] stay the same."""
+    if rainy.dtype != clean.dtype:
+        rainy, clean = widened(rainy), widened(clean)
+    both = np.empty((6, *rainy.shape[:2]), rainy.dtype)  # np.concatenate would keep the order of the axes in memory
+    both[:3], both[3:] = rainy.transpose(2, 0, 1), clean.transpose(2, 0, 1)
+    return both
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:
@@ -352,18 +310,9 @@ def write_image(path: Path, pixels: np.ndarray) -> None:
     Raises:
         UserError: the folder can't be written to, the disk is full, or the format has no room for such a picture.
     """
-    encoded = io.BytesIO()  # not into the file itself: on a full disk Pillow leaves out ends unsaid
-    options = {
-        ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
-        ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
-        ".webp": {"format": "WEBP", "lossless": True},
-        ".tif": {"format": "TIFF", "compression": "tiff_deflate"},
-        ".tiff": {"format": "TIFF", "compression": "tiff_deflate"},
-        ".bmp": {"format": "BMP"},
-        ".png": {"format": "PNG", "compress_level": 4},
-    }[Path(path).suffix.lower()]
+    encoded = io.BytesIO()  # not into the file itself: on a full disk Pillow may end without an error
     try:
-        Image.fromarray(pixels).save(encoded, **options)
+        Image.fromarray(pixels).save(encoded, **_WRITTEN[Path(path).suffix.lower()])
     except (OSError, ValueError) as error:  # a side too long for the format
         raise UserError(f"{path}: can't be written ({error}); choose another format") from None
     write_bytes(path, encoded.getvalue())

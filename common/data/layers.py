@@ -1,4 +1,4 @@
-"""Rain layers to learn from: rain on black, or O - B of pairs; turned, scaled, mirrored, brightened once."""
+"""Rain layers to learn from: rain on black, or O - B of pairs, and variants of them."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -13,14 +13,12 @@ from ..errors import UserError
 from ..precision import require_fast
 from ..terminal import progress_bar
 from .compose import composed, part_of
-from .images import ImageError, read_image, size_text, to_eight_bits
+from .images import ImageError, crop_at, images_in, planes, read_image, size_text, to_eight_bits
 from .pack import Pack, is_pack
-from .pairs import Pair, crop_at, images_in, pairs_of, planes
+from .pairs import Pair, pairs_of
 from .patches import PatchDataset
 
-TURN = 15  # degrees: a variant is turned by up to so much
-SCALE = (0.8, 1.25)
-GAIN = (0.8, 1.2)
+TURN, SCALE, GAIN = 15, (0.8, 1.25), (0.8, 1.2)  # ranges of a variant: degrees to either side, factors
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def warped(layer: np.ndarray, degrees: float, scale: float) -> np.ndarray:
 
 
 def variant(layer: np.ndarray, rng: np.random.RandomState, smallest: int) -> np.ndarray:
-    """A layer as it might have fallen another time: turned, scaled, mirrored, brighter or darker.
+    """A random variant of a layer: turned, scaled, mirrored, brighter or darker.
 
     Args:
         layer: (H, W, 1 or 3) uint8.
@@ -85,10 +83,10 @@ def variant(layer: np.ndarray, rng: np.random.RandomState, smallest: int) -> np.
     height, width = layer.shape[:2]
     if min(inner_size(height, width, degrees)) * scale - 2 < smallest:
         degrees, scale = 0.0, max(scale, (smallest + 2) / min(height, width))
-    made = warped(layer, degrees, scale)
-    made = made[..., None] if made.ndim == 2 else made
-    made = made[:, ::-1] if mirrored else made
-    return np.ascontiguousarray(np.rint(np.clip(gain * made.astype(np.float32), 0, 255)).astype(np.uint8))
+    other = warped(layer, degrees, scale)
+    other = other[..., None] if other.ndim == 2 else other
+    other = other[:, ::-1] if mirrored else other
+    return np.ascontiguousarray(np.rint(np.clip(gain * other.astype(np.float32), 0, 255)).astype(np.uint8))
 
 
 def read_layer(path: Path) -> np.ndarray:
@@ -128,8 +126,8 @@ def variants(sources: Sequence[Path | Pair], number: int, seed: int, patch: int)
         layer = rain_of(source) if isinstance(source, Pair) else read_layer(source)
         _require_patch(layer, path, patch)
         for k in range(number):
-            made = variant(layer, np.random.RandomState([seed, i, k]), patch)
-            yield RainLayer(f"{k}_{source.name}", path, path, pixels=made)
+            pixels = variant(layer, np.random.RandomState([seed, i, k]), patch)
+            yield RainLayer(f"{k}_{source.name}", path, path, pixels=pixels)
         if not number:
             yield RainLayer(source.name, path, path, pixels=layer)
 
@@ -173,19 +171,18 @@ def layer_set(
     def files(folder: str, flag: str, what: str) -> list[Path]:
         return [Path(folder, name) for name in images_in(Path(folder), flag, f"Name a folder of {what}.")]
 
+    def chosen(files: Sequence[Path | Pair]) -> list[Path | Pair]:
+        try:
+            return part_of(files, args.hold_out, part)
+        except ValueError as error:
+            raise UserError(f"--hold_out: {error}; give a smaller --hold_out") from None
+
     if args.streaks:
         sources, rule = files(args.streaks, "--streaks", "pictures of rain on black"), "rain on black"
     elif is_pack(args.data_path):
         sources, rule = Pack(Path(args.data_path)), "O - B of a pack"
     else:
         sources, rule = pairs_of(args, hint)
-
-    def chosen(files: Sequence[Path | Pair]) -> list[Path | Pair]:
-        try:
-            return part_of(files, args.hold_out, part)
-        except ValueError as error:
-            raise UserError(f"--hold_out: {error}") from None
-
     number = args.variants if part == "train" else 0
     layers = list(variants(chosen(sources), number, args.manualSeed, args.patchSize))
     if "clean" in args:

@@ -1,8 +1,10 @@
 """Which clean image belongs to which rainy one, by their names: one rule for a whole set. The rules: docs/data.md."""
 
+import argparse
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 # Words that name an image or a folder clean (first group) or rainy (second).
@@ -14,6 +16,29 @@ Key = tuple[str, ...]  # the parts of a name that a rule compares
 Keys = dict[Path, Key]
 
 
+@dataclass(frozen=True)
+class Pairing:
+    """What the user says about how files pair, see ``flags.add_pairing``.
+
+    Attributes:
+        pair_by: patterns of the rainy and of the clean names: {} is the part that both share, * is anything.
+        side_by_side: the half that is rainy, 'left' or 'right', of images that hold both.
+    """
+
+    pair_by: Sequence[str] | None = None
+    side_by_side: str | None = None
+
+    @classmethod
+    def from_flags(cls, args: argparse.Namespace) -> "Pairing":
+        """The pairing that the flags of a script describe."""
+        return cls(args.pair_by, args.side_by_side)
+
+    @property
+    def halves(self) -> tuple[str, str]:
+        """See ``Pair``."""
+        return {None: ("", ""), "left": ("left", "right"), "right": ("right", "left")}[self.side_by_side]
+
+
 def match(
     rainy: list[Path], clean: list[Path], pair_by: Sequence[str] | None = None
 ) -> tuple[dict[Path, Path], str, list[str]]:
@@ -21,7 +46,7 @@ def match(
 
     Args:
         rainy, clean: paths relative to their folders; the sub-folders are a part of the names.
-        pair_by: see ``pairs.Pairing``; files that the patterns do not fit are left out.
+        pair_by: see ``Pairing``; files that the patterns do not fit are left out.
 
     Returns:
         The partners; the first rule that finds all of them, else the one that finds most; and a problem for each file
@@ -30,19 +55,19 @@ def match(
     rules = _patterns(rainy, clean, *pair_by) if pair_by else _rules(rainy, clean)
     best: dict[Path, list[Path]] = {}
     best_rule, most = "", (-1, 0)
-    closer: dict[Path, Path] = {}  # what rules before the present one found
+    closer: dict[Path, Path] = {}  # partners by the rules before
     for rule, rainy_keys, clean_keys in rules:
         files: dict[Key, list[Path]] = {}
         for path, key in clean_keys.items():
             files.setdefault(key, []).append(path)
-        found = {path: _of_its_kind(path, files.get(key, []) if key else []) for path, key in rainy_keys.items()}
-        sure = {path: partners[0] for path, partners in found.items() if len(partners) == 1}
-        if len(sure) == len(found):
+        candidates = {path: _of_its_kind(path, files.get(key, []) if key else []) for path, key in rainy_keys.items()}
+        sure = {path: partners[0] for path, partners in candidates.items() if len(partners) == 1}
+        if len(sure) == len(candidates):
             best_rule = rule
             best = {path: list(dict.fromkeys([closer.get(path, partner), partner])) for path, partner in sure.items()}
             break
-        if (number := (len(sure), sum(map(bool, found.values())))) > most:
-            best, best_rule, most = found, rule, number
+        if (number := (len(sure), sum(map(bool, candidates.values())))) > most:
+            best, best_rule, most = candidates, rule, number
         closer = sure | closer
     problems = [
         f"{path}: {'several clean partners: ' + ', '.join(map(str, partners)) if partners else 'no clean partner'}"
@@ -54,12 +79,12 @@ def match(
 
 def sides(files: list[Path]) -> tuple[list[Path], list[Path]]:
     """The rainy and the clean of the files of one folder, as the first sub-folder says, or else the end of the name."""
-    found: tuple[list[Path], list[Path]] = ([], [])
+    rainy_and_clean: tuple[list[Path], list[Path]] = ([], [])
     for path in files:
         marks = [marks[-1] for part in path.with_suffix("").parts if (marks := MARKS.findall(part.lower()))]
         if marks:
-            found[bool(marks[0][0])].append(path)
-    return found
+            rainy_and_clean[bool(marks[0][0])].append(path)
+    return rainy_and_clean
 
 
 def _rules(rainy: list[Path], clean: list[Path]) -> Iterator[tuple[str, Keys, Keys]]:
@@ -101,15 +126,15 @@ def _patterns(rainy: list[Path], clean: list[Path], *pair_by: str) -> Iterator[t
     yield "--pair_by '{}' '{}'".format(*pair_by), *keys
 
 
-def _of_its_kind(path: Path, found: list[Path]) -> list[Path]:
-    """Of several files those of the ending of ``path``, if there are any."""
-    return [p for p in found if p.suffix.lower() == path.suffix.lower()] or found
+def _of_its_kind(path: Path, files: list[Path]) -> list[Path]:
+    """The files with the ending of ``path``, or all if no file has it."""
+    return [file for file in files if file.suffix.lower() == path.suffix.lower()] or files
 
 
 def _key(name: str) -> Key:
     """The words and numbers of a name: no case, no leading zeros, no separators."""
-    found = PARTS.findall(unicodedata.normalize("NFC", name).casefold())
-    return tuple(part.lstrip("0") or "0" if part.isdecimal() else part for part in found)
+    parts = PARTS.findall(unicodedata.normalize("NFC", name).casefold())
+    return tuple(part.lstrip("0") or "0" if part.isdecimal() else part for part in parts)
 
 
 def _stem(path: Path) -> str:

@@ -1,6 +1,6 @@
 """report.html: a page with a summary, a table that sorts, and a before/after slider for each image.
 
-The page holds its pictures itself, in a size for the screen, and asks no other file and no network for anything.
+The page holds its pictures itself, in a size for the screen; it loads no other file and needs no network.
 """
 
 import base64
@@ -18,8 +18,7 @@ from PIL import Image
 
 from ..files import write_bytes
 from ..terminal import printable
-from .images import ImageError, read_image, to_eight_bits
-from .pairs import half_of
+from .images import ImageError, half_of, read_image, to_eight_bits
 from .pictures import reduced
 
 NAME = "report.html"
@@ -54,13 +53,11 @@ def picked(items: Sequence[Item], order: Order | None) -> list[Item]:
     """The items that get a slider: all of few; of many the lowest, then the highest; without an order the first."""
     if order is None:
         return list(items[:SHOWN])
-    known = sorted(
-        (item for item in items if not math.isnan(item.values[order.column])), key=lambda i: i.values[order.column]
-    )
-    rest = [item for item in items if math.isnan(item.values[order.column])]
-    if len(items) <= SHOWN:
-        return known + rest
-    return [*known[: SHOWN // 2], *known[-(SHOWN // 2) :]] if len(known) >= SHOWN else (known + rest)[:SHOWN]
+    values = {item.name: item.values[order.column] for item in items}
+    known = sorted((i for i in items if not math.isnan(values[i.name])), key=lambda i: values[i.name])
+    if len(known) >= SHOWN:
+        return [*known[: SHOWN // 2], *known[-(SHOWN // 2) :]] if len(items) > SHOWN else known
+    return (known + [item for item in items if math.isnan(values[item.name])])[:SHOWN]
 
 
 def write(
@@ -87,7 +84,7 @@ def write(
     """
     figures, places = [], {item.name: place for place, item in enumerate(items)}
     for item in picked(items, order):
-        with contextlib.suppress(ImageError):  # somebody moved it
+        with contextlib.suppress(ImageError):  # the file was moved
             figures.append(_figure(item, places[item.name], path.parent, order))
     text = render(
         "page.html",
@@ -105,7 +102,7 @@ def write(
 
 
 def render(template: str, **values: object) -> str:
-    """A page of a template beside this file. All text in it is escaped; file names may hold anything."""
+    """Fill a template beside this file. All text is escaped, because file names may hold anything."""
     pages = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -131,7 +128,7 @@ def _exact(value: float) -> str:
 
 
 def _figure(item: Item, place: int, folder: Path, order: Order | None) -> dict[str, object]:
-    """What the template says of an image; its pictures as JPEGs in base64."""
+    """The values of the template for an image; its pictures are JPEGs in base64."""
     pictures, size = [], (0, 0)
     for label, file in item.pictures.items():
         pixels = reduced(to_eight_bits(half_of(read_image(file), item.halves.get(label, ""))), SIDE)

@@ -2,10 +2,8 @@
 
 import argparse
 import hashlib
-import io
 import os
 import random
-import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,20 +14,18 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..files import LONGEST_NAME, read_small
 from ..terminal import print_result, printable, progress_bar, tell
-from .images import ImageError, image_format, list_images, natural_key, read_image, size_text
-from .names import match, sides
+from .images import ImageError, crop_at, half_of, image_format, images_in, natural_key, planes, read_image, size_text
+from .images import widened as widened  # for ``patches``
+from .names import Pairing, match, sides
 
-PROBLEMS_SHOWN, NAMES_SHOWN, SHOWN = 10, 4, 200  # problems and names in a message, bytes of a path in it
+PROBLEMS_SHOWN, NAMES_SHOWN, SHOWN = 10, 4, 200  # problems and names in a message, characters of a path in it
 SAME = "each rainy image is its own clean partner, so there is no rain to learn or to measure"
 PAIR_BY = "--pair_by 'rain-{}' 'norain-{}', say: {} is the part that both names share, * is anything"
 REMEDY = (
     "Name a folder of rainy and one of clean images. If each image holds both, give --side_by_side left (or right). "
     f"For other names give {PAIR_BY}."
 )
-LONGEST_LIST = 2**29  # bytes, ten times SPA-Data's list
-LONGEST_PATH = 4000  # bytes: no system has longer ones
 LIST = "real_world.txt"  # SPA-Data's list of pairs, in --data_path
 CHECK_ALL, CHECK_SOME = 1000, 200  # longer lists are checked by so many samples, so that training starts in seconds
 
@@ -94,70 +90,13 @@ class Pair:
         return zip(self.halves, (rainy, clean), strict=True)
 
     def require_one_size(self, rainy: Sequence[int], clean: Sequence[int]) -> None:
-        """Compare (height, width, ...) of both.
-
-        Raises:
-            ImageError: they differ.
-        """
+        """Raise ImageError if (height, width, ...) of both differ."""
         if tuple(rainy[:2]) != tuple(clean[:2]):
             sizes = f"{size_text(rainy)}, its clean partner {self.clean.name} {size_text(clean)}"
             raise ImageError(f"{self.rainy} is {sizes}{self.place}")
 
 
-def half_of(pixels: np.ndarray, half: str) -> np.ndarray:
-    """The 'left' or 'right' half of (H, W, 3) pixels, W // 2 px wide; all of them for ''."""
-    width = pixels.shape[1] // 2
-    return {"left": pixels[:, :width], "right": pixels[:, -width:], "": pixels}[half]
-
-
-def crop_at(place: tuple[float, float], height: int, width: int, p: int) -> tuple[slice, slice]:
-    """Rows and columns of a crop of p px, from a place in [0, 1) x [0, 1); the last ones are reached (T8)."""
-    row, column = int(place[0] * (height - p + 1)), int(place[1] * (width - p + 1))
-    return slice(row, row + p), slice(column, column + p)
-
-
-def planes(rainy: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    """Two (H, W, 3) arrays as one (6, H, W), of the deeper type of the two; the values in [0, 1] stay the same."""
-    rainy, clean = both_widened(rainy, clean)
-    both = np.empty((6, *rainy.shape[:2]), rainy.dtype)  # not concatenated: that keeps their order
-    both[:3], both[3:] = rainy.transpose(2, 0, 1), clean.transpose(2, 0, 1)
-    return both
-
-
-def both_widened(rainy: np.ndarray, clean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two arrays of uint8 or uint16 pixels as the deeper type of the two, see ``widened``."""
-    return (rainy, clean) if rainy.dtype == clean.dtype else (widened(rainy), widened(clean))
-
-
-def widened(pixels: np.ndarray) -> np.ndarray:
-    """uint8 pixels as uint16 ones, 255 as 65535; uint16 ones as they are."""
-    return pixels if pixels.dtype == np.uint16 else pixels.astype(np.uint16) * np.uint16(257)
-
-
 # --- names -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """What the user says of how files pair, see ``flags.add_pairing``.
-
-    Attributes:
-        pair_by: patterns of the rainy and of the clean names: {} is the part that both share, * is anything.
-        side_by_side: the half that is rainy, 'left' or 'right', of images that hold both.
-    """
-
-    pair_by: Sequence[str] | None = None
-    side_by_side: str | None = None
-
-    @classmethod
-    def from_flags(cls, args: argparse.Namespace) -> "Pairing":
-        """That of a script."""
-        return cls(args.pair_by, args.side_by_side)
-
-    @property
-    def halves(self) -> tuple[str, str]:
-        """See ``Pair``."""
-        return {None: ("", ""), "left": ("left", "right"), "right": ("right", "left")}[self.side_by_side]
 
 
 def fail(problems: list[str], headline: str, remedy: str) -> None:
@@ -172,38 +111,24 @@ def fail(problems: list[str], headline: str, remedy: str) -> None:
         raise UserError(f"{headline}{shown}{rest}\n{remedy}")
 
 
-def images_in(folder: Path, flag: str, hint: str = "") -> list[Path]:
-    """The images of a folder that a flag names, see ``list_images``.
-
-    Raises:
-        UserError: the folder is missing or holds no image; ``hint`` says what belongs there.
-    """
-    if not Path(folder).is_dir():
-        raise UserError(f"{flag}: {folder} is not a folder. {hint}".rstrip())
-    images = list_images(Path(folder))[0]
-    if not images:
-        raise UserError(f"{flag}: no image (PNG, JPEG, BMP, WebP, TIFF) in {folder}. {hint}".rstrip())
-    return images
-
-
 def find_pairs(
     rainy_folder: str | Path,
     clean_folder: str | Path | None,
     flags: str,
     hint: str = "",
     names: list[Path] | None = None,
-    pairing: Pairing = Pairing(),
+    pairing: Pairing | None = None,
 ) -> tuple[list[Pair], str]:
-    """Pair the images of two folders, sub-folders included, in natural order (T12); says by which rule.
+    """Pair the images of two folders, sub-folders included, in natural order (T12); prints by which rule.
 
-    Both may be one folder whose sub-folders or names tell rainy from clean; what neither are is left out, and said.
+    Both may be one folder whose sub-folders or names tell rainy from clean; other images are left out, with a note.
 
     Args:
         clean_folder: None with side_by_side.
         flags: the two flags that name the folders, for messages ('--data_path, --gt_path').
         hint: what belongs into the folders and where it comes from, for the message when one is missing.
-        names: the rainy images to pair, where they are listed already; None for all in the folder.
-        pairing: what the user says of it.
+        names: the rainy images to pair; None for all in the folder.
+        pairing: what the user says about it.
 
     Returns:
         The pairs, and the naming rule with an example.
@@ -211,7 +136,7 @@ def find_pairs(
     Raises:
         UserError: a folder is missing or empty, a rainy image has no partner or several, or is its own partner.
     """
-    rainy_flag, clean_flag = re.split(", *", flags)
+    pairing, (rainy_flag, clean_flag) = pairing or Pairing(), flags.split(", ")
     rainy = images_in(rainy_folder, rainy_flag, hint) if names is None else names
     one = clean_folder is None or os.path.realpath(rainy_folder) == os.path.realpath(clean_folder)
     if pairing.side_by_side:
@@ -219,9 +144,26 @@ def find_pairs(
             raise UserError(f"{clean_flag}: {clean_folder} is not needed, --side_by_side takes both from {rainy_flag}")
         pairs = [Pair(p.as_posix(), Path(rainy_folder, p), Path(rainy_folder, p), 0, pairing.halves) for p in rainy]
         rule = f"side by side, rainy on the {pairing.side_by_side}"
-        print(f"{len(pairs)} pairs in {rainy_folder} by the rule: {rule}")
-        return pairs, rule
-    clean = images_in(clean_folder, clean_flag, hint)
+    else:
+        clean = images_in(clean_folder, clean_flag, hint)
+        partners, rule = _partners(rainy, clean, (rainy_folder, clean_folder), one, flags, pairing)
+        pairs = [Pair(p.as_posix(), Path(rainy_folder, p), Path(clean_folder, q)) for p, q in partners.items()]
+        pairs.sort(key=lambda pair: natural_key(pair.name))
+        if all(os.path.realpath(pair.rainy) == os.path.realpath(pair.clean) for pair in pairs):
+            raise UserError(f"{flags}: {SAME} ({pairs[0].rainy}). {REMEDY}")
+        used = {*partners, *partners.values()} if one else set(partners)
+        if unused := [printable(str(path)) for path in rainy if path not in used]:
+            shown = ", ".join(unused[:NAMES_SHOWN]) + ", ..." * (len(unused) > NAMES_SHOWN)
+            print_result(f"note: left out of {rainy_folder}: {len(unused)} images ({shown})")
+        rule = printable(f"{rule} ({pairs[0].name} with {partners[Path(pairs[0].name)].as_posix()})")
+    print(f"{len(pairs)} pairs in {rainy_folder} by the rule: {rule}")
+    return pairs, rule
+
+
+def _partners(
+    rainy: list[Path], clean: list[Path], folders: tuple, one: bool, flags: str, pairing: Pairing
+) -> tuple[dict[Path, Path], str]:
+    """The clean partner of each rainy file, and the rule."""
     tries = [(rainy, clean)]
     if not pairing.pair_by:
         marked_rainy, marked_clean = sides(clean)
@@ -231,10 +173,8 @@ def find_pairs(
         elif marked_rainy and marked_clean:  # rain-1.png finds norain-1.png, even if there is a rain-1.png, too
             tries.insert(0, (rainy, marked_clean))
     if not all(tries[0]):
-        raise UserError(
-            f"{flags}: both are {clean_folder}, where names don't tell rainy from clean (as rain-1 and norain-1 do). "
-            + REMEDY
-        )
+        text = f"both are {folders[1]}, where names don't tell rainy from clean (as rain-1 and norain-1 do)"
+        raise UserError(f"{flags}: {text}. {REMEDY}")
     for chosen in tries:
         partners, rule, problems = match(*chosen, pairing.pair_by)
         if not problems:
@@ -243,21 +183,11 @@ def find_pairs(
         problems = [f"{path}: no such name" for path in chosen[0]]
     fail(
         problems,
-        f"{len(problems)} of {len(chosen[0])} rainy images of {rainy_folder} find no single partner in {clean_folder} "
+        f"{len(problems)} of {len(chosen[0])} rainy images of {folders[0]} find no single partner in {folders[1]} "
         f"by the rule that fits best, {rule}:",
         f"Rename, add or remove these files ({flags}); or say how names pair, {PAIR_BY}.",
     )
-    pairs = [Pair(p.as_posix(), Path(rainy_folder, p), Path(clean_folder, q)) for p, q in partners.items()]
-    if all(os.path.realpath(pair.rainy) == os.path.realpath(pair.clean) for pair in pairs):
-        raise UserError(f"{flags}: {SAME} ({pairs[0].rainy}). {REMEDY}")
-    pairs.sort(key=lambda pair: natural_key(pair.name))
-    used = {*partners, *partners.values()} if one else set(partners)
-    if left := [printable(str(path)) for path in rainy if path not in used]:
-        more = ", ..." if len(left) > NAMES_SHOWN else ""
-        print_result(f"note: left out of {rainy_folder}: {len(left)} images ({', '.join(left[:NAMES_SHOWN])}{more})")
-    rule = printable(f"{rule} ({pairs[0].name} with {partners[Path(pairs[0].name)].as_posix()})")
-    print(f"{len(pairs)} pairs in {rainy_folder} by the rule: {rule}")
-    return pairs, rule
+    return partners, rule
 
 
 def pairs_of(args: argparse.Namespace, hint: str = "") -> tuple[list[Pair], str]:
@@ -267,11 +197,7 @@ def pairs_of(args: argparse.Namespace, hint: str = "") -> tuple[list[Pair], str]
 
 
 def require_no_pairing(args: argparse.Namespace, what: str) -> None:
-    """Let no flag be without effect.
-
-    Raises:
-        UserError: a flag says how names pair where a list or a pack does, and there are no folders for validation.
-    """
+    """Raise UserError if --pair_by or --side_by_side is given, has no effect and is not for validation either."""
     given = sorted({"pair_by", "side_by_side"} & args.given)
     if given and not getattr(args, "val_data_path", None):
         raise UserError(f"--{given[0]}: {what} says what pairs already; leave the flag out")
@@ -280,17 +206,15 @@ def require_no_pairing(args: argparse.Namespace, what: str) -> None:
 class PairList(Sequence[Pair]):
     """The pairs of SPA-Data's list, "rainy_path clean_path" a line, relative to the folder that holds the list (T7).
 
-    Line ends of any system, a byte order mark, spaces at the end, blank lines and lines that begin with # are fine; a
-    leading slash is dropped, a backslash read as a slash. Pairs are made when asked for: half a million of them take
-    the memory of the list's text and 12 bytes each.
+    Line ends of any system, a byte order mark, blank lines and lines that begin with # are fine; a leading slash is
+    dropped, a backslash read as a slash. Only the lines are kept; a pair is made when it is needed.
 
     Args:
         folder: holds the list.
         hint: what belongs into the folder and where it comes from, for the message when it is missing.
 
     Raises:
-        UserError: the list is missing, is no text, lists nothing, or has lines without two paths inside the folder
-            (the first ten are named).
+        UserError: the list is missing, no text or empty, or lines lack two paths inside the folder.
     """
 
     def __init__(self, folder: Path, hint: str = "") -> None:
@@ -301,77 +225,66 @@ class PairList(Sequence[Pair]):
         if not path.is_file():
             raise UserError(f"--data_path: {folder} holds no {LIST}, the list of the pairs. {hint}".rstrip())
         try:
-            text = read_small(path, LONGEST_LIST).removeprefix(b"\xef\xbb\xbf")
+            text = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
         except OSError as error:
             raise UserError(f"--data_path: {path} can't be read ({error.strerror}); check the file") from None
         if b"\0" in text:
             raise UserError(f"--data_path: {path} is no plain text; save it as UTF-8")
-        self._text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in text else text
-        self._starts, self._lines = array("Q"), array("I")
-        problems, listed, at = [], 0, 0
-        for number, line in enumerate(io.BytesIO(self._text), 1):
-            parts = line.split(None, 3)  # of an endless line no more
+        text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        self._lines, self._digest = text.split(b"\n"), hashlib.sha256(text).hexdigest()[:12]
+        self._numbers = array("I")  # of the lines that name a pair, from 0 on
+        problems, listed = [], 0
+        for number, line in enumerate(self._lines):
+            parts = line.split()
             if parts and not parts[0].startswith(b"#"):
                 listed += 1
-                problem = self._problem(parts)
-                if problem is None:
-                    self._starts.append(at)
-                    self._lines.append(number)
+                if problem := self._problem(parts):
+                    problems.append(f"line {number + 1}: {problem}")
                 else:
-                    problems.append(f"line {number}: {problem}" if len(problems) < PROBLEMS_SHOWN else "")
-            at += len(line)
+                    self._numbers.append(number)
         fail(
             problems,
             f"--data_path: {len(problems)} of {listed} entries of {path} can't be used:",
             "A line holds the path of a rainy image, a space, and the path of its clean partner, both inside the "
             "folder of the list and without spaces. Mend these lines, or put a # before them.",
         )
-        if not self._starts:
+        if not self._numbers:
             raise UserError(f"--data_path: {path} lists no pair. {hint}".rstrip())
 
     @staticmethod
     def _relative(part: bytes) -> bytes:
         return part.replace(b"\\", b"/").lstrip(b"/")
 
-    def _problem(self, parts: list[bytes]) -> str | None:
+    def _problem(self, parts: list[bytes]) -> str:
         if len(parts) != 2:
-            return f"{'more than ' if len(parts) > 3 else ''}{min(len(parts), 3)} paths instead of 2"
+            return f"{len(parts)} paths instead of 2"
         for part in parts:
-            path = self._relative(part)
-            if not path or b":" in path[:2] or b".." in path.split(b"/"):
-                what = "is no path to a file" if not path else "leaves the folder of the list"
-                return f"{_shown(part)} {what}"
-            if len(path) > LONGEST_PATH or max(map(len, path.split(b"/"))) > LONGEST_NAME:
-                return f"{_shown(part)} is longer than the path of a file can be"
-        return None
+            path, shown = self._relative(part), part[:SHOWN].decode(errors="backslashreplace")
+            if not path:
+                return f"{shown} is no path to a file"
+            if b":" in path[:2] or b".." in path.split(b"/"):
+                return f"{shown} leaves the folder of the list"
+        return ""
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._numbers)
 
     def __getitem__(self, i: int) -> Pair:
-        line = io.BytesIO(self._text)  # the same bytes, not a copy
-        line.seek(self._starts[i])  # raises IndexError
-        rainy, clean = (os.fsdecode(self._relative(part)) for part in line.readline().split())
-        return Pair(rainy, self.folder / rainy, self.folder / clean, self._lines[i])
+        number = self._numbers[i]  # raises IndexError
+        rainy, clean = (os.fsdecode(self._relative(part)) for part in self._lines[number].split())
+        return Pair(rainy, self.folder / rainy, self.folder / clean, number + 1)
 
     def fingerprint(self) -> str:
         """A few digits that change with the list."""
-        return hashlib.sha256(self._text).hexdigest()[:12]
-
-
-def _shown(part: bytes) -> str:
-    """A path of a list, in a message."""
-    text = part[:SHOWN].decode(errors="backslashreplace")
-    return f"{text}..." if len(part) > SHOWN else text
+        return self._digest
 
 
 def fingerprint(pairs: Sequence[Pair]) -> str:
     """A few digits that change with the names of the pairs."""
-    own = getattr(pairs, "fingerprint", None)  # of a list's text; of what a pack was made of
-    if own is None:
+    if isinstance(pairs, list):
         names = "\n".join(pair.name for pair in pairs).encode("utf-8", "surrogateescape")
         return hashlib.sha256(names).hexdigest()[:12]
-    return own()
+    return pairs.fingerprint()  # of a list's text; of the set that a pack was made of
 
 
 def small_sample(pairs: Sequence[Pair], number: int, seed: int, source: str = LIST) -> list[Pair]:
@@ -381,10 +294,8 @@ def small_sample(pairs: Sequence[Pair], number: int, seed: int, source: str = LI
         UserError: fewer pairs are there.
     """
     if number > len(pairs):
-        raise UserError(
-            f"--train_num: {number} pairs are asked for, but {source} lists {len(pairs)}; "
-            f"give --train_num {len(pairs)} or less"
-        )
+        text = f"{number} pairs are asked for, but {source} lists {len(pairs)}"
+        raise UserError(f"--train_num: {text}; give --train_num {len(pairs)} or less")
     order = list(range(len(pairs)))
     random.Random(seed).shuffle(order)
     return [pairs[i] for i in order[:number]]
@@ -403,12 +314,11 @@ def check_pairs(
         keep: is given the number of each good pair and its images, see ``Pair.read``.
 
     Raises:
-        UserError: lists the problems, the first ten by name; or rainy and clean have the same pixels in all pairs (in
-            some, a warning names them).
+        UserError: lists the problems, the first ten by name; or no pair has rain, see ``report_same``.
     """
     same: list[str] = []
 
-    def problem_of(number: int) -> str | None:
+    def problem_of(number: int) -> str:
         pair = pairs[number]
         try:
             rainy, clean = pair.read()
@@ -416,18 +326,18 @@ def check_pairs(
             return str(error)
         if min(rainy.shape[:2]) < patch_size:
             return f"{pair.rainy} is {size_text(rainy.shape)}, smaller than the {patch_size} px patch{pair.place}"
-        if np.array_equal(*both_widened(rainy, clean)):
+        both = planes(rainy, clean)
+        if np.array_equal(both[:3], both[3:]):
             same.append(f"{pair.name}{pair.place}")
         if keep:
             keep(number, rainy, clean)
-        return None
+        return ""
 
     with ThreadPoolExecutor(4) as pool:
-        found = pool.map(problem_of, range(len(pairs)))
+        results = pool.map(problem_of, range(len(pairs)))
         what = "decoding pairs" if keep else "checking pairs"
-        results = progress_bar(found, total=len(pairs), desc=what, unit="pair", leave=False)
         try:
-            problems = [problem for problem in results if problem]
+            problems = list(filter(None, progress_bar(results, total=len(pairs), desc=what, unit="pair", leave=False)))
         except BaseException:  # Ctrl-C: do not wait for the rest
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -436,13 +346,19 @@ def check_pairs(
         f"{len(problems)} of {len(pairs)} pairs can't be used for training:",
         f"Mend or remove these files ({flags}), or choose a smaller --patchSize where they are too small.",
     )
-    if len(same) == len(pairs):
-        raise UserError(f"{flags}: {SAME} ({min(same, key=natural_key)}: the same pixels). {REMEDY}")
+    report_same(sorted(same, key=natural_key), len(pairs), flags)  # threads end in any order
+
+
+def report_same(same: list[str], number: int, flags: str) -> None:
+    """Name on stderr the pairs of which rainy and clean have the same pixels.
+
+    Raises:
+        UserError: they are all of ``number``.
+    """
+    if len(same) == number:
+        raise UserError(f"{flags}: {SAME} ({same[0]}: the same pixels). {REMEDY}")
     if same:
-        tell(
-            sorted(same, key=natural_key),
-            f"warning: {len(same)} of {len(pairs)} pairs have no rain, rainy and clean are the same",
-        )
+        tell(same, f"warning: {len(same)} of {number} pairs have no rain, rainy and clean are the same")
 
 
 def some_of(pairs: Sequence[Pair]) -> Sequence[Pair]:
@@ -463,6 +379,6 @@ def validation_pairs(args: argparse.Namespace) -> list[Pair]:
         return []
     if not data_path or not (gt_path or args.side_by_side):
         raise UserError(f"{flags}: give both or none")
-    pairs, _ = find_pairs(data_path, gt_path, flags, pairing=Pairing.from_flags(args))
+    pairs = find_pairs(data_path, gt_path, flags, pairing=Pairing.from_flags(args))[0]
     check_pairs(pairs, 1, flags)
     return pairs

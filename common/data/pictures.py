@@ -41,7 +41,7 @@ def sheet(rows: Sequence[tuple[Sequence[np.ndarray], Sequence[str]]]) -> np.ndar
 
 
 def strip(images: Sequence[np.ndarray], gap: int, axis: int = 1) -> np.ndarray:
-    """Images of one size side by side (axis 1) or below each other (axis 0), so many white px between them."""
+    """Images of one size side by side (axis 1) or below each other (axis 0), with ``gap`` white px between them."""
     between = list(images[0].shape)
     between[axis] = gap
     white = np.full(between, 255, np.uint8)

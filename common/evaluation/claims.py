@@ -133,9 +133,9 @@ def train(script: str, model: Path, last: str, flags: list, running: "Running") 
     """
     logs, log = model.with_name(f"{model.name}_logs"), model.with_name(f"{model.name}.txt")
     if not (model / last).exists():
+        paths = ["--model_dir", model, "--log_dir", logs]
         begun = (model / "train_state_last.pt").exists()
-        words = [script, *flags, "--model_dir", model, "--log_dir", logs]
-        running.call(words if begun else [*words, "--overwrite"], log)
+        running.call([script, *flags, *paths, *([] if begun else ["--overwrite"])], log)
     if not (model / last).exists():
         raise TrainingStopped(f"{script}: ended without {model / last}; see {log}")
     return float(read_log(logs)["seconds"].sum()) / 60

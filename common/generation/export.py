@@ -1,8 +1,8 @@
-"""A generator in half precision, to ship or to send: 11.5 MB for the paper's sizes, and every script loads it.
+"""A generator in half precision, to send to others: 11.5 MB for the paper's sizes, and every script loads it.
 
-python -m common.generation.export --netED ED_state_700.pt --out ED.pt
+    python -m common.generation.export --netED ED_state_700.pt --out ED.pt
 
-RNet and G are kept, in the names and shapes of ED_state_N.pt. What rounding changes in the rain is measured and said.
+RNet and G keep the names and shapes of ED_state_N.pt. Prints how much the rounding changes the rain.
 """
 
 import argparse
@@ -47,13 +47,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     out = Path(args.out)
-    if out.suffix != ".pt":
-        raise UserError(f"--out: {out.name} should end with .pt, as all checkpoints do")
     netED = load_generator(args.netED, "--netED").eval()
-    if out.exists():
-        if not args.overwrite or out.samefile(args.netED):
-            raise UserError(f"--out: {out} is there already; --overwrite replaces it, unless it is --netED itself")
-        load_generator(out, "--out")  # what is replaced is one, too
+    if out.exists() and (not args.overwrite or out.is_dir() or out.samefile(args.netED)):
+        raise UserError(f"--out: {out} exists; --overwrite replaces a file that is not --netED itself")
     state = halved(netED)
     codes = base_code(netED.nz, 0, CODES)
     rain = sampled(netED, codes)

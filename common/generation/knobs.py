@@ -10,7 +10,7 @@ measures how well that works, and draws it.
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,33 +30,45 @@ from .rain import Layer, RainMaker, Shower
 # What a knob can be set to: degrees from vertical, share of rainy pixels, px at --scale 1, mean of rainy pixels.
 REACH = {"angle": (-60.0, 60.0), "density": (0.01, 0.6), "thickness": (1.2, 8.0), "brightness": (0.03, 0.5)}
 ROUNDS = 4  # density and brightness depend on each other
-MOST_LAYERS = 6  # layers that are put over each other for a dense rain, at most
-ALONG = 31  # px: over which a streak is smoothed along itself to find it
-DIP = 0.75  # where it is darker than this share of what lies on both sides, one streak ends and another begins
-SEEN = 384  # px: side of the part on which thickness is measured
+MOST_LAYERS = 6  # layers in a dense rain
+SPARE = 1.15  # factor of the size of a source whose streaks are changed: its thickness may shrink a little
+ALONG = 31  # px: length over which a streak is smoothed along itself
+DIP = 0.75  # a place that is darker than this share of both its neighbours separates two streaks
+SEEN = 384  # px: side of the part of a picture that is measured
+MISSED = 0.25, 0.03  # a knob missed by more than this share of its value, and of its reach, is worth a warning
 
 
 def clamped(wanted: dict[str, float]) -> tuple[dict[str, float], list[str]]:
     """Values within reach of the knobs, and a warning for each that was not."""
-    found = {name: float(np.clip(value, *REACH[name])) for name, value in wanted.items()}
+    taken = {name: float(np.clip(value, *REACH[name])) for name, value in wanted.items()}
     warnings = [
-        f"{name} {wanted[name]:g} is out of reach, {REACH[name][0]:g} to {REACH[name][1]:g}; {found[name]:g} is taken"
+        f"{name} {wanted[name]:g} is out of reach, {REACH[name][0]:g} to {REACH[name][1]:g}; {taken[name]:g} is taken"
         for name in wanted
-        if found[name] != wanted[name]
+        if taken[name] != wanted[name]
     ]
-    return found, warnings
+    return taken, warnings
+
+
+def missed(wanted: dict[str, float], reached: Sequence[Measures]) -> list[str]:
+    """A warning about the knob that pictures miss most, in the median over them; none where all are near."""
+    worst, text = 1.0, ""
+    for name in (name for name in wanted if name != "angle"):  # nothing hinders a turn
+        values = [value for value in (getattr(one, name) for one in reached) if np.isfinite(value)]
+        median = float(np.median(values)) if values else wanted[name]
+        near = max(MISSED[0] * wanted[name], MISSED[1] * float(np.ptp(REACH[name])))
+        if abs(median - wanted[name]) > worst * near:
+            worst = abs(median - wanted[name]) / near
+            others = ", ".join(f"--{other} {value:g}" for other, value in wanted.items() if other != name)
+            text = f"{name} {wanted[name]:g} is missed, the rain has {median:.2g}; "
+            text += f"it does not go together with {others}" if others else "this rain can't reach it"
+    return [text] if text else []
 
 
 class _Streaks:
-    """A source layer whose streaks can be left out one by one, in a random order.
-
-    Args:
-        source: (H, W, nc) float32.
-        wind: degrees, of the streaks.
-        inside: (H, W), whether a pixel belongs to the picture.
-    """
+    """A source (H, W, nc) float32 whose streaks, along ``wind``, can be left out one by one in a random order."""
 
     def __init__(self, source: np.ndarray, wind: float, inside: np.ndarray, rng: np.random.RandomState) -> None:
+        """``inside``: whether a pixel belongs to the picture."""
         from skimage.measure import label  # takes a second to import
         from skimage.morphology import h_maxima
         from skimage.segmentation import watershed
@@ -72,15 +84,15 @@ class _Streaks:
         turns = np.append(0, 1 + rng.permutation(number))  # a streak's number is its turn to be left out
         self.turns = watershed(-height, turns[markers])
 
-    def kept(self, threshold: float, density: float, beside: np.ndarray) -> tuple[np.ndarray, bool]:
-        """The layer with as many streaks as make ``beside`` and it together have a density; whether it has enough."""
-        new = self.inside & (self.top > threshold) & (beside.max(2) <= threshold)
+    def kept(self, threshold: float, density: float, other: np.ndarray) -> tuple[np.ndarray, bool]:
+        """As many streaks as make the density together with ``other``; whether the source has so many."""
+        wet = self.inside & (other.max(2) > threshold)
+        new = self.inside & (self.top > threshold) & ~wet
         counts = np.cumsum(np.bincount(self.turns[new], minlength=self.turns.max() + 1))
-        there = np.count_nonzero(self.inside & (beside.max(2) > threshold))
-        wanted = density * np.count_nonzero(self.inside) - there
-        if counts[-1] < wanted:
+        lacking = density * np.count_nonzero(self.inside) - np.count_nonzero(wet)
+        if counts[-1] < lacking:
             return self.source, False
-        return self.source * (self.turns <= np.abs(counts - wanted).argmin())[..., None], True
+        return self.source * (self.turns <= np.abs(counts - lacking).argmin())[..., None], True
 
 
 def set_knobs(shower: Shower, height: int, width: int, values: dict[str, float], scale: float = 1.0) -> Layer:
@@ -92,63 +104,72 @@ def set_knobs(shower: Shower, height: int, width: int, values: dict[str, float],
         scale: factor of the size of the streaks, on top of the thickness.
     """
     turn = values["angle"] - shower.wind if "angle" in values else 0.0
-    zoom = 1.0
-    if "thickness" in values:
-        some = [measure(patch.transpose(2, 0, 1)).thickness for patch in shower.pool[:32]]
-        zoom = values["thickness"] / (np.nanmedian(some) if np.isfinite(some).any() else values["thickness"])
-    spare = 1.15 if values.keys() & {"density", "thickness", "brightness"} else 1.0
-    layer = shower.layer(height, width, turn, scale * zoom, spare)
-    if spare == 1:
-        return layer
+    if not values.keys() & {"density", "thickness", "brightness"}:
+        return shower.layer(height, width, turn, scale)
+    zoom = _zoom(shower, values["thickness"]) if "thickness" in values else 1.0
+    layer = shower.layer(height, width, turn, scale * zoom, SPARE)
     if zoom == 1:
-        natural = _measured(layer, scale)
-    else:  # that of the rain before it is zoomed
+        natural = measured(layer, scale)
+    else:  # what is not set stays as it is without the zoom
         high, wide = (min(side, round(SEEN * scale)) for side in (height, width))
-        natural = _measured(shower.layer(high, wide, turn, scale), scale)
-    return _solved(layer, shower, natural._asdict() | values, scale, zoom)
+        natural = measured(shower.layer(high, wide, turn, scale), scale)
+    target = Measures(**(natural._asdict() | values))
+    if not np.isfinite(target).all():  # there is no rain that could be changed
+        return layer
+    layer = _with_density(layer, shower, target)
+    layer = _with_thickness(layer, target.thickness, scale)
+    rain = _middle(replace(layer, gain=1.0), scale)
+    return replace(layer, gain=_gain(rain.reshape(-1, rain.shape[2]), target.brightness)) if rain.any() else layer
+
+
+def measured(layer: Layer, scale: float) -> Measures:
+    """Of the middle of a picture, as it would be at --scale 1."""
+    return measure(np.minimum(_middle(layer, scale), 1).transpose(2, 0, 1))
 
 
 def _middle(layer: Layer, scale: float) -> np.ndarray:
-    """Of a picture, as it would be at --scale 1: (h, w, nc)."""
+    """(h, w, nc) of a picture, as it would be at --scale 1."""
     height, width = (max(1, min(SEEN, round(side / scale))) for side in (layer.height, layer.width))
     return replace(layer, height=height, width=width, scale=layer.scale / scale).pixels()
 
 
-def _measured(layer: Layer, scale: float) -> Measures:
-    return measure(np.minimum(_middle(layer, scale), 1).transpose(2, 0, 1))
+def _zoom(shower: Shower, thickness: float) -> float:
+    """The factor of the size that brings the patches of a rain to a thickness."""
+    some = [measure(patch.transpose(2, 0, 1)).thickness for patch in shower.pool[:32]]
+    return thickness / (np.nanmedian(some) if np.isfinite(some).any() else thickness)
 
 
-def _solved(layer: Layer, shower: Shower, target: dict[str, float], scale: float, zoom: float) -> Layer:
-    """Density and brightness in turns, since each moves the other a little; then the thickness."""
-    if not np.isfinite(list(target.values())).all():  # there is no rain that could be changed
-        return layer
+def _with_density(layer: Layer, shower: Shower, target: Measures) -> Layer:
+    """Streaks left out or added, and a gain: density and brightness in turns, since each moves the other a little."""
     ones = np.ones((layer.height, layer.width), np.uint8)
     inside = cv2.warpAffine(ones, layer.matrix(), layer.source.shape[1::-1]) > 0
-    streaks = [_Streaks(layer.source.astype(np.float32), shower.wind, inside, np.random.RandomState(0))]
-    gain, made = 1.0, streaks[0].source
+    sources: list[_Streaks] = []
+    gain = 1.0
     for _ in range(ROUNDS):
         threshold = RAINY / gain
-        made = np.zeros_like(made)
+        made = np.zeros(layer.source.shape, np.float32)
         for k in range(MOST_LAYERS):
-            if k == len(streaks):
-                more = shower.layer(layer.height, layer.width, layer.turn, scale * zoom, 1.15).source
-                streaks.append(_Streaks(more.astype(np.float32), shower.wind, inside, np.random.RandomState(k)))
-            kept, enough = streaks[k].kept(threshold, target["density"], made)
+            if k == len(sources):
+                more = shower.layer(layer.height, layer.width, layer.turn, layer.scale, SPARE) if k else layer
+                sources.append(_Streaks(more.source.astype(np.float32), shower.wind, inside, np.random.RandomState(k)))
+            kept, enough = sources[k].kept(threshold, target.density, made)
             made = np.maximum(made, kept)
-            if enough or (made.max(2) > threshold)[inside].mean() > 0.98 * target["density"]:
+            if enough or (made.max(2) > threshold)[inside].mean() > 0.98 * target.density:
                 break
-        gain = _gain(made[inside], target["brightness"])
-    layer = replace(layer, source=made.astype(np.float16), gain=gain)
-    tried = []  # the thickness moves with the scale, but not quite in proportion
+        gain = _gain(made[inside], target.brightness)
+    return replace(layer, source=made.astype(np.float16), gain=gain)
+
+
+def _with_thickness(layer: Layer, target: float, scale: float) -> Layer:
+    """The nearest of three scales: the thickness moves with the scale, but not quite in proportion."""
+    tried = []
     for _ in range(3):
-        thickness = _measured(layer, scale).thickness
+        thickness = measured(layer, scale).thickness
         if not np.isfinite(thickness):
             break
-        tried.append((abs(np.log(thickness / target["thickness"])), layer))
-        layer = replace(layer, scale=layer.scale * target["thickness"] / thickness)
-    layer = min(tried, key=lambda pair: pair[0])[1] if tried else layer
-    rain = _middle(replace(layer, gain=1.0), scale)
-    return replace(layer, gain=_gain(rain.reshape(-1, rain.shape[2]), target["brightness"])) if rain.any() else layer
+        tried.append((abs(np.log(thickness / target)), layer))
+        layer = replace(layer, scale=layer.scale * target / thickness)
+    return min(tried, key=lambda pair: pair[0])[1] if tried else layer
 
 
 def _gain(rain: np.ndarray, brightness: float) -> float:
@@ -173,64 +194,58 @@ SIDE = 256  # px: of the pictures
 
 
 def response(maker: RainMaker, pictures: int, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """What pictures measure while one knob goes through its range, and while all are left alone.
-
-    Returns:
-        For each knob (PLACES, pictures, 4), see ``Measures``; and (4 pictures, 4).
-    """
-    wanted = [(name, value) for name, ends in RANGES.items() for value in np.linspace(*ends, PLACES)]
-    found = {name: np.full((PLACES, pictures, 4), np.nan) for name in RANGES}
+    """``Measures`` while one knob goes through its range, (PLACES, pictures, 4), and of free rain, (4 pictures, 4)."""
+    swept = {name: np.full((PLACES, pictures, 4), np.nan) for name in RANGES}
     alone = []
     for k in progress_bar(range(4 * pictures), desc="measuring rain", unit="picture", leave=False):
         shower = maker.shower(0.5, np.random.RandomState([seed, k]))
-        alone.append(_measured(shower.layer(SIDE, SIDE), 1.0))
-        for i, (name, value) in enumerate(wanted if k < pictures else ()):
-            found[name][i % PLACES, k] = _measured(set_knobs(shower, SIDE, SIDE, {name: value}), 1.0)
-    return found, np.array(alone)
+        alone.append(measured(shower.layer(SIDE, SIDE), 1.0))
+        for name, ends in RANGES.items() if k < pictures else ():
+            for place, value in enumerate(np.linspace(*ends, PLACES)):
+                swept[name][place, k] = measured(set_knobs(shower, SIDE, SIDE, {name: value}), 1.0)
+    return swept, np.array(alone)
 
 
-def report(found: dict[str, np.ndarray], alone: np.ndarray, name: str) -> str:
+def report(swept: dict[str, np.ndarray], alone: np.ndarray, name: str) -> str:
     """What the knobs do, as Markdown; see ``response``."""
     from scipy.stats import spearmanr  # takes a second to import
 
-    lines = [f"# What the knobs do to the rain of {name}", ""]
-    lines += [f"Measured on pictures of {SIDE} px, {alone.shape[0] // 4} rains, one knob at a time. Error: of what was"]
-    lines += ["measured against what was set; in brackets, as a share of the range.", ""]
-    lines += ["| knob | from | to | rank correlation | median error | 9 of 10 within |", "|---|---|---|---|---|---|"]
-    talk = []
-    for knob, values in found.items():
+    errors, talk = [], []
+    for knob, values in swept.items():
         own, ends = values[:, :, Measures._fields.index(knob)], RANGES[knob]
         target = np.broadcast_to(np.linspace(*ends, PLACES)[:, None], own.shape)
-        error = np.abs(own - target)
-        half, most = np.nanmedian(error), np.nanquantile(error, 0.9)
+        half, most = np.nanquantile(np.abs(own - target), (0.5, 0.9))
         rank = spearmanr(target.ravel(), own.ravel(), nan_policy="omit").statistic
-        lines.append(
-            f"| {knob} | {ends[0]} | {ends[1]} | {rank:.3f} | {half:.2g} | {most:.2g} ({most / np.ptp(ends):.1%}) |"
-        )
+        most_of_all = f"{most:.2g} ({most / np.ptp(ends):.1%})"
+        errors.append(f"| {knob} | {ends[0]} | {ends[1]} | {rank:.3f} | {half:.2g} | {most_of_all} |")
         moved = np.nanmedian(values[-1] - values[0], axis=0) / np.nanstd(alone, axis=0)
         talk.append(f"| {knob} | {' | '.join(f'{value:+.2f}' for value in moved)} |")
-    lines += [
-        "",
-        "Cross-talk: how far a measure moves while a knob goes from one end of its range to the other (median",
-    ]
-    lines += ["over the rains), in standard deviations of that measure over rain whose knobs are left alone.", ""]
-    lines += [f"| knob | {' | '.join(Measures._fields)} |", "|---|---|---|---|---|", *talk]
-    return "\n".join(lines) + "\n"
+    return f"""# What the knobs do to the rain of {name}
+
+Measured on pictures of {SIDE} px, {len(alone) // 4} rains, one knob at a time. Error: of what was
+measured against what was set; in brackets, as a share of the range.
+
+| knob | from | to | rank correlation | median error | 9 of 10 within |
+|---|---|---|---|---|---|
+{chr(10).join(errors)}
+
+Cross-talk: how far a measure moves while a knob goes from one end of its range to the other (median
+over the rains), in standard deviations of that measure over rain whose knobs are left alone.
+
+| knob | {" | ".join(Measures._fields)} |
+|---|---|---|---|---|
+{chr(10).join(talk)}
+"""
 
 
-def picture(maker: RainMaker, seed: int) -> Iterator[tuple[str, list[np.ndarray], list[str]]]:
-    """For each knob its pictures, (H, W, 3) uint8, brightened alike, and what is written above them."""
-    for name, ends in RANGES.items():
-        values = np.linspace(*ends, 7)
-        made = [
-            set_knobs(maker.shower(0.5, np.random.RandomState(seed)), 192, 192, {name: value}).pixels()
-            for value in values
-        ]
-        gain = float(np.clip(1 / max(max(np.quantile(layer, 0.995) for layer in made), 1e-6), 1, 3))
-        shown = [
-            to_uint8(np.minimum(gain * np.repeat(layer.max(2, keepdims=True), 3, 2), 1), "nearest") for layer in made
-        ]
-        yield name, shown, [f"{name} {value:.3g}" for value in values]
+def picture(maker: RainMaker, name: str, seed: int) -> tuple[list[np.ndarray], list[str]]:
+    """Pictures of one knob, (192, 192, 3) uint8, brightened alike, and what is written above them."""
+    values = np.linspace(*RANGES[name], 7)
+    showers = [maker.shower(0.5, np.random.RandomState(seed)) for _ in values]
+    made = [set_knobs(shower, 192, 192, {name: v}).pixels() for shower, v in zip(showers, values, strict=True)]
+    gain = float(np.clip(1 / max(max(np.quantile(layer, 0.995) for layer in made), 1e-6), 1, 3))
+    grey = [np.repeat(layer.max(2, keepdims=True), 3, 2) for layer in made]
+    return [to_uint8(gain * layer, "nearest") for layer in grey], [f"{name} {value:.3g}" for value in values]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -250,7 +265,8 @@ def main(argv: list[str] | None = None) -> int:
     text = report(*response(maker, args.pictures, args.seed), Path(args.netED).name)
     write_bytes(out / "knobs.md", text.encode(errors="replace"))
     rows = []
-    for name, images, labels in picture(maker, args.seed):
+    for name in RANGES:
+        images, labels = picture(maker, name, args.seed)
         rows.append((images, labels))
         frames = [row([image], [label], image.shape[1]) for image, label in zip(images, labels, strict=True)]
         write_gif(out / f"{name}.gif", frames + frames[-2:0:-1], 250)

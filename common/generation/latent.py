@@ -1,16 +1,16 @@
 """What the rain code z means: from one rain to another, single dimensions, random rains (docs/method.md, 6)."""
 
-import csv
-import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..data.images import read_image, size_text, to_float, to_uint8, write_image
-from ..data.pairs import find_pairs
+from ..data.pairs import Pair, find_pairs
 from ..data.pictures import beside, enlarged, reduced, row, sheet, strip, write_gif
 from ..errors import UserError
 from ..files import write_bytes
@@ -26,33 +26,19 @@ TOP = 12  # dimensions on sheet.png
 GAMMA = 0.7  # brightens the saved rain, which is faint
 TILE, WHITE = 64, 3  # px: a tile of the big sheet at most, and the lines between tiles
 SIDE = 256  # px: about the side of an animation
-JPEG_SIDE = 65500  # px: no JPEG is longer
 
 
 def interpolate(netED: EDNet, z_a: Tensor, z_b: Tensor, weights: Sequence[float] = WEIGHTS) -> Tensor:
     """Grey rain of codes on the way from B to A, at unit variance all along: z = (wA + (1-w)B) / sqrt(w^2 + (1-w)^2).
 
-    Args:
-        z_a, z_b: (1, nz).
-        weights: w of A, each in [0, 1].
-
-    Returns:
-        (len(weights), p, p) >= 0, the maximum over the channels of G(z).
+    Codes A and B (1, nz) to the maximum over the channels of G(z), (len(weights), p, p) >= 0.
     """
     codes = [(w * z_a + (1 - w) * z_b) / (w**2 + (1 - w) ** 2) ** 0.5 for w in weights]
     return sampled(netED, torch.cat(codes)).amax(1)
 
 
 def sweep(netED: EDNet, z: Tensor, dimension: int, values: Sequence[float] = VALUES) -> Tensor:
-    """Rain layers while one dimension takes each value and the others keep theirs; ``z`` is not changed (T2).
-
-    Args:
-        z: (1, nz) base code.
-        dimension: 0 to nz - 1.
-
-    Returns:
-        (len(values), nc, p, p) >= 0.
-    """
+    """Rain layers (len(values), nc, p, p) >= 0 of a code (1, nz) whose one dimension takes each value; z stays (T2)."""
     codes = z.repeat(len(values), 1)
     codes[:, dimension] = torch.tensor(values, dtype=z.dtype, device=z.device)
     return sampled(netED, codes)
@@ -69,11 +55,7 @@ def base_code(nz: int, seed: int, number: int = 1) -> Tensor:
 
 
 def generated(netED: EDNet, number: int, seed: int, side: int) -> tuple[list[np.ndarray], float]:
-    """Rain layers of random codes, enlarged to about ``side`` px, and how much brighter than they are they are shown.
-
-    Returns:
-        (s, s, 3) uint8 each, and the factor: 1 for rain that is bright enough to be seen.
-    """
+    """Rain of random codes, (s, s, 3) uint8 of about ``side`` px each, and the factor of its brightness, from 1 on."""
     rain = sampled(netED, base_code(netED.nz, seed, number))
     gain = brightening(rain)
     return [enlarged(layer, side) for layer in _pixels(gain * rain, "nearest")], gain
@@ -81,17 +63,12 @@ def generated(netED: EDNet, number: int, seed: int, side: int) -> tuple[list[np.
 
 def brightening(rain: Tensor) -> float:
     """The factor, from 1 to 10, with which faint rain layers (N, nc, p, p) are shown."""
-    return float(np.clip(0.8 / max(np.quantile(_grey_or_rgb(rain), 0.995), 1e-6), 1, 10).round(1))
-
-
-def _grey_or_rgb(layers: Tensor) -> np.ndarray:
-    """(N, p, p) or (N, 3, p, p) to (N, p, p, 3)."""
-    layers = layers[:, None].expand(-1, 3, -1, -1) if layers.ndim == 3 else layers
-    return layers.permute(0, 2, 3, 1).cpu().numpy()
+    return float(np.clip(0.8 / max(np.quantile(rain.cpu().numpy(), 0.995), 1e-6), 1, 10).round(1))
 
 
 def _pixels(layers: Tensor, rounding: str = "truncate") -> list[np.ndarray]:
-    return list(to_uint8(_grey_or_rgb(layers), rounding))
+    """(N, 3, p, p) to (p, p, 3) uint8 each."""
+    return list(to_uint8(layers.permute(0, 2, 3, 1).cpu().numpy(), rounding))
 
 
 def run_interpolation(
@@ -116,22 +93,13 @@ def run_interpolation(
         raise UserError(f"--data_path: two rainy images are needed, {data_path} holds one. {hint}".rstrip())
     if len(pairs) > 2:
         print(f"--data_path: {len(pairs)} images; the first two by name are taken")
-    _check_folders((data_path, gt_path), save_patch, save_inputfake, save_rainfake)
-    names = [_lossless(pair.name.replace("/", "_")) for pair in pairs[:2]]
-    if names[0] == names[1]:
-        names = [f"A_{names[0]}", f"B_{names[1]}"]
-    rng, p, crops = np.random.RandomState(CROP_SEED), netED.patch_size, []
-    for pair in pairs[:2]:
-        rainy, clean = read_image(pair.rainy), read_image(pair.clean)
-        if rainy.shape != clean.shape:
-            sizes = f"{size_text(rainy.shape)}, its clean partner {pair.clean} {size_text(clean.shape)}"
-            raise UserError(f"--data_path: {pair.rainy} is {sizes}; both must have one size")
-        height, width = rainy.shape[:2]
-        if min(height, width) < p:
-            raise UserError(f"--data_path: {pair.rainy} is {width}x{height}, smaller than the {p} px patch of --netED")
-        top = rng.randint(0, height - p + 1)
-        left = rng.randint(0, width - p + 1)
-        crops.append([to_float(image)[top : top + p, left : left + p] for image in (rainy, clean)])
+    for output in (save_patch, save_inputfake, save_rainfake):
+        for folder in (data_path, gt_path):  # there the results would be inputs the next time
+            if Path(output).resolve().is_relative_to(Path(folder).resolve()):
+                raise UserError(f"{output} is an input folder or lies in it; choose a folder outside {folder}")
+    names = [re.sub(r"\.jpe?g$", ".png", pair.name.replace("/", "_"), flags=re.I) for pair in pairs[:2]]
+    rng = np.random.RandomState(CROP_SEED)
+    crops = [_cropped(pair, netED.patch_size, rng) for pair in pairs[:2]]
     rainy, clean = (torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) for images in zip(*crops, strict=True))
     for prefix, images in (("input", rainy), ("gt", clean), ("rain", rainy - clean)):
         for name, image in zip(names, _pixels(images), strict=True):
@@ -141,9 +109,9 @@ def run_interpolation(
     device = next(netED.parameters()).device
     with torch.no_grad():
         z_a, z_b = netED(rainy.to(device), eps.to(device))[3].split(1)
-    rain = interpolate(netED, z_a, z_b).cpu()
+    rain = interpolate(netED, z_a, z_b)[:, None].expand(-1, 3, -1, -1).cpu()
     bright = [np.floor(255 * (v / 255) ** GAMMA).astype(np.uint8) for v in _pixels(rain)]
-    fakes = [_pixels(image + rain[:, None]) for image in clean]
+    fakes = [_pixels(image + rain) for image in clean]
     for k, w in enumerate(progress_bar(WEIGHTS, desc="saving", unit="weight")):
         write_image(Path(save_rainfake, f"{w:.2f}_rainfake.png"), bright[k])
         write_image(Path(save_inputfake, f"{w:.2f}_O1fake.png"), fakes[0][k])
@@ -156,17 +124,18 @@ def run_interpolation(
     return 0
 
 
-def _lossless(name: str) -> str:
-    """A name under which a crop stays as it is."""
-    return f"{Path(name).stem}.png" if Path(name).suffix.lower() in (".jpg", ".jpeg") else name
-
-
-def _check_folders(inputs: Sequence[str], *outputs: str) -> None:
-    """Results must not land among the inputs, where they would be taken for inputs the next time."""
-    for output in outputs:
-        for folder in inputs:
-            if Path(output).resolve().is_relative_to(Path(folder).resolve()):
-                raise UserError(f"{output} is an input folder or lies in it; choose a folder outside {folder}")
+def _cropped(pair: Pair, p: int, rng: np.random.RandomState) -> list[np.ndarray]:
+    """A crop of both images at one random place: (p, p, 3) float32 in [0, 1] each."""
+    rainy, clean = read_image(pair.rainy), read_image(pair.clean)
+    if rainy.shape != clean.shape:
+        sizes = f"{size_text(rainy.shape)}, its clean partner {pair.clean} {size_text(clean.shape)}"
+        raise UserError(f"--data_path: {pair.rainy} is {sizes}; both must have one size")
+    height, width = rainy.shape[:2]
+    if min(height, width) < p:
+        raise UserError(f"--data_path: {pair.rainy} is {width}x{height}, smaller than the {p} px patch of --netED")
+    top = rng.randint(0, height - p + 1)
+    left = rng.randint(0, width - p + 1)
+    return [to_float(image)[top : top + p, left : left + p] for image in (rainy, clean)]
 
 
 def run_disentanglement(
@@ -183,91 +152,72 @@ def run_disentanglement(
         UserError: the code has no such dimension.
     """
     folder, nz = Path(save_fake), netED.nz
-    check_dimensions(dims or (), nz)
-    changes = np.zeros((len(seeds), nz))
+    wrong = [d for d in dims or () if not 0 <= d < nz]
+    if wrong:
+        raise UserError(f"--dims: there is no dimension {wrong[0]}; the code of this generator has 0 to {nz - 1}")
     bar = progress_bar(total=len(seeds) * nz, desc="sweeping", unit="dimension")
-    for s, seed in enumerate(seeds):
-        z, strips, rains = base_code(nz, seed), [], []
-        for d in range(nz):
-            rain = sweep(netED, z, d)
-            changes[s, d] = change(rain)
-            rains.append(rain)
-            tiles = _pixels(rain)
-            write_image(folder / f"seed{seed}" / f"{d}.png", strip(tiles, WHITE))
-            strips.append(strip([reduced(enlarged(tile, TILE), TILE) for tile in tiles], WHITE))
-            bar.update()
-        big = strip(strips, WHITE, axis=0)
-        if big.shape[0] <= JPEG_SIDE:
-            write_image(folder / f"seed{seed}" / "fake.jpg", big)
-        else:
-            print(f"{nz} dimensions are too many for one JPEG: fake.png in its place")
-            write_image(folder / f"seed{seed}" / "fake.png", big)
-        order = np.argsort(-changes[s], kind="stable")[:TOP]
-        gain = brightening(torch.cat([rains[d] for d in order]))
-        labels = [f"z{d}: {changes[s, d]:.2g}" for d in order]
-        shown = [strip([enlarged(tile, TILE) for tile in _pixels(gain * rains[d])], WHITE) for d in order]
-        whole = beside(labels, shown, WHITE)
-        title = f"one dimension of the code a row, from -3 to 3; change in grey levels a step; shown {gain:g}x brighter"
-        write_image(folder / f"seed{seed}" / "sheet.png", row([whole], [title], whole.shape[1]))
+    changes = np.array([_sweep_all(netED, seed, folder / f"seed{seed}", bar) for seed in seeds])
     bar.close()
     mean = changes.mean(0)
-    ranking = np.argsort(-mean, kind="stable")
-    _write_ranking(folder / "ranking.csv", ranking, changes, seeds)
+    ranking = np.argsort(-mean, kind="stable").tolist()
+    lines = [["rank", "dimension", "mean_change", *(f"seed{seed}" for seed in seeds)]]
+    for rank, d in enumerate(ranking, 1):
+        lines.append([str(rank), str(d), *(f"{value:.6g}" for value in (mean[d], *changes[:, d]))])
+    write_bytes(folder / "ranking.csv", "".join(",".join(line) + "\n" for line in lines).encode())
     print("dimensions that change the rain most, in grey levels from one picture of the sweep to the next:")
     print(" ".join(f" {d}: {mean[d]:.2g}" for d in ranking[:8]))
     print(f"written: {folder / 'ranking.csv'}, and a folder for each of the seeds {', '.join(map(str, seeds))}")
     print(f"picture, the {TOP} dimensions with most change: {folder / f'seed{seeds[0]}' / 'sheet.png'}")
-    if gif:
-        for seed in seeds:
-            for d in dims or ranking[:3].tolist():
-                path = folder / f"seed{seed}" / f"dim{d}.gif"
-                write_gif(path, _to_and_fro(netED, base_code(nz, seed), d), 90)
-                if seed == seeds[0]:
-                    print(f"animation: {path}")
+    for seed in seeds if gif else ():
+        for d in dims or ranking[:3]:
+            path = folder / f"seed{seed}" / f"dim{d}.gif"
+            write_gif(path, _to_and_fro(netED, base_code(nz, seed), d), 90)
+            if seed == seeds[0]:
+                print(f"animation: {path}")
     return 0
 
 
-def check_dimensions(dims: Sequence[int], nz: int) -> None:
-    """Raises:
-    UserError: a dimension is not there.
-    """
-    wrong = [d for d in dims if not 0 <= d < nz]
-    if wrong:
-        raise UserError(f"--dims: there is no dimension {wrong[0]}; the code of this generator has 0 to {nz - 1}")
+def _sweep_all(netED: EDNet, seed: int, folder: Path, bar: tqdm) -> list[float]:
+    """Write the strips and sheets of one base code; returns the change by each dimension."""
+    rains, strips = [], []
+    for d in range(netED.nz):
+        rains.append(sweep(netED, base_code(netED.nz, seed), d))
+        tiles = _pixels(rains[-1])
+        write_image(folder / f"{d}.png", strip(tiles, WHITE))
+        strips.append(strip([reduced(enlarged(tile, TILE), TILE) for tile in tiles], WHITE))
+        bar.update()
+    write_image(folder / "fake.jpg", strip(strips, WHITE, axis=0))
+    changes = [change(rain) for rain in rains]
+    order = np.argsort([-value for value in changes], kind="stable")[:TOP]
+    gain = brightening(torch.cat([rains[d] for d in order]))
+    labels = [f"z{d}: {changes[d]:.2g}" for d in order]
+    shown = [strip([enlarged(tile, TILE) for tile in _pixels(gain * rains[d])], WHITE) for d in order]
+    whole = beside(labels, shown, WHITE)
+    title = f"one dimension of the code a row, from -3 to 3; change in grey levels a step; shown {gain:g}x brighter"
+    write_image(folder / "sheet.png", row([whole], [title], whole.shape[1]))
+    return changes
 
 
 def _to_and_fro(netED: EDNet, z: Tensor, dimension: int) -> list[np.ndarray]:
     """Frames of a sweep up and down again, without the ends twice; each says its value."""
     tiles = [enlarged(tile, SIDE) for tile in _pixels(sweep(netED, z, dimension))]
-    frames = [
-        row([tile], [f"z{dimension} = {v:+.1f}"], max(tile.shape[1], 96)) for tile, v in zip(tiles, VALUES, strict=True)
-    ]
+    frames = [row([t], [f"z{dimension} = {v:+.1f}"], max(t.shape[1], 96)) for t, v in zip(tiles, VALUES, strict=True)]
     return frames + frames[-2:0:-1]
 
 
-def _write_ranking(path: Path, ranking: np.ndarray, changes: np.ndarray, seeds: Sequence[int]) -> None:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["rank", "dimension", "mean_change", *(f"seed{seed}" for seed in seeds)])
-    for rank, d in enumerate(ranking, 1):
-        writer.writerow([rank, d, *(f"{value:.6g}" for value in (changes[:, d].mean(), *changes[:, d]))])
-    write_bytes(path, out.getvalue().encode())
-
-
-def run_generated(netED: EDNet, save_fake: str, seed: int, rows: int = 8, columns: int = 8) -> int:
-    """A sheet of random rains, generated.png; prints where."""
-    rain, gain = generated(netED, rows * columns, seed, 2 * TILE)
+def run_generated(netED: EDNet, save_fake: str, seed: int) -> int:
+    """A sheet of 8x8 random rains, generated.png; prints where."""
+    rain, gain = generated(netED, 64, seed, 2 * TILE)
     path = Path(save_fake, "generated.png")
-    lines = [strip(rain[i : i + columns], WHITE) for i in range(0, len(rain), columns)]
-    write_image(path, strip(lines, WHITE, axis=0))
+    write_image(path, strip([strip(rain[i : i + 8], WHITE) for i in range(0, 64, 8)], WHITE, axis=0))
     print(f"picture: {path}{f' (rain shown {gain:g}x brighter)' if gain > 1 else ''}")
     return 0
 
 
-def run_diversity(netED: EDNet, save_fake: str, seed: int, number: int = 30) -> int:
-    """An animation of random rains, one after the other, diversity.gif; prints where."""
-    rain, gain = generated(netED, number, seed, SIDE)
+def run_diversity(netED: EDNet, save_fake: str, seed: int) -> int:
+    """An animation of 30 random rains, one after the other, diversity.gif; prints where."""
+    rain, gain = generated(netED, 30, seed, SIDE)
     path = Path(save_fake, "diversity.gif")
-    write_gif(path, [row([r], [f"z {k} of {number}"], max(r.shape[1], 96)) for k, r in enumerate(rain, 1)], 300)
+    write_gif(path, [row([r], [f"z {k} of 30"], max(r.shape[1], 96)) for k, r in enumerate(rain, 1)], 300)
     print(f"animation: {path}{f' (rain shown {gain:g}x brighter)' if gain > 1 else ''}")
     return 0

@@ -1,42 +1,24 @@
-"""manifest.csv of generated pairs: which photo, which settings; written by one process or several at once."""
+"""manifest.csv: which photo and which settings made each pair; one process or several append to it."""
 
 import contextlib
 import csv
 import io
-import itertools
-import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path, PurePosixPath
 
+from filelock import FileLock
+
 from ..data.images import natural_key
 from ..errors import Unwritable, UserError
-from ..files import LONGEST_NAME, cell, text_of, write_bytes
+from ..files import cell, read_small, text_of, write_bytes
 from ..terminal import printable
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 NAME = "manifest.csv"
 PAIR = ("rain", "norain")  # folders of the rainy and the clean pictures
-LONGEST = 2**20  # characters of a line that are read at once
-_KINDS = {bool: {"True": True, "False": False}.__getitem__, int: int, float: float, str: text_of}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What, besides the photo's own path and the variant, decides which rain it gets."""
-
-    seed: int
-    num: int  # variants of a photo
-    intensity: float  # factor of the layer, 0 to 2
-    coherence: float  # correlation of neighbouring codes, 0 to 1
-    grey: bool  # the maximum over the channels in all of them
-    checkpoint: str  # SHA-256 of the generator's weights
-    version: int  # of how a layer is made, see rain.py
-    knobs: str = ""  # 'angle=15 density=0.2', in this order; '' where all are left alone
+MOST = 2**29  # bytes, those of about two million pairs
+SETTINGS = ("seed", "num", "intensity", "coherence", "grey", "checkpoint", "version", "knobs")
+_OF_TEXT = {bool: {"True": True, "False": False}.__getitem__, int: int, float: float, str: text_of}
 
 
 @dataclass(frozen=True)
@@ -49,121 +31,98 @@ class Row:
     width: int
     height: int
     seed: int
-    num: int
-    intensity: float
-    coherence: float
-    grey: bool
-    checkpoint: str
-    version: int
+    num: int  # variants of a photo
+    intensity: float  # factor of the layer, 0 to 2
+    coherence: float  # correlation of any two codes, 0 to 1
+    grey: bool  # the maximum over the channels in all of them
+    checkpoint: str  # SHA-256 of the generator's weights
+    version: int  # of the way a layer is made, see rain.py
     layer: bool  # saved too
     photo_sha256: str  # of the photo's file
-    knobs: str = ""  # last, since older manifests lack it
+    knobs: str = ""  # 'angle=15 density=0.2', in this order; '' where none is set
 
     @property
-    def settings(self) -> Settings:
-        """Those of the run that made the pair."""
-        return Settings(*(getattr(self, field.name) for field in fields(Settings)))
+    def settings(self) -> dict[str, object]:
+        """What decides the rain, besides the photo's path and the variant: the same in all rows of a folder."""
+        return {name: getattr(self, name) for name in SETTINGS}
+
+
+_COLUMNS = [field.name for field in fields(Row)]
 
 
 class Manifest:
-    """manifest.csv: one line a pair, appended when the pair is whole, sorted at the end; several processes may write.
+    """manifest.csv of a folder: a line is appended when its pair is whole; at the end the lines are sorted.
+
+    Attributes:
+        rows: by file.
 
     Raises:
-        UserError: the file is there and is no manifest, or names a pair outside its folders.
+        UserError: the file is no manifest, or names a pair outside of its folders.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / NAME
+        self._lock = FileLock(folder / f".{NAME}.lock")
         self.rows = self._read()
 
-    def _read(self, number: int | None = None) -> dict[str, Row]:
-        """The rows by file, or the first so many."""
+    def _read(self) -> dict[str, Row]:
         if not self.path.exists():
             return {}
-        if not self.path.is_file():
-            raise UserError(f"{self.path}: is in the way, and no file; choose another --save_path, or move it away")
-        kinds = [_KINDS[field.type] for field in fields(Row)]
-        names = [field.name for field in fields(Row)]
+        try:
+            text = read_small(self.path, MOST).decode("utf-8", "surrogateescape")
+            head, *lines = list(csv.reader(io.StringIO(text, newline=""))) or [_COLUMNS]
+            if head != _COLUMNS:
+                raise csv.Error(f"its first line is not {','.join(_COLUMNS)}")
+        except (OSError, csv.Error) as error:
+            raise UserError(
+                f"{self.path}: is in the way, and is no list of generated pairs ({error}); choose another --save_path, "
+                "or move it away"
+            ) from None
         rows = {}
-        with open(self.path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(iter(lambda: file.readline(LONGEST), ""))
-            head = None
-            with contextlib.suppress(csv.Error):
-                head = next(reader, names)  # an empty file is as good as none
-            if head not in (names, names[:-1]):
-                raise UserError(
-                    f"{self.path}: is no list of generated pairs (its first line is not {','.join(names)}); "
-                    "choose another --save_path, or move it away"
-                )
-            with contextlib.suppress(csv.Error):  # what a crash left may look like one endless field
-                for line in itertools.islice(reader, number):
-                    with contextlib.suppress(ValueError, KeyError):  # cut short: the pair is made again
-                        row = Row(*(kind(text) for kind, text in zip(kinds[: len(head)], line, strict=True)))
-                        if len(row.photo_sha256) == 64:
-                            self._require_inside(row)
-                            rows[row.file] = row  # the last one counts
+        for line in lines if text.endswith("\n") else lines[:-1]:  # a crash may leave half a line
+            with contextlib.suppress(ValueError, KeyError):  # no row: its pair is made again
+                values = zip(fields(Row), line, strict=True)
+                row = Row(*(_OF_TEXT[field.type](text) for field, text in values))
+                path = PurePosixPath(row.file)
+                if path.is_absolute() or ".." in path.parts or path.suffix != ".png":  # --overwrite deletes such files
+                    raise UserError(f"{self.path}: {printable(row.file)} is no pair of {printable(row.photo)}; mend it")
+                rows[row.file] = row  # the last one counts
         return rows
 
-    def _require_inside(self, row: Row) -> None:
-        path = PurePosixPath(row.file)
-        inside = not path.is_absolute() and ".." not in path.parts and "\0" not in row.file
-        if not inside or path.suffix != ".png" or max(len(os.fsencode(part)) for part in path.parts) > LONGEST_NAME:
-            raise UserError(
-                f"{self.path}: {printable(row.file):.200} is no pair of {printable(row.photo):.200}; mend it"
-            )
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        handle = os.open(self.folder, os.O_RDONLY) if fcntl else -1
-        try:
-            if fcntl:
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-        finally:
-            if fcntl:
-                os.close(handle)
-
     def mend(self) -> None:
-        """Cut off what a crash left of a line, so that it can't swallow those that follow."""
-        if not self.path.exists():
-            return
-        with self._locked():
-            self.rows = self._read()
-            whole = self._text(list(self.rows.values()), head=True)
-            if self.path.read_bytes() != whole:
-                write_bytes(self.path, whole)
-
-    @staticmethod
-    def _text(rows: list[Row], head: bool) -> bytes:
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # names may hold anything
-        if head:
-            writer.writerow([field.name for field in fields(Row)])
-        writer.writerows([cell(value) if isinstance(value, str) else value for value in astuple(row)] for row in rows)
-        return out.getvalue().encode("utf-8", "surrogateescape")
+        """Remove half a line that a crash left: the next line would go on with it."""
+        if self.path.exists():
+            write_bytes(self.path, _as_csv(self.rows.values(), head=True))
 
     def append(self, row: Row) -> None:
-        """Note a pair that is written.
+        """Add the line of a pair that is written.
 
         Raises:
-            UserError: another process has begun to write pairs of other settings.
-            Unwritable: the file can't be written.
+            Unwritable: the disk is full, say.
         """
         self.rows[row.file] = row
-        with self._locked():
-            if any(first.settings != row.settings for first in self._read(1).values()):
-                raise UserError(f"{self.path}: another run writes pairs of other settings here; use two folders")
-            try:
-                with open(self.path, "ab") as file:
-                    file.write(self._text([row], head=file.tell() == 0))
-            except OSError as error:  # ``mend`` cuts off what there was room for
-                raise Unwritable(f"{self.path}: can't be written ({error.strerror}); check the disk") from None
+        try:
+            with self._lock, open(self.path, "ab") as file:
+                file.write(_as_csv([row], head=file.tell() == 0))
+        except OSError as error:
+            raise Unwritable(f"{self.path}: can't be written ({error.strerror}); check the disk") from None
 
     @contextlib.contextmanager
     def finished(self) -> Iterator[list[Row]]:
-        """The rows of all processes whose pairs are there, by photo, with the file sorted; nobody writes meanwhile."""
-        with self._locked():
-            there = [row for row in self._read().values() if all((self.folder / k / row.file).exists() for k in PAIR)]
-            rows = sorted(there, key=lambda row: (natural_key(row.photo), row.variant))
-            write_bytes(self.path, self._text(rows, head=True))
+        """Sort the file, and give the rows of all pairs that exist, by photo; other processes wait meanwhile."""
+        with self._lock:
+            whole = [row for row in self._read().values() if all((self.folder / k / row.file).exists() for k in PAIR)]
+            rows = sorted(whole, key=lambda row: (natural_key(row.photo), row.variant))
+            write_bytes(self.path, _as_csv(rows, head=True))
             yield rows
+            with contextlib.suppress(OSError):  # Windows keeps it; who waits for it makes another one
+                Path(self._lock.lock_file).unlink()
+
+
+def _as_csv(rows: Iterable[Row], head: bool) -> bytes:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # names may hold anything
+    if head:
+        writer.writerow(_COLUMNS)
+    writer.writerows([cell(value) if isinstance(value, str) else value for value in astuple(row)] for row in rows)
+    return out.getvalue().encode("utf-8", "surrogateescape")

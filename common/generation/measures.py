@@ -1,4 +1,4 @@
-"""What people say of rain, measured on a rain layer: angle, density, thickness and brightness (docs/method.md, 6)."""
+"""Angle, density, thickness and brightness of a rain layer (docs/method.md, 6)."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ SIGMA = 1.0  # px: of the Gaussian whose derivative finds the direction
 REACH = 12  # px: how far to either side of its middle a streak is followed
 STEP = 0.25  # px: between the samples across a streak
 RIM = 3  # px: at the rim of a layer, where derivatives see the mirrored outside
-MOST = 4000  # places at which the thickness is measured; the median needs no more
+MOST = 4000  # pixels at which the thickness is measured; the median needs no more
 
 
 class Measures(NamedTuple):
@@ -36,25 +36,18 @@ def _derivatives(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def direction(grey: np.ndarray) -> float:
-    """Angle of the streaks by the structure tensor, in degrees, see ``Measures``; nan for a layer without any change.
+    """Angle of the streaks by the structure tensor, in degrees, see ``Measures``; nan for a flat layer.
 
     Args:
         grey: (H, W) float32.
     """
-    gx, gy = (slope[_inner(grey)].astype(np.float64) for slope in _derivatives(grey))
+    rim = min(RIM, (min(grey.shape) - 1) // 2)
+    inner = np.s_[rim : grey.shape[0] - rim, rim : grey.shape[1] - rim]
+    gx, gy = (slope[inner].astype(np.float64) for slope in _derivatives(grey))
     xx, yy, xy = (gx * gx).mean(), (gy * gy).mean(), (gx * gy).mean()
     if xx + yy < 1e-12:
         return float("nan")
     return float(np.degrees(np.arctan2(-2 * xy, xx - yy) / 2))  # along it, brightness changes least
-
-
-def _inner(grey: np.ndarray) -> tuple[slice, slice]:
-    rim = min(RIM, (min(grey.shape) - 1) // 2)
-    return slice(rim, grey.shape[0] - rim), slice(rim, grey.shape[1] - rim)
-
-
-def _sampled(grey: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return cv2.remap(grey, x.astype(np.float32), y.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
 
 
 def widths(grey: np.ndarray, angle: float) -> np.ndarray:
@@ -67,7 +60,7 @@ def widths(grey: np.ndarray, angle: float) -> np.ndarray:
         grey: (H, W) float32.
 
     Returns:
-        (number of middles,) float64, perhaps none.
+        (number of middles,) float64, possibly empty.
     """
     turn = np.radians(angle)
     across = np.cos(turn), -np.sin(turn)  # unit vector (x, y) at a right angle to the streaks
@@ -79,7 +72,8 @@ def widths(grey: np.ndarray, angle: float) -> np.ndarray:
         return np.empty(0)
     t = np.arange(-REACH, REACH + STEP, STEP)
     middle = len(t) // 2
-    lines = _sampled(grey, x[:, None] + t * across[0], y[:, None] + t * across[1])
+    places = [(start[:, None] + t * step).astype(np.float32) for start, step in zip((x, y), across, strict=True)]
+    lines = cv2.remap(grey, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
     near = lines[:, middle - round(1 / STEP) : middle + round(1 / STEP) + 1]
     lines = lines[near.max(1) <= lines[:, middle] * (1 + 1e-3)]
     half = lines[:, middle, None] / 2
@@ -108,6 +102,6 @@ def measure(layer: np.ndarray) -> Measures:
         return Measures(float("nan"), 0.0, float("nan"), float("nan"))
     grey = np.ascontiguousarray(layer.mean(0), np.float32)
     angle = direction(grey)
-    found = widths(grey, angle) if np.isfinite(angle) else np.empty(0)
-    thickness = float(np.median(found)) if len(found) else float("nan")
+    across = widths(grey, angle) if np.isfinite(angle) else np.empty(0)
+    thickness = float(np.median(across)) if len(across) else float("nan")
     return Measures(angle, float(rainy.mean()), thickness, float(layer.mean(0)[rainy].mean()))

@@ -1,11 +1,12 @@
 """Rain on anyone's own photos: a folder of photos in, exact rainy/clean pairs out, ready for training."""
 
-import contextlib
 import hashlib
 import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -13,31 +14,35 @@ import numpy as np
 
 from .. import distributed
 from ..data import page
-from ..data.images import (
-    ImageError,
-    has_alpha,
-    image_size,
-    inputs,
-    read_image,
-    to_eight_bits,
-    to_uint8,
-    write_image,
-)
+from ..data.images import ImageError, image_size, inputs, read_image, to_eight_bits, to_uint8, write_image
 from ..data.pairs import LIST
 from ..data.pictures import sheet, thumbnail
 from ..errors import UserError, is_out_of_memory
-from ..files import LONGEST_NAME, write_bytes
+from ..files import write_bytes
 from ..models import EDNet
 from ..terminal import printable, progress_bar, tell
-from .knobs import clamped, set_knobs
+from .knobs import clamped, measured, missed, set_knobs
 from .manifest import NAME as MANIFEST
-from .manifest import PAIR, Manifest, Row, Settings
-from .measures import RAINY
+from .manifest import SETTINGS, Manifest, Row
+from .measures import RAINY, Measures
 from .rain import VERSION, RainMaker, auto_scale, fingerprint
 
-KINDS = (*PAIR, "layer")
+KINDS = ("norain", "layer", "rain")
 SHEET = "contact_sheet.jpg"
 SHOWN, THUMBNAIL = 12, 320  # pairs on the contact sheet, px of their longer side
+
+
+@dataclass(frozen=True)
+class Rain:
+    """Which rain falls on the photos: the flags of generate_rain.py."""
+
+    seed: int
+    num: int  # rains a photo
+    intensity: float  # factor of the rain, 0 to 2
+    coherence: float  # correlation of the codes of a picture, see Shower
+    grey: bool  # the maximum over the channels in all of them
+    scale: float | None  # factor of the size of the streaks; None: see auto_scale
+    knobs: dict[str, float]  # angle, density, thickness, brightness: those that are set
 
 
 def draws(seed: int, photo: str, variant: int) -> np.random.RandomState:
@@ -50,69 +55,47 @@ def output_names(photos: list[Path]) -> dict[Path, Path]:
     """Paths of the outputs below rain/ and norain/, without variant and .png; equal stems keep their extension."""
 
     def key(path: Path) -> str:
-        return path.as_posix().casefold()  # so that they also fit on file systems that do not tell A from a
+        return path.as_posix().casefold()  # some file systems do not tell A from a
 
     names = {photo: photo.with_suffix("") for photo in photos}
     folders = {key(parent) for photo in photos for parent in photo.parents}
     while True:
-        taken: dict[str, list[Path]] = {}
-        for photo, name in names.items():
-            taken.setdefault(key(name), []).append(photo)
-        clashes = [group for name, group in taken.items() if len(group) > 1 or f"{name}.png" in folders]
-        longer = [photo for group in clashes for photo in group if names[photo] != photo]
+        number = Counter(map(key, names.values()))
+        clashes = [p for p, name in names.items() if number[key(name)] > 1 or f"{key(name)}.png" in folders]
+        longer = {photo: photo for photo in clashes if names[photo] != photo}
         if not longer:
             return names
-        names.update({photo: photo for photo in longer})
+        names |= longer
 
 
-def contact_sheet(folder: Path, rows: list[Row]) -> Path | None:
-    """A picture of up to 12 pairs, clean beside rainy, first variants first; None where no pair can be read."""
-    cells: list[tuple[list[np.ndarray], list[str]]] = []
-    for row in sorted(rows, key=lambda row: row.variant):
-        if len(cells) == SHOWN:
-            break
-        with contextlib.suppress(ImageError):  # somebody moved it
-            pair = [thumbnail(read_image(folder / kind / row.file), THUMBNAIL) for kind in ("norain", "rain")]
-            name = printable(row.file)
-            cells.append((pair, [name if len(name) <= 40 else f"...{name[-37:]}", "with rain"]))
-    if not cells:
-        return None
-    lines = [
-        ([image for pair, _ in part for image in pair], [text for _, labels in part for text in labels])
-        for part in (cells[i : i + 2] for i in range(0, len(cells), 2))
-    ]
+def contact_sheet(folder: Path, rows: list[Row]) -> None:
+    """A picture of up to 12 pairs, clean beside rainy, first variants first."""
+    lines: list[tuple[list[np.ndarray], list[str]]] = []
+    for k, row in enumerate(sorted(rows, key=lambda row: row.variant)[:SHOWN]):
+        if k % 2 == 0:
+            lines.append(([], []))
+        name = printable(row.file)
+        lines[-1][0].extend(thumbnail(read_image(folder / kind / row.file), THUMBNAIL) for kind in ("norain", "rain"))
+        lines[-1][1].extend([name if len(name) <= 40 else f"...{name[-37:]}", "with rain"])
     write_image(folder / SHEET, sheet(lines))
-    return folder / SHEET
 
 
-def report(folder: Path, rows: list[Row]) -> Path:
-    """A page with a before/after slider of some pairs, first variants first, and how much rain they have.
-
-    Returns:
-        The page.
-
-    Raises:
-        UserError: it can't be written.
-    """
+def report(folder: Path, rows: list[Row]) -> None:
+    """A page with a before/after slider of some pairs, first variants first, and how much rain they have."""
     items = []
     for row in sorted(rows, key=lambda row: row.variant)[: page.SHOWN]:
         files = {"clean": folder / "norain" / row.file, "rainy": folder / "rain" / row.file}
-        with contextlib.suppress(ImageError):  # somebody moved it
-            clean, rainy = map(read_image, files.values())
-            rain = cv2.subtract(rainy, clean).max(2) / 255
-            wet = rain[rain > RAINY]
-            values = {"rainy pixels": wet.size / rain.size, "brightness": float(wet.mean()) if wet.size else math.nan}
-            items.append(page.Item(row.file, files, values))
-    some = f"{len(items)} of {len(rows)} pairs are shown, all are in {MANIFEST}." if len(items) < len(rows) else ""
-    lead = [
-        some,
-        "Rainy pixels: their share. Brightness: mean of the rain, from 0 to 1, where there is some.",
-        f"Settings: {', '.join(f'{name} {_told(rows[0], name)}' for name in vars(rows[0].settings))}." if rows else "",
-    ]
+        clean, rainy = map(read_image, files.values())
+        rain = cv2.subtract(rainy, clean).max(2) / 255
+        wet = rain[rain > RAINY]
+        values = {"rainy pixels": wet.size / rain.size, "brightness": float(wet.mean()) if wet.size else math.nan}
+        items.append(page.Item(row.file, files, values))
+    lead = [f"{len(items)} of {len(rows)} pairs are shown, all are in {MANIFEST}."] if len(items) < len(rows) else []
+    lead += ["Rainy pixels: their share. Brightness: mean of the rain, from 0 to 1, where there is some."]
+    lead += [f"Settings: {_as_text(rows[0].settings)}."]
     order = page.Order("rainy pixels", "least rain", "most rain")
-    path, title = folder / page.NAME, f"Rain on photos: {len(rows)} pair{'s' * (len(rows) > 1)}"
-    page.write(path, title, [line for line in lead if line], items, ("clean", "rainy"), order=order)
-    return path
+    title = f"Rain on photos: {len(rows)} pair{'s' * (len(rows) > 1)}"
+    page.write(folder / page.NAME, title, lead, items, ("clean", "rainy"), order=order)
 
 
 def write_list(folder: Path, rows: list[Row]) -> int:
@@ -123,74 +106,148 @@ def write_list(folder: Path, rows: list[Row]) -> int:
     return len(rows) - len(listed)
 
 
+def _as_text(settings: dict[str, object]) -> str:
+    texts = {name: str(value)[: 12 if name == "checkpoint" else None] for name, value in settings.items()}
+    return ", ".join(f"{name} {text or 'none'}" for name, text in texts.items())
+
+
 def _check_folders(folder: Path, photos: list[Path], save: Path) -> None:
-    """Photos must not lie where pairs are written, nor pairs be written among the photos."""
+    """Refuse photos that lie where pairs are written, and lists of others that would be replaced."""
     places = [(folder / photo).resolve() for photo in photos]
     for kind in KINDS:
-        target = (save / kind).resolve()
-        among = len(photos) > 1 and target.is_relative_to(folder.resolve())
-        if among or any(place.is_relative_to(target) for place in places):
+        if any(place.is_relative_to((save / kind).resolve()) for place in places):
             raise UserError(f"--save_path: {save / kind} would be mixed with the photos of {folder}; choose another")
-    foreign = [name for name in (LIST, SHEET, page.NAME) if (save / name).exists() and not (save / MANIFEST).exists()]
-    if foreign:
+    if (save / LIST).exists() and not (save / MANIFEST).exists():
+        raise UserError(f"--save_path: {save / LIST} is there, but no {MANIFEST}: not ours; choose another folder")
+
+
+def _check_rows(rows: Iterable[Row], settings: dict[str, object], files: dict[Path, list[str]]) -> None:
+    """Refuse a folder with pairs of other settings, or of a photo whose pairs would now have another name."""
+    ours = {photo.as_posix(): some for photo, some in files.items()}
+    for row in rows:
+        differ = [name for name in settings if row.settings[name] != settings[name]]
+        if differ:
+            before, now = (_as_text({name: some[name] for name in differ}) for some in (row.settings, settings))
+            why = f"made with {before}, now {now}"
+        elif row.file not in ours.get(row.photo, [row.file]):
+            why = f"of {printable(row.photo)}, which would now have another name"
+        else:
+            continue
         raise UserError(
-            f"--save_path: {save / foreign[0]} is there, but no {MANIFEST}: not ours; choose another folder"
+            f"--save_path: it holds rain/{printable(row.file)}, {why}; choose another folder, or delete all pairs of "
+            "this one by --overwrite"
         )
 
 
-def _told(settings: Settings | Row, name: str) -> str:
-    value = str(getattr(settings, name))
-    return value[:12] if name == "checkpoint" else value or "none"
+def _prepare(save: Path, overwrite: bool) -> None:
+    """Mend the manifest; with ``overwrite`` delete the pairs in it, then the lists, the manifest last."""
+    manifest = Manifest(save)
+    if overwrite:
+        for row in manifest.rows.values():
+            for kind in KINDS:
+                (save / kind / row.file).unlink(missing_ok=True)
+        for name in (LIST, SHEET, page.NAME, MANIFEST):  # until the manifest is gone the same command goes on deleting
+            (save / name).unlink(missing_ok=True)
+    else:
+        manifest.mend()
 
 
-def _check_rows(rows: Iterable[Row], settings: Settings, files: dict[Path, list[str]]) -> None:
-    """One folder holds pairs of one setting, and of a photo those of one name."""
-    ours = {photo.as_posix(): set(some) for photo, some in files.items()}
-    for row in rows:
-        if row.settings != settings:
-            differ = [name for name in vars(settings) if getattr(row, name) != getattr(settings, name)]
-            before, now = (", ".join(f"{name} {_told(of, name)}" for name in differ) for of in (row, settings))
-            raise UserError(
-                f"--save_path: it holds rain/{printable(row.file)}, made with {before}, now {now}; "
-                "choose another folder, or delete all pairs of this one by --overwrite"
+class _Work:
+    """What one process makes.
+
+    Attributes:
+        counts: of pairs ('made', 'earlier'), pixels ('wet', 'area') and photos with 16 bits ('deep').
+        reached: measures of the rain, where knobs are set.
+        problems: why photos could not be used.
+    """
+
+    def __init__(self, netED: EDNet, folder: Path, manifest: Manifest, rain: Rain, save_layer: bool) -> None:
+        self.maker, self.folder, self.manifest, self.save = RainMaker(netED), folder, manifest, manifest.folder
+        knobs = " ".join(f"{k}={v:.4g}" for k, v in (rain.knobs | {"scale": rain.scale}).items() if v is not None)
+        self.rain, self.settings = rain, {k: v for k, v in vars(rain).items() if k in SETTINGS}
+        self.settings |= {"checkpoint": fingerprint(netED), "version": VERSION, "knobs": knobs}
+        self.kinds = KINDS if save_layer else ("norain", "rain")
+        self.counts: Counter = Counter()
+        self.reached: list[Measures] = []
+        self.problems: dict[Path, str] = {}
+
+    def make_all(self, files: dict[Path, list[str]], strict: bool) -> None:
+        """The pairs of all photos; with ``strict`` a photo that can't be used is a UserError."""
+        for photo in progress_bar(files, unit="photo"):
+            try:
+                self.make_pairs(photo, files[photo])
+            except ImageError as error:
+                self.problems[photo] = str(error)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.problems[photo] = f"{self.folder / photo}: does not fit into memory; scale it down"
+            if strict and photo in self.problems:
+                raise UserError(self.problems[photo])
+
+    def make_pairs(self, photo: Path, files: list[str]) -> None:
+        """Write those pairs of a photo that do not exist yet; raises ImageError where the photo can't be used."""
+        image_size(self.folder / photo)  # or it is no image
+        digest = hashlib.sha256((self.folder / photo).read_bytes()).hexdigest()
+        todo = [(k, file) for k, file in enumerate(files, 1) if not self._is_done(photo, file, digest)]
+        self.counts["earlier"] += len(files) - len(todo)
+        if not todo:
+            return
+        pixels = read_image(self.folder / photo)
+        self.counts["deep"] += pixels.dtype == np.uint16
+        clean = to_eight_bits(pixels)
+        del pixels  # as large again
+        facts = {"width": clean.shape[1], "height": clean.shape[0], "photo_sha256": digest}
+        for variant, file in todo:
+            pictures = self._pictures(photo, variant, clean)
+            first, *others = (self.save / "norain" / file for _, file in todo)
+            self._write({self.save / kind / file: pictures[kind] for kind in self.kinds}, dict.fromkeys(others, first))
+            row = Row(file, photo.as_posix(), variant, layer="layer" in self.kinds, **facts, **self.settings)
+            self.manifest.append(row)
+            self.counts["made"] += 1
+
+    def _is_done(self, photo: Path, file: str, digest: str) -> bool:
+        row = self.manifest.rows.get(file)
+        if row is None or not all((self.save / kind / file).exists() for kind in self.kinds):
+            return False
+        if row.photo_sha256 != digest or row.photo != photo.as_posix():
+            raise ImageError(
+                f"{self.folder / photo}: {self.save / 'rain' / file} was made of another photo; choose another "
+                "--save_path, or delete all pairs of this one by --overwrite"
             )
-        if row.file not in ours.get(row.photo, {row.file}):
-            raise UserError(
-                f"--save_path: it holds rain/{printable(row.file)} of {printable(row.photo)}, which would now have "
-                "another name; choose another folder, or delete all pairs of this one by --overwrite"
-            )
+        return row.layer or "layer" not in self.kinds
 
+    def _pictures(self, photo: Path, variant: int, clean: np.ndarray) -> dict[str, np.ndarray]:
+        """The clean picture, the rain and their sum, by folder: (H, W, 3) uint8."""
+        pictures = {"norain": clean, "layer": np.empty_like(clean), "rain": np.empty_like(clean)}
+        height, width = clean.shape[:2]
+        scale = self.rain.scale or auto_scale(height, width)
+        shower = self.maker.shower(self.rain.coherence, draws(self.rain.seed, photo.as_posix(), variant))
+        layer = set_knobs(shower, height, width, self.rain.knobs, scale)
+        if self.rain.knobs.keys() - {"angle"}:
+            self.reached.append(measured(layer, scale))
+        for rows, columns, tile in layer.tiles():
+            rain = self.rain.intensity * (np.repeat(tile.max(2, keepdims=True), 3, 2) if self.rain.grey else tile)
+            self.counts["wet"] += np.count_nonzero(rain.max(2) > RAINY)
+            rain = to_uint8(rain, "nearest")
+            pictures["layer"][rows, columns] = rain
+            pictures["rain"][rows, columns] = cv2.add(np.ascontiguousarray(clean[rows, columns]), rain)  # up to 255
+        self.counts["area"] += height * width
+        return pictures
 
-def _start_anew(manifest: Manifest, folder: Path, photos: list[Path]) -> None:
-    """Delete the pairs that the manifest lists, then the lists and the manifest; nothing else."""
-    kept = {(folder / photo).resolve() for photo in photos}
-    for row in manifest.rows.values():
-        stem = Path(row.photo).with_suffix("").as_posix()
-        for kind in KINDS:
-            path = manifest.folder / kind / row.file
-            inside = path.parent.resolve().is_relative_to((manifest.folder / kind).resolve())
-            if not (row.file.startswith(stem) and path.suffix == ".png" and inside and path.resolve() not in kept):
-                raise UserError(f"{manifest.path}: {printable(row.file)} is no pair of {printable(row.photo)}; mend it")
-            path.unlink(missing_ok=True)
-    for name in (LIST, SHEET, page.NAME, MANIFEST):  # the manifest last: until then the same command goes on deleting
-        (manifest.folder / name).unlink(missing_ok=True)
-    manifest.rows = {}
-
-
-class _Taken(Exception):
-    """The pair of one photo can't be made; the others can."""
-
-
-def _is_there(path: Path, folder: Path, pixels: np.ndarray) -> bool:
-    """Whether the same picture is there already; another one is an error, since nothing is ever replaced."""
-    if not path.parent.resolve().is_relative_to(folder.resolve()):
-        raise _Taken(f"{path}: a link leads out of {folder}; remove it")
-    if not path.exists():
-        return False
-    with contextlib.suppress(ImageError):
-        if np.array_equal(read_image(path), pixels):
-            return True
-    raise _Taken(f"{path}: is there already and is another picture; move it away, or choose another --save_path")
+    def _write(self, pictures: dict[Path, np.ndarray], copies: dict[Path, Path]) -> None:
+        """Write the pictures that do not exist yet; nothing is ever replaced. ``copies`` come from another file."""
+        todo = [path for path in pictures if not path.exists()]
+        for path in pictures.keys() - set(todo):
+            if not np.array_equal(read_image(path), pictures[path]):
+                raise ImageError(
+                    f"{path}: is there already and is another picture; move it, or use another --save_path"
+                )
+        for path in todo:
+            if path in copies:
+                write_bytes(path, copies[path].read_bytes())  # quicker than to compress it again
+            else:
+                write_image(path, pictures[path])
 
 
 def rain_on_photos(
@@ -198,13 +255,7 @@ def rain_on_photos(
     netED: EDNet,  # on the device, in eval mode
     data_path: str,  # a folder of photos, sub-folders kept, or one photo
     save_path: str,  # rain/, norain/, layer/, manifest.csv and the contact sheet go there
-    num: int,  # rains a photo
-    seed: int,
-    intensity: float,  # factor of the rain
-    coherence: float,  # correlation of the codes of a picture, see Shower
-    scale: float | None,  # factor of the size of the streaks; None: by the size of the photo, see auto_scale
-    grey: bool,  # the maximum over the channels in all of them
-    knobs: dict[str, float],  # angle, density, thickness, brightness: those that are set
+    rain: Rain,
     save_layer: bool,
     overwrite: bool,  # first delete all pairs that the manifest of save_path lists
     strict: bool,  # stop at the first photo that can't be read
@@ -212,11 +263,11 @@ def rain_on_photos(
 ) -> int:
     """Make rainy/clean pairs of photos, and print what was made; goes on where an interrupted run stopped.
 
-    Several processes share the photos; the first one tells what all did.
+    Several processes share the photos; the first one reports for all.
 
     Returns:
-        Exit code: 0, or 1 where a photo could not be read, did not fit into memory or its place was taken; the
-        others are done.
+        Exit code: 0, or 1 where a photo could not be read or did not fit into memory, or another picture was in the
+        place of a result; the other photos are done.
 
     Raises:
         UserError: paths that are missing, empty or overlap; pairs of other settings in save_path; with ``strict``, a
@@ -225,140 +276,65 @@ def rain_on_photos(
     save = Path(save_path)
     folder, photos, others = inputs(Path(data_path), save, hint)
     _check_folders(folder, photos, save)
-    names = output_names(photos)
-    knobs, warnings = clamped(knobs)
-    for warning in warnings if distributed.is_first() else ():
-        print(f"warning: --{warning}", file=sys.stderr)
-    if {"density", "brightness"} & set(knobs) and intensity != 1:
+    knobs, warnings = clamped(rain.knobs)
+    if knobs.keys() & {"density", "brightness"} and rain.intensity != 1:
         raise UserError("--intensity: it scales what --density and --brightness set; leave the one or the others out")
-    set_ones = knobs | ({"scale": scale} if scale else {})
-    made_with = " ".join(f"{name}={value:.4g}" for name, value in set_ones.items())
-    settings = Settings(seed, num, float(intensity), float(coherence), grey, fingerprint(netED), VERSION, made_with)
-    files = {  # photo -> one file a variant
-        photo: [f"{names[photo].as_posix()}{f'_v{v:02d}' if num > 1 else ''}.png" for v in range(1, num + 1)]
-        for photo in photos
-    }
+    _warn(f"--{warning}" for warning in warnings)
+    marks = [f"_v{k:02d}" for k in range(1, rain.num + 1)] if rain.num > 1 else [""]
+    files = {p: [f"{name.as_posix()}{mark}.png" for mark in marks] for p, name in output_names(photos).items()}
     distributed.require_shared("--save_path", save)
     if distributed.is_first():
-        manifest = Manifest(save)
-        if overwrite:
-            _start_anew(manifest, folder, photos)
-        manifest.mend()
+        _prepare(save, overwrite)
     distributed.gather(None)  # the others wait for that
-    manifest = Manifest(save)
-    _check_rows(manifest.rows.values(), settings, files)
-    maker = RainMaker(netED)
+    work = _Work(netED, folder, Manifest(save), replace(rain, knobs=knobs), save_layer)
+    _check_rows(work.manifest.rows.values(), work.settings, files)
     mine = photos[distributed.share()]
-    kinds = KINDS if save_layer else PAIR
-
-    def is_done(photo: Path, file: str, digest: str) -> bool:
-        row = manifest.rows.get(file)
-        if row is None or not all((save / kind / file).exists() for kind in kinds) or row.layer < save_layer:
-            return False
-        if row.photo_sha256 != digest or row.photo != photo.as_posix():
-            raise _Taken(
-                f"{folder / photo}: {save / 'rain' / file} was made of another photo; choose another --save_path, "
-                "or delete all pairs of this one by --overwrite"
-            )
-        return True
-
-    def make(photo: Path, variant: int, file: str, clean: np.ndarray, digest: str, copy_of: Path | None) -> int:
-        """Writes one pair; returns its number of rainy pixels."""
-        pictures = {"norain": clean, "layer": np.empty_like(clean), "rain": np.empty_like(clean)}
-        wet, (height, width) = 0, clean.shape[:2]
-        shower = maker.shower(coherence, draws(seed, photo.as_posix(), variant))
-        layer = set_knobs(shower, height, width, knobs, scale or auto_scale(height, width))
-        for rows, columns, tile in layer.tiles():
-            rain = intensity * (np.repeat(tile.max(2, keepdims=True), 3, 2) if grey else tile)
-            wet += np.count_nonzero(rain.max(2) > RAINY)
-            rain = to_uint8(rain, "nearest")
-            pictures["layer"][rows, columns] = rain
-            pictures["rain"][rows, columns] = cv2.add(np.ascontiguousarray(clean[rows, columns]), rain)  # up to 255
-        todo = {
-            save / kind / file: pictures[kind]
-            for kind in ("norain", "layer", "rain")
-            if kind in kinds and not _is_there(save / kind / file, save / kind, pictures[kind])
-        }
-        for path, pixels in todo.items():
-            if pixels is clean and copy_of is not None:
-                write_bytes(path, copy_of.read_bytes())  # quicker than to compress it again
-            else:
-                write_image(path, pixels)
-        facts = {"width": width, "height": height, "layer": save_layer, "photo_sha256": digest}
-        manifest.append(Row(file, photo.as_posix(), variant, **facts, **vars(settings)))
-        return wet
-
-    problems: dict[Path, str] = {}
-    made, wet, area, there, deep, alpha = 0, 0, 0, 0, 0, 0
     try:
-        for photo in progress_bar(mine, unit="photo"):
-            try:
-                image_size(folder / photo)  # an image at all, and no pipe
-                digest = _digest(folder / photo)
-                if max(len(os.fsencode(part)) for file in files[photo] for part in Path(file).parts) > LONGEST_NAME:
-                    raise _Taken(f"{folder / photo}: its name is too long for that of a pair; shorten it")
-                todo = [(v, f) for v, f in enumerate(files[photo], 1) if not is_done(photo, f, digest)]
-                there += num - len(todo)
-                if not todo:
-                    continue
-                pixels = read_image(folder / photo)
-                deep += pixels.dtype == np.uint16
-                alpha += has_alpha(folder / photo)
-                clean = to_eight_bits(pixels)
-                del pixels  # as large again
-                first = None
-                for variant, file in todo:
-                    wet += make(photo, variant, file, clean, digest, first)
-                    made, area, first = made + 1, area + clean[..., 0].size, first or save / "norain" / file
-            except (ImageError, _Taken, RuntimeError, MemoryError) as error:
-                problems[photo] = str(error)
-                if is_out_of_memory(error):
-                    problems[photo] = f"{folder / photo}: does not fit into memory; scale it down"
-                elif isinstance(error, RuntimeError):
-                    raise
-                if strict:
-                    raise UserError(problems[photo]) from None
-    except KeyboardInterrupt as asked:
-        again = "without --overwrite goes on" if overwrite else "goes on"
-        rest = f"pairs are in {save}; the same command {again}"
-        raise distributed.stopped(asked, made + there, num * len(mine), rest) from None
-    *counts, found = zip(*distributed.gather((made, wet, area, there, deep, alpha, problems)), strict=True)
-    made, wet, area, there, deep, alpha = map(sum, counts)
-    problems = {photo: text for of_one in found for photo, text in of_one.items()}
-    print(f"{made} pairs made in {save}" + (f", {there} were there already" if there else ""))
-    if others:
-        print(f"{others} other files in {folder} skipped")
-    if deep:
-        print(f"{deep} photos with 16 bits a channel: their pairs have 8")
-    if alpha:
-        print(f"{alpha} photos with transparency: it is left out, their colours are taken as they are")
-    if made:
-        print(f"rain covers {wet / area:.1%} of the pixels")
-        if wet < 0.001 * area and intensity > 0:
-            print(
-                "warning: this generator makes hardly any rain; train it longer, "
-                "or look at it by test_disentanglement.py --figure generated",
-                file=sys.stderr,
-            )
-    if (made or there) and distributed.is_first():
-        with manifest.finished() as rows:
-            spaces = write_list(save, rows)
-            picture = contact_sheet(save, rows)
-            shown = report(save, rows)
-        if spaces:
-            print(f"{spaces} pairs have spaces in their names and are not in {LIST}, which separates by them")
-        print(f"lists of the pairs: {manifest.path}, {save / LIST}" + (f"\npicture: {picture}" if picture else ""))
-        print(f"page: {shown}")
+        work.make_all({photo: files[photo] for photo in mine}, strict)
+    except KeyboardInterrupt as stop:
+        rest = f"pairs are in {save}; the same command {'without --overwrite ' * overwrite}goes on"
+        done = work.counts["made"] + work.counts["earlier"]
+        raise distributed.stopped(stop, done, rain.num * len(mine), rest) from None
+    parts = distributed.gather((work.counts, work.reached, work.problems))
+    counts = sum((counts for counts, _, _ in parts), Counter())
+    problems = {photo: text for _, _, of_one in parts for photo, text in of_one.items()}
+    _tell_counts(counts, others, save)
+    _warn(f"--{text}" for text in missed(knobs, [measures for _, reached, _ in parts for measures in reached]))
+    if counts["made"] and rain.intensity > 0 and counts["wet"] < 0.001 * counts["area"]:
+        _warn(["this generator makes hardly any rain; look at it by test_disentanglement.py --figure generated"])
+    if (counts["made"] or counts["earlier"]) and distributed.is_first():
+        _write_lists(work.manifest)
     if problems:
-        told = [problems[photo] for photo in photos if photo in problems]
-        tell(told, f"{len(told)} of {len(photos)} photos could not be used")
+        tell(
+            [problems[p] for p in photos if p in problems], f"{len(problems)} of {len(photos)} photos could not be used"
+        )
     return 1 if problems else 0
 
 
-def _digest(path: Path) -> str:
-    """SHA-256 of a photo's file."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ImageError(f"{path}: can't be read ({error.strerror}); replace or remove the file") from None
+def _warn(texts: Iterable[str]) -> None:
+    for text in texts if distributed.is_first() else ():
+        print(f"warning: {text}", file=sys.stderr)
+
+
+def _tell_counts(counts: Counter, others: int, save: Path) -> None:
+    print(
+        f"{counts['made']} pairs made in {save}" + f", {counts['earlier']} were there already" * (counts["earlier"] > 0)
+    )
+    if others:
+        print(f"{others} other files skipped")
+    if counts["deep"]:
+        print(f"{counts['deep']} photos with 16 bits a channel: their pairs have 8")
+    if counts["made"]:
+        print(f"rain covers {counts['wet'] / counts['area']:.1%} of the pixels")
+
+
+def _write_lists(manifest: Manifest) -> None:
+    """Sort the manifest, write the list, the sheet and the page of all its pairs, and print where they are."""
+    save = manifest.folder
+    with manifest.finished() as rows:
+        spaces = write_list(save, rows)
+        contact_sheet(save, rows)
+        report(save, rows)
+    if spaces:
+        print(f"{spaces} pairs have spaces in their names and are not in {LIST}, which separates by them")
+    print(f"lists of the pairs: {manifest.path}, {save / LIST}\npicture: {save / SHEET}\npage: {save / page.NAME}")

@@ -1,7 +1,7 @@
-"""One large texture out of small patches, whose streaks run on across the borders.
+"""One large texture of small patches, whose streaks run on across the borders.
 
-Image quilting (Efros and Freeman, SIGGRAPH 2001): each next patch is the one of a pool that agrees best with what lies
-beside and above it, and the border runs where both agree best.
+Image quilting (Efros and Freeman, SIGGRAPH 2001): the next patch is the one of a pool that agrees best with its
+neighbours beside and above; the border runs where both agree best.
 """
 
 from collections.abc import Callable
@@ -37,10 +37,10 @@ def path(cost: np.ndarray) -> np.ndarray:
 def share_of_new(
     old: np.ndarray, new: np.ndarray, overlap: int, above: bool, beside: bool, rng: np.random.RandomState
 ) -> np.ndarray:
-    """What share of each pixel is taken from the new patch: (w, w) visible rain of both -> (w, w) in [0, 1]."""
+    """The share of the new patch in each pixel: (w, w) visible rain of both -> (w, w) in [0, 1]."""
     width, rim = len(new), min(RIM, overlap // 4)
     share = np.ones((width, width), np.float32)
-    # A streak that must end costs the same at all heights. By chance they end at different ones.
+    # A streak that must end costs the same at all heights: without chance all would end at one.
     error = ((old - new) ** 2 + 1e-4) * rng.uniform(0.5, 1.5, old.shape)
     at = np.arange(overlap)
     if beside:
@@ -48,10 +48,11 @@ def share_of_new(
     if above:
         share[:overlap] *= (at >= rim + path(error[rim : overlap - rim].T)[:, None]).T
     share = cv2.GaussianBlur(share, (0, 0), SOFT, borderType=cv2.BORDER_REPLICATE)
-    share[overlap if above else 0 :, overlap if beside else 0 :] = 1  # there is nothing old
-    for place, there in ((np.s_[0], above), (np.s_[:, 0], beside)):
-        if there:
-            share[place] = 0
+    share[overlap if above else 0 :, overlap if beside else 0 :] = 1  # here nothing is old
+    if above:
+        share[0] = 0
+    if beside:
+        share[:, 0] = 0
     return share
 
 
@@ -66,16 +67,16 @@ def quilt(
     """A texture (height, width, C) float16 of patches.
 
     Args:
-        pool: (K, w, w, C) float32 patches to choose from; changed in place: one that is used is replaced.
-        fresh: makes so many new patches.
-        overlap: px that neighbours have in common.
-        wanted: whether the patch at (top, left) is needed; others stay black.
+        pool: (K, w, w, C) float32 patches to choose from; used ones are replaced in place.
+        fresh: makes a number of new patches.
+        overlap: px that neighbours share.
+        wanted: whether the patch at (top, left) is needed; the others stay black.
     """
     side, pitch = pool.shape[1], pool.shape[1] - overlap
     rows, columns = (max(0, -(-(size - overlap) // pitch)) or 1 for size in (height, width))
     made = np.zeros((rows * pitch + overlap, columns * pitch + overlap, pool.shape[3]), np.float16)
-    seen = visible(pool)
-    there = np.zeros((rows + 1, columns + 1), bool)
+    pool_visible = visible(pool)
+    placed = np.zeros((rows + 1, columns + 1), bool)
     used: list[int] = []
     rng = np.random.RandomState(0)
     for i in range(rows):
@@ -85,28 +86,28 @@ def quilt(
                 continue
             if len(used) >= len(pool) // 4:
                 pool[used] = fresh(len(used))
-                seen[used] = visible(pool[used])
+                pool_visible[used] = visible(pool[used])
                 used = []
-            above, beside = there[i, j + 1], there[i + 1, j]
+            above, beside = placed[i, j + 1], placed[i + 1, j]
             place = np.s_[top : top + side, left : left + side]
             old = made[place].astype(np.float32)
-            old_seen = visible(old)
+            old_visible = visible(old)
             cost = np.zeros(len(pool))
             if above:
-                cost += ABOVE * _distance(seen[:, :overlap], old_seen[:overlap])
+                cost += ABOVE * _distance(pool_visible[:, :overlap], old_visible[:overlap])
             if beside:
-                cost += BESIDE * _distance(seen[:, :, :overlap], old_seen[:, :overlap])
+                cost += BESIDE * _distance(pool_visible[:, :, :overlap], old_visible[:, :overlap])
             cost[used] = np.inf
             best = int(cost.argmin()) if above or beside else int(np.flatnonzero(np.isfinite(cost))[0])
-            share = share_of_new(old_seen, seen[best], overlap, above, beside, rng)[..., None]
+            share = share_of_new(old_visible, pool_visible[best], overlap, above, beside, rng)[..., None]
             made[place] = share * pool[best] + (1 - share) * old
-            there[i + 1, j + 1] = True
+            placed[i + 1, j + 1] = True
             used.append(best)
     return made[:height, :width]
 
 
 def _distance(pool: np.ndarray, old: np.ndarray) -> np.ndarray:
-    """How little (K, h, w) agree with (h, w), 0 to 1: (K,). Plain differences would prefer patches of little rain."""
+    """Of (K, h, w) from (h, w), 0 to 1: (K,). Plain differences would prefer patches with little rain."""
     flat, one = pool.reshape(len(pool), -1), old.ravel()
     energy = np.einsum("ij,ij->i", flat, flat) + one @ one
     return 1 - 2 * flat @ one / np.maximum(energy, 1e-9)

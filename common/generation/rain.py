@@ -1,8 +1,7 @@
-"""One layer of generated rain for a picture of any size, out of a generator of patches.
+"""A rain layer of any size from a generator of patches.
 
-G makes patches of 64 px. The codes of a picture have a part in common, so that its rain is of one kind. Its patches are
-turned into one wind and quilted (``quilt``). The angle of the wind and the size of the streaks are then set by turning
-and scaling the whole.
+G makes patches of 64 px. The codes of a picture share a part, so that its rain is of one kind. Its patches are turned
+into one wind and quilted (``quilt``). Turning and scaling the whole then sets the angle and the size of the streaks.
 """
 
 import hashlib
@@ -22,31 +21,23 @@ from .quilt import quilt
 
 BATCH = 2**18  # px of patches at a time, whatever the picture, so that the same codes give the same bytes
 VERSION = 2  # goes up when the same codes give another layer
-POOL = 384  # patches that are drawn; half of them are chosen from
+POOL = 384  # patches that are drawn, of which the better half is used
 TURN = 12.0  # degrees: by how much a patch is turned at most
 JITTER = 0.5  # degrees: standard deviation of the angle within a picture
-TILE = 1024  # px: side of what is turned and scaled at a time
+TILE = 1024  # px: side of the parts that are turned and scaled one by one
 FULL_SIZE = 512  # px: pictures whose shorter side is longer get larger streaks, see auto_scale
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Rain for a picture, and how it is turned and scaled into it.
+    """Rain for a picture, and how it is turned and scaled into it."""
 
-    Attributes:
-        source: (H, W, nc) float16 >= 0, as large as the picture that is turned and scaled back.
-        height, width: of the picture in px.
-        turn: degrees; positive: the lower ends of the streaks move to the right.
-        scale: factor of the size of the streaks.
-        gain: factor of the brightness.
-    """
-
-    source: np.ndarray
-    height: int
+    source: np.ndarray  # (H, W, nc) float16 >= 0, large enough for the picture turned and scaled back
+    height: int  # of the picture in px
     width: int
-    turn: float = 0.0
-    scale: float = 1.0
-    gain: float = 1.0
+    turn: float = 0.0  # degrees; positive: the lower ends of the streaks move to the right
+    scale: float = 1.0  # factor of the size of the streaks
+    gain: float = 1.0  # factor of the brightness
 
     def matrix(self) -> np.ndarray:
         """From a place (x, y) in the picture to the one in the source: (2, 3)."""
@@ -90,12 +81,11 @@ class Shower:
     """One kind of rain: codes with a part in common, and one wind.
 
     Args:
-        netED: RNet and G.
         coherence: correlation of any two codes, 0 (unrelated) to 1 (equal).
-        rng: RandomState, whose stream NumPy keeps the same for good.
+        rng: RandomState, whose stream is the same in all versions of NumPy.
 
     Attributes:
-        wind: degrees from vertical, that of a random patch; so winds are as frequent as in the generator's rain.
+        wind: degrees from vertical, that of a random patch, so that winds are distributed as in the generator's rain.
         pool: (N, side, side, nc) patches, turned into the wind.
     """
 
@@ -108,16 +98,9 @@ class Shower:
         self.pool = self._aligned(patches, POOL // 2)
 
     def layer(self, height: int, width: int, turn: float = 0.0, scale: float = 1.0, spare: float = 1.0) -> Layer:
-        """A layer of this rain, turned and scaled.
-
-        Args:
-            height, width: of the picture in px, from 1 on.
-            turn: degrees, see ``Layer``.
-            scale: factor of the size of the streaks.
-            spare: the source is so many times larger than that needs.
-        """
+        """A layer of this rain, turned and scaled; see ``Layer``. The source is ``spare`` times larger than needed."""
         layer = Layer(np.empty((0, 0, 0)), height, width, turn, scale / spare)
-        room = 8 if turn or scale != 1 else 0
+        room = 8 if turn or scale != 1 else 0  # px, for the interpolation
         w, h = (np.ceil(np.abs(layer.matrix()[:, :2]) @ (width, height)) + room).astype(int)
         layer = replace(layer, source=np.empty((h, w, 0)))
         back = cv2.invertAffineTransform(layer.matrix())
@@ -152,10 +135,7 @@ class Shower:
 
 
 class RainMaker:
-    """Makes rain layers of any size.
-
-    Args:
-        netED: RNet and G, on the device that makes the patches; set to eval mode and frozen.
+    """Makes rain layers of any size with netED, on its device; sets it to eval mode and freezes it.
 
     Raises:
         UserError: it makes values that are not finite.
@@ -167,7 +147,7 @@ class RainMaker:
             raise UserError("this generator makes values that are not finite; its training went wrong")
 
     def shower(self, coherence: float, rng: np.random.RandomState) -> Shower:
-        """See ``Shower``."""
+        """One kind of rain, see ``Shower``."""
         return Shower(self.netED, coherence, rng)
 
     def layer(self, height: int, width: int, coherence: float, rng: np.random.RandomState) -> Tensor:
@@ -205,8 +185,3 @@ def fingerprint(netED: EDNet) -> str:
 def auto_scale(height: int, width: int) -> float:
     """The size of streaks that suits a picture: 1 up to 512 px of its shorter side, growing with it beyond."""
     return max(1.0, min(height, width) / FULL_SIZE)
-
-
-def grey_of(layer: Tensor) -> Tensor:
-    """The maximum over the channels in all of them, as interpolation shows rain: (nc, H, W) to the same shape."""
-    return layer.amax(0, keepdim=True).expand_as(layer)

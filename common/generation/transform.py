@@ -17,20 +17,20 @@ from torchvision.transforms.v2 import functional as F
 
 from ..training.checkpoint import load_generator
 from ..weights import GENERATOR
-from .knobs import clamped, set_knobs
+from .knobs import REACH, clamped, set_knobs
 from .measures import direction
 from .rain import RainMaker, auto_scale
 
-FIRST, LAYERS = 2, 16  # layers of the bank: made at once, and at most
+FIRST, LAYERS = 2, 16  # layers of the bank: at the start, and at most
 EARLY, LATE = 50, 1000  # crops from one new layer to the next, until the bank is full, and then
 TURN, ZOOM = 5.0, 0.1  # degrees and share by which a crop is turned and scaled where no knob sets that
 
 
 class _Rain:
-    """One rain for images: a layer of the bank, or of its own, and how it is turned, scaled and mirrored."""
+    """One rain for images: a layer (S, S, C) uint8, and how crops of it are turned, scaled and mirrored."""
 
-    def __init__(self, layer: np.ndarray, turn: float, zoom: float, mirrored: bool, gain: float) -> None:
-        self.layer, self.gain = layer, gain  # (S, S, C) uint8
+    def __init__(self, layer: np.ndarray, gain: float, turn: float = 0, zoom: float = 1, mirrored: bool = False):
+        self.layer, self.gain = layer, gain
         sin, cos = np.sin(np.radians(turn)), np.cos(np.radians(turn))
         self.matrix = np.array([[cos, -sin], [sin, cos]]) / zoom  # from the crop to the layer
         if mirrored:
@@ -52,16 +52,14 @@ class RainAugment(v2.Transform):
     """Adds generated rain to images; boxes, masks and labels pass untouched, and the input is never changed.
 
     Images are tensors, tv_tensors.Image or tv_tensors.Video, (..., C, H, W) with C of 3 or 1, uint8 or floats in
-    [0, 1], on any device, or PIL images (RGB or L); type, dtype and device stay. Floats up to 0.5 outside, as cubic
-    resizing leaves them, are clamped where it rains; others are refused. Every image of a batch draws for itself.
-    Several images of one sample get the same rain where they have the same size; of plain tensors only the first is an
-    image, as everywhere in torchvision. All frames of a video have the same wind and streaks of one kind, which fall
-    on, so that each frame has them at another place.
+    [0, 1], on any device, or PIL images (RGB or L); type, dtype and device stay. Floats up to 0.5 outside of [0, 1], as
+    cubic resizing leaves them, are clamped where it rains; others are refused. Each image of a batch has its own rain.
+    Images of one sample have the same rain if they have the same size. Of plain tensors in a sample only the first one
+    is an image, as everywhere in torchvision. The frames of a video share wind and kind of streaks, at other places.
 
-    Rain comes from a bank of layers: two are made at the start (some seconds), more while it is used, up to 16, and old
-    ones are replaced. Each crop is turned, scaled, mirrored and cut at random, so that no two are alike. The bank takes
-    up to 64 * size**2 bytes, three times that for coloured rain, in each worker. Larger images get layers of their own,
-    which takes seconds.
+    Rain comes from a bank of layers: two at the start (some seconds), up to 16 later, of which the oldest are replaced.
+    Each crop is turned, scaled, mirrored and cut at random. In each worker the bank takes up to 64 * size**2 bytes,
+    three times that for coloured rain. Larger images get layers of their own, which takes seconds.
 
     Args:
         checkpoint: weights of RNet and G (ED_state_N.pt), of any size; 'default': those that come with the project.
@@ -70,17 +68,17 @@ class RainAugment(v2.Transform):
             1 where density or brightness are set: it would scale these.
         coherence: how alike the rain is all over a layer, 0 to 1.
         grey: rain without colours.
-        angle, density, thickness, brightness: of the rain (see ``measures.Measures``), a number or the range (low,
-            high) to draw it from; None leaves it to chance. Beyond ``knobs.REACH`` they warn and clamp.
-        size: longer side in px of the largest image that takes its rain from the bank.
         seed: None draws from torch's generator, which DataLoader seeds anew for every worker and epoch. A number gives
-            a stream of its own: the same in every run of one process; in workers it also depends on the DataLoader's
-            seed, so that neither workers nor epochs repeat each other (torch.manual_seed makes that the same again).
+            the same stream in every run of one process; in workers it also depends on the DataLoader's seed.
+        size: longer side in px of the largest image that takes its rain from the bank.
+        knobs: angle, density, thickness, brightness of the rain (see ``measures.Measures``), each a number or the range
+            (low, high) to draw it from; one that is not set is left to chance. Beyond ``knobs.REACH`` they warn and
+            clamp.
 
     Raises:
         UserError: the checkpoint is missing or the wrong one.
         ValueError: an argument or an image is out of its range.
-        TypeError: an image is of another type, or neither uint8 nor float.
+        TypeError: an image is of another type, or neither uint8 nor float; there is no such knob.
     """
 
     _transformed_types = (F.is_pure_tensor, tv_tensors.Image, tv_tensors.Video, PIL.Image.Image)
@@ -93,39 +91,34 @@ class RainAugment(v2.Transform):
         coherence: float = 0.5,
         grey: bool = False,
         seed: int | None = None,
-        angle: float | Sequence[float] | None = None,
-        density: float | Sequence[float] | None = None,
-        thickness: float | Sequence[float] | None = None,
-        brightness: float | Sequence[float] | None = None,
+        *,
         size: int = 256,
+        **knobs: float | Sequence[float] | None,
     ) -> None:
         super().__init__()
-        if intensity is None:
-            intensity = (0.5, 1.5) if density is None and brightness is None else 1
-        if not 0 <= p <= 1:
-            raise ValueError(f"p must be a probability from 0 to 1, got {p}")
-        if not 0 <= coherence <= 1:
-            raise ValueError(f"coherence must be a number from 0 to 1, got {coherence}")
-        if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**32):
-            raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, or None, got {seed}")
+        if wrong := [name for name in knobs if name not in REACH]:
+            raise TypeError(f"RainAugment has no argument {wrong[0]}; the knobs are {', '.join(REACH)}")
+        for name, value in (("p", p), ("coherence", coherence)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be a number from 0 to 1, got {value}")
         if not (isinstance(size, int) and size >= 1):
             raise ValueError(f"size must be a whole number of px, got {size}")
+        ranges = {name: _range(name, knobs[name]) for name in REACH if knobs.get(name) is not None}
+        if intensity is None:
+            intensity = 1 if ranges.keys() & {"density", "brightness"} else (0.5, 1.5)
         self.p, self.intensity, self.size = p, _range("intensity", intensity, 0, 2), size
         self.coherence, self.grey, self.seed = coherence, grey, seed
-        given = {"angle": angle, "density": density, "thickness": thickness, "brightness": brightness}
-        ends = {"angle": (-90, 90), "density": (0, 1), "thickness": (0, 1e3), "brightness": (0, 1)}
-        knobs = {name: _range(name, value, *ends[name]) for name, value in given.items() if value is not None}
-        bounds = [clamped({name: ends[side] for name, ends in knobs.items()}) for side in (0, 1)]
-        for text in dict.fromkeys(text for _, texts in bounds for text in texts):
+        (low, first), (high, second) = (clamped({name: r[side] for name, r in ranges.items()}) for side in (0, 1))
+        for text in dict.fromkeys(first + second):
             warnings.warn(f"RainAugment: {text}", stacklevel=2)
-        self.knobs = {name: (bounds[0][0][name], bounds[1][0][name]) for name in knobs}
+        self.knobs = {name: (low[name], high[name]) for name in ranges}
         path = GENERATOR if checkpoint == "default" else Path(checkpoint).expanduser()
         self._maker = RainMaker(load_generator(path, "checkpoint"))
         self._bank: list[tuple[np.ndarray, float]] = []  # layers and their angles, the oldest first
         self._calls = self._crops = 0
-        first = torch.randint(2**32, (1,)).item() if seed is None else seed
+        start = torch.randint(2**32, (1,)).item() if seed is None else seed
         for k in range(FIRST):
-            self._add_layer(np.random.RandomState([first, k]))
+            self._add_layer(np.random.RandomState([start, k]))
 
     def _add_layer(self, rng: np.random.RandomState) -> None:
         side = 2 * self.size
@@ -139,23 +132,21 @@ class RainAugment(v2.Transform):
         knobs = {name: rng.uniform(*ends) for name, ends in self.knobs.items() if name != "angle"} | more
         shower = self._maker.shower(self.coherence, rng)
         rain = np.rint(255 * np.minimum(set_knobs(shower, height, width, knobs, scale).pixels(), 1)).astype(np.uint8)
-        if self.grey or (rain == rain[..., :1]).all():
-            rain = rain.max(2, keepdims=True)
-        return rain
+        return rain.max(2, keepdims=True) if self.grey or (rain == rain[..., :1]).all() else rain
 
     def _rain(self, height: int, width: int, frames: int, rng: np.random.RandomState) -> _Rain:
-        """What rains on an image, or on the frames of a video, of this size."""
-        angle = rng.uniform(*self.knobs["angle"]) if "angle" in self.knobs else None
+        """The rain for an image, or for the frames of a video, of this size."""
+        angle = {"angle": rng.uniform(*self.knobs["angle"])} if "angle" in self.knobs else {}
         gain = rng.uniform(*self.intensity)
         if max(height, width) > self.size:
-            more = {} if angle is None else {"angle": angle}
             height += height // 2 * (frames > 1)  # room to fall
-            return _Rain(self._layer(height, width, auto_scale(height, width), rng, **more), 0, 1, False, gain)
+            return _Rain(self._layer(height, width, auto_scale(height, width), rng, **angle), gain)
         layer, own = self._bank[rng.randint(len(self._bank))]
-        zoom = 1.0 if "thickness" in self.knobs else float(np.exp(rng.uniform(-ZOOM, ZOOM)))
-        turn, mirrored = (rng.uniform(-TURN, TURN), rng.uniform() < 0.5) if angle is None else (angle - own, False)
         self._crops += 1
-        return _Rain(layer, turn, zoom, mirrored, gain)
+        zoom = 1.0 if "thickness" in self.knobs else float(np.exp(rng.uniform(-ZOOM, ZOOM)))
+        if angle:
+            return _Rain(layer, gain, angle["angle"] - own, zoom)
+        return _Rain(layer, gain, rng.uniform(-TURN, TURN), zoom, rng.uniform() < 0.5)
 
     def check_inputs(self, flat_inputs: list[Any]) -> None:
         images = tuple(kind for kind in self._transformed_types if isinstance(kind, type))
@@ -202,16 +193,16 @@ class RainAugment(v2.Transform):
         return (clip.to(wide) + layer).clamp(0, 1).to(clip.dtype)
 
 
-def _range(name: str, value: float | Sequence[float], low: float, high: float) -> tuple[float, float]:
+def _range(name: str, value: Any, low: float = -np.inf, high: float = np.inf) -> tuple[float, float]:
     """A number or a pair of numbers as a pair, from low to high."""
-    text = f"{name} must be a number from {low} to {high}, or (low, high) of such, got {value}"
     try:
         first, last = map(float, np.broadcast_to(np.asarray(value, float), 2))
+        if low <= first <= last <= high:
+            return first, last
     except (TypeError, ValueError):
-        raise ValueError(text) from None
-    if not low <= first <= last <= high:
-        raise ValueError(text)
-    return first, last
+        pass
+    limits = f" from {low} to {high}" if np.isfinite(high) else ""
+    raise ValueError(f"{name} must be a number{limits}, or (low, high) of such, got {value}")
 
 
 def _check(image: Tensor) -> None:

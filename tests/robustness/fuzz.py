@@ -213,7 +213,7 @@ def choice(rng: np.random.Generator, folder: Path, seeds: Seeds) -> Case:
 
 
 def table(rng: np.random.Generator, folder: Path, seeds: Seeds) -> Case:
-    """A log.csv that curves.py draws, or the table of a page."""
+    """A log.csv that curves.py draws, or a table of a page."""
     (folder / "log.csv").write_bytes(mutate.as_csv(seeds.log * int(rng.integers(1, 3)), rng))
     if rng.random() < 0.5:
         return lambda: curves.main(["--log_dir", str(folder), "--out", f"{folder}/c.png"])
@@ -241,7 +241,8 @@ def good_flags(module: ModuleType, folder: Path, seeds: Seeds) -> dict[str, list
     values |= {"workers": 1 if module in (compose, pack) else 0}
     values |= {"train_num": 1} if "small" in module.__name__ else {}
     flags = flags_of(module)
-    return {dest: [flags[dest].option_strings[0], str(value)] for dest, value in values.items() if dest in flags}
+    words = {dest: [flags[dest].option_strings[0], str(value)] for dest, value in values.items() if dest in flags}
+    return words | ({"show": ["--show", f"{seeds.pairs}/rain/8.png", "x"]} if module is report else {})
 
 
 def command(rng: np.random.Generator, folder: Path, seeds: Seeds) -> Case:
