@@ -1,14 +1,11 @@
 # The generator that comes with the project, made again: called by `make generator`. STREAKS CLEAN FOLDER EPOCHS
 set -e
 streaks=$1 clean=$2 made=$3 epochs=$4
-begun() { test -e "$made/$1/train_state_last.pt"; }
 
-if begun G; then python for_syn/train_syn_generator.py --model_dir "$made/G" --log_dir "$made/G_logs" --resume -1
-else python for_syn/train_syn_generator.py --streaks "$streaks" --hold_out 20 --niter $epochs --manualSeed 1 \
-  --model_dir "$made/G" --log_dir "$made/G_logs"; fi
-if begun RNet; then python for_syn/train_syn_encoder.py --model_dir "$made/RNet" --log_dir "$made/RNet_logs" --resume -1
-else python for_syn/train_syn_encoder.py --streaks "$streaks" --clean "$clean" --hold_out 20 --manualSeed 1 \
-  --netED "$made/G/ED_ema_state_$epochs.pt" --model_dir "$made/RNet" --log_dir "$made/RNet_logs"; fi
+python for_syn/train_syn_generator.py --streaks "$streaks" --hold_out 20 --niter $epochs --manualSeed 1 \
+  --model_dir "$made/G" --log_dir "$made/G_logs"
+python for_syn/train_syn_encoder.py --streaks "$streaks" --clean "$clean" --hold_out 20 --manualSeed 1 \
+  --netED "$made/G/ED_ema_state_$epochs.pt" --model_dir "$made/RNet" --log_dir "$made/RNet_logs"
 python -m common.generation.export --netED "$made/RNet/ED_state_20.pt" --out "$made/ED.pt" --overwrite
 python -m common.evaluation.distance --real "$streaks" --hold_out 20 --netED "$made/ED.pt" --csv "$made/distance.csv"
 python -m common.generation.knobs --netED "$made/ED.pt" --out "$made"
