@@ -143,6 +143,7 @@ def _precisions(args: argparse.Namespace) -> list[str]:
 
 def _training_cases(args: argparse.Namespace, device: torch.device, build: Build, cycle: int) -> list[Case]:
     """Steps on one batch, run and on a GPU also recorded; ``cycle`` steps differ from each other."""
+    torch.backends.cudnn.benchmark = True  # as in training, whose batches are of one size
     rainy, clean = torch.rand(2, args.batchSize, 3, args.patchSize, args.patchSize, device=device)
     steps, cases = cycle * CYCLES[device.type], []
 

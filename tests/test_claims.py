@@ -68,6 +68,26 @@ def test_generator_and_derainers_see_the_few_pairs_alone_and_as_many_steps(data,
     assert set(steps) == {0, 0.5} and len(set(steps.values())) == 1
 
 
+def test_a_training_goes_on_by_the_same_command(data, monkeypatch):
+    commands = []
+
+    def call(self, words, log):
+        commands.append(list(map(str, words)))
+        model = data / "net"
+        model.mkdir(exist_ok=True)
+        (model / ("last.pt" if (model / "train_state_last.pt").exists() else "train_state_last.pt")).touch()
+        (data / "net_logs").mkdir(exist_ok=True)
+        (data / "net_logs" / "log.csv").write_text("epoch,step,seconds,loss\n1,2,90,0\n2,4,30,0\n")
+
+    monkeypatch.setattr(claims.Running, "call", call)
+    words = "script.py", data / "net", "last.pt", ["--niter", 10], claims.Running()
+    with pytest.raises(TrainingStopped, match="ended without"):
+        claims.train(*words)
+    for _ in range(2):  # the second of these has nothing to do
+        assert claims.train(*words) == 2  # minutes
+    assert commands[0] == [*commands[1], "--overwrite"] and len(commands) == 2
+
+
 @pytest.mark.parametrize("total", [1, 30, 300, 1000, 6000])
 def test_steps_are_equal(total):
     with_, without = claims.steps_of(total, 0.5)
