@@ -40,7 +40,7 @@ from .training.device import driver, pick_device, trouble
 from .training.graphs import CudaRecorder
 from .training.joint import joint_draw, joint_step
 from .training.optimizer import adam
-from .training.proof import FLOOR, ROUNDED, RecordedStep
+from .training.proof import RecordedStep
 
 N_DIS = 5  # of joint training: a cycle is one step with G and BNet and four of D alone
 CYCLES = {"cpu": 1, "cuda": 20}  # of a turn
@@ -159,8 +159,7 @@ def _training_cases(args: argparse.Namespace, device: torch.device, build: Build
                 step, draw, nets, optimizers = build(precision)
                 if record:
                     print(name, end=" ", flush=True)  # the proof goes on with its verdict
-                    floor = FLOOR if precision == "fp32" else ROUNDED
-                    step = RecordedStep(step, CudaRecorder(device), floor, 10**9, cycle, nets, optimizers)
+                    step = RecordedStep(step, CudaRecorder(device), precision, 10**9, cycle, nets, optimizers)
                 turn(step, draw, cycle + 2 if device.type == "cuda" else 0)
             switch = functools.partial(set_arithmetic, precision)
             cases.append(Case(name, functools.partial(turn, step, draw), steps, switch, taken["peak"]))

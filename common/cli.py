@@ -124,8 +124,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and end with exit code 2; once, of several processes."""
         message = printable(message if len(message) <= LONGEST else f"{message[:LONGEST]}...")
-        first = os.environ.get("RANK", "0") == "0" or not distributed.is_launched()
-        self.exit(2, f"error: {message}; {self.prog} --help lists the flags\n" if first else None)
+        text = f"error: {message}; {self.prog} --help lists the flags\n"
+        self.exit(2, None if distributed.launch_rank() else text)
 
     def parse_args(self, argv: list[str] | None = None) -> argparse.Namespace:
         """The flags as a namespace; ``given`` is the set of those on the command line."""
@@ -247,8 +247,7 @@ def _printable(text: str) -> str:
 
 def _complain(text: str) -> None:
     """Write to stderr. Of several processes rank 0 goes first: torchrun then ends the others, which say the same."""
-    rank = int(os.environ["RANK"]) if distributed.is_launched() else 0
-    if rank:
+    if rank := distributed.launch_rank():
         time.sleep(2)
         text = f"[rank {rank}] {text}"
     with contextlib.suppress(OSError):  # whoever read it is gone
@@ -274,7 +273,7 @@ def run(main: Callable[[], int | None], torchrun: bool = False) -> int:
     except BaseException as error:
         text, code = _explain(error)
         if distributed.is_launched():
-            if text != "" and not (code == 130 and os.environ["RANK"] != "0"):  # rank 0 tells of Ctrl-C
+            if text != "" and not (code == 130 and distributed.launch_rank()):  # rank 0 tells of Ctrl-C
                 _complain(printable_lines(traceback.format_exc() if text is None else text))
             sys.__stdout__.flush()
             os._exit(code)  # not sys.exit, which may wait for lost processes

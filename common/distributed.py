@@ -35,6 +35,11 @@ def is_launched() -> bool:
     return dist.is_available() and dist.is_torchelastic_launched()
 
 
+def launch_rank() -> int:
+    """The number that torchrun gave this process, also before it has found the others; 0 without torchrun."""
+    return int(os.environ["RANK"]) if is_launched() else 0
+
+
 def _is_grouped() -> bool:
     return is_launched() and dist.is_initialized()  # a group of somebody else's program is not ours
 
@@ -219,7 +224,7 @@ def process_group() -> Iterator[None]:
     if not is_launched():
         yield
         return
-    if os.environ["RANK"] != "0":
+    if launch_rank():
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (as long as the process)
     os.environ.setdefault("NCCL_GRAPH_REGISTER", "0")  # buffers of CUDA graphs, at which some versions hang
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"

@@ -75,8 +75,7 @@ def joint_training(nets, record, n_dis, precision="fp32", w_adv=1.0):
     optimizers = {name: adam(net.parameters(), rates[name]) for name, net in zip(rates, nets, strict=True)}
     step = joint.joint_step(*nets, optimizers, w_adv, 10.0, 1e-6)
     if record:
-        floor = proof.FLOOR if precision == "fp32" else proof.ROUNDED
-        step = proof.RecordedStep(step, CudaRecorder(GPU), floor, 3000, n_dis, list(nets), optimizers, gain=0)
+        step = proof.RecordedStep(step, CudaRecorder(GPU), precision, 3000, n_dis, list(nets), optimizers, gain=0)
     return step, joint.joint_draw(n_dis, nets[1].nz)
 
 
@@ -163,7 +162,7 @@ def test_recorded_augmented_steps(capsys):
         optimizer = adam(net.parameters(), 1e-3)
         step, draw = augment.aug_step(net, netED, optimizer, 3), augment.aug_draw(netED, 3)
         if record:
-            step = proof.RecordedStep(step, CudaRecorder(GPU), proof.FLOOR, 3000, 1, [net], {"net": optimizer}, gain=0)
+            step = proof.RecordedStep(step, CudaRecorder(GPU), "fp32", 3000, 1, [net], {"net": optimizer}, gain=0)
         torch.manual_seed(3)
         batches = torch.rand(10, 2, 5, 3, 16, 16, device=GPU)
         results.append([step(*draw(*pair, i, 5))[0]["loss"].item() for i, pair in enumerate(batches)])

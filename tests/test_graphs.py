@@ -39,7 +39,7 @@ def tape():
 
 def recorded_step(step, recorder, cycle, nets, optimizers, again=3000, gain=0.0):
     """A stand-in is slower than a GPU's recording, so the gain does not count."""
-    return RecordedStep(step, recorder, proof.FLOOR, again, cycle, nets, optimizers, gain)
+    return RecordedStep(step, recorder, "fp32", again, cycle, nets, optimizers, gain)
 
 
 def assert_same(a, b, tolerance=1e-9):

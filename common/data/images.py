@@ -196,16 +196,6 @@ def image_size(path: Path) -> tuple[int, int]:
     return image_format(path)[:2]
 
 
-def has_alpha(path: Path) -> bool:
-    """Whether an image has transparency, from the header only.
-
-    Raises:
-        ImageError: the header can't be read.
-    """
-    with _opened(path) as image:
-        return image.has_transparency_data
-
-
 def _orientation(image: Image.Image) -> int:
     if image.format == "PNG" and "exif" not in image.info:
         return 1  # getexif would decode the whole image

@@ -16,7 +16,6 @@ import numpy as np
 from ..errors import UserError
 from ..terminal import print_result, printable, progress_bar, tell
 from .images import ImageError, crop_at, half_of, image_format, images_in, natural_key, planes, read_image, size_text
-from .images import widened as widened  # for ``patches``
 from .names import Pairing, match, sides
 
 PROBLEMS_SHOWN, NAMES_SHOWN, SHOWN = 10, 4, 200  # problems and names in a message, characters of a path in it

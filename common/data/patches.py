@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..precision import require_fast
 from ..terminal import printable
 from . import cache, pack
+from .images import widened
 from .pairs import (
     LIST,
     Pair,
@@ -29,7 +30,6 @@ from .pairs import (
     require_no_pairing,
     small_sample,
     some_of,
-    widened,
 )
 
 DRAWN = 2  # version of how a seed makes crops; raised with every change of CropSampler

@@ -31,10 +31,10 @@ VERSION = 1
 STATES = ("train_state_last.pt", "train_state_prev.pt")  # newest first
 LOCK_SECONDS = 10  # the workers of a killed training hold its lock for some seconds
 # Options that may change when a training goes on: how long, where and how fast, never what is computed.
-FREE = {"niter", "workers", "use_gpu", "gpu_id", "cache", "compile", "cuda_graphs", "save_every", "save_minutes"}
-FREE |= {"log_every", "val_every", "pad_to", "pad_square", "model_dir", "log_dir", "resume", "overwrite", "dry_run"}
+FREE = {"niter", "workers", "use_gpu", "gpu_id", "cache", "compile", "cuda_graphs", "save_every"}
+FREE |= {"log_every", "val_every", "pad_to", "pad_square", "log_dir"}
 # Files may move. Other data and another generator are told by their content, another network by its shapes.
-FREE |= {"data_path", "gt_path", "val_data_path", "val_gt_path", "streaks", "clean", "netED", "derainer", "quiet"}
+FREE |= {"data_path", "gt_path", "val_data_path", "val_gt_path", "streaks", "clean", "netED", "derainer"}
 FREE |= {"init_ED", "init_Derain"}
 INPUTS = ("data_path", "gt_path", "val_data_path", "val_gt_path", "streaks", "clean")
 

@@ -57,8 +57,7 @@ def record(
     if reason := trial.reason(args.precision, device):
         print(f"--cuda_graphs: {reason}; going on without")
         return step
-    floor = FLOOR if args.precision == "fp32" else ROUNDED
-    return RecordedStep(step, records, floor, args.iters_per_epoch, cycle, nets, optimizers)
+    return RecordedStep(step, records, args.precision, args.iters_per_epoch, cycle, nets, optimizers)
 
 
 class RecordedStep:
@@ -67,7 +66,7 @@ class RecordedStep:
     Args:
         step, cycle, nets, optimizers: see ``record``.
         recorder: records on the GPU of the networks.
-        floor: relative difference that is always allowed.
+        precision: of the networks; it decides which difference is always allowed.
         again: calls after which the recording is compared once more.
         gain: a recording that is not so many times faster is not worth its memory.
 
@@ -79,7 +78,7 @@ class RecordedStep:
         self,
         step: Step,
         recorder: Recorder,
-        floor: float,
+        precision: str,
         again: int,
         cycle: int,
         nets: list[nn.Module],
@@ -87,7 +86,8 @@ class RecordedStep:
         gain: float = GAIN,
     ) -> None:
         self.step, self.nets, self.optimizers = step, nets, optimizers
-        self.length, self.again, self.calls, self.floor, self.gain = cycle + 1, again, 0, floor, gain
+        self.length, self.again, self.calls, self.gain = cycle + 1, again, 0, gain
+        self.floor = FLOOR if precision == "fp32" else ROUNDED
         self.noise: dict[str, float] = {}
         self._recorder: Recorder | None = recorder
         self._recordings: dict[Hashable, Recording] = {}

@@ -88,7 +88,7 @@ def main(precision: str, where: torch.device) -> int:
     from .graphs import recorder
     from .joint import joint_draw, joint_step
     from .optimizer import adam
-    from .proof import FLOOR, ROUNDED, RecordedStep
+    from .proof import RecordedStep
 
     torch.manual_seed(0)
     nets = Derain(2).to(where), EDNet(3, 8, 4, 16).to(where), Discriminator(16, 8).to(where)
@@ -97,8 +97,7 @@ def main(precision: str, where: torch.device) -> int:
         names = ("DerainNet", "ED", "D")
         optimizers = {name: adam(net.parameters(), 2e-4) for name, net in zip(names, nets, strict=True)}
         step = joint_step(*nets, optimizers, w_adv=1.0, lambda_gp=10.0, eps2=1e-6)
-        floor = FLOOR if precision == "fp32" else ROUNDED
-        recorded = RecordedStep(step, recorder(where), floor, STEPS // 2, CYCLE, list(nets), optimizers, gain=0)
+        recorded = RecordedStep(step, recorder(where), precision, STEPS // 2, CYCLE, list(nets), optimizers, gain=0)
         draw = joint_draw(CYCLE, 8)
         for index in range(STEPS):
             rainy, clean = torch.rand(2, 4, 3, 16, 16, device=where).unbind()

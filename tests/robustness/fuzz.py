@@ -30,7 +30,7 @@ import torch
 from tqdm import tqdm
 
 from common.data import compose, pack
-from common.data.images import has_alpha, image_format, read_image, write_image
+from common.data.images import image_format, read_image, write_image
 from common.data.pairs import PairList
 from common.errors import UserError
 from common.evaluation import curves, distance, metrics, report
@@ -110,7 +110,6 @@ def look_at(path: Path) -> Case:
         header = None
         with contextlib.suppress(UserError):
             header = image_format(path)
-            has_alpha(path)
         pixels = read_image(path)
         if header != (*pixels.shape[:2], pixels.dtype.type) or pixels.shape[2] != 3:
             raise Finding(f"the header says {header}, the pixels are {pixels.shape} {pixels.dtype}")
