@@ -13,7 +13,7 @@ demo: $(VENV)/run-ready
 
 test: $(VENV)/test-ready
 	@echo "== the tests: under five minutes on two cores"
-	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile
 
 # The generator that comes with the project, made again, into $(MADE): four hours on two cores. STREAKS: pictures of rain on
 # black, CLEAN: photos for RNet. After an interruption the same command goes on.
