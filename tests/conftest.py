@@ -122,17 +122,17 @@ def write_claim_sets(folder):
 @pytest.fixture
 def calls(monkeypatch):
     """The scripts that claims.py or which_rain.py calls, as (script, flags); they run in this process, in small."""
-    from common.evaluation import claims
+    from common.evaluation import experiment
 
     made = []
 
-    def call(self, words, log):
+    def call(words, log):
         script, *flags = map(str, words)
         made.append((script, flags))
         small = ["--nz", "4", "--nef", "2", "--ndf", "4"] if "generator" in script else []
         importlib.import_module(script[:-3].replace("/", ".")).main([*flags, *small])
 
-    monkeypatch.setattr(claims.Running, "call", call)
+    monkeypatch.setattr(experiment, "call", call)
     return made
 
 

@@ -1,30 +1,23 @@
-"""The paper's claim tried: does a derainer that sees few pairs gain by rain of a generator that saw the same few?
+"""The paper's claim, measured: what does a derainer that has few pairs gain from generated rain?
 
     python -m common.evaluation.claims --data DATA --out claims
     python -m common.evaluation.claims --data DATA --out claims --cells heavy4 --seeds 1 --steps 300
 
-For each cell (a kind of rain and a number of pairs) and seed: train a generator on the pairs (train_syn_generator.py,
-or by --generator joint train_syn_joint.py), PReNet with and without its rain (train_syn_aug.py, as many steps), and
-measure both on pairs that neither saw. What is done is kept: the same command goes on after an interruption, and more
-seeds, cells and jobs may be asked for. Writes results.csv, results.md and claims.png.
+A cell is a kind of rain and a number of pairs. For each cell and seed PReNet is trained three times, with equal steps:
+without generated rain; with rain of a generator that saw the same few pairs alone ('same pairs'); with rain of one that
+saw more ('more data', the paper's protocol): --netED for light rain, the generator of heavy12 for heavy4. They are
+tested on other pairs. Finished work is kept: the same command goes on. Writes results.csv, results.md, claims.png.
 
 DATA holds rain100H_train18/ and rain100L_more/ (rain/, norain/) and clean/, streaks/ (see common/data/compose.py).
 """
 
 import argparse
-import csv
-import io
 import json
 import math
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,19 +26,16 @@ import numpy as np
 from .. import cli, flags
 from ..data import compose
 from ..data.images import write_image
-from ..data.pairs import find_pairs
 from ..errors import TrainingStopped, UserError
 from ..files import write_bytes
 from ..terminal import progress_bar
 from .curves import panels, picture, read_log
+from .experiment import EPOCHS, measure, spread, train, train_derainer, write_rows
 
-ROOT = Path(__file__).resolve().parents[2]
 HEAVY_TEST = tuple(f"norain-{k}.png" for k in (3, 6, 9, 12, 15, 18))  # of the 18 pairs of Rain100H's training set
 HEAVY_TRAIN = tuple(f"norain-{k}.png" for k in (2, 4, 5, 7, 8, 11, 13, 14, 16, 17, 19, 20))
-EPOCHS = 10  # of a training: so many points has its curve
 FAKE_RATIO = 0.5
-WAYS = ("without", "with")
-DONE = "rows.json"
+WAYS = ("without", "same pairs", "more data")
 
 
 class Cell(NamedTuple):
@@ -53,51 +43,42 @@ class Cell(NamedTuple):
 
     rain: str  # heavy: pairs of Rain100H; light: composed of photos and streaks
     pairs: int
+    more: str  # the generator that saw more: of another cell, or --netED; '' if there is none
 
 
-CELLS = {f"{rain}{n}": Cell(rain, n) for rain, numbers in (("heavy", (4, 12)), ("light", (5, 20))) for n in numbers}
-
-
-class Plan(NamedTuple):
-    """What is the same for all cells."""
-
-    data: Path
-    out: Path
-    steps: int  # of each derainer
-    generator_steps: int
-    generator: str  # 'alone' or 'joint'
-    crops: tuple[str, ...]  # flags of all trainings
-    derainer: tuple[str, ...]  # flags of PReNet
-    device: tuple[str, ...]  # flags of all scripts
+CELLS = {
+    "light5": Cell("light", 5, "--netED"),
+    "light20": Cell("light", 20, "--netED"),
+    "heavy4": Cell("heavy", 4, "heavy12"),
+    "heavy12": Cell("heavy", 12, ""),
+}
 
 
 # --- the pieces of a cell ------------------------------------------------------------------------------------------
 
 
-def make_data(plan: Plan, name: str) -> None:
-    """Copy or compose the pairs of a cell: data/train/ and data/test/ with rain/ and norain/ each.
+def make_data(args: argparse.Namespace, name: str) -> Path:
+    """Copy or compose the pairs of a cell: a folder with train/ and test/, each with rain/ and norain/.
 
     Raises:
         UserError: a file of --data is missing, or can't be read.
     """
-    cell, folder = CELLS[name], plan.out / name / "data"
+    cell, source, folder = CELLS[name], Path(args.data), Path(args.out, name, "data")
     if folder.is_dir():  # made aside and renamed, so it is whole
-        return
+        return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".data-", dir=folder.parent) as aside:
         part = Path(aside, "data")
         if cell.rain == "heavy":
-            source = plan.data / "rain100H_train18"
-            _copy(source, part / "train", HEAVY_TRAIN[: cell.pairs])
-            _copy(source, part / "test", HEAVY_TEST)
+            _copy(source / "rain100H_train18", part / "train", HEAVY_TRAIN[: cell.pairs])
+            _copy(source / "rain100H_train18", part / "test", HEAVY_TEST)
         else:
-            source = plan.data / "rain100L_more"
-            _copy(source, part / "test", [path.name for path in sorted((source / "rain").glob("*.png"))])
-            words = ["--clean", plan.data / "clean", "--streaks", plan.data / "streaks", "--out", part / "train"]
+            light = source / "rain100L_more"
+            _copy(light, part / "test", [path.name for path in sorted((light / "rain").glob("*.png"))])
+            words = ["--clean", source / "clean", "--streaks", source / "streaks", "--out", part / "train"]
             compose.main(list(map(str, [*words, "--num", cell.pairs, "--seed", 0])))
-        for split in ("train", "test"):
-            find_pairs(part / split / "rain", part / split / "norain", "--data, --data")
         part.rename(folder)
+    return folder
 
 
 def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
@@ -112,175 +93,96 @@ def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
                 raise UserError(f"--data: there is no {source / kind / name}; see --help") from None
 
 
-def steps_of(total: int, ratio: float) -> tuple[int, int]:
-    """--iters_per_epoch with --fake_ratio, and without, so that both trainings have as many steps.
-
-    Args:
-        total: steps of a training, about; rounded up so that both fit.
-    """
-    iters = math.ceil(total / EPOCHS / (1 + ratio))
-    return iters, math.ceil(iters * (1 + ratio))
+def _flags(args: argparse.Namespace, name: str, seed: int) -> list:
+    """Flags of all trainings of a cell."""
+    pairs = make_data(args, name) / "train"
+    words = ["--data_path", pairs / "rain", "--gt_path", pairs / "norain", "--manualSeed", seed, "--workers", 0]
+    return [*words, "--patchSize", args.patchSize, *_device(args)]
 
 
-def train(script: str, model: Path, last: str, flags: list, running: "Running") -> float:
-    """Run a training script to its end, from where it was; returns its minutes, those of earlier calls included.
-
-    Args:
-        last: name of the file that it writes in the end.
-
-    Raises:
-        TrainingStopped: it ended without that file.
-    """
-    logs, log = model.with_name(f"{model.name}_logs"), model.with_name(f"{model.name}.txt")
-    if not (model / last).exists():
-        paths = ["--model_dir", model, "--log_dir", logs]
-        begun = (model / "train_state_last.pt").exists()
-        running.call([script, *flags, *paths, *([] if begun else ["--overwrite"])], log)
-    if not (model / last).exists():
-        raise TrainingStopped(f"{script}: ended without {model / last}; see {log}")
-    return float(read_log(logs)["seconds"].sum()) / 60
+def _device(args: argparse.Namespace) -> list:
+    return ["--use_gpu", str(args.use_gpu).lower(), "--gpu_id", args.gpu_id]
 
 
-def run_cell(plan: Plan, name: str, seed: int, running: "Running") -> None:
-    """One cell with one seed: a row of results for each way, in its folder."""
-    data, folder = plan.out / name / "data", plan.out / name / f"seed{seed}"
-    if (folder / DONE).exists():
-        return
-    pairs = ["--data_path", data / "train" / "rain", "--gt_path", data / "train" / "norain"]
-    test = ["--val_data_path", data / "test" / "rain", "--val_gt_path", data / "test" / "norain"]
-    common = [*plan.crops, *plan.device, "--manualSeed", seed, "--workers", 0]
-    iters = math.ceil(plan.generator_steps / EPOCHS)
-    script = {"alone": "for_syn/train_syn_generator.py", "joint": "for_syn/train_syn_joint.py"}[plan.generator]
-    flags = [*pairs, *common, "--niter", EPOCHS, "--iters_per_epoch", iters, "--milestone", 7, 9, "--ema", 0.998]
-    ED = f"ED_ema_state_{EPOCHS}.pt"
-    minutes = {"generator": train(script, folder / "generator", ED, flags, running)}
-    with_, without = steps_of(plan.steps, FAKE_RATIO)
-    rows = []
-    for way in WAYS:
-        ratio, iters = (FAKE_RATIO, with_) if way == "with" else (0, without)
-        flags = [*pairs, *test, *common, *plan.derainer, "--fake_ratio", ratio, "--iters_per_epoch", iters]
-        flags += ["--niter", EPOCHS, "--milestone", 5, 8, "--netED", folder / "generator" / ED]
-        last = f"Aug_DerainNet_state_{EPOCHS}.pt"
-        minutes[way] = train("for_syn/train_syn_aug.py", folder / way, last, flags, running)
-        derained = folder / f"{way}_derained"
-        if not (derained / "metrics.csv").exists():
-            words = ["--data_path", data / "test" / "rain", "--gt_path", data / "test" / "norain"]
-            words += ["--model_dir", folder / way / last, "--save_path", derained, *plan.derainer, *plan.device]
-            running.call(["for_syn/test_syn_aug.py", *words], folder / f"{way}_derained.txt")
-        psnr, ssim = means(derained, "derained")
-        rows.append(
-            {"cell": name, "seed": seed, "way": way, "psnr_y": psnr, "ssim_y": ssim, "steps": EPOCHS * without}
-            | {"generator_minutes": minutes["generator"] * (way == "with"), "minutes": minutes[way]}
-        )
-    write_bytes(folder / DONE, json.dumps(rows).encode())
+def train_generator(args: argparse.Namespace, name: str, seed: int) -> tuple[Path, float]:
+    """G on the pairs of a cell, by train_syn_generator.py; returns its file and minutes."""
+    model, last = Path(args.out, name, f"seed{seed}", "generator"), f"ED_ema_state_{EPOCHS}.pt"
+    words = ["--niter", EPOCHS, "--iters_per_epoch", math.ceil(args.generator_steps / EPOCHS), "--milestone", 7, 9]
+    words += ["--batchSize", args.generator_batch, "--ema", 0.998]
+    return model / last, train("for_syn/train_syn_generator.py", model, last, [*_flags(args, name, seed), *words])
 
 
-def finished(out: Path) -> list[dict]:
-    """The rows of all cells and seeds that are done, whatever was asked for this time."""
-    rows = [row for path in out.glob(f"*/seed*/{DONE}") for row in json.loads(path.read_bytes())]
-    names = list(CELLS)
-    return sorted(rows, key=lambda row: (names.index(row["cell"]), row["seed"], WAYS.index(row["way"])))
-
-
-def means(derained: Path, which: str) -> tuple[float, float]:
-    """PSNR and SSIM on Y of 'rainy' or 'derained' images, means out of a metrics.csv."""
-    *_, row = csv.DictReader(io.StringIO((derained / "metrics.csv").read_text(errors="surrogateescape"), newline=""))
-    return float(row[f"{which}_psnr_y"]), float(row[f"{which}_ssim_y"])
-
-
-class Running:
-    """The scripts that run, so that all of them can be ended."""
-
-    def __init__(self) -> None:
-        self._lock, self._processes, self.stopped = threading.Lock(), set(), False
-
-    def call(self, words: list, log: Path) -> None:
-        """Run a script of the project to its end; what it prints goes to a file.
-
-        Raises:
-            TrainingStopped: it failed; names the file and its last line.
-        """
-        log.parent.mkdir(parents=True, exist_ok=True)
-        # In a session of its own: at Ctrl-C it is told once, by stop(), and saves its state.
-        how = {"cwd": ROOT, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL, "start_new_session": True}
-        with open(log, "ab") as file:
-            with self._lock:
-                if self.stopped:
-                    raise TrainingStopped("stopped")
-                process = subprocess.Popen([sys.executable, *map(str, words)], stdout=file, **how)
-                self._processes.add(process)
-            code = process.wait()
-            with self._lock:
-                self._processes.discard(process)
-        if code:
-            lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            raise TrainingStopped(f"{words[0]} ended with exit code {code}: {lines[-1] if lines else ''} (all: {log})")
-
-    def stop(self) -> None:
-        """End all scripts; trainings save their state."""
-        with self._lock:
-            self.stopped = True
-            running = list(self._processes)
-            for process in running:
-                process.terminate()
-        for process in running:
-            process.wait()
+def run(args: argparse.Namespace, name: str, seed: int, way: str) -> dict:
+    """Train and test one derainer; returns a row of the results, which is kept in its folder."""
+    folder = Path(args.out, name, f"seed{seed}", way.replace(" ", "_"))
+    done = folder.with_suffix(".json")
+    if done.exists():
+        return json.loads(done.read_bytes())
+    row, words = {"cell": name, "seed": seed, "way": way}, ["--batchSize", args.batchSize]
+    if way != "without":
+        source = name if way == "same pairs" else CELLS[name].more
+        netED = args.netED
+        if source != "--netED":
+            netED, row["generator_minutes"] = train_generator(args, source, seed)
+        words += ["--netED", netED]
+    stages = ["--recurrent_iter", args.recurrent_iter]
+    test = make_data(args, name) / "test"
+    words += [*_flags(args, name, seed), *stages, "--val_data_path", test / "rain", "--val_gt_path", test / "norain"]
+    net, minutes = train_derainer(folder, args.steps, FAKE_RATIO * (way != "without"), words)
+    scores = measure(net, test, folder.with_name(f"{folder.name}_derained"), [*stages, *_device(args)])
+    row = {"generator_minutes": 0.0, **row, "minutes": minutes, **scores["derained"], "rainy": scores["rainy"]}
+    write_bytes(done, json.dumps(row).encode())
+    return row
 
 
 # --- results -------------------------------------------------------------------------------------------------------
 
 
-def table(rows: list[dict], rainy: dict[str, tuple[float, float]], plan: Plan) -> str:
-    """The results as Markdown: mean and spread over the seeds of each cell, and what the generator's rain changed."""
-    head = ["pairs", "rainy", "without", "with generated rain", "difference", "seeds", "minutes"]
+def _rows(args: argparse.Namespace) -> list[dict]:
+    """All finished rows in the folder, in order."""
+    rows = [json.loads(path.read_bytes()) for path in Path(args.out).glob("*/seed*/*.json")]
+    return sorted(rows, key=lambda row: (list(CELLS).index(row["cell"]), row["seed"], WAYS.index(row["way"])))
+
+
+def table(args: argparse.Namespace, rows: list[dict]) -> str:
+    """The results as Markdown: mean and deviation over the seeds, and the gain of each seed over 'without'."""
+    head = ["pairs", "generated rain", "PSNR / SSIM", "gain in dB (smallest to largest)", "seeds", "minutes"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for name in rainy:
-        ways = {way: [row for row in rows if row["cell"] == name and row["way"] == way] for way in WAYS}
-        paired = [a["psnr_y"] - b["psnr_y"] for a, b in zip(ways["with"], ways["without"], strict=True)]
-        cells = [f"{CELLS[name].rain} rain, {CELLS[name].pairs}", "{:.2f} / {:.4f}".format(*rainy[name])]
-        cells += [" / ".join(_spread(ways[way], key) for key in ("psnr_y", "ssim_y")) for way in WAYS]
-        cells += [f"{np.mean(paired):+.2f} dB ({min(paired):+.2f} to {max(paired):+.2f})", str(len(paired))]
-        spent = sum(row["minutes"] + row["generator_minutes"] for way in WAYS for row in ways[way])
-        lines.append(f"| {' | '.join([*cells, f'{spent:.0f}'])} |")
-    how = f"PReNet, {rows[0]['steps']} steps each way, generator ({plan.generator}) {plan.generator_steps} steps"
-    return "\n".join([*lines, "", f"PSNR in dB / SSIM on Y, mean and standard deviation over the seeds; {how}."]) + "\n"
+    for name in dict.fromkeys(row["cell"] for row in rows):
+        plain = {row["seed"]: row["psnr_y"] for row in rows if (row["cell"], row["way"]) == (name, "without")}
+        for way in WAYS:
+            own = [row for row in rows if (row["cell"], row["way"]) == (name, way)]
+            if not own:
+                continue
+            scores = f"{spread([row['psnr_y'] for row in own])} / {spread([row['ssim_y'] for row in own], 4)}"
+            gains = [row["psnr_y"] - plain[row["seed"]] for row in own if row["seed"] in plain]
+            gain = f"{np.mean(gains):+.2f} ({min(gains):+.2f} to {max(gains):+.2f})" if way != "without" else ""
+            minutes = sum(row["minutes"] + row["generator_minutes"] for row in own)
+            cells = [f"{CELLS[name].rain}, {CELLS[name].pairs}", way, scores, gain, str(len(own)), f"{minutes:.0f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    rainy = {CELLS[row["cell"]].rain: row["rainy"] for row in rows}
+    before = "; ".join(f"{kind} {v['psnr_y']:.2f} / {v['ssim_y']:.4f}" for kind, v in rainy.items())
+    net = f"PReNet of {args.recurrent_iter} stages, {args.steps} steps of {args.batchSize} crops"
+    how = f"{net}; generators of the same pairs: {args.generator_steps} steps of {args.generator_batch}"
+    return "\n".join([*lines, "", f"On Y, in dB, mean and deviation over the seeds. Rainy: {before}. {how}."]) + "\n"
 
 
-def _spread(rows: list[dict], key: str) -> str:
-    values, digits = [row[key] for row in rows], 2 if key == "psnr_y" else 4
-    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread}"
-
-
-def figure(plan: Plan, rows: list[dict], rainy: dict[str, tuple[float, float]]) -> np.ndarray:
+def figure(out: Path, rows: list[dict]) -> np.ndarray:
     """The curves of all trainings on the test pairs, a panel for each cell: (H, W, 3) uint8."""
-    drawing, axes = panels(1, len(rainy), 4.2, 3.4)
-    for name, axis in zip(rainy, axes, strict=True):
-        for way, color in zip(WAYS, ("C7", "C0"), strict=True):
-            for k, row in enumerate(row for row in rows if row["cell"] == name and row["way"] == way):
-                log = read_log(plan.out / name / f"seed{row['seed']}" / f"{way}_logs")
-                label = f"{way} generated rain" if k == 0 else None
-                axis.plot(log["step"], log["val_psnr_y"], color=color, marker=".", label=label)
-        axis.axhline(rainy[name][0], color="black", linestyle=":", label="rainy")
+    cells = list(dict.fromkeys(row["cell"] for row in rows))
+    drawing, axes = panels(1, len(cells), 4.2, 3.4)
+    colors = dict(zip(WAYS, ("C7", "C0", "C1"), strict=True))
+    for name, axis in zip(cells, axes, strict=True):
+        labels = set()
+        for row in (row for row in rows if row["cell"] == name):
+            log = read_log(out / name / f"seed{row['seed']}" / f"{row['way'].replace(' ', '_')}_logs")
+            label = None if row["way"] in labels else row["way"]
+            axis.plot(log["step"], log["val_psnr_y"], color=colors[row["way"]], marker=".", label=label)
+            labels.add(row["way"])
         axis.set_title(f"{CELLS[name].rain} rain, {CELLS[name].pairs} pairs: PSNR on Y, dB", fontsize=9)
         axis.set_xlabel("steps", fontsize=8)
         axis.legend(fontsize=7)
     return picture(drawing)
-
-
-def write_results(plan: Plan, rows: list[dict]) -> None:
-    """results.csv, results.md and claims.png, of what is done."""
-    folders = {row["cell"]: plan.out / row["cell"] / f"seed{row['seed']}" for row in rows}
-    rainy = {name: means(folder / f"{WAYS[0]}_derained", "rainy") for name, folder in folders.items()}
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: f"{v:.5f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    results = table(rows, rainy, plan)
-    write_bytes(plan.out / "results.csv", text.getvalue().encode())
-    write_bytes(plan.out / "results.md", results.encode())
-    write_image(plan.out / "claims.png", figure(plan, rows, rainy))
-    print(f"{results}\nwritten: results.md, results.csv and claims.png in {plan.out}")
 
 
 # --- the command ---------------------------------------------------------------------------------------------------
@@ -292,11 +194,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_path("--out", required=True, help="folder for everything; the same one goes on")
     parser.add_argument("--cells", nargs="+", choices=list(CELLS), default=list(CELLS), help="kind of rain and pairs")
     parser.add_argument("--seeds", nargs="+", type=cli.seed, default=[1, 2, 3], help="of all trainings")
+    parser.add_netED("default")
     parser.add_argument("--steps", type=cli.positive_int, default=6000, help="of each derainer")
+    parser.add_argument("--batchSize", type=cli.number(int, 3), default=18, help="crops in a step of a derainer")
     parser.add_argument("--generator_steps", type=cli.positive_int, default=15000, help="of each generator")
-    parser.add_argument("--generator", choices=("alone", "joint"), default="alone", help="how it is trained")
-    parser.add_argument("--jobs", type=cli.positive_int, default=1, help="cells at a time, on one GPU as well")
-    parser.add_argument("--batchSize", type=cli.number(int, 3), default=18, help="crops in a step")
+    parser.add_argument("--generator_batch", type=cli.positive_int, default=32, help="crops in a step of a generator")
     parser.add_argument("--recurrent_iter", type=cli.stages, default=6, help="stages of PReNet")
     parser.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px")
     flags.add_device(parser)
@@ -305,56 +207,35 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    plan = Plan(
-        data=Path(args.data),
-        out=Path(args.out),
-        steps=args.steps,
-        generator_steps=args.generator_steps,
-        generator=args.generator,
-        crops=("--batchSize", str(args.batchSize), "--patchSize", str(args.patchSize)),
-        derainer=("--recurrent_iter", str(args.recurrent_iter)),
-        device=("--use_gpu", str(args.use_gpu).lower(), "--gpu_id", args.gpu_id),
-    )
-    cells, seeds = list(dict.fromkeys(args.cells)), list(dict.fromkeys(args.seeds))
+    out, cells, seeds = Path(args.out), dict.fromkeys(args.cells), dict.fromkeys(args.seeds)
     for name in cells:
-        make_data(plan, name)
-    _same_plan(plan)
-    jobs = [(name, seed) for seed in seeds for name in cells]
-    running, problems, began = Running(), [], time.monotonic()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as with Ctrl-C
-    with ThreadPoolExecutor(args.jobs) as pool:
-        futures = {pool.submit(run_cell, plan, *job, running): job for job in jobs}
+        make_data(args, name)
+    _require_same_settings(args)
+    jobs = [(name, seed, way) for seed in seeds for name in cells for way in WAYS if way != WAYS[2] or CELLS[name].more]
+    problems = 0
+    for name, seed, way in progress_bar(jobs, desc="derainers", unit="derainer"):
         try:
-            for future in progress_bar(as_completed(futures), total=len(jobs), desc="cells", unit="cell"):
-                try:
-                    future.result()
-                except (UserError, OSError) as error:
-                    problems.append(f"{futures[future][0]}, seed {futures[future][1]}: {error}")
-                    print(problems[-1], file=sys.stderr)
-        except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            running.stop()
-            if isinstance(error, KeyboardInterrupt):
-                text = f"stopped; what is done is in {plan.out}, the same command goes on"
-                raise KeyboardInterrupt(text) from None
-            raise
-    rows = finished(plan.out)
-    if rows:
-        write_results(plan, rows)
-    minutes = (time.monotonic() - began) / 60
-    print(f"{len(jobs) - len(problems)} of {len(jobs)} cells and seeds done, {minutes:.1f} minutes now")
+            run(args, name, seed, way)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped; finished work is in {out}, the same command goes on") from None
+        except TrainingStopped as error:
+            problems += 1
+            print(f"{name}, seed {seed}, {way}: {error}", file=sys.stderr)
+    if rows := _rows(args):
+        write_rows(out / "results.csv", [{k: v for k, v in row.items() if k != "rainy"} for row in rows])
+        results = table(args, rows)
+        write_bytes(out / "results.md", results.encode())
+        write_image(out / "claims.png", figure(out, rows))
+        print(f"{results}\nwritten: results.md, results.csv and claims.png in {out}")
     return 1 if problems else 0
 
 
-def _same_plan(plan: Plan) -> None:
-    """Keep the settings beside the results.
-
-    Raises:
-        UserError: the folder holds results of other settings.
-    """
-    path, text = plan.out / "plan.txt", f"{plan._replace(data=plan.data.resolve(), out=Path(), device=())}\n"
+def _require_same_settings(args: argparse.Namespace) -> None:
+    path = Path(args.out, "settings.json")
+    names = ("netED", "steps", "batchSize", "generator_steps", "generator_batch", "recurrent_iter", "patchSize")
+    text = json.dumps({name: getattr(args, name) for name in names})
     if path.exists() and path.read_text(errors="replace") != text:
-        raise UserError(f"--out: {plan.out} holds results of other settings ({path}); choose another folder")
+        raise UserError(f"--out: {args.out} holds results of other settings ({path}); choose another folder")
     write_bytes(path, text.encode())
 
 

@@ -5,17 +5,13 @@
 Kinds: real streak layers (the upper bound), the generator of --netED, the project's procedural rain, and RandomRain of
 albumentations and of kornia, where these are installed. For each kind every photo gets --variants rains; PReNet then
 learns from these pairs, from the same crops in as many steps, once for each seed. A FOLDER of --test holds rain/ and
-norain/. What is done is kept: the same command goes on. Writes results.csv, results.md, curves.png and examples.png.
+norain/. Finished work is kept: the same command goes on. Writes results.csv, results.md, curves.png and examples.png.
 """
 
 import argparse
-import csv
 import functools
-import io
-import math
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +20,6 @@ from .. import cli, flags
 from ..data.compose import composed, fitted, part_of
 from ..data.demo import rain_layer
 from ..data.images import list_images, read_image, to_eight_bits, to_float, to_uint8, write_image
-from ..data.pairs import find_pairs
 from ..data.pictures import sheet
 from ..errors import TrainingStopped, UserError
 from ..files import write_bytes
@@ -33,12 +28,9 @@ from ..terminal import progress_bar
 from ..training.checkpoint import load_generator
 from ..training.device import pick_device
 from . import curves
-from .claims import Running, train
 from .distance import VARIED
-from .metrics import mean, score
+from .experiment import measure, spread, train_derainer, write_rows
 
-EPOCHS = 10  # of a training: so many points has its curve
-LAST = f"Aug_DerainNet_state_{EPOCHS}.pt"
 GAIN = 0.8, 1.2  # of real layers, as in the generator's training
 SETTINGS = {  # as the table states them
     "real": f"real streak layers, cropped, mirrored, gain {GAIN[0]:g} to {GAIN[1]:g}",
@@ -134,33 +126,19 @@ def make_pairs(args: argparse.Namespace, kind: str, rain: Rain) -> Path:
     return folder
 
 
-def derain(args: argparse.Namespace, kind: str, seed: int, sets: dict[str, Path], running: Running) -> list[dict]:
-    """Train PReNet on a kind of rain and test it: a row for each test set."""
+def derain(args: argparse.Namespace, kind: str, seed: int, sets: dict[str, Path]) -> tuple[list[dict], dict]:
+    """Train PReNet on a kind of rain and test it: a row for each test set, and the scores of its rainy images."""
     data, folder = Path(args.out, kind), Path(args.out, kind, f"seed{seed}")
     net = ["--recurrent_iter", args.recurrent_iter, "--precision", args.precision]
-    device = ["--use_gpu", str(args.use_gpu).lower(), "--gpu_id", args.gpu_id]
+    net += ["--use_gpu", str(args.use_gpu).lower(), "--gpu_id", args.gpu_id]
     first = next(iter(sets.values()))
-    flags = ["--data_path", data / "rain", "--gt_path", data / "norain", "--fake_ratio", 0, "--manualSeed", seed]
-    flags += ["--val_data_path", first / "rain", "--val_gt_path", first / "norain", "--batchSize", args.batchSize]
-    flags += ["--patchSize", args.patchSize, "--niter", EPOCHS, "--milestone", 6, 8, "--workers", 0]
-    flags += ["--iters_per_epoch", math.ceil(args.steps / EPOCHS), *net, *device]
-    minutes = train("for_syn/train_syn_aug.py", folder / "model", LAST, flags, running)
-    rows = []
-    for name, pairs in sets.items():
-        out = folder / name
-        if not (out / "metrics.csv").exists():
-            words = ["--data_path", pairs / "rain", "--gt_path", pairs / "norain", "--save_path", out, *net, *device]
-            running.call(
-                ["for_syn/test_syn_aug.py", "--model_dir", folder / "model" / LAST, *words], folder / f"{name}.txt"
-            )
-        rows.append({"kind": kind, "seed": seed, "test": name, **measured(out, pairs), "minutes": minutes})
-    return rows
-
-
-def measured(folder: Path, pairs: Path) -> dict[str, float]:
-    """PSNR and SSIM on Y, PSNR on RGB, means over the images of a folder."""
-    found = find_pairs(folder, pairs / "norain", "--out, --test")[0]
-    return asdict(mean([score(read_image(pair.rainy), read_image(pair.clean)) for pair in found]))
+    words = ["--data_path", data / "rain", "--gt_path", data / "norain", "--manualSeed", seed, "--workers", 0]
+    words += ["--val_data_path", first / "rain", "--val_gt_path", first / "norain", "--batchSize", args.batchSize]
+    file, minutes = train_derainer(folder / "model", args.steps, 0, [*words, "--patchSize", args.patchSize, *net])
+    scores = {name: measure(file, pairs, folder / name, net) for name, pairs in sets.items()}
+    row = {"kind": kind, "seed": seed}
+    rows = [{**row, "test": name, **both["derained"], "minutes": minutes} for name, both in scores.items()]
+    return rows, {name: both["rainy"] for name, both in scores.items()}
 
 
 def table(args: argparse.Namespace, rows: list[dict], rainy: dict[str, dict[str, float]]) -> str:
@@ -172,10 +150,8 @@ def table(args: argparse.Namespace, rows: list[dict], rainy: dict[str, dict[str,
     for kind in dict.fromkeys(row["kind"] for row in rows):
         cells, own = [], [row for row in rows if row["kind"] == kind]
         for name in rainy:
-            there = [row for row in own if row["test"] == name]
-            psnr, ssim = ([row[key] for row in there] for key in ("psnr_y", "ssim_y"))
-            spread = f" ± {np.std(psnr, ddof=1):.2f}" if len(psnr) > 1 else ""
-            cells.append(f"{np.mean(psnr):.2f}{spread} / {np.mean(ssim):.4f}")
+            psnr, ssim = ([row[key] for row in own if row["test"] == name] for key in ("psnr_y", "ssim_y"))
+            cells.append(f"{spread(psnr)} / {np.mean(ssim):.4f}")
         spent = sum({row["seed"]: row["minutes"] for row in own}.values())
         lines.append(f"| {kind} | {' | '.join(cells)} | {len({row['seed'] for row in own})} | {spent:.0f} |")
     how = f"PReNet of {args.recurrent_iter} stages, {args.steps} steps, batch {args.batchSize}, {args.precision}"
@@ -213,7 +189,6 @@ def main(argv: list[str] | None = None) -> int:
         if not (equals and name.isidentifier() and Path(folder, "rain").is_dir()):
             raise UserError(f"--test {text}: give NAME=FOLDER, with rain/ and norain/ in the folder")
         sets[name] = Path(folder).expanduser().resolve()
-    rainy = {name: measured(folder / "rain", folder) for name, folder in sets.items()}
     for kind, rain in rains(args).items():
         make_pairs(args, kind, rain)
     examples = []
@@ -221,21 +196,17 @@ def main(argv: list[str] | None = None) -> int:
         files = sorted((out / kind / "rain").glob("*_v0.png"))[:3]
         examples.append(([read_image(file) for file in files], [kind, *[""] * (len(files) - 1)]))
     write_image(out / "examples.png", sheet(examples))
-    running, rows = Running(), []
+    rows = []
     for seed in dict.fromkeys(args.seeds):
         for kind in args.kinds:
             try:
-                rows += derain(args, kind, seed, sets, running)
+                more, rainy = derain(args, kind, seed, sets)
+                rows += more
             except KeyboardInterrupt:
-                running.stop()
-                raise KeyboardInterrupt(f"stopped; what is done is in {out}, the same command goes on") from None
+                raise KeyboardInterrupt(f"stopped; finished work is in {out}, the same command goes on") from None
             except TrainingStopped as error:
                 raise TrainingStopped(f"{kind}, seed {seed}: {error}; the same command goes on") from None
-            text = io.StringIO()
-            writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({k: f"{v:.5f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-            write_bytes(out / "results.csv", text.getvalue().encode())
+            write_rows(out / "results.csv", rows)
             write_bytes(out / "results.md", table(args, rows, rainy).encode())
     logs = [str(out / kind / f"seed{args.seeds[0]}" / "model_logs") for kind in args.kinds]
     curves.main(["--log_dir", *logs, "--out", str(out / "curves.png")])

@@ -1,0 +1,94 @@
+"""Pieces of the experiments: run a script of the project, train a derainer, measure it, write tables."""
+
+import csv
+import io
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import TrainingStopped
+from ..files import write_bytes
+from .curves import read_log
+
+ROOT = Path(__file__).resolve().parents[2]
+EPOCHS = 10  # of a training: so many points has its curve
+SCORES = ("psnr_y", "ssim_y", "psnr_rgb")
+
+
+def call(words: list, log: Path) -> None:
+    """Run a script of the project to its end; what it prints goes to a file.
+
+    Raises:
+        TrainingStopped: it failed; names the file and its last line.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # In a session of its own: at Ctrl-C it gets one signal, from here, and saves its state.
+    how = {"cwd": ROOT, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL, "start_new_session": True}
+    with open(log, "ab") as file:
+        process = subprocess.Popen([sys.executable, *map(str, words)], stdout=file, **how)
+        try:
+            process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+    if process.returncode:
+        last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
+        raise TrainingStopped(f"{words[0]} ended with exit code {process.returncode}: {''.join(last)} (all: {log})")
+
+
+def train(script: str, model: Path, last: str, flags: list) -> float:
+    """Run a training script to its end, from where it was; returns its minutes, those of earlier calls included.
+
+    Args:
+        model: the folder of the model; the logs lie beside it.
+        last: name of the file that it writes in the end.
+
+    Raises:
+        TrainingStopped: it failed.
+    """
+    logs = model.with_name(f"{model.name}_logs")
+    if not (model / last).exists():
+        begun = (model / "train_state_last.pt").exists()
+        paths = ["--model_dir", model, "--log_dir", logs, *([] if begun else ["--overwrite"])]
+        call([script, *flags, *paths], model.with_name(f"{model.name}.txt"))
+    return float(read_log(logs)["seconds"].sum()) / 60
+
+
+def train_derainer(model: Path, steps: int, fake_ratio: float, flags: list) -> tuple[Path, float]:
+    """PReNet by train_syn_aug.py, the learning rate falls at 6/10 and 8/10; returns its file and minutes.
+
+    Args:
+        steps: at least so many, the same for every ratio whose denominator divides ``steps / EPOCHS``.
+    """
+    last, iters = f"Aug_DerainNet_state_{EPOCHS}.pt", math.ceil(steps / EPOCHS / (1 + fake_ratio))
+    words = ["--fake_ratio", fake_ratio, "--niter", EPOCHS, "--iters_per_epoch", iters, "--milestone", 6, 8]
+    return model / last, train("for_syn/train_syn_aug.py", model, last, [*flags, *words])
+
+
+def measure(net: Path, pairs: Path, out: Path, flags: list) -> dict[str, dict[str, float]]:
+    """Derain rain/ of a folder by test_syn_aug.py; the mean scores of 'rainy' and 'derained' images, see SCORES."""
+    if not (out / "metrics.csv").exists():
+        paths = ["--data_path", pairs / "rain", "--gt_path", pairs / "norain", "--save_path", out]
+        call(["for_syn/test_syn_aug.py", "--model_dir", net, *paths, *flags], out.with_suffix(".txt"))
+    *_, row = csv.DictReader(io.StringIO((out / "metrics.csv").read_text(errors="surrogateescape"), newline=""))
+    return {which: {key: float(row[f"{which}_{key}"]) for key in SCORES} for which in ("rainy", "derained")}
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """Write rows of equal keys as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"{v:.5f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    write_bytes(path, text.getvalue().encode())
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """'mean ± standard deviation' of several values."""
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}"
