@@ -311,9 +311,3 @@ def knobs(args: argparse.Namespace) -> dict[str, float]:
     """The knobs of ``add_rain`` that were set."""
     values = {name: getattr(args, name) for name in ("angle", "density", "thickness", "brightness")}
     return {name: value for name, value in values.items() if value is not None}
-
-
-def loop_settings(args: argparse.Namespace) -> dict:
-    """The flags of ``add_run`` and ``add_training`` that go to ``fit`` as they are."""
-    names = ["niter", "milestone", "workers", "log_dir", "save_every", "save_minutes", "log_every", "val_every"]
-    return {name: getattr(args, name) for name in names if name in args} | {"batch_size": args.batchSize}

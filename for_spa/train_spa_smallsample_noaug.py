@@ -21,7 +21,7 @@ from common.evaluation.derain import Windows, validator
 from common.training.augment import aug_draw, aug_step, ratio_digits, steps_per_epoch
 from common.training.device import pick_device
 from common.training.folder import describe, open_folder
-from common.training.loop import fit
+from common.training.loop import Models, fit
 from common.training.optimizer import adam
 from common.training.proof import record
 from common.training.seeds import seed_everything
@@ -69,17 +69,15 @@ def main(argv=None):
         precision.prepare(net, device, args.precision, args.compile, training=True)
         optimizer = adam(net.parameters(), args.lr)
         fit(
+            args=args,
             folder=folder,
+            models=Models({name: net}, {name: optimizer}),
+            dataset=dataset,
             draw=aug_draw(None, args.batchSize),
             step=record(aug_step(net, None, optimizer, args.batchSize), args, 1, [net], {name: optimizer}),
-            nets={name: net},
-            optimizers={name: optimizer},
-            gamma=0.2,
             iters_per_epoch=steps_per_epoch(args.iters_per_epoch, args.fake_ratio),
-            dataset=dataset,
+            gamma=0.2,
             validate=validate,
-            device=device,
-            **flags.loop_settings(args),
         )
 
 

@@ -21,7 +21,7 @@ from common.evaluation.derain import Windows, validator
 from common.training.augment import aug_draw, aug_step, pick_generator, real_samples, steps_per_epoch
 from common.training.device import pick_device
 from common.training.folder import describe, open_folder
-from common.training.loop import fit
+from common.training.loop import Models, fit
 from common.training.optimizer import adam
 from common.training.proof import record
 from common.training.seeds import seed_everything
@@ -78,18 +78,15 @@ def main(argv=None):
         optimizer = adam(net.parameters(), args.lr)
         n_real = real_samples(args.batchSize, args.fake_ratio)
         fit(
+            args=args,
             folder=folder,
+            models=Models({NAME: net}, {NAME: optimizer}, frozen=netED),
+            dataset=dataset,
             draw=aug_draw(netED, n_real),
             step=record(aug_step(net, netED, optimizer, n_real), args, 1, [net], {NAME: optimizer}),
-            nets={NAME: net},
-            optimizers={NAME: optimizer},
-            frozen=netED,
-            gamma=0.2,
             iters_per_epoch=steps_per_epoch(args.iters_per_epoch, args.fake_ratio),
-            dataset=dataset,
+            gamma=0.2,
             validate=validate,
-            device=device,
-            **flags.loop_settings(args),
         )
 
 

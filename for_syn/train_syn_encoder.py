@@ -23,7 +23,7 @@ from common.training.checkpoint import generator_of
 from common.training.device import pick_device
 from common.training.encoder import WARM_UP, encoder_draw, encoder_step, init_encoder
 from common.training.folder import describe, open_folder
-from common.training.loop import fit
+from common.training.loop import Models, fit
 from common.training.optimizer import adam
 from common.training.proof import record
 from common.training.seeds import seed_everything
@@ -80,19 +80,16 @@ def main(argv=None):
         optimizers = {"ED": adam(netED.encoder.parameters(), args.lr)}
         step = encoder_step(netED, optimizers["ED"], args.w_real)
         fit(
+            args=args,
             folder=folder,
+            models=Models({"ED": netED}, optimizers, frozen=netED.decoder),
+            dataset=dataset,
             draw=encoder_draw(args.nz),
             step=record(step, args, 1, [netED], optimizers),
-            nets={"ED": netED},
-            optimizers=optimizers,
-            frozen=netED.decoder,
-            warm_up=WARM_UP,
-            gamma=0.3,
             iters_per_epoch=args.iters_per_epoch,
-            dataset=dataset,
+            gamma=0.3,
+            warm_up=WARM_UP,
             validate=recovery_on(netED, held_out, device) if held_out else None,
-            device=device,
-            **flags.loop_settings(args),
         )
 
 

@@ -23,7 +23,7 @@ from common.training.device import pick_device
 from common.training.ema import EMA
 from common.training.folder import describe, open_folder
 from common.training.generator import LAZY, RainCritic, generator_draw, generator_step, init_decoder
-from common.training.loop import fit
+from common.training.loop import Models, fit
 from common.training.optimizer import adam
 from common.training.proof import record
 from common.training.seeds import seed_everything
@@ -89,17 +89,14 @@ def main(argv=None):
         ema = EMA(netED, args.ema, ramp=True)
         step = generator_step(netED, netD, optimizers, args.w_gp)
         fit(
+            args=args,
             folder=folder,
+            models=Models({"ED": netED, "D": netD, "ED_ema": ema.net}, optimizers, ema=ema),
+            dataset=dataset,
             draw=generator_draw(args.nz),
             step=record(step, args, LAZY, [netED, netD], optimizers),
-            nets={"ED": netED, "D": netD, "ED_ema": ema.net},
-            optimizers=optimizers,
-            ema=ema,
-            gamma=0.5,
             iters_per_epoch=args.iters_per_epoch,
-            dataset=dataset,
-            device=device,
-            **flags.loop_settings(args),
+            gamma=0.5,
         )
 
 

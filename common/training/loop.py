@@ -1,12 +1,14 @@
 """The loop around every kind of training: epochs, schedule, logs, saving, and a guard against bad losses."""
 
+import argparse
 import contextlib
 import hashlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,20 @@ from .folder import TrainingFolder
 from .graphs import CannotRecord
 from .log import Log
 from .optimizer import set_rate
+
+Tensors = dict[str, Tensor]
+Numbers = dict[str, float]
+Validate = Callable[[Callable[[], bool]], Numbers | None]  # (stop?) -> psnr_y or others; None if it was stopped
+
+
+@dataclass
+class Models:
+    """The networks of a training, all on one device, and what makes them learn."""
+
+    nets: dict[str, nn.Module]  # by file prefix; the first is the one whose best state is kept
+    optimizers: Mapping[str, Optimizer]  # by the same prefixes, see optimizer.py
+    ema: EMA | None = None  # moving average of one of the networks, updated after each step
+    frozen: nn.Module | None = None  # what the steps use and never change, to notice another one on resume
 
 
 def learning_rate(base: float, milestone: list[int], gamma: float, epoch: int) -> float:
@@ -152,30 +168,47 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
+def _stopped(folder: TrainingFolder) -> KeyboardInterrupt:
+    done = f"{folder.epoch} epochs and {folder.step} steps"
+    return KeyboardInterrupt(f"stopped and saved after {done}. The same command goes on.")
+
+
+@contextlib.contextmanager
+def _explained(folder: TrainingFolder) -> Iterator[None]:
+    """Within it, an error that a user can mend becomes a message with the remedy and the last good state."""
+    try:
+        yield
+    except CannotRecord as error:
+        advice = "Run the same command with --cuda_graphs off."
+        raise TrainingStopped(f"--cuda_graphs: {error}. {folder.last_good()} {advice}") from None
+    except distributed.ProcessLost as error:
+        raise TrainingStopped(f"{error}. {folder.last_good()}") from None
+    except (RuntimeError, MemoryError) as error:
+        told = (str(error) or type(error).__name__).splitlines()[0]
+        if is_dead_worker(error):
+            reason = f"a worker that reads the images died ({told}); try fewer --workers."
+        elif is_out_of_memory(error):
+            reason = (
+                f"out of memory ({told}). Where nothing else takes the memory, a new training needs a smaller "
+                "--batchSize, --patchSize or network, or several GPUs."
+            )
+        else:
+            raise
+        raise TrainingStopped(f"{reason} {folder.last_good()}") from None
+
+
 def fit(
     *,
+    args: argparse.Namespace,  # flags of add_run: niter, milestone, batchSize, what to save and when
     folder: TrainingFolder,  # the state to go on from, saving
-    draw: Callable[[Tensor, Tensor, int, int], tuple],  # (rainy, clean, index over all steps, whole batch) -> inputs
-    step: Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]],  # inputs -> losses, detached, and images
-    nets: dict[str, nn.Module],  # by file prefix, on the device
-    optimizers: Mapping[str, Optimizer],  # by the same prefixes, see optimizer.py
+    models: Models,
     dataset: PatchDataset,  # of crops
-    device: torch.device,
-    batch_size: int,  # crops in a step, of all processes together
+    draw: Callable[[Tensor, Tensor, int, int], tuple],  # (rainy, clean, index over all steps, whole batch) -> inputs
+    step: Callable[..., tuple[Tensors, Tensors]],  # inputs -> losses, detached, and images
     iters_per_epoch: int,  # steps of an epoch
-    niter: int,  # epochs
-    milestone: list[int],  # finished epochs after which every learning rate is multiplied by gamma
-    gamma: float,
-    workers: int,  # processes that read images
-    log_dir: str,
-    save_every: int,  # epochs between bare weights; the last epoch always
-    save_minutes: float,  # between full states within an epoch; after each epoch always
-    log_every: int,  # steps between scalars
-    validate: Callable[[Callable[[], bool]], dict[str, float] | None] | None = None,  # (stop?) -> psnr_y or others
-    val_every: int = 1,  # epochs
-    frozen: nn.Module | None = None,  # what the steps use and never change, to notice another one on resume
-    ema: EMA | None = None,  # moving average of one of the networks, updated after each step
+    gamma: float,  # factor of every learning rate after the epochs of --milestone
     warm_up: int = 0,  # steps over which the learning rates rise to their values
+    validate: Validate | None = None,
 ) -> None:
     """Train from where the folder stands to the end of epoch niter.
 
@@ -183,137 +216,180 @@ def fit(
         TrainingStopped: a loss or weight is not finite, a file can't be read or saved; the last good state stays.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
     """
-    base = {name: optimizer.param_groups[0]["initial_lr"] for name, optimizer in optimizers.items()}
-    data = dataset.fingerprint() + (f", generator {_digest(frozen)}" if frozen else "")
+    nets, optimizers = models.nets, models.optimizers
+    device = next(next(iter(nets.values())).parameters()).device
+    data = dataset.fingerprint() + (f", generator {_digest(models.frozen)}" if models.frozen else "")
     distributed.require_same("--use_gpu", device.type)
     distributed.require_same("--data_path, --netED", data)
     folder.restore(nets, optimizers, data)
     distributed.broadcast_weights(nets.values())
-    if folder.epoch >= niter:
-        _say(f"nothing to do: {folder.epoch} epochs are done and --niter is {niter}")
+    if folder.epoch >= args.niter:
+        _say(f"nothing to do: {folder.epoch} epochs are done and --niter is {args.niter}")
         return
-    own_size = len(range(batch_size)[distributed.share()])
+    own_size, processes = len(range(args.batchSize)[distributed.share()]), distributed.world_size()
     if own_size == 0:
-        raise UserError(f"--batchSize: {batch_size} crops for {distributed.world_size()} processes; each needs one")
-    weight = own_size / batch_size
+        raise UserError(f"--batchSize: {args.batchSize} crops for {processes} processes; each needs one")
+    weight = own_size / args.batchSize
     for optimizer in optimizers.values():
         distributed.average_gradients(optimizer, weight)
-    first = folder.epoch + 1
-    done_before = folder.epoch * iters_per_epoch + folder.step
-    log = Log(log_dir, folder.options(), folder.epoch, done_before, folder.args.overwrite)
-    folder.begin()
-    sampler = CropSampler(batch_size, iters_per_epoch, dataset.seed, first, niter, folder.step)
-    loader, close = crop_loader(dataset, sampler, workers, pin_memory=device.type == "cuda")
+    base = {name: optimizer.param_groups[0]["initial_lr"] for name, optimizer in optimizers.items()}
 
-    def save() -> None:
-        sums.require_finite(folder)
-        folder.sums = sums.plain() if folder.step else {}
-        folder.save_state(nets, optimizers)
+    def train_on(pixels: Tensor, index: int) -> tuple[Tensors, Tensors]:
+        if index <= warm_up:
+            for name, optimizer in optimizers.items():
+                set_rate(optimizer, base[name] * (index + 1) / (warm_up + 1))
+        rainy, clean = to_batch(pixels.to(device, non_blocking=True))
+        losses, images = step(*draw(rainy, clean, index, args.batchSize))
+        if models.ema is not None:
+            models.ema.update(index)
+        return distributed.average(losses, weight), images
 
-    def stopped() -> KeyboardInterrupt:
-        done = f"{folder.epoch} epochs and {folder.step} steps"
-        return KeyboardInterrupt(f"stopped and saved after {done}. The same command goes on.")
-
+    loop = _Loop(args, folder, models, iters_per_epoch, train_on, validate)
+    sampler = CropSampler(args.batchSize, iters_per_epoch, dataset.seed, folder.epoch + 1, args.niter, folder.step)
+    loader, close = crop_loader(dataset, sampler, args.workers, pin_memory=device.type == "cuda")
     batches = _batches(loader)
     with StopRequest() as stop:
         try:
-            saved_at = time.monotonic()
-            for epoch in range(first, niter + 1):
-                rates = {name: learning_rate(base[name], milestone, gamma, epoch) for name in optimizers}
-                for name, optimizer in optimizers.items():
-                    set_rate(optimizer, rates[name])
-                sums, began, began_at = LossSums(folder.sums), time.monotonic(), folder.step
-                images: dict[str, Tensor] = {}
-                with progress_bar(
-                    total=iters_per_epoch, initial=folder.step, desc=f"epoch {epoch}/{niter}", leave=False
-                ) as bar:
-                    while folder.step < iters_per_epoch:
-                        index = (epoch - 1) * iters_per_epoch + folder.step
-                        problem = ""
-                        try:
-                            pixels = next(batches)
-                        except DataLost as error:
-                            problem = str(error)
-                        late = time.monotonic() - saved_at > 60 * save_minutes
-                        stopping, late, lost = distributed.any_true(stop(), late, bool(problem))
-                        if stopping or late or lost:
-                            save()
-                            saved_at = time.monotonic()
-                        if lost:
-                            raise DataLost(f"{distributed.first_reason(problem)}. {folder.last_good()}")
-                        if stopping:
-                            distributed.gather(None)  # until the first process has saved
-                            raise stopped()
-                        if index <= warm_up:
-                            for name, optimizer in optimizers.items():
-                                set_rate(optimizer, base[name] * (index + 1) / (warm_up + 1))
-                        rainy, clean = to_batch(pixels.to(device, non_blocking=True))
-                        try:
-                            losses, images = step(*draw(rainy, clean, index, batch_size))
-                        except DerainerError as error:
-                            if index > done_before:
-                                save()
-                            raise TrainingStopped(f"{error} {folder.last_good()}") from None
-                        if ema is not None:
-                            ema.update(index)
-                        sums.add(distributed.average(losses, weight), index)
-                        folder.step += 1
-                        bar.update()
-                        if folder.step % log_every == 0 or folder.step == iters_per_epoch:
-                            sums.require_finite(folder)
-                            newest = sums.last()
-                            log.scalars({f"loss/{name}": value for name, value in newest.items()}, index)
-                            bar.set_postfix({name: f"{value:.3g}" for name, value in newest.items()}, refresh=False)
-                seconds = time.monotonic() - began
-                sums.require_finite(folder)
-                distributed.broadcast_weights(nets.values(), trainable=False)
-                scores = {}
-                if validate is not None and (epoch % val_every == 0 or epoch == niter):
-                    save()  # whatever happens now, the epoch's steps are done; a resume repeats the validation alone
-                    try:
-                        scores = validate(stop)
-                    except UserError as error:  # of a derainer, of an image that has changed
-                        raise TrainingStopped(f"validation: {error} {folder.last_good()}") from None
-                    if scores is None:  # Ctrl-C
-                        raise stopped()
-                    if scores.get("psnr_y", folder.best) > folder.best:
-                        folder.best = scores["psnr_y"]
-                        folder.save_weights({name: nets[name] for name in list(nets)[:1]}, "best")
-                saving = epoch % save_every == 0 or epoch == niter
-                if saving:
-                    folder.save_weights(nets, f"state_{epoch}")
-                means, speed = sums.means(), (iters_per_epoch - began_at) / max(seconds, 1e-9)
-                end = epoch * iters_per_epoch
-                rates = {f"lr/{name}": rate for name, rate in rates.items()}
-                log.scalars(rates | {f"val/{name}": value for name, value in scores.items()}, end)
-                log.images(images, end)
-                columns = means | rates | {f"val_{name}": value for name, value in scores.items()}
-                log.epoch({"epoch": epoch, "step": end, "seconds": f"{seconds:.1f}"} | columns)
-                folder.epoch, folder.step = epoch, 0  # after the log: a resume drops rows that are too new
-                save()
-                saved_at = time.monotonic()
-                shown = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
-                measured = "".join(f"  val {name} {value:.4f}" for name, value in scores.items())
-                files = f"  saved ..._state_{epoch}.pt" if saving else ""
-                _say(f"epoch {epoch}/{niter}  {shown}{measured}  ({seconds:.0f} s, {speed:.2f} steps/s){files}")
-        except CannotRecord as error:
-            advice = "Run the same command with --cuda_graphs off."
-            raise TrainingStopped(f"--cuda_graphs: {error}. {folder.last_good()} {advice}") from None
-        except distributed.ProcessLost as error:
-            raise TrainingStopped(f"{error}. {folder.last_good()}") from None
-        except (RuntimeError, MemoryError) as error:
-            told = (str(error) or type(error).__name__).splitlines()[0]
-            if is_dead_worker(error):
-                reason = f"a worker that reads the images died ({told}); try fewer --workers."
-            elif is_out_of_memory(error):
-                reason = (
-                    f"out of memory ({told}). Where nothing else takes the memory, a new training needs a smaller "
-                    "--batchSize, --patchSize or network, or several GPUs."
-                )
-            else:
-                raise
-            raise TrainingStopped(f"{reason} {folder.last_good()}") from None
+            with _explained(folder):
+                for epoch in range(folder.epoch + 1, args.niter + 1):
+                    rates = {name: learning_rate(base[name], args.milestone, gamma, epoch) for name in optimizers}
+                    for name, optimizer in optimizers.items():
+                        set_rate(optimizer, rates[name])
+                    loop.run_epoch(batches, stop, rates)
         finally:
             close()
             batches.close()
-            log.close()
+            loop.log.close()
+
+
+class _Loop:
+    """The epochs of ``fit``: steps, validation, saving, logs.
+
+    Args:
+        train_on: (pixels, index of the step) -> losses of the whole batch, images.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        folder: TrainingFolder,
+        models: Models,
+        iters_per_epoch: int,
+        train_on: Callable[[Tensor, int], tuple[Tensors, Tensors]],
+        validate: Validate | None,
+    ) -> None:
+        self.args, self.folder, self.models, self.iters_per_epoch = args, folder, models, iters_per_epoch
+        self.train_on, self.validate = train_on, validate
+        self.first = self.index
+        self.log = Log(args.log_dir, folder.options(), folder.epoch, self.first, args.overwrite)
+        folder.begin()
+        self.saved_at = time.monotonic()
+
+    @property
+    def index(self) -> int:
+        """The next step, counted from 0 over the whole training."""
+        return self.folder.epoch * self.iters_per_epoch + self.folder.step
+
+    def save(self) -> None:
+        """Save the full state, if all losses are finite."""
+        self.sums.require_finite(self.folder)
+        self.folder.sums = self.sums.plain() if self.folder.step else {}
+        self.folder.save_state(self.models.nets, self.models.optimizers)
+        self.saved_at = time.monotonic()
+
+    def run_epoch(self, batches: Iterator[Tensor], stop: StopRequest, rates: Numbers) -> None:
+        """Train to the end of the epoch, validate, save, log."""
+        args, folder, nets = self.args, self.folder, self.models.nets
+        epoch, steps, began = folder.epoch + 1, self.iters_per_epoch - folder.step, time.monotonic()
+        self.sums = LossSums(folder.sums)
+        images = self.run_steps(batches, stop)
+        seconds = time.monotonic() - began
+        self.sums.require_finite(folder)
+        distributed.broadcast_weights(nets.values(), trainable=False)
+        is_last = epoch == args.niter
+        scores: Numbers = {}
+        if self.validate is not None and (epoch % getattr(args, "val_every", 1) == 0 or is_last):
+            scores = self.scores(self.validate, stop)
+        saving = epoch % args.save_every == 0 or is_last
+        if saving:
+            folder.save_weights(nets, f"state_{epoch}")
+        means = self.sums.means()
+        self.write_log(means, rates, scores, images, seconds)
+        folder.epoch, folder.step = epoch, 0  # after the log: a resume drops rows that are too new
+        self.save()
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
+        measured = "".join(f"  val {name} {value:.4f}" for name, value in scores.items())
+        files = f"  saved ..._state_{epoch}.pt" if saving else ""
+        speed = steps / max(seconds, 1e-9)
+        _say(f"epoch {epoch}/{args.niter}  {shown}{measured}  ({seconds:.0f} s, {speed:.2f} steps/s){files}")
+
+    def run_steps(self, batches: Iterator[Tensor], stop: StopRequest) -> Tensors:
+        """The steps that the epoch lacks; returns the images of the last one."""
+        folder, length = self.folder, self.iters_per_epoch
+        images: Tensors = {}
+        title = f"epoch {folder.epoch + 1}/{self.args.niter}"
+        with progress_bar(total=length, initial=folder.step, desc=title, leave=False) as bar:
+            while folder.step < length:
+                index, pixels = self.index, self.next_batch(batches, stop)
+                try:
+                    losses, images = self.train_on(pixels, index)
+                except DerainerError as error:
+                    if index > self.first:
+                        self.save()
+                    raise TrainingStopped(f"{error} {folder.last_good()}") from None
+                self.sums.add(losses, index)
+                folder.step += 1
+                bar.update()
+                if folder.step % self.args.log_every == 0 or folder.step == length:
+                    self.sums.require_finite(folder)
+                    newest = self.sums.last()
+                    self.log.scalars({f"loss/{name}": value for name, value in newest.items()}, index)
+                    bar.set_postfix({name: f"{value:.3g}" for name, value in newest.items()}, refresh=False)
+        return images
+
+    def next_batch(self, batches: Iterator[Tensor], stop: StopRequest) -> Tensor:
+        """The crops of the next step. Saves when it is time to; then stops where it has to.
+
+        Raises:
+            DataLost: an image can't be read.
+            KeyboardInterrupt: see ``StopRequest``.
+        """
+        problem = ""
+        try:
+            pixels = next(batches)
+        except DataLost as error:
+            problem = str(error)
+        late = time.monotonic() - self.saved_at > 60 * self.args.save_minutes
+        stopping, late, lost = distributed.any_true(stop(), late, bool(problem))
+        if stopping or late or lost:
+            self.save()
+        if lost:
+            raise DataLost(f"{distributed.first_reason(problem)}. {self.folder.last_good()}")
+        if stopping:
+            distributed.gather(None)  # until the first process has saved
+            raise _stopped(self.folder)
+        return pixels
+
+    def scores(self, validate: Validate, stop: StopRequest) -> Numbers:
+        """Validate, and keep the weights of the derainer if it is the best so far."""
+        folder = self.folder
+        self.save()  # whatever happens now, the epoch's steps are done; a resume repeats the validation alone
+        try:
+            scores = validate(stop)
+        except UserError as error:  # of a derainer, of an image that has changed
+            raise TrainingStopped(f"validation: {error} {folder.last_good()}") from None
+        if scores is None:  # Ctrl-C
+            raise _stopped(folder)
+        if scores.get("psnr_y", folder.best) > folder.best:
+            folder.best = scores["psnr_y"]
+            folder.save_weights({name: self.models.nets[name] for name in list(self.models.nets)[:1]}, "best")
+        return scores
+
+    def write_log(self, means: Numbers, rates: Numbers, scores: Numbers, images: Tensors, seconds: float) -> None:
+        """Log an epoch whose steps are done."""
+        epoch, end = self.folder.epoch + 1, self.index
+        rates = {f"lr/{name}": rate for name, rate in rates.items()}
+        self.log.scalars(rates | {f"val/{name}": value for name, value in scores.items()}, end)
+        self.log.images(images, end)
+        columns = means | rates | {f"val_{name}": value for name, value in scores.items()}
+        self.log.epoch({"epoch": epoch, "step": end, "seconds": f"{seconds:.1f}"} | columns)
