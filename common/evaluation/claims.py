@@ -29,8 +29,9 @@ from ..data.images import write_image
 from ..errors import TrainingStopped, UserError
 from ..files import write_bytes
 from ..terminal import progress_bar
+from ..training.augment import steps_per_epoch
 from .curves import panels, picture, read_log
-from .experiment import EPOCHS, measure, spread, train, train_derainer, write_rows
+from .experiment import EPOCHS, device_flags, measure, spread, train, train_derainer, write_rows
 
 HEAVY_TEST = tuple(f"norain-{k}.png" for k in (3, 6, 9, 12, 15, 18))  # of the 18 pairs of Rain100H's training set
 HEAVY_TRAIN = tuple(f"norain-{k}.png" for k in (2, 4, 5, 7, 8, 11, 13, 14, 16, 17, 19, 20))
@@ -93,15 +94,21 @@ def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
                 raise UserError(f"--data: there is no {source / kind / name}; see --help") from None
 
 
+def steps_of(total: int) -> tuple[int, int]:
+    """--iters_per_epoch with generated rain, and without, so that all trainings have the same number of steps.
+
+    Args:
+        total: steps of a training, about; rounded up so that both fit.
+    """
+    iters = math.ceil(total / EPOCHS / (1 + FAKE_RATIO))
+    return iters, steps_per_epoch(iters, FAKE_RATIO)
+
+
 def _flags(args: argparse.Namespace, name: str, seed: int) -> list:
     """Flags of all trainings of a cell."""
     pairs = make_data(args, name) / "train"
     words = ["--data_path", pairs / "rain", "--gt_path", pairs / "norain", "--manualSeed", seed, "--workers", 0]
-    return [*words, "--patchSize", args.patchSize, *_device(args)]
-
-
-def _device(args: argparse.Namespace) -> list:
-    return ["--use_gpu", str(args.use_gpu).lower(), "--gpu_id", args.gpu_id]
+    return [*words, "--patchSize", args.patchSize, *device_flags(args)]
 
 
 def train_generator(args: argparse.Namespace, name: str, seed: int) -> tuple[Path, float]:
@@ -118,19 +125,20 @@ def run(args: argparse.Namespace, name: str, seed: int, way: str) -> dict:
     done = folder.with_suffix(".json")
     if done.exists():
         return json.loads(done.read_bytes())
-    row, words = {"cell": name, "seed": seed, "way": way}, ["--batchSize", args.batchSize]
+    test, stages = make_data(args, name) / "test", ["--recurrent_iter", args.recurrent_iter]
+    words = [*_flags(args, name, seed), *stages, "--batchSize", args.batchSize]
+    words += ["--val_data_path", test / "rain", "--val_gt_path", test / "norain"]
+    ratio, (with_, iters), generator_minutes = 0.0, steps_of(args.steps), 0.0
     if way != "without":
+        ratio, iters, netED = FAKE_RATIO, with_, args.netED
         source = name if way == "same pairs" else CELLS[name].more
-        netED = args.netED
         if source != "--netED":
-            netED, row["generator_minutes"] = train_generator(args, source, seed)
+            netED, generator_minutes = train_generator(args, source, seed)
         words += ["--netED", netED]
-    stages = ["--recurrent_iter", args.recurrent_iter]
-    test = make_data(args, name) / "test"
-    words += [*_flags(args, name, seed), *stages, "--val_data_path", test / "rain", "--val_gt_path", test / "norain"]
-    net, minutes = train_derainer(folder, args.steps, FAKE_RATIO * (way != "without"), words)
-    scores = measure(net, test, folder.with_name(f"{folder.name}_derained"), [*stages, *_device(args)])
-    row = {"generator_minutes": 0.0, **row, "minutes": minutes, **scores["derained"], "rainy": scores["rainy"]}
+    net, minutes = train_derainer(folder, iters, ratio, words)
+    scores = measure(net, test, folder.with_name(f"{folder.name}_derained"), [*stages, *device_flags(args)])
+    row = {"cell": name, "seed": seed, "way": way, **scores["derained"], "rainy": scores["rainy"]}
+    row |= {"generator_minutes": generator_minutes, "minutes": minutes}
     write_bytes(done, json.dumps(row).encode())
     return row
 
@@ -232,7 +240,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _require_same_settings(args: argparse.Namespace) -> None:
     path = Path(args.out, "settings.json")
-    names = ("netED", "steps", "batchSize", "generator_steps", "generator_batch", "recurrent_iter", "patchSize")
+    names = ("data", "netED", "steps", "batchSize", "generator_steps", "generator_batch", "recurrent_iter", "patchSize")
     text = json.dumps({name: getattr(args, name) for name in names})
     if path.exists() and path.read_text(errors="replace") != text:
         raise UserError(f"--out: {args.out} holds results of other settings ({path}); choose another folder")

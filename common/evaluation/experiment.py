@@ -1,8 +1,8 @@
 """Pieces of the experiments: run a script of the project, train a derainer, measure it, write tables."""
 
+import argparse
 import csv
 import io
-import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,6 +17,11 @@ from .curves import read_log
 ROOT = Path(__file__).resolve().parents[2]
 EPOCHS = 10  # of a training: so many points has its curve
 SCORES = ("psnr_y", "ssim_y", "psnr_rgb")
+
+
+def device_flags(args: argparse.Namespace) -> list:
+    """The flags of ``flags.add_device`` for a script."""
+    return ["--use_gpu", str(args.use_gpu).lower(), "--gpu_id", args.gpu_id]
 
 
 def call(words: list, log: Path) -> None:
@@ -49,23 +54,25 @@ def train(script: str, model: Path, last: str, flags: list) -> float:
         last: name of the file that it writes in the end.
 
     Raises:
-        TrainingStopped: it failed.
+        TrainingStopped: it ended without that file.
     """
-    logs = model.with_name(f"{model.name}_logs")
+    logs, log = model.with_name(f"{model.name}_logs"), model.with_name(f"{model.name}.txt")
     if not (model / last).exists():
         begun = (model / "train_state_last.pt").exists()
         paths = ["--model_dir", model, "--log_dir", logs, *([] if begun else ["--overwrite"])]
-        call([script, *flags, *paths], model.with_name(f"{model.name}.txt"))
+        call([script, *flags, *paths], log)
+    if not (model / last).exists():
+        raise TrainingStopped(f"{script}: ended without {model / last}; see {log}")
     return float(read_log(logs)["seconds"].sum()) / 60
 
 
-def train_derainer(model: Path, steps: int, fake_ratio: float, flags: list) -> tuple[Path, float]:
+def train_derainer(model: Path, iters: int, fake_ratio: float, flags: list) -> tuple[Path, float]:
     """PReNet by train_syn_aug.py, the learning rate falls at 6/10 and 8/10; returns its file and minutes.
 
     Args:
-        steps: at least so many, the same for every ratio whose denominator divides ``steps / EPOCHS``.
+        iters: --iters_per_epoch, which ``augment.steps_per_epoch`` turns into steps.
     """
-    last, iters = f"Aug_DerainNet_state_{EPOCHS}.pt", math.ceil(steps / EPOCHS / (1 + fake_ratio))
+    last = f"Aug_DerainNet_state_{EPOCHS}.pt"
     words = ["--fake_ratio", fake_ratio, "--niter", EPOCHS, "--iters_per_epoch", iters, "--milestone", 6, 8]
     return model / last, train("for_syn/train_syn_aug.py", model, last, [*flags, *words])
 

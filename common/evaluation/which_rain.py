@@ -10,6 +10,7 @@ norain/. Finished work is kept: the same command goes on. Writes results.csv, re
 
 import argparse
 import functools
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,7 @@ from ..training.checkpoint import load_generator
 from ..training.device import pick_device
 from . import curves
 from .distance import VARIED
-from .experiment import measure, spread, train_derainer, write_rows
+from .experiment import EPOCHS, device_flags, measure, spread, train_derainer, write_rows
 
 GAIN = 0.8, 1.2  # of real layers, as in the generator's training
 SETTINGS = {  # as the table states them
@@ -129,12 +130,12 @@ def make_pairs(args: argparse.Namespace, kind: str, rain: Rain) -> Path:
 def derain(args: argparse.Namespace, kind: str, seed: int, sets: dict[str, Path]) -> tuple[list[dict], dict]:
     """Train PReNet on a kind of rain and test it: a row for each test set, and the scores of its rainy images."""
     data, folder = Path(args.out, kind), Path(args.out, kind, f"seed{seed}")
-    net = ["--recurrent_iter", args.recurrent_iter, "--precision", args.precision]
-    net += ["--use_gpu", str(args.use_gpu).lower(), "--gpu_id", args.gpu_id]
+    net = ["--recurrent_iter", args.recurrent_iter, "--precision", args.precision, *device_flags(args)]
     first = next(iter(sets.values()))
     words = ["--data_path", data / "rain", "--gt_path", data / "norain", "--manualSeed", seed, "--workers", 0]
     words += ["--val_data_path", first / "rain", "--val_gt_path", first / "norain", "--batchSize", args.batchSize]
-    file, minutes = train_derainer(folder / "model", args.steps, 0, [*words, "--patchSize", args.patchSize, *net])
+    words += ["--patchSize", args.patchSize, *net]
+    file, minutes = train_derainer(folder / "model", math.ceil(args.steps / EPOCHS), 0, words)
     scores = {name: measure(file, pairs, folder / name, net) for name, pairs in sets.items()}
     row = {"kind": kind, "seed": seed}
     rows = [{**row, "test": name, **both["derained"], "minutes": minutes} for name, both in scores.items()]
