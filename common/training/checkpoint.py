@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, read without running code, recognised when they are the wrong ones."""
+"""Checkpoint files: written whole or not at all, read without running code, put into networks that they fit."""
 
 import argparse
 import contextlib
@@ -7,7 +7,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -17,37 +17,11 @@ from .. import derainer
 from ..errors import TrainingStopped, UserError, is_dead_worker
 from ..models import Derain, EDNet
 from ..terminal import printable
+from .kinds import KINDS, REMEDIES, kind_of, unwrapped
 
 KEYS_SHOWN = 4
 _DAMAGED = "is not a PyTorch checkpoint, or a damaged one. Fetch or save it again."
-_OTHER = "test_syn_aug.py --derainer path/to/file.py:Class tests it, with its authors' code"
-# What a state dict looks like -> what to call it, and where it belongs.
-_KINDS = {
-    "joint": ("a joint derainer, BNet (DerainNet_state)", "use test_syn_joint.py or test_spa_joint.py"),
-    "augmented": ("an augmented derainer", "use test_syn_aug.py or test_spa_aug.py"),
-    "ED": ("a generator, ED", "it belongs to --netED, ED_state_N.pt"),
-    "own": ("the network of --derainer", "name it with --derainer"),
-    "D": ("a critic, D", "only joint training uses it, D_state_N.pt"),
-    "state": (
-        "a training state",
-        "use the network's own file beside it (..._state_N.pt); the training goes on from it",
-    ),
-    "PReNet_r": ("PReNet_r, a PReNet with one residual block for all", "use test_syn_aug.py or test_spa_aug.py"),
-    "PRN": ("PRN, a PReNet without its LSTM", _OTHER),
-    "PRN_r": ("PRN_r, a PReNet without its LSTM and with one residual block for all", _OTHER),
-    "PReNet_x": ("PReNet_x, a PReNet whose stages do not see the rainy image", _OTHER),
-    "ablation": ("a PReNet with another recurrent unit than the LSTM (GRU, say)", _OTHER),
-}
-# What to do where names or shapes differ; PReNet and BNet have no sizes to set.
-_REMEDIES = {
-    "ED": "Set the flags of the network (--nz, --nef, --patchSize) as in its training.",
-    "D": "Set the flags of the network (--ndf, --patchSize) as in its training.",
-    "own": "Give --derainer and --derainer_args as in its training.",
-    "augmented": f"If it is of another network: {_OTHER}.",
-}
 _PROFILED = ("total_ops", "total_params")  # what counting operations (thop) leaves in a network
-# What saving from DataParallel, torch.compile or a network around the network puts before all names.
-_PREFIXES = ("module.", "_orig_mod.", "net.", "model.", "network.", "netG.", "generator.")
 
 
 def save(value: object, path: Path, keep: Path | None = None) -> None:
@@ -75,8 +49,8 @@ def save(value: object, path: Path, keep: Path | None = None) -> None:
         for cause in causes:
             if is_dead_worker(cause):
                 raise cause from None
-        told = [cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror]
-        reason = (told or str(error).splitlines())[0]
+        reasons = [cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror]
+        reason = (reasons or str(error).splitlines())[0]
         raise TrainingStopped(
             f"{path}: can't be saved ({reason}); check the disk and the permissions of the folder. What was saved "
             "before is untouched."
@@ -241,35 +215,6 @@ def load_joint(args: argparse.Namespace, hint: str = "") -> Derain:
     return net
 
 
-def kind_of(content: object) -> str | None:
-    """What a loaded file is: a key of ``_KINDS`` ('joint', 'augmented', 'ED', 'D', 'state', ...) or None."""
-    if not isinstance(content, dict):
-        return None
-    keys = {str(key) for key in content}
-    if "vrgnet_state" in keys:
-        return "state"
-    if any(key.startswith("derainet.") for key in keys):
-        return "joint"
-    if {"conv0.0.weight", "conv.0.weight", "res_conv1.0.weight"} <= keys:
-        return _kind_of_prenet(content)
-    if any(key.startswith("encoder.main.") for key in keys):
-        return "ED"
-    return "D" if "l4.0.module.weight_bar" in keys else None
-
-
-def _kind_of_prenet(content: dict) -> str:
-    """Which of the networks that PReNet's repository publishes."""
-    gates = {key for key in content if re.fullmatch(r"conv_\w+\.0\.weight", str(key))}
-    one_block = "res_conv2.0.weight" not in content
-    if not gates:
-        return "PRN_r" if one_block else "PRN"
-    if gates != {f"conv_{gate}.0.weight" for gate in "ifgo"}:
-        return "ablation"
-    if getattr(content["conv0.0.weight"], "shape", ())[1:2] == (3,):
-        return "PReNet_x"
-    return "PReNet_r" if one_block else "augmented"
-
-
 def load_generator(path: Path, flag: str, hint: str = "") -> EDNet:
     """Make the EDNet that fits a released or own file, whatever its sizes, and fill it.
 
@@ -277,7 +222,7 @@ def load_generator(path: Path, flag: str, hint: str = "") -> EDNet:
         UserError: see ``load`` and ``load_weights``.
     """
     ends = {"encoder.main.0.weight", "decoder.main.0.weight"}  # which every size has
-    content = _unwrapped(load(path, flag, hint), ends, "ED", f"{flag}: {path}")
+    content = unwrapped(load(path, flag, hint), ends, "ED", f"{flag}: {path}")
     net = EDNet()
     if kind_of(content) == "ED":
         tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
@@ -322,8 +267,8 @@ def generator_of(args: argparse.Namespace, device: torch.device, hint: str) -> E
     if net.nc != 3:
         raise UserError(f"--netED: {args.netED} makes rain of {net.nc} channels; RGB images have 3")
     if differ:
-        found = ", ".join(f"{flag} {size}" for flag, size in differ.items())
-        print(f"--netED: this generator has {found}; the flags follow it")
+        own = ", ".join(f"{flag} {size}" for flag, size in differ.items())
+        print(f"--netED: this generator has {own}; the flags follow it")
         vars(args).update(differ)
     return net.eval().requires_grad_(False).to(device)
 
@@ -343,18 +288,18 @@ def load_weights(net: nn.Module, path: Path, kind: str, flag: str, hint: str = "
 
 def put_weights(net: nn.Module, content: object, kind: str, where: str) -> None:
     """``load_weights`` for a file that is read already; ``where`` names it in messages. Raises the same."""
-    expected = _KINDS[kind][0]
+    expected = KINDS[kind][0]
     own = net.state_dict()
-    content = _unwrapped(content, own.keys(), kind, where)
-    found = kind_of(content)
-    if kind == "own" and found != "state":
-        found = None  # whatever else it may look like
-    if found == "PReNet_r" and kind == "augmented":
+    content = unwrapped(content, own.keys(), kind, where)
+    actual = kind_of(content)
+    if kind == "own" and actual != "state":
+        actual = None  # whatever else it may look like
+    if actual == "PReNet_r" and kind == "augmented":
         print(f"{where}: this is PReNet_r, whose one residual block stands for all five")
-        found, one = kind, {key: value for key, value in content.items() if key.startswith("res_conv1.")}
+        actual, one = kind, {key: value for key, value in content.items() if key.startswith("res_conv1.")}
         content = content | {key.replace("1", str(k), 1): value for k in range(2, 6) for key, value in one.items()}
-    if found not in (kind, None):
-        is_a, remedy = _KINDS[found]
+    if actual not in (kind, None):
+        is_a, remedy = KINDS[actual]
         raise UserError(f"{where}: this is {is_a}; {remedy}. Expected here: {expected}.")
     if not isinstance(content, dict) or not all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
@@ -374,8 +319,8 @@ def put_weights(net: nn.Module, content: object, kind: str, where: str) -> None:
     ]
     if missing or surplus or shapes:
         parts = [_some("missing", missing), _some("not expected", surplus), _some("of another shape", shapes)]
-        looks = f"this looks like {_KINDS[found][0]}, but of another size" if found else "this is something else"
-        remedy = _REMEDIES.get(kind, "") if found or kind in ("own", "augmented") else ""
+        looks = f"this looks like {KINDS[actual][0]}, but of another size" if actual else "this is something else"
+        remedy = REMEDIES.get(kind, "") if actual or kind in ("own", "augmented") else ""
         raise UserError(f"{where}: {looks}. Expected: {expected}. {' '.join(filter(None, parts))} {remedy}".rstrip())
     other = [k for k, v in content.items() if v.is_complex() or v.is_quantized or v.layout != own[k].layout]
     if other:
@@ -385,63 +330,6 @@ def put_weights(net: nn.Module, content: object, kind: str, where: str) -> None:
     if broken:
         raise UserError(f"{where}: {_some('not finite', broken)} The training went wrong; use an earlier checkpoint.")
     net.load_state_dict(content)
-
-
-def _unwrapped(content: object, names: Set[str], kind: str, where: str) -> object:
-    """The weights in a file as other projects publish them, {"params": {"module.conv.weight": ...}}; says what it took.
-
-    Args:
-        content: what was read. Of several state dicts in it that one counts which fits the network, then an average
-            (ema), then the first.
-        names: of the network's own weights.
-        kind: what is expected, see ``kind_of``.
-        where: names the file.
-
-    Returns:
-        A state dict, or ``content`` where there is none in it.
-    """
-    if kind_of(content) == "state":
-        return content
-    parts = [(name, *_bare(part, names)) for name, part in _state_dicts(content)]
-    if not parts:
-        return content
-
-    def rank(part: tuple[str, dict, str]) -> tuple[bool, bool]:
-        name, state, _ = part
-        return not (names <= state.keys() or kind_of(state) == kind), "ema" not in name.lower()
-
-    name, state, prefix = taken = min(parts, key=rank)
-    if name or prefix:
-        others = ", ".join(part[0] for part in parts if part is not taken)
-        text = f"taking {name or 'the weights'}" + (f", what stands behind {prefix!r}" if prefix else "")
-        print(printable(f"{where}: {text}{f'; also there: {others:.200}' if others else ''}"))
-    return state
-
-
-def _state_dicts(content: object, name: str = "", depth: int = 2) -> Iterator[tuple[str, dict]]:
-    """The state dicts in a file, and under which names they lie there."""
-    if not isinstance(content, dict) or not content:
-        return
-    if all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
-        yield name, content
-    elif depth:
-        for key, value in content.items():
-            yield from _state_dicts(value, f"{name}.{key}" if name else str(key), depth - 1)
-
-
-def _bare(state: dict, names: Set[str]) -> tuple[dict, str]:
-    """A state dict without what stands before all names, or before those of the network; and what that was."""
-    words = ""
-    while not names <= state.keys():
-        for prefix in _PREFIXES:
-            inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            foreign = len(inside) == len(state) and not any(name.startswith(prefix) for name in names)
-            if names <= inside.keys() or foreign:
-                state, words = inside, words + prefix
-                break
-        else:
-            break
-    return state, words
 
 
 def _some(label: str, items: list[str]) -> str:

@@ -47,18 +47,18 @@ def pick_device(use_gpu: bool, gpu_id: str, several: bool = True, training: bool
             print(f"A process for each of them:\n  {distributed.torchrun(len(ids))} {shlex.join(sys.argv)}")
     if not torch.cuda.is_available():
         return _without_gpu(trouble(), training)
-    there = torch.cuda.device_count()
+    gpus = torch.cuda.device_count()
     place, processes = distributed.local_rank(), distributed.local_size()
     if processes > 1 and ids == [0]:  # the default
         ids = list(range(processes))
-    if processes > min(there, len(ids)):
+    if processes > min(gpus, len(ids)):
         raise UserError(
-            f"--gpu_id {gpu_id}: {processes} processes on this machine, which has {there} GPUs; start a process for "
+            f"--gpu_id {gpu_id}: {processes} processes on this machine, which has {gpus} GPUs; start a process for "
             "each GPU that is named (torchrun's --nproc_per_node), or say --use_gpu false"
         )
     for i in ids:
-        if not 0 <= i < there:
-            raise UserError(f"--gpu_id: there is no GPU {i}; this machine has {', '.join(map(str, range(there)))}")
+        if not 0 <= i < gpus:
+            raise UserError(f"--gpu_id: there is no GPU {i}; this machine has {', '.join(map(str, range(gpus)))}")
     chosen = torch.device("cuda", ids[place])
     torch.cuda.set_device(chosen)
     if reason := try_kernel(chosen):
@@ -80,10 +80,10 @@ def driver() -> str:
     """Version of this machine's NVIDIA driver; empty where there is none, or where its GPUs are hidden on purpose."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
         return ""
-    ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        said = subprocess.run(ask, capture_output=True, text=True, timeout=30, check=True).stdout.split()
-        return said[0] if said else ""
+        versions = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.split()
+        return versions[0] if versions else ""
     return ""
 
 

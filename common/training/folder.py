@@ -25,6 +25,7 @@ from ..errors import TrainingStopped, UserError
 from ..files import write_bytes
 from ..terminal import print_result, printable
 from . import checkpoint, seeds
+from .kinds import kind_of
 from .optimizer import load_state, state_of
 
 VERSION = 1
@@ -139,7 +140,7 @@ class TrainingFolder:
                 continue
             try:
                 state = checkpoint.load(path, "--model_dir")
-                if checkpoint.kind_of(state) != "state" or not {"epoch", "step", "nets", "options"} <= state.keys():
+                if kind_of(state) != "state" or not {"epoch", "step", "nets", "options"} <= state.keys():
                     raise UserError(f"{path} is no full training state")
             except UserError as error:
                 print(f"left out: {error}")

@@ -184,12 +184,12 @@ def _explained(folder: TrainingFolder) -> Iterator[None]:
     except distributed.ProcessLost as error:
         raise TrainingStopped(f"{error}. {folder.last_good()}") from None
     except (RuntimeError, MemoryError) as error:
-        told = (str(error) or type(error).__name__).splitlines()[0]
+        line = (str(error) or type(error).__name__).splitlines()[0]
         if is_dead_worker(error):
-            reason = f"a worker that reads the images died ({told}); try fewer --workers."
+            reason = f"a worker that reads the images died ({line}); try fewer --workers."
         elif is_out_of_memory(error):
             reason = (
-                f"out of memory ({told}). Where nothing else takes the memory, a new training needs a smaller "
+                f"out of memory ({line}). Where nothing else takes the memory, a new training needs a smaller "
                 "--batchSize, --patchSize or network, or several GPUs."
             )
         else:

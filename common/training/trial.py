@@ -39,8 +39,8 @@ def memory() -> Path:
 
 def _known() -> dict[str, str]:
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        found = json.loads(read_small(memory()))
-        return found if isinstance(found, dict) else {}
+        known = json.loads(read_small(memory()))
+        return known if isinstance(known, dict) else {}
     return {}
 
 
@@ -52,15 +52,15 @@ def reason(precision: str, where: torch.device) -> str:
     if where.type != "cuda" or os.environ.get(distributed.PREFIX):
         return ""
     key = f"{machine()}, {distributed.world_size()} processes, {precision}"
-    found = _known().get(key)
-    if None in distributed.gather(found):
+    problem = _known().get(key)
+    if None in distributed.gather(problem):
         print("--cuda_graphs: a trial with small networks, up to some minutes, once on this machine", flush=True)
-        found, certain = _try(precision, where)
+        problem, certain = _try(precision, where)
         if certain and distributed.local_rank() == 0:
             with contextlib.suppress(Exception):  # a home that can't be written to
-                write_bytes(memory(), json.dumps(_known() | {key: found}, indent=2).encode())
-    told = distributed.first_reason(str(found or ""))
-    return f"{told} (delete {memory()} to try again)" if told else ""
+                write_bytes(memory(), json.dumps(_known() | {key: problem}, indent=2).encode())
+    first = distributed.first_reason(str(problem or ""))
+    return f"{first} (delete {memory()} to try again)" if first else ""
 
 
 def _try(precision: str, where: torch.device) -> tuple[str, bool]:
@@ -92,7 +92,7 @@ def main(precision: str, where: torch.device) -> int:
 
     torch.manual_seed(0)
     nets = Derain(2).to(where), EDNet(3, 8, 4, 16).to(where), Discriminator(16, 8).to(where)
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    with contextlib.redirect_stdout(io.StringIO()) as output:
         prepare(nets[0], where, precision, training=True)
         names = ("DerainNet", "ED", "D")
         optimizers = {name: adam(net.parameters(), 2e-4) for name, net in zip(names, nets, strict=True)}
@@ -102,8 +102,8 @@ def main(precision: str, where: torch.device) -> int:
         for index in range(STEPS):
             rainy, clean = torch.rand(2, 4, 3, 16, 16, device=where).unbind()
             recorded(*draw(rainy, clean, index, 4 * distributed.world_size()))
-    print(said.getvalue().strip())
-    return 0 if " agree (" in said.getvalue() and "going on without" not in said.getvalue() else DIFFERS
+    print(output.getvalue().strip())
+    return 0 if " agree (" in output.getvalue() and "going on without" not in output.getvalue() else DIFFERS
 
 
 if __name__ == "__main__":
