@@ -80,11 +80,11 @@ def test_sets_of_different_size_and_black_ones_are_refused():
         distance.sliced_wasserstein(np.zeros((4, 16, 16), np.float32), noise(4, 16))
 
 
-def test_crops_are_mirrored_scaled_and_clipped():
+def test_crops_are_mirrored():
     layer = np.linspace(0, 1, 40 * 50, dtype=np.float32).reshape(40, 50)
-    found = distance.crops([layer], 50, 16, np.random.RandomState(0), (0.5, 2))
-    assert found.shape == (50, 16, 16) and found.max() == 1 and found.min() >= 0
-    rising = [crop[0, -1] > crop[0, 0] for crop in found if crop.max() < 1]
+    found = distance.crops([layer], 50, 16, np.random.RandomState(0))
+    rising = [crop[0, -1] > crop[0, 0] for crop in found]
+    assert found.shape == (50, 16, 16)
     assert any(rising) and not all(rising)
 
 
@@ -208,12 +208,9 @@ def test_only_what_was_held_out_is_compared(real, capsys):
     assert run(real, "--hold_out", 6) == 2 and "leaves none" in capsys.readouterr().err
 
 
-def test_real_layers_are_varied_unless_not_wanted(real):
-    for varied in ("true", "false"):
-        assert run(real, "--varied", varied, "--steps", 0, "--csv", real / f"{varied}.csv") == 0
-    angles = [table(real / f"{varied}.csv")[distance.HALVES]["angles"] for varied in ("true", "false")]
-    assert angles[0] > angles[1]
-    assert np.isnan(table(real / "true.csv")[distance.HALVES]["auc_16"])  # --steps 0
+def test_without_steps_there_are_no_classifiers(real):
+    assert run(real, "--steps", 0, "--csv", real / "d.csv") == 0
+    assert np.isnan(table(real / "d.csv")[distance.HALVES]["auc_16"])
 
 
 def test_larger_patches_of_a_generator_are_cropped(real, quick, capsys):
