@@ -10,7 +10,6 @@ from pathlib import Path
 from .errors import Unwritable, UserError
 
 MOST = 64 * 2**20  # bytes of a JSON file, a table
-LONGEST_NAME = 255  # bytes of a file's name, on all common file systems
 UNFINISHED = ".writing-"  # start of the names of files that are not whole yet
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
