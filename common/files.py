@@ -65,16 +65,10 @@ def put_bytes(path: Path, data: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        os.chmod(temporary, 0o666 & ~umask())
+        os.umask(mask := os.umask(0))
+        os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):  # of a disk that can't be written to any more
             os.unlink(temporary)
         raise
-
-
-def umask() -> int:
-    """The permissions that new files do not get."""
-    value = os.umask(0)
-    os.umask(value)
-    return value
