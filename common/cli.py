@@ -26,7 +26,6 @@ EXIT_CODES = "exit codes: 0 done; 1 done in part, or stopped by trouble; 2 a mis
 QUIET = "print results, warnings and errors alone"
 MOST = 2**31 - 1  # of whole numbers, where nothing else is said
 FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or what one may have of it
-LONGEST = 1000  # characters of a message about flags
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -77,19 +76,6 @@ class _Missing:
     pass
 
 
-class KeyValues(argparse.Action):
-    """key=value texts, of one flag or several; each key once."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        before = getattr(namespace, self.dest)
-        texts = [*([] if before is _Missing else before), *values]
-        keys = [text.partition("=")[0] for text in texts]
-        for key in keys:
-            if keys.count(key) > 1:
-                parser.error(f"argument {option_string}: {key} is given twice")
-        setattr(namespace, self.dest, texts)
-
-
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose default paths count from the script's own folder, and which knows what was given.
 
@@ -123,8 +109,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and end with exit code 2; once, of several processes."""
-        message = printable(message if len(message) <= LONGEST else f"{message[:LONGEST]}...")
-        text = f"error: {message}; {self.prog} --help lists the flags\n"
+        text = f"error: {printable(message[:1000])}; {self.prog} --help lists the flags\n"
         self.exit(2, None if distributed.launch_rank() else text)
 
     def parse_args(self, argv: list[str] | None = None) -> argparse.Namespace:
@@ -207,7 +192,7 @@ def pattern(text: str) -> str:
     """A pattern of names, with one {}."""
     if text.count("{}") != 1:
         raise argparse.ArgumentTypeError(f"expected one {{}}, for the part that both names share, got {text!r}")
-    return _printable(text)
+    return text
 
 
 def auto_or_scale(text: str) -> float | None:
@@ -220,9 +205,8 @@ def derainer_name(text: str) -> str:
     module, _, name = text.rpartition(":")
     if text == "prenet":
         return text
-    _printable(text)
     if module.endswith(".py") and name.isidentifier():
-        return f"{_printable(os.path.abspath(os.path.expanduser(module)))}:{name}"
+        return f"{os.path.abspath(os.path.expanduser(module))}:{name}"
     if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
         raise argparse.ArgumentTypeError(
             f"expected prenet, package.module:Class or path/to/file.py:Class, got {text!r}"
@@ -235,13 +219,6 @@ def key_value(text: str) -> str:
     key, equals, _ = text.partition("=")
     if not (equals and key.isidentifier()):
         raise argparse.ArgumentTypeError(f"expected key=value, got {text!r}")
-    return _printable(text)
-
-
-def _printable(text: str) -> str:
-    """What is stored, and printed again from what is stored, where it could play tricks on a terminal."""
-    if not text.isprintable():
-        raise argparse.ArgumentTypeError(f"{text!r} holds characters that can't be printed; rename it")
     return text
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from .errors import UserError, is_dead_worker, is_out_of_memory
 from .files import read_small
@@ -95,11 +94,6 @@ def build(args: argparse.Namespace) -> nn.Module:
         ) from None
     if not isinstance(net, nn.Module):
         raise DerainerError(f"{what}: it makes a {type(net).__name__}, not a torch.nn.Module. {CONTRACT}")
-    if any(is_lazy(tensor) for tensor in [*net.parameters(), *net.buffers()]):
-        raise DerainerError(f"{what}: it has lazy layers, whose weights have no shape yet; give them their sizes")
-    wrong = [key for key, value in net.state_dict().items() if not isinstance(value, Tensor)]
-    if wrong:
-        raise DerainerError(f"{what}: its state_dict() holds more than tensors ({', '.join(wrong[:4])})")
     return net
 
 
@@ -205,13 +199,7 @@ def check(net: nn.Module, batch_size: int, patch_size: int, device: torch.device
         torch.autograd.grad(out.sum(), weights, allow_unused=True)
     except Exception as error:
         raise DerainerError(f"{name}: no gradient can be computed: {_short(error)}") from None
-    try:
-        net.load_state_dict(before)
-    except Exception as error:
-        raise DerainerError(
-            f"{name}: what its forward has changed can't be loaded again, so no checkpoint could be ({_short(error)}). "
-            "Buffers that follow the input: register_buffer(..., persistent=False)"
-        ) from None
+    net.load_state_dict(before)
 
 
 # --- the choice beside the weights -----------------------------------------------------------------------------------

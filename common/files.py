@@ -10,7 +10,6 @@ from pathlib import Path
 from .errors import Unwritable, UserError
 
 MOST = 64 * 2**20  # bytes of a JSON file, a table
-LONGEST_NAME = 255  # bytes of a file's name, on all common file systems
 UNFINISHED = ".writing-"  # start of the names of files that are not whole yet
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -66,16 +65,10 @@ def put_bytes(path: Path, data: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        os.chmod(temporary, 0o666 & ~umask())
+        os.umask(mask := os.umask(0))
+        os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):  # of a disk that can't be written to any more
             os.unlink(temporary)
         raise
-
-
-def umask() -> int:
-    """The permissions that new files do not get."""
-    value = os.umask(0)
-    os.umask(value)
-    return value

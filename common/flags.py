@@ -5,7 +5,6 @@ from pathlib import Path
 
 from .cli import (
     GeneratorPath,
-    KeyValues,
     Parser,
     auto_or_scale,
     boolean,
@@ -23,6 +22,11 @@ from .cli import (
 )
 from .derainer import MOST_PADDING
 from .errors import UserError
+
+
+def add_switch(group: argparse.ArgumentParser, flag: str, help: str) -> None:
+    """A boolean flag, off by default; alone it means true."""
+    group.add_argument(flag, type=boolean, nargs="?", const=True, default=False, help=help)
 
 
 def add_pairing(group: argparse.ArgumentParser) -> None:
@@ -53,7 +57,6 @@ def add_derainer(group: argparse.ArgumentParser, sizes: argparse.ArgumentParser)
     group.add_argument(
         "--derainer_args",
         type=key_value,
-        action=KeyValues,
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
@@ -66,25 +69,13 @@ def add_derainer(group: argparse.ArgumentParser, sizes: argparse.ArgumentParser)
         default=1,
         help="pad images to multiples of so many px, for a network of your own",
     )
-    sizes.add_argument(
-        "--pad_square", type=boolean, nargs="?", const=True, default=False, help="and to squares, for the same"
-    )
+    add_switch(sizes, "--pad_square", "and to squares, for the same")
 
 
 ROUNDED = (
     "auto: as PyTorch does by itself, on a GPU factors of convolutions rounded to 10 bits (TF32), fp32 on a CPU; fp32: "
     "exact; tf32 (GPUs): factors of products, too"
 )
-
-
-def add_arithmetic(group: argparse.ArgumentParser) -> None:
-    """--precision where no derainer is trained."""
-    group.add_argument(
-        "--precision",
-        choices=("auto", "fp32", "tf32"),
-        default="auto",
-        help=ROUNDED,
-    )
 
 
 def add_speed(group: argparse.ArgumentParser, several: bool = False) -> None:
@@ -97,9 +88,7 @@ def add_speed(group: argparse.ArgumentParser, several: bool = False) -> None:
         help=f"{ROUNDED}; bf16: the derainer in bfloat16 (8 bits), the rest as tf32 on a GPU and as fp32 on a CPU. "
         "Weights and losses stay fp32",
     )
-    group.add_argument(
-        "--compile", type=boolean, nargs="?", const=True, default=False, help="torch.compile the derainer"
-    )
+    add_switch(group, "--compile", "torch.compile the derainer")
 
 
 def add_recording(group: argparse.ArgumentParser) -> None:
@@ -155,7 +144,7 @@ def add_run(
     """
     run = parser.group("run")
     run.add_argument("--resume", type=number(int, -1), default=0, help="go on after epoch N; -1: from the newest state")
-    run.add_argument("--overwrite", type=boolean, nargs="?", const=True, default=False, help="delete an earlier run")
+    add_switch(run, "--overwrite", "delete an earlier run")
     run.add_argument("--iters_per_epoch", type=positive_int, default=iters_per_epoch, help="steps of an epoch")
     run.add_argument("--save_every", type=positive_int, default=50, help="epochs between weight files; the last always")
     run.add_argument("--save_minutes", type=positive, default=10, help="between full states within an epoch")
@@ -166,9 +155,7 @@ def add_run(
         "--workers", type=count, default=4, help="processes that read images, where these are not in RAM; 0: none"
     )
     run.add_argument("--manualSeed", type=seed, help="seed of everything; drawn and printed if left alone")
-    run.add_argument(
-        "--dry_run", type=boolean, nargs="?", const=True, default=False, help="only say what would be done"
-    )
+    add_switch(run, "--dry_run", "only say what would be done")
     run.add_argument(
         "--cache",
         choices=("auto", "ram", "gpu", "none"),
@@ -179,7 +166,7 @@ def add_run(
     if derainer:
         add_speed(run)
     else:
-        add_arithmetic(run)
+        run.add_argument("--precision", choices=("auto", "fp32", "tf32"), default="auto", help=ROUNDED)
     add_recording(run)
     add_device(run)
     return run
@@ -248,9 +235,7 @@ def add_figures(group: argparse.ArgumentParser) -> None:
         default="sweeps",
         help="sweeps of every dimension; a sheet of random rains; an animation of random rains",
     )
-    group.add_argument(
-        "--gif", type=boolean, nargs="?", const=True, default=False, help="also animate the dimensions of --dims"
-    )
+    add_switch(group, "--gif", "also animate the dimensions of --dims")
     group.add_argument(
         "--dims", type=count, nargs="+", help="dimensions to animate; if left alone, the three that change most"
     )
@@ -276,7 +261,7 @@ def add_rain(parser: Parser) -> Parser:
     rain.add_argument(
         "--coherence", type=number(float, 0, 1), default=0.5, help="how alike the rain is all over a photo, 0 to 1"
     )
-    rain.add_argument("--grey", type=boolean, nargs="?", const=True, default=False, help="rain without colours")
+    add_switch(rain, "--grey", "rain without colours")
     rain.add_argument(
         "--scale",
         type=auto_or_scale,
@@ -289,20 +274,9 @@ def add_rain(parser: Parser) -> Parser:
     knobs.add_argument("--thickness", type=number(float, 0, 1e3), help="median width of streaks in px, at --scale 1")
     knobs.add_argument("--brightness", type=number(float, 0, 1), help="mean of the rain over rainy pixels")
     run = parser.group("run")
-    run.add_argument(
-        "--save_layer", type=boolean, nargs="?", const=True, default=False, help="also save the rain alone, in layer/"
-    )
-    run.add_argument(
-        "--overwrite",
-        type=boolean,
-        nargs="?",
-        const=True,
-        default=False,
-        help="first delete all pairs of an earlier run",
-    )
-    run.add_argument(
-        "--strict", type=boolean, nargs="?", const=True, default=False, help="stop at a photo that can't be read"
-    )
+    add_switch(run, "--save_layer", "also save the rain alone, in layer/")
+    add_switch(run, "--overwrite", "first delete all pairs of an earlier run")
+    add_switch(run, "--strict", "stop at a photo that can't be read")
     add_device(run)
     return run
 

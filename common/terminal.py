@@ -63,7 +63,7 @@ def print_result(text: object) -> None:
 
 def progress_bar(iterable: Iterable | None = None, hidden: bool = False, **options) -> tqdm:
     """A progress bar on stderr, if that is a terminal, without --quiet and unless ``hidden``; options are tqdm's."""
-    return tqdm(iterable, disable=True if hidden or _results or sys.stderr is None else None, **options)
+    return tqdm(iterable, disable=True if hidden or _results else None, **options)
 
 
 def tell(problems: list[str], headline: str) -> None:

@@ -70,7 +70,7 @@ def begin(*command, env, **more):
 def folders(data, model):
     """The flags of a training on pairs_folder, with logs beside the models."""
     flags = ["--data_path", data / "rain", "--gt_path", data / "norain", "--model_dir", model]
-    return list(map(str, [*flags, "--log_dir", f"{model}_l"]))
+    return list(map(str, [*flags, "--log_dir", f"{model}_logs"]))
 
 
 def flags_of(module):

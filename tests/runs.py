@@ -1,11 +1,13 @@
 """Small trainings for the tests: their flags, what they leave, and comparing two of them."""
 
+import csv
 import os
 import time
 
 import torch
 
 from for_syn import train_syn_joint
+from tests.conftest import folders
 
 # A tiny network on tiny crops: ten steps a second, all the machinery.
 NETWORKS = ["--stage", "1", "--patchSize", "16", "--nz", "4", "--nef", "2", "--ndf", "4", "--batchSize", "2"]
@@ -16,11 +18,7 @@ THREADS = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # as h
 
 def arguments(data, model, *more, seed=5):
     """The flags of a small joint training on the folders of ``write_pairs``."""
-    return [
-        *["--data_path", str(data / "rain"), "--gt_path", str(data / "norain"), *SMALL],
-        *["--model_dir", str(model), "--log_dir", f"{model}_logs", "--manualSeed", str(seed)],
-        *map(str, more),
-    ]
+    return [*folders(data, model), *SMALL, "--manualSeed", str(seed), *map(str, more)]
 
 
 def train(data, model, *more, seed=5):
@@ -33,14 +31,43 @@ def load(path):
 
 
 def same(a, b):
-    """Whether nested tensors and values are equal, bit for bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
+    """Whether nested tensors and values are equal, tensors bit for bit."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        alike = (a.shape, a.dtype) == (b.shape, b.dtype)
+        return alike and a.contiguous().numpy().tobytes() == b.contiguous().numpy().tobytes()
+    if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(map(same, a, b))
-    return a == b
+    return type(a) is type(b) and a == b
+
+
+def content(model):
+    """By name, what a run's folder holds, apart from the state before the last and what flags of a resume change."""
+    files = {path.name: load(path) for path in model.glob("*.pt") if path.name != "train_state_prev.pt"}
+    last = files["train_state_last.pt"]
+    files["train_state_last.pt"] = {key: last[key] for key in ("epoch", "step", "best", "nets", "optimizers", "rng")}
+    return files | {path.name: path.read_text() for path in model.glob("*.json")}
+
+
+def log_of(model):
+    """The rows of a run's log.csv without the seconds, as text."""
+    with open(f"{model}_logs/log.csv", newline="") as file:
+        return [{name: text for name, text in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def numbers_of(model):
+    """The same of a run that has all of them, as numbers."""
+    return [{name: float(text) for name, text in row.items()} for row in log_of(model)]
+
+
+def differing(one, other):
+    """The names of the entries that differ."""
+    return [name for name in sorted(one.keys() | other.keys()) if not same(one.get(name), other.get(name))]
+
+
+def assert_same_run(one, other):
+    assert differing(content(one), content(other)) == []
 
 
 def wait_for(model, position, process):

@@ -4,7 +4,6 @@ import importlib
 import shutil
 import sys
 
-import numpy as np
 import pytest
 import torch
 from torch.optim import Adam
@@ -20,13 +19,7 @@ from tests.conftest import begin, folders
 from tests.golden import DATA, fill, golden_json, needs_data
 from tests.runs import NETWORKS, THREADS, load, same, wait_for
 from tests.test_derain import table
-
-
-def batch(step, n):
-    rng = np.random.RandomState(200 + step)
-    clean = rng.rand(n, 3, 64, 64) * 0.7
-    rain = (rng.rand(n, 1, 64, 64) > 0.9) * 0.3
-    return torch.from_numpy((clean + rain).astype(np.float32)), torch.from_numpy(clean.astype(np.float32))
+from tests.test_joint import batch
 
 
 def test_four_steps_of_the_reference():
@@ -36,7 +29,7 @@ def test_four_steps_of_the_reference():
     n_real = augment.real_samples(6, 0.5)
     assert n_real == 4
     for row in golden_json("aug.json")["rows"]:
-        rainy, clean = batch(row["step"], 6)
+        rainy, clean = batch(100 + row["step"], 6)
         mixed = augment.rain_on(netED, rainy, clean, n_real, torch.randn(6 - n_real, 128))
         assert mixed[n_real:].mean().item() == pytest.approx(row["fake_mean"], rel=1e-5)
         losses, _ = augment.a_step(net, optimizer, mixed, clean)
@@ -104,7 +97,7 @@ def spa(pairs_folder):
 
 
 def train_spa(script, data, model, *more):
-    flags = ["--data_path", data, "--model_dir", model, "--log_dir", f"{model}_l"]
+    flags = ["--data_path", data, "--model_dir", model, "--log_dir", f"{model}_logs"]
     return script.main([*map(str, flags), *SMALL, *map(str, more)])
 
 
@@ -117,11 +110,11 @@ def test_the_generator_sets_the_sizes_that_were_left_alone(pairs_folder, generat
     }
     state = load(tmp_path / "model" / "train_state_last.pt")
     assert state["options"]["patchSize"] == 16 and state["options"]["nz"] == 4 and "generator" in state["data"]
-    rows = (tmp_path / "model_l" / "log.csv").read_text().splitlines()
+    rows = (tmp_path / "model_logs" / "log.csv").read_text().splitlines()
     assert rows[0] == "epoch,step,seconds,mse,loss,lr/Aug_DerainNet" and rows[2].startswith(
         "2,12,"
     )  # 6 a epoch: 4 * 1.5
-    events = b"".join(p.read_bytes() for p in (tmp_path / "model_l").glob("events*"))
+    events = b"".join(p.read_bytes() for p in (tmp_path / "model_logs").glob("events*"))
     assert b"generated_rainy" in events and b"loss/loss" in events
 
 
@@ -342,7 +335,7 @@ def test_a_run_that_died_before_its_first_state_can_be_started_again(pairs_folde
         patch.setattr(augment, "a_step", fail)
         train(pairs_folder, tmp_path / "model", "--netED", generator)
     assert (tmp_path / "model" / "Aug_DerainNet.json").exists()
-    (tmp_path / "model_l" / "log.csv").unlink(missing_ok=True)
+    (tmp_path / "model_logs" / "log.csv").unlink(missing_ok=True)
     train(pairs_folder, tmp_path / "model", "--netED", generator, "--niter", 1)
 
 

@@ -40,12 +40,6 @@ def test_a_panel_for_each_value_and_a_line_for_each_training(logs, drawn, capsys
     assert [line.get_label() for line in rates.lines] == ["one D", "one ED", "two D", "two ED"]
 
 
-def test_over_hours(logs, drawn):
-    curves.main(["--log_dir", str(logs / "one"), "--hours", "--out", str(logs / "curves.png")])
-    mse, *_ = drawn()
-    assert np.allclose(mse.lines[0].get_xdata(), [0.5, 1, 1.5]) and mse.get_xlabel() == "hours"
-
-
 @pytest.mark.parametrize(
     "text, message",
     [

@@ -27,8 +27,9 @@ def table(folder):
 
 
 @needs_data
-def test_the_published_image_and_its_numbers(tmp_path, capsys):
-    data = DATA / "rain100L"
+def test_the_published_image_and_its_numbers(tmp_path, capsys, monkeypatch):
+    data, made, real = DATA / "rain100L", [], module._pixels
+    monkeypatch.setattr(module, "_pixels", lambda values, rounding: made.append(values) or real(values, rounding))
     for name in ("rain", "norain"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "norain-1.png").symlink_to(data / name / "norain-1.png")
@@ -44,12 +45,15 @@ def test_the_published_image_and_its_numbers(tmp_path, capsys):
     assert float(row["derained_ssim_y"]) == pytest.approx(expected["ssim"], abs=1e-4)
     assert float(row["rainy_psnr_y"]) == pytest.approx(27.300848, abs=1e-4)
     assert "average time per image" in capsys.readouterr().out
-    # T10: tiles give the same file; nearest rounding gains
-    test_syn_joint.main([*arguments, "--save_path", f"{tmp_path}/tiles", "--tile", "240", "--rounding", "nearest"])
-    gained = float(table(tmp_path / "tiles")["norain-1.png"]["derained_psnr_y"]) - float(row["derained_psnr_y"])
-    assert 0.02 < gained < 0.16
-    tiled = read_image(tmp_path / "tiles" / "norain-1.png").astype(int)
-    assert set(np.unique(tiled - ours)) <= {0, 1}
+    nearest = real(made[0], "nearest")[0].numpy()
+    gained = module.metrics.score(nearest, read_image(data / "norain" / "norain-1.png")).psnr_y
+    assert 0.02 < gained - float(row["derained_psnr_y"]) < 0.16
+    # T10: tiles of a crop give the same pixels, but for the halo at its cut edges
+    write_image(tmp_path / "crop" / "a.png", read_image(data / "rain" / "norain-1.png")[:150, :180])
+    arguments[1:4] = [f"{tmp_path}/crop"]
+    test_syn_joint.main([*arguments, "--save_path", f"{tmp_path}/tiles", "--tile", "80", "--rounding", "nearest"])
+    tiled = read_image(tmp_path / "tiles" / "a.png")[:72, :102].astype(int)
+    assert set(np.unique(tiled - ours[:72, :102])) <= {0, 1}
 
 
 @needs_data
@@ -113,16 +117,6 @@ def test_a_gpu_takes_whole_images_or_large_tiles(monkeypatch):
     assert core > 1000 and module._bytes_needed((core + 2 * 78) ** 2) <= 4e9
 
 
-def test_what_the_allocator_keeps_is_free(monkeypatch):
-    gpu = torch.device("cuda", 0)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4e9, 24e9))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 18e9)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1e9)
-    assert module._room(gpu) == 0.5 * 21e9
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80e9, 81e9))
-    assert module._room(gpu) == module._bytes_needed(2**24 - 1)
-
-
 @pytest.mark.parametrize("rounding", ["truncate", "nearest"])
 def test_pixels_on_the_device_are_those_of_numpy(rounding):
     values = torch.linspace(-0.1, 1.1, 3 * 70 * 50).view(1, 3, 70, 50)
@@ -151,8 +145,7 @@ def run(tmp_path, checkpoint):
     return run
 
 
-@pytest.mark.parametrize("script", [test_syn_joint, test_spa_joint], ids=["syn", "spa"])
-def test_real_photos_of_all_kinds(tmp_path, run, capsys, script):
+def test_real_photos_of_all_kinds(tmp_path, run, capsys):
     import cv2
 
     photos = tmp_path / "photos"
@@ -166,7 +159,7 @@ def test_real_photos_of_all_kinds(tmp_path, run, capsys, script):
     Image.fromarray(photo(14, 40, 5)).save(photos / "turned.jpg", exif=exif)
     (photos / "notes.txt").write_text("x")
     (photos / ".DS_Store").write_text("x")
-    assert run("--data_path", photos, script=script) == 0
+    assert run("--data_path", photos) == 0
     printed = capsys.readouterr().out
     assert "6 images derained" in printed and "2 other files" in printed and "1 images with 16 bits" in printed
     out = tmp_path / "out"
@@ -217,17 +210,6 @@ def test_metrics_come_from_the_saved_file(tmp_path, run, pairs_folder):
     assert float(rows["9.png"]["derained_psnr_rgb"]) == pytest.approx(expected.psnr_rgb, abs=1e-5)
     mean = np.mean([float(rows[f"{i}.png"]["rainy_ssim_y"]) for i in range(8, 12)])
     assert float(rows["mean"]["rainy_ssim_y"]) == pytest.approx(mean, abs=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["rain", "norain"])
-def test_broken_files_are_named_and_the_rest_is_done(tmp_path, run, pairs_folder, capsys, kind):
-    broken = pairs_folder / kind / "10.png"
-    broken.write_bytes(broken.read_bytes()[:200])  # the header is whole
-    assert run("--data_path", pairs_folder / "rain", "--gt_path", pairs_folder / "norain") == 1
-    out, err = capsys.readouterr()
-    assert f"{3 if kind == 'rain' else 4} images derained" in out and f"{kind}/10.png: can't be decoded" in err
-    assert "1 of 4 images could not be derained or measured" in err
-    assert list(table(tmp_path / "out")) == ["8.png", "9.png", "11.png", "mean"]
 
 
 def test_a_write_error_is_not_taken_for_a_bad_input(tmp_path, run, pairs_folder):

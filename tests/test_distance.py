@@ -80,11 +80,11 @@ def test_sets_of_different_size_and_black_ones_are_refused():
         distance.sliced_wasserstein(np.zeros((4, 16, 16), np.float32), noise(4, 16))
 
 
-def test_crops_are_mirrored_scaled_and_clipped():
+def test_crops_are_mirrored():
     layer = np.linspace(0, 1, 40 * 50, dtype=np.float32).reshape(40, 50)
-    found = distance.crops([layer], 50, 16, np.random.RandomState(0), (0.5, 2))
-    assert found.shape == (50, 16, 16) and found.max() == 1 and found.min() >= 0
-    rising = [crop[0, -1] > crop[0, 0] for crop in found if crop.max() < 1]
+    found = distance.crops([layer], 50, 16, np.random.RandomState(0))
+    rising = [crop[0, -1] > crop[0, 0] for crop in found]
+    assert found.shape == (50, 16, 16)
     assert any(rising) and not all(rising)
 
 
@@ -141,17 +141,18 @@ def test_auc_is_the_share_of_pairs_in_order():
     assert two_sample.auc(np.zeros(3), np.zeros(4)) == 0.5
 
 
-def test_classifiers_tell_wavy_from_straight_and_not_like_from_like():
+def test_classifiers_tell_wavy_from_straight_and_not_like_from_like(monkeypatch):
+    monkeypatch.setattr(two_sample, "SEEDS", (0, 1))
     cpu, global_state = torch.device("cpu"), torch.get_rng_state()
     real, fresh, other, more = (drawn(300, seed, 32) for seed in (1, 2, 3, 4))
     eight = distance.eight_bits
     waves = [eight(wavy(layers, 10, 1.5, 12)) for layers in (other, more)]
     pair = (eight(real), waves[0]), (eight(fresh), waves[1])
-    for kind, steps in ((two_sample.STRICT, 60), (two_sample.SMALL, 120)):
+    for kind, steps in ((two_sample.SMALL, 120), (two_sample.STRICT, 60)):
         like = two_sample.largest_auc((eight(real), eight(other)), (eight(fresh), eight(more)), cpu, kind, steps)
         unlike = two_sample.largest_auc(*pair, cpu, kind, steps)
         assert abs(like - 0.5) < 0.08 and unlike > 0.97
-        assert two_sample.largest_auc(*pair, cpu, kind, steps) == unlike  # repeatable
+    assert two_sample.largest_auc(*pair, cpu, kind, steps) == unlike  # repeatable
     assert (torch.get_rng_state() == global_state).all()
 
 
@@ -197,9 +198,9 @@ def test_the_command_compares_generators_folders_floor_and_procedural_rain(real,
 
 
 def test_only_what_was_held_out_is_compared(real, capsys):
-    assert run(real, "--hold_out", 2) == 0
+    assert run(real, "--hold_out", 2, "--steps", 0) == 0
     assert "real rain: 2 layers; classifiers learn from 4, measured on 2" in capsys.readouterr().out
-    assert run(real) == 0
+    assert run(real, "--steps", 0) == 0
     assert "real rain: 6 layers; classifiers learn from 3, measured on 3" in capsys.readouterr().out
     for k in (0, 3):  # those that compose.py --hold_out 2 leaves out of six
         (real / "real" / f"{k}.png").unlink()
@@ -208,12 +209,9 @@ def test_only_what_was_held_out_is_compared(real, capsys):
     assert run(real, "--hold_out", 6) == 2 and "leaves none" in capsys.readouterr().err
 
 
-def test_real_layers_are_varied_unless_not_wanted(real):
-    for varied in ("true", "false"):
-        assert run(real, "--varied", varied, "--steps", 0, "--csv", real / f"{varied}.csv") == 0
-    angles = [table(real / f"{varied}.csv")[distance.HALVES]["angles"] for varied in ("true", "false")]
-    assert angles[0] > angles[1]
-    assert np.isnan(table(real / "true.csv")[distance.HALVES]["auc_16"])  # --steps 0
+def test_without_steps_there_are_no_classifiers(real):
+    assert run(real, "--steps", 0, "--csv", real / "d.csv") == 0
+    assert np.isnan(table(real / "d.csv")[distance.HALVES]["auc_16"])
 
 
 def test_larger_patches_of_a_generator_are_cropped(real, quick, capsys):

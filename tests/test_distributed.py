@@ -1,7 +1,6 @@
 """Two processes under torchrun do what one does: the same numbers, the same files, and nothing hangs."""
 
 import atexit
-import csv
 import functools
 import importlib
 import json
@@ -26,7 +25,7 @@ from for_syn import train_syn_joint
 from tests import in_ranks
 from tests.conftest import begin, write_pairs
 from tests.golden import fill, golden_json
-from tests.runs import arguments, load, train
+from tests.runs import arguments, load, numbers_of, train
 from tests.test_joint import NAMES, NOT_REPRODUCIBLE
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -170,19 +169,13 @@ def test_communication(job):
     assert set(own.values()) == {2} and {v for k, v in second["weights"][1].items() if k not in own} == {1}
 
 
-def rows(log):
-    with open(log / "log.csv") as file:
-        return [{k: float(v) for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
-
-
 def assert_same_training(one, two, niter, prefixes=("DerainNet", "ED", "D")):
     for name in prefixes:
         states = (load(folder / f"{name}_state_{niter}.pt") for folder in (one, two))
         assert furthest(*states, but=NOT_REPRODUCIBLE) < 5e-5  # float32; the steps add up to 2e-4 at least
     a, b = load(one / "train_state_last.pt"), load(two / "train_state_last.pt")
     assert torch.equal(a["rng"]["torch"], b["rng"]["torch"]) and a["epoch"] == b["epoch"] == niter
-    logs = (rows(folder.with_name(f"{folder.name}_logs")) for folder in (one, two))
-    for row, other in zip(*logs, strict=True):
+    for row, other in zip(numbers_of(one), numbers_of(two), strict=True):
         assert other == pytest.approx(row, rel=5e-4)  # means of few scores near 0; exact figures: in float64, above
 
 

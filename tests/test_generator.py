@@ -196,7 +196,7 @@ def test_files_and_resume_bit_for_bit(pairs_folder, tmp_path):
     train(pairs_folder, tmp_path / "b", "--niter", 4)
     for net in ("ED", "ED_ema", "D"):
         assert same(load(tmp_path / "a" / f"{net}_state_4.pt"), load(tmp_path / "b" / f"{net}_state_4.pt"))
-    head = (tmp_path / "a_l" / "log.csv").read_text().splitlines()[0]
+    head = (tmp_path / "a_logs" / "log.csv").read_text().splitlines()[0]
     assert all(name in head for name in ("loss_D", "loss_G", "margin", "r1", "r2"))
 
 

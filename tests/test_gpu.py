@@ -22,8 +22,8 @@ from for_syn import test_syn_joint as derain_script
 from for_syn import train_syn_joint
 from tests.conftest import photo
 from tests.golden import fill, golden_json, uniform
-from tests.runs import arguments, load, train
-from tests.test_distributed import rows, torchrun, training
+from tests.runs import arguments, load, numbers_of, train
+from tests.test_distributed import torchrun, training
 from tests.test_joint import NAMES, batch
 from tests.test_patches import crops, pairs_of
 
@@ -264,5 +264,5 @@ def test_processes_over_nccl_with_recorded_steps(pairs_folder, tmp_path):
     process = torchrun("for_syn/train_syn_joint.py", *together, processes=processes)
     text = process.communicate(timeout=300)[0]
     assert process.returncode == 0 and " differ (" not in text, text
-    for row, other in zip(rows(tmp_path / "alone_logs"), rows(tmp_path / "together_logs"), strict=True):
+    for row, other in zip(numbers_of(tmp_path / "alone"), numbers_of(tmp_path / "together"), strict=True):
         assert other == pytest.approx(row, rel=1e-3)

@@ -134,13 +134,6 @@ def test_what_is_no_image(tmp_path):
         read_image(tmp_path / "nothing.png")
 
 
-def test_absurd_sizes_are_refused_before_decoding(tmp_path):
-    path = tmp_path / "bomb.png"
-    Image.new("1", (30000, 30000)).save(path)
-    with pytest.raises(ImageError, match="too large to be a photo"):
-        read_image(path)
-
-
 @pytest.mark.parametrize("ending", ["png", "PNG", "webp", "bmp", "tif", "jpg"])
 def test_write_and_read(tmp_path, ending):
     path = tmp_path / "new" / f"x.{ending}"

@@ -101,12 +101,12 @@ def test_training_from_a_pack_is_that_from_its_folders(pairs_folder, packed, tmp
     small = [*small.split(), "--use_gpu", "false", "--manualSeed", "5", "--niter", "1"]
     train_syn_joint.main([*folders(pairs_folder, tmp_path / "files"), *small])
     for cache in ("none", "ram"):
-        places = ["--model_dir", f"{tmp_path}/{cache}", "--log_dir", f"{tmp_path}/{cache}_l"]
+        places = ["--model_dir", f"{tmp_path}/{cache}", "--log_dir", f"{tmp_path}/{cache}_logs"]
         train_syn_joint.main(["--data_path", str(packed), *small, *places, "--cache", cache])
         for net in ("DerainNet", "ED", "D"):
             a, b = (torch.load(tmp_path / name / f"{net}_state_1.pt") for name in ("files", cache))
             assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-    places = ["--model_dir", f"{tmp_path}/files", "--log_dir", f"{tmp_path}/files_l"]
+    places = ["--model_dir", f"{tmp_path}/files", "--log_dir", f"{tmp_path}/files_logs"]
     train_syn_joint.main(["--data_path", str(packed), *small, *places, "--niter", "2"])  # goes on with the pack
     assert "other data" not in capsys.readouterr().out
     with pytest.raises(UserError, match="--gt_path: the pack .* holds the clean images, too"):

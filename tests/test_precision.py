@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from common import memory, precision
+from common import precision
 from common.data.images import read_image, write_image
 from common.errors import UserError
 from common.evaluation.derain import derain
-from common.memory import keep_memory
 from common.models import Derain, Discriminator, EDNet, PReNet
 from common.precision import compile_net, prepare, require_fast, set_arithmetic, without_tuning
 from common.training import augment, device, losses
@@ -224,14 +223,6 @@ def test_tensor_cores_get_weights_in_their_layout(switches, monkeypatch):
         assert custom.weight.is_contiguous()
 
 
-def test_order_of_a_batch(switches):
-    last = torch.channels_last
-    for x in (torch.rand(2, 3, 8, 9), torch.rand(2, 8, 9, 3).permute(0, 3, 1, 2)):
-        with torch.no_grad():
-            assert precision.order(x).is_contiguous(memory_format=last)
-        assert precision.order(x).is_contiguous() and torch.equal(precision.order(x), x)
-
-
 def smooth(number, p):
     """Bright, flat photos without noise, and the same a little darker."""
     clean = torch.stack([torch.from_numpy(photo(p, p, i)) for i in range(number)]).permute(0, 3, 1, 2) / 5100 + 0.9
@@ -327,12 +318,3 @@ def test_a_compiled_network_keeps_its_names_and_numbers(monkeypatch):
             net(uniform(4, 1, 3, 20, 24))
         assert len(calls) == before
     assert list(net.state_dict()) == names and isinstance(net, Derain)
-
-
-def test_keeping_memory_says_whether_it_could(monkeypatch):
-    assert keep_memory() in (True, False)
-    monkeypatch.setattr(memory.sys, "platform", "win32")
-    assert keep_memory() is False
-    monkeypatch.setattr(memory.sys, "platform", "linux")
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())  # musl
-    assert keep_memory() is False

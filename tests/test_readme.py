@@ -9,17 +9,17 @@ import os
 import re
 import shlex
 import shutil
-import socket
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from torch.distributed.run import parse_args
 
 import common.models
 from common import cli
 from common.data.images import write_image
+from common.evaluation import distance
 from common.generation import knobs, rain
 from common.models import Derain, EDNet, PReNet
 from tests.conftest import flags_of, photo, write_claim_sets
@@ -59,7 +59,6 @@ OWN = {  # for single scripts; None leaves the default
     "test_spa_joint.py": {"stage": None},
     "test_syn_aug.py": {"recurrent_iter": None},
     "test_spa_aug.py": {"recurrent_iter": None},
-    "generate_rain.py": {"netED": None},  # that of the project
     "train_syn_generator.py": {"niter": None, "iters_per_epoch": "1"},
     "train_syn_encoder.py": {"niter": None, "iters_per_epoch": "1"},
     "common.data.pack": {"workers": None},
@@ -138,6 +137,8 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setattr(cli.Parser, "__init__", elsewhere)  # default paths
     for module, name, value in (  # generators and knobs are measured on little
         (rain, "POOL", 32),
+        (distance, "BIG", 64),
+        (distance, "VARIANTS", 30),
         (knobs, "SIDE", 48),
         (knobs, "PLACES", 2),
         (knobs, "RANGES", {"angle": (-45, 45)}),
@@ -173,8 +174,9 @@ def run(line, world, names):
     if words[0] == "cd":
         os.chdir(world / words[1].lstrip("/"))
         return 0
-    if words[0] == "torchrun":
-        return torchrun(words[1:])
+    if words[0] == "torchrun":  # which takes its flags; tests/test_distributed.py runs jobs
+        job = parse_args(words[1:])
+        words = ["python", job.training_script, *job.training_script_args]
     assert words[0] == "python", line
     if words[1] == "-m":
         name, words = words[2], words[3:]
@@ -184,27 +186,6 @@ def run(line, world, names):
         family, name = os.path.abspath(path).split(os.sep)[-2:]
         module = importlib.import_module(f"{family}.{name.removesuffix('.py')}")
     return cli.run(lambda: module.main(smaller(module, name, words)))
-
-
-def torchrun(words):
-    """The same in one process of torchrun."""
-    place = next(k for k, word in enumerate(words) if word.startswith("for_"))
-    job, script, flags = words[:place], words[place], words[place + 1 :]
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    for flag, value in (("--nproc_per_node", "1"), ("--nnodes", "1"), ("--rdzv_endpoint", f"localhost:{port}")):
-        if flag in job:
-            job[job.index(flag) + 1] = value
-    family, name = script.split("/")
-    flags = smaller(importlib.import_module(f"{family}.{name[:-3]}"), name, flags)
-    flags += [] if "--netED" in flags or name.startswith("train") else ["--netED", "ED.pt"]  # quick to measure
-    if name.startswith("train"):
-        flags += ["--model_dir", f"models_{family}", "--log_dir", f"logs_{family}"]
-    command = [sys.executable, "-m", "torch.distributed.run", *job, ROOT / script, *flags]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.returncode
 
 
 @pytest.mark.parametrize("heading", COMMANDS)

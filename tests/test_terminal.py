@@ -94,7 +94,7 @@ def test_quiet_training_says_nothing_and_is_no_option_of_the_run(pairs_folder, t
     assert cli.run(lambda: train_syn_joint.main([*flags, "--quiet"])) == 0
     said = capsys.readouterr()
     assert said.out == "" and said.err == ""
-    assert '"quiet"' not in (tmp_path / "m_l" / "options.json").read_text()
+    assert '"quiet"' not in (tmp_path / "m_logs" / "options.json").read_text()
     assert cli.run(lambda: train_syn_joint.main([*flags, "--niter", "2", "--dry_run", "--quiet"])) == 0
     assert "would train" in capsys.readouterr().out  # that is the result
 
@@ -120,11 +120,6 @@ def test_bars_are_for_terminals_that_want_them(monkeypatch, capsys):
     assert not shown()
     screen, hidden = False, False
     assert not shown()
-
-
-def test_without_a_standard_error_work_goes_on(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", None)  # 2>&- of a shell
-    assert list(terminal.progress_bar(range(3))) == [0, 1, 2]
 
 
 def test_a_full_disk_is_no_mistake_in_the_flags(tmp_path, monkeypatch, capsys):

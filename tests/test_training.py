@@ -1,6 +1,5 @@
 """Joint training as a user meets it: files, going on bit for bit, interruptions, refusals."""
 
-import csv
 import json
 import os
 import signal
@@ -20,20 +19,7 @@ from common.training import joint
 from common.training.loop import LossSums, learning_rate
 from for_syn import train_syn_joint
 from tests.conftest import begin, photo
-from tests.runs import SMALL, THREADS, arguments, load, same, train, wait_for
-
-
-def assert_same_run(one, other):
-    names = {path.name for path in one.glob("*.pt")} | {path.name for path in other.glob("*.pt")}
-    names -= {"train_state_prev.pt"}  # depends on when states were saved
-    assert {"DerainNet_state_3.pt", "ED_state_3.pt", "D_state_3.pt", "train_state_last.pt"} <= names
-    for name in names:
-        a, b = load(one / name), load(other / name)
-        if "vrgnet_state" in a:
-            a, b = (
-                {key: state[key] for key in ("epoch", "step", "best", "nets", "optimizers", "rng")} for state in (a, b)
-            )
-        assert same(a, b), name
+from tests.runs import SMALL, THREADS, arguments, assert_same_run, load, log_of, same, train, wait_for
 
 
 @pytest.fixture
@@ -54,8 +40,7 @@ def test_files_and_logs(pairs_folder, tmp_path, capsys):
     assert {p.name for p in model.glob("*.pt")} == weights | {
         *("train_state_last.pt", "train_state_prev.pt", "DerainNet_best.pt")
     }
-    with open(str(model) + "_logs/log.csv") as file:
-        rows = list(csv.DictReader(file))
+    rows = log_of(model)
     assert [row["epoch"] for row in rows] == ["1", "2", "3"] and [row["step"] for row in rows] == ["6", "12", "18"]
     assert rows[0]["val_psnr_y"] == "" and float(rows[1]["val_psnr_y"]) > 5 and float(rows[2]["val_ssim_y"]) < 1
     options = json.loads((tmp_path / "models" / "deep_logs" / "options.json").read_text())
@@ -76,9 +61,7 @@ def test_the_same_command_goes_on_bit_for_bit(pairs_folder, whole, tmp_path):  #
     for name in ("DerainNet", "ED", "D"):
         (tmp_path / "parts" / f"{name}_state_1.pt").unlink()  # the last epochs of the parts are saved as well
     assert_same_run(whole, tmp_path / "parts")
-    with open(f"{whole}_logs/log.csv") as one, open(tmp_path / "parts_logs" / "log.csv") as other:
-        for a, b in zip(csv.DictReader(one), csv.DictReader(other), strict=True):
-            assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
+    assert log_of(whole) == log_of(tmp_path / "parts")
 
 
 def start(data, model, *more):

@@ -15,7 +15,6 @@ from common import generation
 from common.errors import UserError
 from common.generation import transform
 from common.generation.measures import direction, measure
-from common.generation.rain import RainMaker
 from tests.drawn import Drawer
 
 RainAugment = functools.partial(generation.RainAugment, size=64)  # a bank that is soon made
@@ -235,26 +234,6 @@ def test_a_video_has_one_wind_and_its_rain_moves(drawn):
     assert two.shape == (2, 3, 3, 40, 50) and not torch.equal(two[0], two[1])
 
 
-def test_the_bank_grows_is_bounded_and_is_renewed(drawn, monkeypatch):
-    for name, value in (("EARLY", 4), ("LATE", 10), ("LAYERS", 5)):
-        monkeypatch.setattr(transform, name, value)
-    augment, image = drawn(p=1, seed=2, size=64), torch.zeros(3, 64, 64)
-    assert len(augment._bank) == 2
-    first = [layer for layer, _ in augment._bank]
-    for _ in range(13):
-        augment(image)
-    assert len(augment._bank) == 5 and augment._bank[0][0] is first[0]
-    calls = []
-    for _ in range(40):
-        before = augment.drawer.calls
-        augment(image)
-        calls.append(augment.drawer.calls > before)
-        assert len(augment._bank) == 5
-    assert np.flatnonzero(calls).tolist() == [9, 19, 29, 39]  # one crop in ten waits for G
-    assert not any(layer is one for layer, _ in augment._bank for one in first)
-    assert all(layer.shape == (128, 128, 1) and layer.dtype == np.uint8 for layer, _ in augment._bank)
-
-
 def test_no_two_crops_are_alike(drawn):
     """Drawn 100 times from the two layers of the beginning: no crop agrees with another at the same place."""
     augment = drawn(p=1, intensity=1, seed=3, size=64)
@@ -298,6 +277,5 @@ def test_knobs_beyond_their_reach_warn_and_clamp(drawn):
 
 def test_winds_of_the_bank_are_those_of_the_generator(drawn):
     augment = drawn(p=1, seed=7, size=32)
-    assert isinstance(augment._maker, RainMaker)
     angles = [angle_of(augment(torch.zeros(3, 32, 32))) for _ in range(60)]
     assert np.nanstd(angles) > 5 and 0.25 < np.mean(np.array(angles) > 0) < 0.75  # mirrored: to either side

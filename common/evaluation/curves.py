@@ -82,12 +82,11 @@ def picture(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def draw(logs: dict[str, dict[str, np.ndarray]], hours: bool = False) -> np.ndarray:
+def draw(logs: dict[str, dict[str, np.ndarray]]) -> np.ndarray:
     """A panel for each kind of value, a line in it for each training.
 
     Args:
         logs: columns by the name of a training, see ``read_log``.
-        hours: over the hours of training instead of over the steps.
 
     Returns:
         (H, W, 3) uint8.
@@ -106,18 +105,17 @@ def draw(logs: dict[str, dict[str, np.ndarray]], hours: bool = False) -> np.ndar
     for axis, (title, lines) in zip(axes, drawn.items(), strict=False):
         values = []
         for number, (label, log) in enumerate(logs.items()):
-            x = np.cumsum(log["seconds"]) / 3600 if hours else log["step"]
             for kind, name in enumerate(name for name in lines if name in log):
                 y = log[name][known := np.isfinite(log[name])]
                 parts = [label] * (len(logs) > 1) + [name.removeprefix("lr/")] * (len(lines) > 1)
                 style = {"color": f"C{number}", "linestyle": ("-", "--", ":")[kind % 3], "label": " ".join(parts)}
-                axis.plot(x[known], y, marker="." if len(y) < 30 else "", **style)
+                axis.plot(log["step"][known], y, marker="." if len(y) < 30 else "", **style)
                 values.append(y)
         flat = np.concatenate(values)
         if len(flat) and flat.min() > 0 and flat.max() > 30 * flat.min():
             axis.set_yscale("log")
         axis.set_title(title, fontsize=9)
-        axis.set_xlabel("hours" if hours else "steps", fontsize=8)
+        axis.set_xlabel("steps", fontsize=8)
         if len(logs) > 1 or len(lines) > 1:
             axis.legend(fontsize=6)
     for axis in axes[len(drawn) :]:
@@ -128,7 +126,6 @@ def draw(logs: dict[str, dict[str, np.ndarray]], hours: bool = False) -> np.ndar
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__, module=__spec__.name)
     parser.add_path("--log_dir", required=True, nargs="+", help="that of a training, or of several to compare")
-    parser.add_argument("--hours", type=cli.boolean, nargs="?", const=True, default=False, help="over time, not steps")
     flags.add_picture(parser)
     return parser.parse_args(argv)
 
@@ -138,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     out = flags.picture(args)
     logs = {name: read_log(Path(folder)) for name, folder in zip(labels(args.log_dir), args.log_dir, strict=True)}
     with warnings.catch_warnings(action="ignore"):  # of letters that the font lacks, of values without measure
-        write_image(out, draw(logs, args.hours))
+        write_image(out, draw(logs))
     print(f"picture: {args.out}")
     return 0
 

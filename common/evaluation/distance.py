@@ -50,7 +50,6 @@ HALVINGS = 5  # ways of halving the real layers, over which the floor is average
 BIG = 256  # px: side of the layers of whole pictures, of which crops are compared; or twice --patch
 SHARE = 16  # crops from a whole picture
 VARIANTS = 200  # of the real layers together, at least one of each
-GAIN = 0.8, 1.2  # range of the factor of real layers with --varied false
 LEGEND = """\
 distance  sliced Wasserstein distance (Karras et al., ICLR 2018), mean of the levels of a Laplacian pyramid that follow,
           in % of the real deviation on a level; two halves of few layers may differ much
@@ -113,21 +112,16 @@ def sliced_wasserstein(a: np.ndarray, b: np.ndarray, seed: int = 0) -> list[floa
     return distances
 
 
-def crops(
-    layers: Layers, number: int, p: int, rng: np.random.RandomState, gain: tuple[float, float] = (1, 1)
-) -> np.ndarray:
-    """Random crops of layers, each (H, W) in [0, 1], half of them mirrored: (number, p, p) float32 in [0, 1].
-
-    Args:
-        gain: range of the factor of a crop.
-    """
+def crops(layers: Layers, number: int, p: int, rng: np.random.RandomState) -> np.ndarray:
+    """Random crops of layers, each (H, W) in [0, 1], half of them mirrored: (number, p, p) float32 in [0, 1]."""
     made = np.empty((number, p, p), np.float32)
     for k in range(number):
         layer = layers[k % len(layers)]
         top, left = rng.randint(layer.shape[0] - p + 1), rng.randint(layer.shape[1] - p + 1)
         crop = layer[top : top + p, left : left + p]
-        made[k] = (crop[:, ::-1] if rng.randint(2) else crop) * rng.uniform(*gain)
-    return made.clip(0, 1)
+        made[k] = crop[:, ::-1] if rng.randint(2) else crop
+        rng.random_sample()  # of a factor that is gone: the figures of the generators' cards stay
+    return made
 
 
 def draw_layers(number: int, p: int, ranges: dict[str, tuple[float, float]], seed: int | list[int]) -> np.ndarray:
@@ -184,13 +178,13 @@ def select(made: Layers, layers: int, chosen: Iterable[int]) -> list[np.ndarray]
     return [layer for i in chosen for layer in made[i::layers]]
 
 
-def floor_distance(made: Layers, layers: int, number: int, p: int, gain: tuple[float, float]) -> np.ndarray:
+def floor_distance(made: Layers, layers: int, number: int, p: int) -> np.ndarray:
     """Mean distance between two random halves of the real layers on each level; ``made``: their variants."""
     distances = []
     for k in range(HALVINGS):
         rng = np.random.RandomState(1000 + k)
         halves = np.split(rng.permutation(layers), [layers // 2])
-        a, b = (crops(select(made, layers, half), number, p, rng, gain) for half in halves)
+        a, b = (crops(select(made, layers, half), number, p, rng) for half in halves)
         distances.append(sliced_wasserstein(a, b, seed=k))
     return np.mean(distances, 0)
 
@@ -210,10 +204,10 @@ def eight_bits(crops: np.ndarray) -> np.ndarray:
     return np.rint(255 * crops).astype(np.uint8)
 
 
-def by_side(layers: Layers, sides: Sequence[int], number: int, gain=(1, 1)) -> dict[int, np.ndarray]:
+def by_side(layers: Layers, sides: Sequence[int], number: int) -> dict[int, np.ndarray]:
     """Crops of each side for which the layers are large enough: {p: (number, p, p) uint8}."""
     least = min((min(layer.shape) for layer in layers), default=0)
-    return {p: eight_bits(crops(layers, number, p, np.random.RandomState(p), gain)) for p in sides if p <= least}
+    return {p: eight_bits(crops(layers, number, p, np.random.RandomState(p))) for p in sides if p <= least}
 
 
 def make_sets(
@@ -273,13 +267,13 @@ def compare(
         parts: real layers that are compared, that classifiers learn from, and that they are measured on.
         others: names and sets of what is compared with them.
     """
-    p, number, gain = sides[0], args.number, (1, 1) if args.varied else GAIN
-    ready = {id(part): vary(part, sides[-1], args.seed) if args.varied else part for part in parts}
+    p, number = sides[0], args.number
+    ready = {id(part): vary(part, sides[-1], args.seed) for part in parts}
     made, learnt, fresh = (ready[id(part)] for part in parts)  # two of them may be the same
 
     def real_rain(layers: Layers, known: Layers, fresh: Layers) -> Rain:
-        cut = crops(layers, number, p, np.random.RandomState(args.seed), gain)
-        return Rain(cut, layers, by_side(known, sides, 2 * number, gain), by_side(fresh, sides, number, gain))
+        cut = crops(layers, number, p, np.random.RandomState(args.seed))
+        return Rain(cut, layers, by_side(known, sides, 2 * number), by_side(fresh, sides, number))
 
     def row(name: str, rain: Rain, judged: Sequence[float], distances: Sequence[float] | None = None) -> list:
         if distances is None:
@@ -290,12 +284,12 @@ def compare(
 
     real, count = real_rain(made, learnt, fresh), len(parts[1])
     try:
-        distances = floor_distance(made, len(parts[0]), number, p, gain)
+        distances = floor_distance(made, len(parts[0]), number, p)
     except ValueError:
         raise UserError(f"--real: half of the pictures of {args.real} are black or all the same") from None
     # Real against real: a half of the layers to learn from is real, a quarter the other rain, a quarter fresh.
     half, quarter, rest = (select(learnt, count, range(i, count, step)) for i, step in ((0, 2), (1, 4), (3, 4)))
-    known = replace(real, known=by_side(half, sides, 2 * number, gain))
+    known = replace(real, known=by_side(half, sides, 2 * number))
     judged = aucs(known, real_rain(made, quarter, rest), sides, args.steps, device)
     yield row(HALVES, real, judged, distances)
     if args.hold_out:
@@ -319,12 +313,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--number", type=cli.number(int, 2, 2**20), default=1024, help="crops of each set")
     parser.add_argument(
         "--steps", type=cli.count, default=STEPS, help="of training of a classifier; 0: no classifiers, which is quick"
-    )
-    parser.add_argument(
-        "--varied",
-        type=cli.boolean,
-        default=True,
-        help="turn, scale, mirror and brighten real layers as G's training does; false: mirror and brighten them",
     )
     parser.add_argument("--seed", type=cli.seed, default=0, help="of codes and crops")
     parser.add_path("--csv", help="also write the table to this file")

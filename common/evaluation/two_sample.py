@@ -6,8 +6,7 @@ one machine. Two classifiers are used. The small one sees large differences. The
 with which it learns much faster and sees smaller ones.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -55,17 +54,6 @@ def auc(negative: np.ndarray, positive: np.ndarray) -> float:
     return float((below + upto).mean() / (2 * len(ordered)))
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums come out the same, however many threads PyTorch has."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def largest_auc(
     known: Sequence[np.ndarray], fresh: Sequence[np.ndarray], device: torch.device, kind: str, steps: int = STEPS
 ) -> float:
@@ -77,8 +65,12 @@ def largest_auc(
         kind: of classifier, SMALL or STRICT.
     """
     learned, measured = ([torch.from_numpy(crops).to(device) for crops in pair] for pair in (known, fresh))
-    with _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so that sums come out the same, however many there are
+    try:
         return max(_auc_of(seed, learned, measured, steps, kind) for seed in SEEDS)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _auc_of(seed: int, known: list[Tensor], fresh: list[Tensor], steps: int, kind: str) -> float:

@@ -82,7 +82,7 @@ class PReNet(Body):
 
     def __init__(self, recurrent_iter: int = 6) -> None:
         super().__init__()
-        self.stages = _at_least_one_stage(recurrent_iter)
+        self.stages = recurrent_iter
 
     @property
     def halo(self) -> int:
@@ -124,7 +124,7 @@ class Derain(nn.Module):
 
     def __init__(self, stage: int = 6) -> None:
         super().__init__()
-        self.derainet = _GaussianPReNet(_at_least_one_stage(stage))  # T3: the number is honoured
+        self.derainet = _GaussianPReNet(stage)  # T3: the number is honoured
         self.apply(init_weights)
 
     @property
@@ -135,9 +135,3 @@ class Derain(nn.Module):
     def forward(self, rainy: Tensor) -> tuple[Tensor, Tensor]:
         """Rainy (N, 3, H, W) in [0, 1], H and W >= 1 -> (mu_b, logvar_b), each (N, 3, H, W), unclamped."""
         return self.derainet(rainy)
-
-
-def _at_least_one_stage(stages: int) -> int:
-    if stages < 1:
-        raise ValueError(f"PReNet needs at least 1 stage, got {stages}")
-    return stages

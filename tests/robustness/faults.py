@@ -10,7 +10,6 @@ and log.csv (apart from the seconds) must equal those of the undisturbed trainin
 
 import argparse
 import contextlib
-import csv
 import io
 import itertools
 import multiprocessing
@@ -37,6 +36,7 @@ from common.models import EDNet
 from for_syn import train_syn_aug, train_syn_joint
 from tests.conftest import folders, write_pairs
 from tests.golden import fill
+from tests.runs import content, differing, load, log_of
 
 CLOCK, WORKER = "by the clock", "a worker, as it reads"
 KINDS = {  # how many moments of a kind one start has at least; the kill hits one of them
@@ -54,39 +54,6 @@ TINY = ["--patchSize", "16", "--batchSize", "2", "--niter", "3", "--use_gpu", "f
 JOINT = ["--stage", "1", "--nz", "4", "--nef", "2", "--ndf", "4", "--n_dis", "2"]
 OFTEN = ["--save_minutes", "1e-9"]  # saves a state after every step
 HABITS = ["--iters_per_epoch", "4", "--val_every", "2", "--save_every", "2", "--log_every", "2", *OFTEN]
-
-
-# --- comparing two runs --------------------------------------------------------------------------------------------
-
-
-def same(one: object, other: object) -> bool:
-    """Whether two nested values are equal, tensors bit for bit."""
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        alike = (one.shape, one.dtype) == (other.shape, other.dtype)
-        return alike and one.contiguous().numpy().tobytes() == other.contiguous().numpy().tobytes()
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return type(one) is type(other) and one == other
-
-
-def content(model: Path) -> dict[str, object]:
-    """By name, what a run's folder holds, apart from the state before the last and what flags of a resume change."""
-    files = {path.name: torch.load(path, weights_only=True) for path in model.glob("*.pt") if path.name != BEFORE}
-    files[LAST] = {key: files[LAST][key] for key in ("epoch", "step", "best", "nets", "optimizers", "rng")}
-    return files | {path.name: path.read_text() for path in model.glob("*.json")}
-
-
-def log_of(model: Path) -> list[dict[str, str]]:
-    """The rows of a run's log.csv without the seconds."""
-    with open(f"{model}_l/log.csv", newline="") as file:
-        return [row | {"seconds": ""} for row in csv.DictReader(file)]
-
-
-def differing(one: dict[str, object], other: dict[str, object]) -> list[str]:
-    """The names of the entries that differ."""
-    return [name for name in sorted(one.keys() | other.keys()) if not same(one.get(name), other.get(name))]
 
 
 # --- in the process that is killed ---------------------------------------------------------------------------------
@@ -231,7 +198,7 @@ class Arena:
         positions = [(0, 0)]
         for path in (model / name for name in STATES):
             with contextlib.suppress(Exception):  # ``_check`` reports files that do not load
-                state = torch.load(path, weights_only=True)
+                state = load(path)
                 positions.append((state["epoch"], state["step"]))
         return max(positions)
 
@@ -240,7 +207,7 @@ class Arena:
         where = f"{model}, killed: {kind}"
         for path in model.glob("*.pt"):
             try:
-                torch.load(path, weights_only=True)
+                load(path)
             except Exception as error:
                 self.report.problems.append(f"{where}: {path} does not load: {error}")
         if (after := self._position(model)) < before:

@@ -4,7 +4,6 @@ corpus/KIND/END/FILE: inputs that fuzz.py reported, by the code that reads them 
 """
 
 import csv
-import json
 import os
 import shutil
 import sys
@@ -16,7 +15,6 @@ import pytest
 import torch
 
 from common import cli, derainer
-from common.data import compose
 from common.data.images import ImageError, image_format, read_image, write_image
 from common.data.pairs import PairList
 from common.errors import UserError
@@ -138,8 +136,6 @@ def with_value(state, place, value):
 @pytest.mark.parametrize(
     "place, value, message",
     [
-        (["vrgnet_state"], 99, "has format 99, this program reads 1"),
-        (["options", "patchSize"], 17, "--patchSize is 16, was 17"),
         (["optimizers", "Aug_DerainNet"], {}, "damaged, or other parameters learn now; go on from bare weights"),
         (["rng", "torch"], None, "damaged, or other parameters learn now; go on from bare weights"),
     ],
@@ -149,17 +145,6 @@ def test_training_states_with_a_wrong_value(place, value, message, tmp_path, see
     torch.save(with_value(seeds.state, place, value), tmp_path / "m" / "train_state_last.pt")
     with pytest.raises(UserError, match=message):
         train_syn_aug.main(seeds.resume_flags(tmp_path))
-
-
-def test_compose_deletes_nothing_outside_of_its_folder(tmp_path, seeds):
-    shutil.copytree(seeds.folder / "composed", tmp_path / "out")
-    (tmp_path / "thesis.png").write_bytes(b"x")
-    content = json.loads((tmp_path / "out" / compose.NAME).read_bytes())
-    content["pairs"][0]["file"] = "../../thesis.png"
-    (tmp_path / "out" / compose.NAME).write_text(json.dumps(content))
-    with pytest.raises(UserError, match="is not empty, and not all in it is of this command"):
-        compose.main([*seeds.compose_flags(tmp_path / "out"), "--overwrite"])
-    assert (tmp_path / "thesis.png").exists()
 
 
 def test_names_that_look_like_formulas(tmp_path, generator, quick, capsys):

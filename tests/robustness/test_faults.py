@@ -26,6 +26,7 @@ from tests.conftest import folders, photo, write_pairs
 from tests.golden import fill
 from tests.robustness import faults
 from tests.robustness.faults import JOINT, OFTEN, TINY
+from tests.runs import assert_same_run, differing, load, same
 
 STEPS = ["--iters_per_epoch", "6", "--save_every", "2", "--workers", "0"]
 
@@ -50,12 +51,8 @@ def train(data, model, *more):
 
 
 def position(model):
-    state = torch.load(model / "train_state_last.pt", weights_only=True)
+    state = load(model / "train_state_last.pt")
     return state["epoch"], state["step"]
-
-
-def assert_same_run(one, other):
-    assert faults.differing(faults.content(one), faults.content(other)) == []
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +88,9 @@ def test_nothing_is_lost_by_kills(tmp_path):
 
 def test_one_bit_that_differs_is_noticed():
     one = {"net": [torch.tensor([0.0, 2.0])], "epoch": 3}
-    assert faults.same(one, {"net": [torch.tensor([0.0, 2.0])], "epoch": 3})
+    assert same(one, {"net": [torch.tensor([0.0, 2.0])], "epoch": 3})
     for other in ({"net": [torch.tensor([-0.0, 2.0])], "epoch": 3}, {"net": [], "epoch": 3}, one | {"epoch": 4}):
-        assert not faults.same(one, other) and faults.differing(one, other)
+        assert not same(one, other) and differing(one, other)
 
 
 # --- disks ---------------------------------------------------------------------------------------------------------
@@ -230,7 +227,7 @@ def commands(whole, tmp_path, generator, monkeypatch):
         "interpolation": (test_interpolation.main, between, "--save_rainfake"),
         "sweeps": (test_disentanglement.main, [*ED, *cpu, "--manualSeed", 1], "--save_fake"),
         "report": (report.main, sheet, "--out sheet.png"),
-        "curves": (curves.main, ["--log_dir", whole / "model_l"], "--out curves.png"),
+        "curves": (curves.main, ["--log_dir", whole / "model_logs"], "--out curves.png"),
         "export": (export.main, ED, "--out half.pt"),
         "page": (report.main, ["--show", data / "rain" / "8.png", "Rain."], "--out"),
     }
