@@ -1,4 +1,4 @@
-"""PSNR and SSIM as the paper's MATLAB scripts compute them (docs/method.md, 7), and the table for any method's results.
+"""PSNR and SSIM as the paper's MATLAB scripts compute them (docs/results.md), and the table for any method's results.
 
     python -m common.evaluation.metrics --pred DERAINED --gt CLEAN [--csv metrics.csv]
 

@@ -1,4 +1,4 @@
-"""What the rain code z means: from one rain to another, single dimensions, random rains (docs/method.md, 6)."""
+"""What the rain code z means: from one rain to another, single dimensions, random rains (docs/rain.md)."""
 
 import re
 from collections.abc import Sequence

@@ -1,11 +1,11 @@
-"""Angle, density, thickness and brightness of a rain layer (docs/method.md, 6)."""
+"""Angle, density, thickness and brightness of a rain layer (docs/rain.md)."""
 
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-RAINY = 0.02  # a pixel is rainy where the maximum over the channels is above it (docs/method.md, 6)
+RAINY = 0.02  # a pixel is rainy where the maximum over the channels is above it (docs/rain.md)
 SIGMA = 1.0  # px: of the Gaussian whose derivative finds the direction
 REACH = 12  # px: how far to either side of its middle a streak is followed
 STEP = 0.25  # px: between the samples across a streak
