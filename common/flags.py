@@ -4,12 +4,12 @@ import argparse
 from pathlib import Path
 
 from .cli import (
-    GeneratorPath,
     Parser,
     auto_or_scale,
     boolean,
     count,
     derainer_name,
+    generator_path,
     key_value,
     number,
     patch_size,
@@ -97,8 +97,8 @@ def add_recording(group: argparse.ArgumentParser) -> None:
         "--cuda_graphs",
         choices=("auto", "on", "off"),
         default="auto",
-        help="on a GPU, record whole steps and replay them; auto: with networks of this project, in one process. "
-        "Others' Python would run only once, and sums of several processes can hang in a recording",
+        help="on a GPU, in one process, record whole steps and replay them; auto: with networks of this project, since "
+        "others' Python would run only once",
     )
 
 
@@ -143,7 +143,7 @@ def add_run(
         derainer: whether one is trained, whose speed can be chosen.
     """
     run = parser.group("run")
-    run.add_argument("--resume", type=number(int, -1), default=0, help="go on after epoch N; -1: from the newest state")
+    run.add_argument("--resume", type=count, default=0, help="go back to epoch N; the same command alone goes on")
     add_switch(run, "--overwrite", "delete an earlier run")
     run.add_argument("--iters_per_epoch", type=positive_int, default=iters_per_epoch, help="steps of an epoch")
     run.add_argument("--save_every", type=positive_int, default=50, help="epochs between weight files; the last always")
@@ -198,8 +198,7 @@ def add_start(group: Parser) -> None:
     what = "to start from, weights only"
     group.add_argument(
         "--init_ED",
-        action=GeneratorPath,
-        metavar="PATH",
+        type=generator_path,
         help=f"RNet and G {what}; 'default': the generator that comes with the project",
     )
     group.add_path("--init_Derain", help=f"BNet {what}, DerainNet_state_N.pt")

@@ -57,7 +57,7 @@ class _Notes(TorchDispatchMode):
 
 
 class Tape:
-    """A ``common.training.graphs.Recorder``.
+    """A ``common.training.graphs.CudaRecorder``.
 
     Attributes:
         recorded, replayed: numbers of recordings and replays.

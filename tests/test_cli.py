@@ -56,15 +56,12 @@ def test_values_of_flags(flag, text, value):  # T4
         (["--batchSize", "many"], "argument --batchSize: expected a whole number from 1 on, got 'many'"),
         (["--lrD", "0"], "argument --lrD: expected a number above 0, got '0'"),
         (["--lrD", "nan"], "argument --lrD: expected a number above 0"),
-        (["--lrD", "inf"], "argument --lrD: expected a number above 0"),
         (["--patchSize", "48"], "argument --patchSize: expected a power of two from 16 on"),
         (["--nc", "1"], "argument --nc: expected a whole number from 3 to 3"),
         (["--milestone", "5", "x"], "argument --milestone: expected a whole number"),
-        (["--resume", "-2"], "argument --resume: expected a whole number from -1 on"),
+        (["--resume", "-1"], "argument --resume: expected a whole number from 0 on"),
         (["--manualSeed", "-1"], "argument --manualSeed: expected a whole number from 0 to"),
-        (["--data_path", ""], "--data_path: the path is empty"),
-        (["--batchSize", "9" * 5000], "argument --batchSize: expected a whole number from 1 on, got '999"),
-        (["--batchSize", "2147483648"], "expected a whole number up to 2147483647, got '2147483648'"),
+        (["--data_path", ""], "argument --data_path: the path is empty"),
         (["--manualSeed", str(2**32)], f"expected a whole number from 0 to {2**32 - 1}, got '{2**32}'"),
         (["--batch", "3"], "unrecognized arguments: --batch 3"),
     ],
@@ -104,68 +101,37 @@ def test_device(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "set_device", lambda i: None)
     monkeypatch.setattr(device, "try_kernel", lambda device: "")
     assert device.pick_device(True, "1") == torch.device("cuda", 1)
-    assert (
-        device.pick_device(True, "0,1") == torch.device("cuda", 0)
-        and "one process uses one GPU" in capsys.readouterr().out
-    )
-    with pytest.raises(UserError, match="--gpu_id: there is no GPU 2; this machine has 0, 1"):
+    with pytest.raises(UserError, match="--gpu_id 2: 1 processes on this machine need a GPU each; it has 2"):
         device.pick_device(True, "2")
 
 
-CASES = {
-    "a build for CPUs": ("595.71", None, "whl/cu130"),
-    "a build for CPUs, and an older driver": ("550.54", None, "whl/cu126"),
-    "too old for this PyTorch (CUDA 13.0": ("550.54", "13.0", "whl/cu126"),
-    "but PyTorch can't use it (no luck)": ("595.71", "13.0", "nvidia-smi must list the GPU"),
-    "": ("", "13.0", ""),
-}
-
-
-@pytest.mark.parametrize("text", CASES)
-def test_why_there_is_no_gpu(text, monkeypatch, capsys):
+@pytest.mark.parametrize(("cuda", "reason"), [(None, "is built for CPUs"), ("13.0", "is built for CUDA 13.0")])
+def test_why_there_is_no_gpu(cuda, reason, monkeypatch, capsys):
     """A training must not run for a month on the CPU beside a GPU."""
-    version, cuda, remedy = CASES[text]
-
-    def init():
-        raise RuntimeError("no luck\nmore")
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "init", init)
     monkeypatch.setattr(torch.version, "cuda", cuda)
-    monkeypatch.setattr(device, "driver", lambda: version)
+    monkeypatch.setattr(device.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert device.pick_device(True, "0") == torch.device("cpu")
     said = capsys.readouterr().out
-    assert text.partition(",")[0] in said and remedy in said and "unning on the CPU" in said
-    if not version:
-        assert device.pick_device(True, "0", training=True) == torch.device("cpu")
-        return
+    assert "there is an NVIDIA driver" in said and reason in said and "Running on the CPU" in said
     with pytest.raises(UserError, match="(?s)^--use_gpu: .*--use_gpu false trains on the CPU"):
         device.pick_device(True, "0", training=True)
     assert device.pick_device(False, "0", training=True) == torch.device("cpu")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert device.pick_device(True, "0", training=True) == torch.device("cpu")
 
 
-def test_a_gpu_that_is_too_old_is_named(monkeypatch, capsys):
+def test_a_gpu_that_can_not_compute_is_named(monkeypatch):
     def no_kernel(*args, **kwargs):
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
 
-    fakes = {"is_available": True, "device_count": 1, "set_device": None, "get_device_name": "Tesla P100"}
-    for name, value in (fakes | {"get_device_capability": (6, 0)}).items():
+    for name, value in {"is_available": True, "device_count": 1, "set_device": None}.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
     monkeypatch.setattr(torch, "ones", no_kernel)
-    with pytest.raises(UserError, match=r"Tesla P100 \(compute capability 6.0\) is too old.*\n.*pip install .*<2.15"):
+    with pytest.raises(UserError, match=r"a first kernel on cuda:0 failed \(CUDA error: no kernel image"):
         device.pick_device(True, "0", training=True)
     assert device.pick_device(True, "0") == torch.device("cpu")
-    assert "The GPU can't be used: Tesla P100" in capsys.readouterr().out
-
-
-def test_the_driver_is_that_of_nvidia_smi(monkeypatch, tmp_path):
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 595.71.05\necho 595.71.05\n")
-    (tmp_path / "nvidia-smi").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert device.driver() == "595.71.05"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert device.driver() == ""
 
 
 def test_seeds(capsys):

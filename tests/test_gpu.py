@@ -15,7 +15,7 @@ from common.data.patches import PatchDataset, to_batch
 from common.evaluation.derain import Windows, derain, derain_pixels
 from common.models import Derain, Discriminator, EDNet, PReNet
 from common.precision import prepare
-from common.training import augment, joint, proof, trial
+from common.training import augment, joint, proof
 from common.training.graphs import CannotRecord, CudaRecorder, Recording
 from common.training.optimizer import adam
 from for_syn import test_syn_joint as derain_script
@@ -75,7 +75,7 @@ def joint_training(nets, record, n_dis, precision="fp32", w_adv=1.0):
     optimizers = {name: adam(net.parameters(), rates[name]) for name, net in zip(rates, nets, strict=True)}
     step = joint.joint_step(*nets, optimizers, w_adv, 10.0, 1e-6)
     if record:
-        step = proof.RecordedStep(step, CudaRecorder(GPU), precision, 3000, n_dis, list(nets), optimizers, gain=0)
+        step = proof.RecordedStep(step, CudaRecorder(GPU), precision, n_dis, list(nets), optimizers)
     return step, joint.joint_draw(n_dis, nets[1].nz)
 
 
@@ -149,11 +149,6 @@ def test_a_step_that_waits_is_found():
         recorder.record(lambda: x * 2 if x.sum().item() > 0 else x)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "auto", "tf32", "bf16"])
-def test_the_trial_of_this_gpu(precision):
-    assert trial.main(needs(precision), GPU) == 0
-
-
 def test_recorded_augmented_steps(capsys):
     results = []
     for record in (True, False):
@@ -162,7 +157,7 @@ def test_recorded_augmented_steps(capsys):
         optimizer = adam(net.parameters(), 1e-3)
         step, draw = augment.aug_step(net, netED, optimizer, 3), augment.aug_draw(netED, 3)
         if record:
-            step = proof.RecordedStep(step, CudaRecorder(GPU), "fp32", 3000, 1, [net], {"net": optimizer}, gain=0)
+            step = proof.RecordedStep(step, CudaRecorder(GPU), "fp32", 1, [net], {"net": optimizer})
         torch.manual_seed(3)
         batches = torch.rand(10, 2, 5, 3, 16, 16, device=GPU)
         results.append([step(*draw(*pair, i, 5))[0]["loss"].item() for i, pair in enumerate(batches)])
@@ -254,15 +249,15 @@ def test_the_script_that_derains(tmp_path):
         assert np.abs(a - b).max() <= 1 and (a != b).mean() < 1e-3
 
 
-def test_processes_over_nccl_with_recorded_steps(pairs_folder, tmp_path):
+def test_processes_over_nccl(pairs_folder, tmp_path):
     """As many as there are GPUs, up to two; one alone goes the same way through NCCL."""
     processes = min(2, torch.cuda.device_count())
     flags = ["--use_gpu", "true", "--niter", 3, "--n_dis", 2, "--log_every", 1]
     alone = training(pairs_folder, tmp_path / "alone", 4, *flags, "--cuda_graphs", "off")
     train_syn_joint.main(alone)
-    together = training(pairs_folder, tmp_path / "together", 4, *flags, "--cuda_graphs", "on")
+    together = training(pairs_folder, tmp_path / "together", 4, *flags)
     process = torchrun("for_syn/train_syn_joint.py", *together, processes=processes)
     text = process.communicate(timeout=300)[0]
-    assert process.returncode == 0 and " differ (" not in text, text
+    assert process.returncode == 0, text
     for row, other in zip(numbers_of(tmp_path / "alone"), numbers_of(tmp_path / "together"), strict=True):
         assert other == pytest.approx(row, rel=1e-3)

@@ -8,34 +8,16 @@ import contextlib
 import gc
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-SYNCHRONISES = "synchronizing CUDA operation"  # how torch warns of one,
-PROTOTYPE = "Synchronization debug mode"  # and of its warning
-
-
-class Recorder(Protocol):
-    """What records: a GPU, or the fake of a test."""
-
-    def run(self, work: Callable[[], Any]) -> Any:
-        """Run the work as it is, in such a way that a recording can follow."""
-
-    def rehearse(self, work: Callable[[], Any]) -> tuple[Any, str]:
-        """The same, and why it can't be recorded; an empty text if nothing was found."""
-
-    def record(self, work: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
-        """Record the work without running it: where its results will be, and what runs it.
-
-        Raises:
-            CannotRecord: nothing was run. On a GPU nothing should be any more: start again.
-        """
+SYNCHRONISES = "synchronizing CUDA operation"  # in PyTorch's warning of one
 
 
 class CannotRecord(Exception):
-    """Why, in a line."""
+    """A recording broke off; the text says why, in a line."""
 
 
 class Recording:
@@ -44,10 +26,10 @@ class Recording:
     The results of a call lie where those of the one before lay: they are to be used before the next call.
 
     Raises:
-        CannotRecord: see ``Recorder``.
+        CannotRecord: nothing was run. On a GPU nothing should be any more: start again.
     """
 
-    def __init__(self, work: Callable, inputs: Sequence[Tensor], recorder: Recorder) -> None:
+    def __init__(self, work: Callable, inputs: Sequence[Tensor], recorder: "CudaRecorder") -> None:
         self._own = tuple(x.clone() for x in inputs)
         torch.clear_autocast_cache()  # casts of the weights belong into the recording
         try:
@@ -62,8 +44,8 @@ class Recording:
         return self._results
 
 
-def recorder(device: torch.device) -> Recorder | None:
-    """What records on a device; None where nothing does."""
+def recorder(device: torch.device) -> "CudaRecorder | None":
+    """What records on a device; None on a CPU."""
     return CudaRecorder(device) if device.type == "cuda" else None
 
 
@@ -77,7 +59,7 @@ class CudaRecorder:
         self.device, self.stream = device, torch.cuda.Stream(device)
 
     def run(self, work: Callable[[], Any]) -> Any:
-        """See ``Recorder``."""
+        """Run the work as it is, in such a way that a recording can follow."""
         now = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(now)
         try:
@@ -87,7 +69,7 @@ class CudaRecorder:
             now.wait_stream(self.stream)
 
     def rehearse(self, work: Callable[[], Any]) -> tuple[Any, str]:
-        """See ``Recorder``; finds work that waits for the GPU, which a recording would break at."""
+        """Like ``run``; also says whether the work waits for the GPU, which a recording would break at."""
         before = torch.cuda.get_sync_debug_mode()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -96,16 +78,11 @@ class CudaRecorder:
                 results = self.run(work)
             finally:
                 torch.cuda.set_sync_debug_mode(before)
-        waits = False
-        for warning in caught:
-            if SYNCHRONISES in str(warning.message):
-                waits = True
-            elif PROTOTYPE not in str(warning.message):  # not ours
-                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        waits = any(SYNCHRONISES in str(warning.message) for warning in caught)
         return results, "the step waits for results of the GPU" if waits else ""
 
     def record(self, work: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
-        """See ``Recorder``."""
+        """Record the work without running it: where its results will be, and what runs it. May raise CannotRecord."""
         pool, graph = torch.cuda.graph_pool_handle(), torch.cuda.CUDAGraph()
         with _no_collection():
             try:
@@ -114,8 +91,7 @@ class CudaRecorder:
                     results = work()
             except Exception as error:
                 first = error.__context__ if isinstance(error.__context__, torch.OutOfMemoryError) else error
-                lines = str(first).strip().splitlines()
-                raise CannotRecord((lines or [type(first).__name__])[0][:200]) from None
+                raise CannotRecord(f"{type(first).__name__} {first}".splitlines()[0][:200]) from None
         return results, graph.replay
 
 
@@ -123,10 +99,8 @@ class CudaRecorder:
 def _no_collection() -> Iterator[None]:
     """Within it no other recording is freed by the garbage collector, which a GPU does not allow while it records."""
     gc.collect()
-    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if enabled:
-            gc.enable()
+        gc.enable()

@@ -7,7 +7,6 @@ of the spectral norm) must agree. Weights need not: Adam turns gradients that ar
 """
 
 import argparse
-import gc
 import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
@@ -17,15 +16,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .. import derainer, distributed
-from . import trial
-from .graphs import CannotRecord, Recorder, Recording, recorder
+from .graphs import CannotRecord, CudaRecorder, Recording, recorder
 from .optimizer import set_rate
 from .seeds import rng_state, set_rng_state
 
 NOISE = 10  # times the difference between two runs, that a recording may differ,
 FLOOR, ROUNDED = 1e-5, 1e-3  # and so much besides, relative: in fp32, in other precisions
 SMALL = 1e-2  # losses below count as that large: they are differences of larger numbers
-GAIN = 1.1
 OTHER = 1e-2  # added to the rates while a step is recorded
 
 Step = Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]]
@@ -50,25 +47,20 @@ def record(
         if args.cuda_graphs == "on":
             print("--cuda_graphs on: no GPU is used, so nothing is recorded")
         return step
-    # By itself not another's network, whose Python may matter, nor with sums of several processes, which can hang.
-    by_itself = args.cuda_graphs == "auto" and not derainer.is_custom(args) and distributed.world_size() == 1
-    if not by_itself and args.cuda_graphs != "on":
+    # By itself not another's network, whose Python may matter; never with sums of several processes, which can hang.
+    wanted = args.cuda_graphs == "on" or (args.cuda_graphs == "auto" and not derainer.is_custom(args))
+    if not wanted or distributed.world_size() > 1:
         return step
-    if reason := trial.reason(args.precision, device):
-        print(f"--cuda_graphs: {reason}; going on without")
-        return step
-    return RecordedStep(step, records, args.precision, args.iters_per_epoch, cycle, nets, optimizers)
+    return RecordedStep(step, records, args.precision, cycle, nets, optimizers)
 
 
 class RecordedStep:
-    """Called like the step; once a recording is proven, replays it. Says in a line what became of that.
+    """Called like the step; once the recordings are proven, replays them. Says in a line what became of that.
 
     Args:
         step, cycle, nets, optimizers: see ``record``.
         recorder: records on the GPU of the networks.
         precision: of the networks; it decides which difference is always allowed.
-        again: calls after which the recording is compared once more.
-        gain: a recording that is not so many times faster is not worth its memory.
 
     Raises:
         CannotRecord: a recording broke off, after which nothing can be said about the GPU: start again without.
@@ -77,56 +69,37 @@ class RecordedStep:
     def __init__(
         self,
         step: Step,
-        recorder: Recorder,
+        recorder: CudaRecorder,
         precision: str,
-        again: int,
         cycle: int,
         nets: list[nn.Module],
         optimizers: Mapping[str, Optimizer],
-        gain: float = GAIN,
     ) -> None:
-        self.step, self.nets, self.optimizers = step, nets, optimizers
-        self.length, self.again, self.calls, self.gain = cycle + 1, again, 0, gain
+        self.step, self.nets, self.optimizers, self.length = step, nets, optimizers, cycle + 1
         self.floor = FLOOR if precision == "fp32" else ROUNDED
-        self.noise: dict[str, float] = {}
-        self._recorder: Recorder | None = recorder
+        self._recorder: CudaRecorder | None = recorder
         self._recordings: dict[Hashable, Recording] = {}
-        self._due: set[Hashable] = set()  # kinds to be compared again
-        self._forget()
-
-    def _forget(self) -> None:
         self._start: State = {}, [], {}
         self._noted: list[tuple] = []  # kind, tensors, rates and random numbers of the steps to compare
         self._first: Values = []  # their losses
 
-    def _give_up(self, reason: str) -> None:
-        print(f"--cuda_graphs: {reason}; going on without", flush=True)
-        self._recorder, self._recordings = None, {}
-        gc.collect()
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
-
     def __call__(self, kind: Hashable, *inputs: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if self._recorder is None:
             return self.step(kind, *inputs)
-        self.calls += 1
-        if self._recordings and self.calls % self.again == 0:
-            self._due = set(self._recordings)
-        if self._recordings and kind not in self._due:
+        if self._recordings:
             return self._recordings[kind](*inputs)
-        self._due.discard(kind)
         if not self._noted:
             self._start = self._state()
         self._noted.append((kind, [x.clone() for x in inputs], self._rates(), rng_state()))
         results = self._recorder.run(lambda: self.step(kind, *inputs))
         self._first.append({name: value.clone() for name, value in results[0].items()})
-        if self._recordings or len(self._noted) == self.length:
+        if len(self._noted) == self.length:
             self._compare(self._recorder)
         return results
 
-    def _compare(self, recorder: Recorder) -> None:
+    def _compare(self, recorder: CudaRecorder) -> None:
         """Run the noted steps once more and recorded, decide, and leave all as it was after the first run."""
-        after, late, reasons = self._state(), bool(self._recordings), [""]
+        after, reasons = self._state(), [""]
 
         def run(kind: Hashable, inputs: list[Tensor]) -> Any:
             results, reason = recorder.rehearse(lambda: self.step(kind, *inputs))
@@ -135,9 +108,8 @@ class RecordedStep:
 
         first = [*self._first, self._moved()]
         second, slow = self._pass(run)
-        for name, value in differences(second, first).items():
-            self.noise[name] = max(value, self.noise.get(name, 0.0))
-        problem = distributed.first_reason(max(reasons))
+        noise = differences(second, first)
+        problem = max(reasons)
         if not problem:
             self._record(recorder)
             try:
@@ -145,36 +117,25 @@ class RecordedStep:
             except RuntimeError as error:
                 raise CannotRecord(str(error).partition("\n")[0]) from None
             far = differences(third, first)
-            allowed = {name: NOISE * self.noise[name] + self.floor for name in far}
-            name, gain = max(far, key=lambda name: far[name] / allowed[name]), slow / max(quick, 1e-9)
-            steps = f"step {self.calls}" if late else f"{self.length} steps"
+            allowed = {name: NOISE * noise[name] + self.floor for name in far}
+            name, steps = max(far, key=lambda name: far[name] / allowed[name]), f"{self.length} steps"
             if far[name] > allowed[name]:
                 problem = f"{steps} recorded and run differ ({name} by {far[name]:.1g})"
-                problem += f"; the last {self.again} steps may be wrong as well" if late else ""
-            elif gain < self.gain and not late:
-                problem = f"{steps} recorded and run agree, but {gain:.2f}x faster is not worth the memory"
-            problem = distributed.first_reason(problem)
         self._put(after)
-        self._forget()
+        self._start, self._noted, self._first = ({}, [], {}), [], []
         if problem:
-            self._give_up(problem)
-        elif not late:
-            text = f"{steps} recorded and run agree ({max(far.values()):.0e}), {gain:.1f}x faster"
+            print(f"--cuda_graphs: {problem}; going on without", flush=True)
+            self._recorder, self._recordings = None, {}
+        else:
+            text = f"{steps} recorded and run agree ({max(far.values()):.0e}), {slow / max(quick, 1e-9):.1f}x faster"
             print(f"--cuda_graphs: {text}", flush=True)
 
-    def _record(self, recorder: Recorder) -> None:
-        reason = ""
+    def _record(self, recorder: CudaRecorder) -> None:
         for optimizer, rate in zip(self.optimizers.values(), self._rates(), strict=True):
             set_rate(optimizer, rate + OTHER)
-        try:
-            for kind, inputs, *_ in self._noted:
-                if kind not in self._recordings:
-                    self._recordings[kind] = Recording(lambda *x, k=kind: self.step(k, *x), inputs, recorder)
-        except CannotRecord as error:
-            reason = str(error)
-        if reason := distributed.first_reason(reason):
-            self._recordings = {}
-            raise CannotRecord(reason)
+        for kind, inputs, *_ in self._noted:
+            if kind not in self._recordings:
+                self._recordings[kind] = Recording(lambda *x, k=kind: self.step(k, *x), inputs, recorder)
 
     def _pass(self, step: Callable[[Hashable, list[Tensor]], Any]) -> tuple[Values, float]:
         """The noted steps from their start on: their values, and the seconds."""
