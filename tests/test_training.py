@@ -115,7 +115,7 @@ def test_logs_of_another_run_are_not_mixed(pairs_folder, whole, tmp_path):
 def test_going_back_to_an_epoch(pairs_folder, whole, capsys):
     train(pairs_folder, whole, "--resume", 2, "--niter", 3)
     assert "going on after 2 epochs" in capsys.readouterr().out
-    assert load(whole / "train_state_last.pt")["epoch"] == 3
+    assert [load(whole / f"train_state_{name}.pt")["epoch"] for name in ("last", "prev")] == [3, 2]
 
 
 def test_other_data_on_resume_are_noticed(pairs_folder, whole, capsys):

@@ -8,6 +8,7 @@ command goes on from the full state.
 import argparse
 import contextlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -56,6 +57,7 @@ class TrainingFolder:
         self.sums: dict = {}
         self._state: dict | None = None
         self._bare: dict[str, Path] = {}  # of --resume N
+        self._found = self.path / STATES[0]  # the full state to go on from
         self._data = ""
 
     @property
@@ -87,10 +89,11 @@ class TrainingFolder:
             self.args.manualSeed = states[0]["options"]["manualSeed"]
         self._state = next((state for state in states if resume in (0, state["epoch"])), None)
         if self._state is not None:
+            self._found = self._state["path"]
             self.epoch, self.step = self._state["epoch"], self._state["step"]
             self.best, self.sums = self._state["best"], self._state["sums"]
             within = f" and {self.step} steps" if self.step else ""
-            print(f"going on after {self.epoch} epochs{within}: {self._state['path']}")
+            print(f"going on after {self.epoch} epochs{within}: {self._found}")
         elif resume:
             self._bare = {prefix: self.path / f"{prefix}_state_{resume}.pt" for prefix in self.prefixes}
             missing = [path.name for path in self._bare.values() if not path.exists()]
@@ -184,12 +187,14 @@ class TrainingFolder:
         return joint.get(prefix) or checkpoint.kind_of_derainer(self.args)
 
     def begin(self) -> None:
-        """The checks are done and the first step is next: delete an earlier run with --overwrite, store the choice."""
+        """The checks are done and the first step is next: delete what --overwrite or going back leaves behind."""
         if not distributed.is_first():
             return
         if self.args.overwrite:
             for path in self.files():
                 path.unlink()
+        elif self._found.name != STATES[0]:  # in place of a newer or damaged one; else the next save would lose it
+            os.replace(self._found, self.path / STATES[0])
         if "derainer" in self.args or "stage" in self.args:
             choice = json.dumps(derainer.choice_of(self.args), indent=2)
             write_bytes(self.path / f"{self.prefixes[0]}.json", f"{choice}\n".encode())
