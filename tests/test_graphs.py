@@ -13,10 +13,10 @@ import torch
 from common import distributed
 from common.errors import TrainingStopped
 from common.models import Derain, Discriminator, EDNet, PReNet
-from common.training import augment, encoder, generator, joint, proof
+from common.training import augment, generator, joint, proof
 from common.training import optimizer as optimizers_
 from common.training.graphs import CannotRecord, Recording
-from common.training.optimizer import load_state, set_rate, state_of
+from common.training.optimizer import load_state, state_of
 from common.training.proof import RecordedStep
 from for_syn import train_syn_joint
 from tests.golden import fill, golden_json
@@ -42,13 +42,11 @@ def assert_same(a, b, tolerance=1e-9):
         assert skip or torch.allclose(value, b[name], rtol=tolerance, atol=tolerance * 1e-2), name
 
 
-def run(step, draw, steps, p=16, n=3, dtype=torch.float32, rates=lambda index: (), optimizers=()):
+def run(step, draw, steps, p=16, n=3, dtype=torch.float32):
     """Losses of each step and the images of the last one."""
     torch.manual_seed(1)
     losses = []
     for index in range(steps):
-        for optimizer, rate in zip(optimizers, rates(index), strict=False):
-            set_rate(optimizer, rate)
         clean = torch.rand(n, 3, p, p, dtype=dtype)
         rainy = clean + (torch.rand(n, 1, p, p, dtype=dtype) > 0.8) * 0.3
         values, images = step(*draw(rainy, clean, index, n))
@@ -56,20 +54,20 @@ def run(step, draw, steps, p=16, n=3, dtype=torch.float32, rates=lambda index: (
     return losses, {name: value.clone() for name, value in images.items()}
 
 
-def joint_case(recorder, steps=12, rates=lambda index: (2e-4, 1e-4, 4e-4)):
+def joint_case(recorder, steps=12):
     """Losses, networks and images of joint training in double precision, recorded if there is a recorder."""
     torch.manual_seed(0)
     nets = fill(Derain(2), 21, 0.02), fill(EDNet(3, 8, 2, 16), 22, 0.02), fill(Discriminator(16, 4), 23)
     nets = [net.double() for net in nets]
-    names = ("DerainNet", "ED", "D")
-    optimizers = {name: adam(net.parameters(), rate) for name, net, rate in zip(names, nets, rates(0), strict=True)}
+    rates = {"DerainNet": 2e-4, "ED": 1e-4, "D": 4e-4}
+    optimizers = {name: adam(net.parameters(), rates[name]) for name, net in zip(rates, nets, strict=True)}
     step = joint.joint_step(*nets, optimizers, 1.0, 10.0, 1e-6)
     if recorder:
         step = recorded_step(step, recorder, 2, nets, optimizers)
     torch.set_default_dtype(torch.float64)
     try:
         draw = joint.joint_draw(2, 8)
-        losses, images = run(step, draw, steps, dtype=torch.float64, rates=rates, optimizers=optimizers.values())
+        losses, images = run(step, draw, steps, dtype=torch.float64)
     finally:
         torch.set_default_dtype(torch.float32)
     return losses, nets, images, optimizers
@@ -99,17 +97,6 @@ def generator_case(recorder, steps=20):
     return run(step, generator.generator_draw(8), steps, n=4)[0], [netED, netD]
 
 
-def encoder_case(recorder, steps=8):
-    torch.manual_seed(0)
-    netED = EDNet(3, 8, 2, 16)
-    encoder.init_encoder(netED.encoder)
-    optimizers = {"ED": adam(netED.encoder.parameters(), 1e-3)}
-    step = encoder.encoder_step(netED, optimizers["ED"], 10.0)
-    if recorder:
-        step = recorded_step(step, recorder, 1, [netED], optimizers)
-    return run(step, encoder.encoder_draw(8), steps, n=4)[0], [netED]
-
-
 def test_recorded_joint_steps_are_those_that_run():
     tape = Tape()
     recorded, usual = joint_case(tape), joint_case(None)
@@ -124,7 +111,7 @@ def test_recorded_joint_steps_are_those_that_run():
         assert torch.allclose(recorded[2][name], value, rtol=1e-6, atol=1e-8), name
 
 
-@pytest.mark.parametrize("case, recordings", [(augmented_case, 1), (generator_case, 2), (encoder_case, 1)])
+@pytest.mark.parametrize("case, recordings", [(augmented_case, 1), (generator_case, 2)])
 def test_recorded_steps_of_the_other_trainings_are_those_that_run(case, recordings):
     tape = Tape()
     recorded, usual = case(tape), case(None)
@@ -133,15 +120,6 @@ def test_recorded_steps_of_the_other_trainings_are_those_that_run(case, recordin
         assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
     for a, b in zip(recorded[1], usual[1], strict=True):
         assert_same(a.state_dict(), b.state_dict(), 1e-3)
-
-
-def test_rates_change_in_a_recording():
-    def rates(index):
-        return (2e-4, 1e-4, 4e-4) if index < 9 else (1e-6, 1e-6, 1e-6)
-
-    recorded, usual = joint_case(Tape(), rates=rates), joint_case(None, rates=rates)
-    assert recorded[0][11] == pytest.approx(usual[0][11], rel=1e-7, abs=1e-10)
-    assert recorded[0][11] != pytest.approx(joint_case(None)[0][11], rel=1e-5)
 
 
 def test_golden_rows_from_recorded_steps(tape):

@@ -2,7 +2,6 @@
 
 import errno
 import importlib
-import io
 import os
 import signal
 import sys
@@ -10,7 +9,7 @@ import time
 
 import pytest
 
-from common import cli, files, terminal
+from common import cli, files
 from common.data.images import write_image
 from common.errors import UserError
 from common.evaluation import metrics
@@ -87,29 +86,6 @@ def test_quiet_training_says_nothing_and_is_no_option_of_the_run(pairs_folder, t
     assert '"quiet"' not in (tmp_path / "m_logs" / "options.json").read_text()
     assert cli.run(lambda: train_syn_joint.main([*flags, "--niter", "2", "--dry_run", "--quiet"])) == 0
     assert "would train" in capsys.readouterr().out  # that is the result
-
-
-class _Screen(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_bars_are_for_terminals_that_want_them(monkeypatch, capsys):
-    def shown():
-        err = sys.stderr = _Screen() if screen else io.StringIO()
-        list(terminal.progress_bar(range(3), hidden=hidden))
-        return bool(err.getvalue())
-
-    monkeypatch.setattr(sys, "stderr", sys.stderr)
-    screen, hidden = True, False
-    assert shown()
-    with terminal.speaking():
-        terminal.hush()
-        assert not shown()
-    hidden = True
-    assert not shown()
-    screen, hidden = False, False
-    assert not shown()
 
 
 def test_a_full_disk_is_no_mistake_in_the_flags(tmp_path, monkeypatch, capsys):
