@@ -1,22 +1,35 @@
 """Checkpoints of ours and of other projects: what loads, and one message for each file that does not."""
 
+import io
+
 import pytest
 import torch
 
 from common.errors import TrainingStopped, UserError
-from common.models import Derain, EDNet, PReNet
+from common.models import Derain, Discriminator, EDNet, PReNet
 from common.training import checkpoint
 from common.training.checkpoint import load_weights
 from tests.golden import DATA, needs_data
-from tests.robustness import mutate
 
 KINDS = ("joint", "augmented", "ED", "D")
+
+
+def small_nets():
+    """A small network of every kind, as ``load_weights`` names them."""
+    return {"joint": Derain(1), "augmented": PReNet(1), "ED": EDNet(3, 4, 2, 16), "D": Discriminator(16, 4)}
+
+
+def saved(value):
+    """A value as the bytes of a checkpoint."""
+    out = io.BytesIO()
+    torch.save(value, out)
+    return out.getvalue()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", ["zip", "old", "half"])
 def test_load(tmp_path, kind, form):
-    net, other = (mutate.small_nets()[kind] for _ in range(2))
+    net, other = (small_nets()[kind] for _ in range(2))
     state = net.state_dict()
     if form == "half":
         state = {key: value.half() for key, value in state.items()}
@@ -48,10 +61,10 @@ def test_released_checkpoints():  # T11: the old format, saved from cuda:0
     }.items(),
 )
 def test_the_wrong_file_is_recognised(tmp_path, kind, message):
-    torch.save(mutate.small_nets()[kind].state_dict(), tmp_path / "x.pt")
+    torch.save(small_nets()[kind].state_dict(), tmp_path / "x.pt")
     expected = "ED" if kind == "joint" else "joint"
     with pytest.raises(UserError, match=rf"--net: \S+x.pt: {message}.*Expected here: a"):
-        load_weights(mutate.small_nets()[expected], tmp_path / "x.pt", expected, "--net")
+        load_weights(small_nets()[expected], tmp_path / "x.pt", expected, "--net")
 
 
 def test_another_size_names_the_keys_and_shapes(tmp_path):
@@ -96,7 +109,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_weights_as_other_projects_publish_them(tmp_path, form):
     for kind in KINDS:
-        net, other = (mutate.small_nets()[kind] for _ in range(2))
+        net, other = (small_nets()[kind] for _ in range(2))
         torch.save(FORMS[form](net.state_dict()), tmp_path / "x.pt")
         load_weights(other, tmp_path / "x.pt", kind, "--net")
         assert all(torch.equal(value, other.state_dict()[key]) for key, value in net.state_dict().items())
@@ -119,7 +132,7 @@ def test_a_network_whose_own_names_begin_like_that(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [mutate.saved(Derain(1).state_dict())[:2000], b"", b"hello", mutate.saved(Derain(1)), mutate.saved({"a": print})],
+    [saved(Derain(1).state_dict())[:2000], b"", b"hello", saved(Derain(1)), saved({"a": print})],
 )
 def test_files_that_are_no_checkpoints(tmp_path, content):  # that no code runs: tests/robustness/test_corpus.py
     (tmp_path / "x.pt").write_bytes(content)

@@ -162,8 +162,10 @@ class TrainingFolder:
             try:
                 for name, optimizer in optimizers.items():
                     load_state(optimizer, state["optimizers"][name])
-            except ValueError:
-                raise UserError(f"{where}: other parameters learn now; go on from bare weights, --resume N") from None
+            except (KeyError, ValueError):
+                raise UserError(
+                    f"{where}: it is damaged, or other parameters learn now; go on from bare weights, --resume N"
+                ) from None
             seeds.set_rng_state(state["rng"])
         if distributed.is_first():  # ``fit`` copies them to the others
             for name, path in self._bare.items():
