@@ -36,7 +36,7 @@ from .models import Derain, Discriminator, EDNet, PReNet
 from .precision import has_bfloat16, prepare, require_fast, set_arithmetic
 from .terminal import print_result, progress_bar
 from .training.augment import aug_draw, aug_step, real_samples
-from .training.device import driver, pick_device, trouble
+from .training.device import pick_device, trouble
 from .training.graphs import CudaRecorder
 from .training.joint import joint_draw, joint_step
 from .training.optimizer import adam
@@ -159,7 +159,7 @@ def _training_cases(args: argparse.Namespace, device: torch.device, build: Build
                 step, draw, nets, optimizers = build(precision)
                 if record:
                     print(name, end=" ", flush=True)  # the proof goes on with its verdict
-                    step = RecordedStep(step, CudaRecorder(device), precision, 10**9, cycle, nets, optimizers)
+                    step = RecordedStep(step, CudaRecorder(device), precision, cycle, nets, optimizers)
                 turn(step, draw, cycle + 2 if device.type == "cuda" else 0)
             switch = functools.partial(set_arithmetic, precision)
             cases.append(Case(name, functools.partial(turn, step, draw), steps, switch, taken["peak"]))
@@ -232,7 +232,7 @@ UNIT = {"joint": "steps of joint training", "aug": "steps of A+", "derain": "ima
 def machine(device: torch.device) -> str:
     """What is measured on, in words."""
     if device.type == "cuda":
-        what = f"{torch.cuda.get_device_name(device)}, driver {driver()}, cuDNN {torch.backends.cudnn.version()}"
+        what = f"{torch.cuda.get_device_name(device)}, cuDNN {torch.backends.cudnn.version()}"
     else:
         what = f"{torch.cpu.get_capabilities().get('cpu_name', platform.machine())}, {torch.get_num_threads()} threads"
     return f"{what}, PyTorch {torch.__version__.partition('+')[0]}, Python {platform.python_version()}"
@@ -258,7 +258,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device cuda: {trouble() or 'there is no GPU here; take cpu'}")
-    device = pick_device(args.device == "cuda", args.gpu_id, several=False)
+    device = pick_device(args.device == "cuda", args.gpu_id)
     if "tf32" in args.precision and device.type == "cpu":
         raise UserError("--precision tf32: only GPUs have it")
     if device.type == "cuda" and not has_bfloat16(device):  # a T4, say

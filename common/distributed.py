@@ -7,11 +7,8 @@ else over gloo. When a process dies, torchrun ends the others; when one hangs, t
 import contextlib
 import datetime
 import os
-import shlex
 import sys
-import uuid
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -19,15 +16,11 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.optim import Optimizer
 
-from .errors import TrainingStopped, UserError, is_dead_worker
+from .errors import TrainingStopped, UserError, is_dead_worker, is_out_of_memory
 
 T = TypeVar("T")
 TIMEOUT = datetime.timedelta(minutes=30)  # the longest that a process waits for another one
 PREFIX = "VRGNET_STORE"  # environment variable: before all keys in torchrun's store, for a job within a job
-
-
-class ProcessLost(TrainingStopped):
-    """Another process of the job is gone."""
 
 
 def is_launched() -> bool:
@@ -74,26 +67,18 @@ def share(start: int = 0) -> slice:
     return slice((rank() - start) % world_size(), None, world_size())
 
 
-def torchrun(processes: int) -> str:
-    """The start of a command that runs in so many processes on this machine."""
-    start = f"{shlex.quote(sys.executable)} -m torch.distributed.run --standalone --nproc_per_node {processes}"
-    return f"{start} --"  # or torchrun would take --num for a flag of its own
-
-
 # --- communication -------------------------------------------------------------------------------------------------
 
 
 def _together(collective: Callable[[], T]) -> T:
     try:
         return collective()
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
         recording = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-        if recording or is_dead_worker(error):
+        if recording or is_dead_worker(error) or is_out_of_memory(error):
             raise
         reason = str(error).strip().partition("\n")[0]
-        raise ProcessLost(f"another process of this job is gone or can't be reached ({reason})") from None
+        raise TrainingStopped(f"another process of this job is gone or can't be reached ({reason})") from None
 
 
 def gather(value: T) -> list[T]:
@@ -124,28 +109,6 @@ def require_same(flag: str, value: str) -> None:
     for number, other in enumerate(values):
         if other != values[0]:
             raise UserError(f"{flag}: rank {number} has {other}, rank 0 has {values[0]}; they must be the same")
-
-
-def require_shared(flag: str, folder: Path) -> None:
-    """Refuse a folder for results, made if missing, that is not the same one for all processes.
-
-    Raises:
-        UserError: names the first rank that does not see what rank 0 writes.
-    """
-    if world_size() == 1:
-        return
-    mark = folder / broadcast(f".shared-{uuid.uuid4().hex}")
-    if is_first():
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.touch()
-    gather(None)
-    seen = gather(mark.exists())
-    if is_first():
-        mark.unlink()
-    if not all(seen):
-        raise UserError(
-            f"{flag}: rank {seen.index(False)} does not see the {folder} of rank 0; name one that all machines share"
-        )
 
 
 def stopped(cause: KeyboardInterrupt, done: int, number: int, rest: str) -> KeyboardInterrupt:

@@ -4,12 +4,12 @@ import argparse
 from pathlib import Path
 
 from .cli import (
-    GeneratorPath,
     Parser,
     auto_or_scale,
     boolean,
     count,
     derainer_name,
+    generator_path,
     key_value,
     number,
     patch_size,
@@ -93,13 +93,8 @@ def add_speed(group: argparse.ArgumentParser, several: bool = False) -> None:
 
 def add_recording(group: argparse.ArgumentParser) -> None:
     """--cuda_graphs."""
-    group.add_argument(
-        "--cuda_graphs",
-        choices=("auto", "on", "off"),
-        default="auto",
-        help="on a GPU, record whole steps and replay them; auto: with networks of this project, in one process. "
-        "Others' Python would run only once, and sums of several processes can hang in a recording",
-    )
+    help = "on a GPU, in one process, record whole steps and replay them; auto: with networks of this project"
+    group.add_argument("--cuda_graphs", choices=("auto", "on", "off"), default="auto", help=help)
 
 
 def add_device(group: argparse.ArgumentParser) -> None:
@@ -110,28 +105,17 @@ def add_device(group: argparse.ArgumentParser) -> None:
 
 def add_deraining(group: argparse.ArgumentParser) -> None:
     """The flags of every script that removes rain."""
-    group.add_argument(
-        "--tile",
-        type=number(int, -1),
-        default=-1,
-        help="core of a tile in px, its halo comes on top; 0: whole image; -1: tiles only where it needs more than "
-        "half of the free memory, or on a CPU 1 GB",
-    )
-    group.add_argument(
-        "--rounding",
-        choices=("truncate", "nearest"),
-        default="truncate",
-        help="to 8 bits; the published images are truncated, nearest gains about 0.1 dB",
-    )
+    help = "core of a tile in px, its halo comes on top; 0: whole image; -1: tiles only where memory is short"
+    group.add_argument("--tile", type=number(int, -1), default=-1, help=help)
+    help = "to 8 bits; the published images are truncated, nearest gains about 0.1 dB"
+    group.add_argument("--rounding", choices=("truncate", "nearest"), default="truncate", help=help)
     add_speed(group)
     add_device(group)
 
 
 def add_tile_halo(group: argparse.ArgumentParser) -> None:
     """The tiles of derainers whose receptive field is not known."""
-    group.add_argument(
-        "--tile_halo", type=count, help="margin of a tile in px, for a derainer of your own with --tile: approximate"
-    )
+    group.add_argument("--tile_halo", type=count, help="margin of a tile in px, for a derainer of your own with --tile")
 
 
 def add_run(
@@ -143,7 +127,7 @@ def add_run(
         derainer: whether one is trained, whose speed can be chosen.
     """
     run = parser.group("run")
-    run.add_argument("--resume", type=number(int, -1), default=0, help="go on after epoch N; -1: from the newest state")
+    run.add_argument("--resume", type=count, default=0, help="go back to epoch N; the same command alone goes on")
     add_switch(run, "--overwrite", "delete an earlier run")
     run.add_argument("--iters_per_epoch", type=positive_int, default=iters_per_epoch, help="steps of an epoch")
     run.add_argument("--save_every", type=positive_int, default=50, help="epochs between weight files; the last always")
@@ -151,18 +135,11 @@ def add_run(
     run.add_argument("--log_every", type=positive_int, default=10, help="steps between entries of the logs")
     run.add_path("--log_dir", log_dir, help="TensorBoard files, log.csv, options.json")
     run.add_path("--model_dir", model_dir, help="checkpoints")
-    run.add_argument(
-        "--workers", type=count, default=4, help="processes that read images, where these are not in RAM; 0: none"
-    )
+    run.add_argument("--workers", type=count, default=4, help="processes that read images, where these are not in RAM")
     run.add_argument("--manualSeed", type=seed, help="seed of everything; drawn and printed if left alone")
     add_switch(run, "--dry_run", "only say what would be done")
-    run.add_argument(
-        "--cache",
-        choices=("auto", "ram", "gpu", "none"),
-        default="auto",
-        help="where decoded images are kept; auto: on the GPU, or else in RAM, where they fit in a third of it; none: "
-        "read again and again",
-    )
+    help = "where decoded images are kept; auto: on the GPU, or else in RAM, where they fit in a third of it"
+    run.add_argument("--cache", choices=("auto", "ram", "gpu", "none"), default="auto", help=help)
     if derainer:
         add_speed(run)
     else:
@@ -195,14 +172,9 @@ def add_generator(group: argparse.ArgumentParser, netED: str, patch: bool = Fals
 
 def add_start(group: Parser) -> None:
     """--init_ED and --init_Derain of joint training, see ``start_from``."""
-    what = "to start from, weights only"
-    group.add_argument(
-        "--init_ED",
-        action=GeneratorPath,
-        metavar="PATH",
-        help=f"RNet and G {what}; 'default': the generator that comes with the project",
-    )
-    group.add_path("--init_Derain", help=f"BNet {what}, DerainNet_state_N.pt")
+    help = "weights of RNet and G to start from; 'default': the generator that comes with the project"
+    group.add_argument("--init_ED", type=generator_path, help=help)
+    group.add_path("--init_Derain", help="weights of BNet to start from, DerainNet_state_N.pt")
 
 
 def add_unused(group: argparse.ArgumentParser, **defaults: int) -> None:
@@ -229,16 +201,10 @@ def picture(args: argparse.Namespace) -> Path:
 
 def add_figures(group: argparse.ArgumentParser) -> None:
     """The flags of test_disentanglement.py that choose pictures."""
-    group.add_argument(
-        "--figure",
-        choices=("sweeps", "generated", "diversity"),
-        default="sweeps",
-        help="sweeps of every dimension; a sheet of random rains; an animation of random rains",
-    )
+    help = "sweeps of every dimension; a sheet of random rains; an animation of random rains"
+    group.add_argument("--figure", choices=("sweeps", "generated", "diversity"), default="sweeps", help=help)
     add_switch(group, "--gif", "also animate the dimensions of --dims")
-    group.add_argument(
-        "--dims", type=count, nargs="+", help="dimensions to animate; if left alone, the three that change most"
-    )
+    group.add_argument("--dims", type=count, nargs="+", help="dimensions to animate; else the three that change most")
     group.add_argument("--manualSeed", type=seed, help="one seed of the codes, in place of 10, 15, ..., 50")
 
 
@@ -258,16 +224,10 @@ def add_rain(parser: Parser) -> Parser:
     rain.add_argument("--num", type=number(int, 1, 10_000), default=1, help="rains a photo")
     rain.add_argument("--seed", type=seed, default=0, help="another one gives other rain")
     rain.add_argument("--intensity", type=number(float, 0, 2), default=1.0, help="factor of the rain, 0 to 2")
-    rain.add_argument(
-        "--coherence", type=number(float, 0, 1), default=0.5, help="how alike the rain is all over a photo, 0 to 1"
-    )
+    rain.add_argument("--coherence", type=number(float, 0, 1), default=0.5, help="how alike rain is all over a photo")
     add_switch(rain, "--grey", "rain without colours")
-    rain.add_argument(
-        "--scale",
-        type=auto_or_scale,
-        metavar="auto|S",
-        help="factor of the size of the streaks; auto: 1 up to 512 px of the shorter side, growing with it beyond",
-    )
+    help = "factor of the size of the streaks; auto: 1 up to 512 px of the shorter side, growing with it beyond"
+    rain.add_argument("--scale", type=auto_or_scale, metavar="auto|S", help=help)
     knobs = parser.group("knobs; one that is not set is left to chance")
     knobs.add_argument("--angle", type=number(float, -90, 90), help="degrees from vertical, lower end to the right")
     knobs.add_argument("--density", type=number(float, 0, 1), help="share of rainy pixels")

@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, TextIO
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -20,29 +20,14 @@ def hush() -> None:
         _results, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: SIM115 (as long as the command)
 
 
-class _Plain:
-    """A stream that escapes control characters: names of files may hold any."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-
-    def write(self, text: str) -> int:
-        return self.stream.write(printable_lines(text))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-
 @contextlib.contextmanager
 def speaking() -> Iterator[None]:
-    """Escape control characters on the standard output; at the end undo ``hush``."""
+    """At its end undo ``hush``."""
     global _results
-    before, sys.stdout = sys.stdout, _Plain(sys.stdout)
+    before = sys.stdout
     try:
         yield
     finally:
-        if _results is not None:
-            sys.stdout.close()
         sys.stdout, _results = before, None
 
 
@@ -69,4 +54,4 @@ def progress_bar(iterable: Iterable | None = None, hidden: bool = False, **optio
 def tell(problems: list[str], headline: str) -> None:
     """Print on stderr, one a line, why images were left out; only in the first of several processes."""
     if distributed.is_first():
-        print(f"{headline}:" + "".join(f"\n  {printable(problem)}" for problem in problems), file=sys.stderr)
+        print(f"{headline}:" + "".join(f"\n  {problem}" for problem in problems), file=sys.stderr)

@@ -41,7 +41,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     flags.check_figures(args)
-    netED = generator_of(args, pick_device(args.use_gpu, args.gpu_id, several=False), GENERATOR)
+    netED = generator_of(args, pick_device(args.use_gpu, args.gpu_id), GENERATOR)
     seeds = SEEDS if args.manualSeed is None else (args.manualSeed,)
     if args.figure == "generated":
         return run_generated(netED, args.save_fake, seeds[0])

@@ -50,7 +50,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    device = pick_device(args.use_gpu, args.gpu_id, several=False)
+    device = pick_device(args.use_gpu, args.gpu_id)
     netED = generator_of(args, device, GENERATOR)
     return run_interpolation(
         netED=netED,

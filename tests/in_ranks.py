@@ -130,7 +130,6 @@ def main():
     results["golden"] = joint(WIDE, torch.float32, 4, 7, 1, 64)[1]  # golden/joint_syn.json
     first = distributed.is_first()
     results |= {"any": distributed.any_true(first, not first, False), "gather": distributed.gather(distributed.rank())}
-    results["reason"] = distributed.first_reason("" if first else "rain")
     results["broadcast"] = distributed.broadcast(distributed.rank() + 5)
     torch.save(results, folder / f"{distributed.rank()}.pt")
     for module, argv in json.loads((folder / "jobs.json").read_text()):

@@ -9,7 +9,7 @@ import torch
 from torch.optim import Adam
 
 from common.data.images import read_image
-from common.errors import TrainingStopped, UserError
+from common.errors import UserError
 from common.models import EDNet, PReNet
 from common.training import augment, joint
 from common.training.checkpoint import load_generator
@@ -122,10 +122,10 @@ def test_flags_that_contradict_the_generator(pairs_folder, generator, tmp_path, 
     with pytest.raises(UserError) as error:
         train(pairs_folder, tmp_path / "model", "--netED", generator, "--patchSize", 32, "--nz", 8, "--nef", 2)
     text = str(error.value)
-    assert "--nz is 8, it has 4; --patchSize is 32, it has 16. Give --nz 4 --patchSize 16 or leave it out" in text
+    assert "--nz is 8, it has 4; --patchSize is 32, it has 16. Leave these flags out" in text
     for net, message in [
         (PReNet(1), "this is an augmented derainer"),
-        (torch.nn.Linear(1, 1), "this is something else"),
+        (torch.nn.Linear(1, 1), "this does not fit"),
     ]:
         torch.save(net.state_dict(), tmp_path / "other.pt")
         with pytest.raises(UserError, match=message):
@@ -135,7 +135,7 @@ def test_flags_that_contradict_the_generator(pairs_folder, generator, tmp_path, 
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize("batch, ratio, least", [(2, 0.5, 3), (1, 1, 2), (18, 0.05, 21), (3, 0.3, 5)])
+@pytest.mark.parametrize("batch, ratio, least", [(2, 0.5, 3), (18, 0.05, 21)])
 def test_a_batch_without_generated_rain_is_refused(pairs_folder, generator, tmp_path, capsys, batch, ratio, least):
     flags = ["--netED", generator, "--fake_ratio", ratio, "--dry_run"]
     with pytest.raises(
@@ -158,7 +158,7 @@ def test_generators_of_any_size_are_recognised(tmp_path, sizes, wrapped):
     assert (again.nc, again.nz, again.nef, again.patch_size) == sizes and same(again.state_dict(), net.state_dict())
     del state[("module." if wrapped else "") + "decoder.main.0.weight"]
     torch.save(state, tmp_path / "ED.pt")
-    with pytest.raises(UserError, match="looks like a generator, ED, but of another size"):
+    with pytest.raises(UserError, match="does not fit. Expected: a generator, ED"):
         load_generator(tmp_path / "ED.pt", "--netED")
 
 
@@ -171,7 +171,7 @@ def batches(monkeypatch):
     return seen
 
 
-def test_what_a_training_sees(pairs_folder, generator, tmp_path, monkeypatch, capsys):
+def test_what_a_training_sees(pairs_folder, generator, tmp_path, monkeypatch):
     seen = batches(monkeypatch)
     train(
         pairs_folder,
@@ -186,7 +186,6 @@ def test_what_a_training_sees(pairs_folder, generator, tmp_path, monkeypatch, ca
         1,
     )
     train(pairs_folder, tmp_path / "half", "--netED", generator, "--niter", 1)
-    assert "--netED: no generator is needed with --fake_ratio 0" in capsys.readouterr().out
     plain, mixed = seen[:4], seen[4:]
     assert len(mixed) == 6  # ratio 0 needs no generator; 0.5 makes half as many steps more
     rained = [not torch.equal(rainy[2], clean[2]) for rainy, clean in mixed]
@@ -307,58 +306,12 @@ def test_another_generator_on_resume_is_noticed(pairs_folder, generator, tmp_pat
         train(pairs_folder, model, "--netED", moved, "--niter", 4)
 
 
-def test_overwrite_deletes_the_run_of_another_ratio_too(spa, tmp_path, capsys):
-    more = ["--patchSize", 16, "--train_num", 2]
-    train_spa(train_spa_smallsample_noaug, spa, tmp_path / "model", *more, "--niter", 3)
-    with pytest.raises(UserError, match="--fake_ratio is 1.0, was 0.5"):
-        train_spa(train_spa_smallsample_noaug, spa, tmp_path / "model", *more, "--fake_ratio", 1)
-    state = tmp_path / "model" / "train_state_last.pt"
-    state.rename(tmp_path / "state.pt")
-    (tmp_path / "model" / "train_state_prev.pt").unlink()
-    with pytest.raises(UserError, match="It holds NoAug05_DerainNet_state_3.pt, whose name tells its --fake_ratio"):
-        train_spa(train_spa_smallsample_noaug, spa, tmp_path / "model", *more, "--fake_ratio", 1, "--resume", 3)
-    (tmp_path / "state.pt").rename(state)
-    (tmp_path / "model" / "Aug05_DerainNet_state_9.pt").write_text("of another script")
-    train_spa(
-        train_spa_smallsample_noaug, spa, tmp_path / "model", *more, "--fake_ratio", 1, "--niter", 1, "--overwrite"
-    )
-    assert {p.name for p in (tmp_path / "model").glob("*Aug*")} == {
-        *("NoAug10_DerainNet.json", "NoAug10_DerainNet_state_1.pt", "Aug05_DerainNet_state_9.pt")
-    }
-
-
-def test_a_run_that_died_before_its_first_state_can_be_started_again(pairs_folder, generator, tmp_path, monkeypatch):
-    def fail(*args):
-        raise RuntimeError("CUDA error: out of memory")
-
-    with monkeypatch.context() as patch, pytest.raises(TrainingStopped, match="out of memory"):
-        patch.setattr(augment, "a_step", fail)
-        train(pairs_folder, tmp_path / "model", "--netED", generator)
-    assert (tmp_path / "model" / "Aug_DerainNet.json").exists()
-    (tmp_path / "model_logs" / "log.csv").unlink(missing_ok=True)
-    train(pairs_folder, tmp_path / "model", "--netED", generator, "--niter", 1)
-
-
 def test_a_run_of_another_script_is_not_deleted(spa, generator, tmp_path):
     train(spa, tmp_path / "model", "--netED", generator, "--niter", 1)
     with pytest.raises(UserError, match="belongs to for_syn/train_syn_aug.py; choose another folder"):
         train_spa(train_spa_aug, spa, tmp_path / "model", "--netED", generator, "--overwrite")
     assert (tmp_path / "model" / "Aug_DerainNet_state_1.pt").exists()
     train(spa, tmp_path / "model", "--netED", generator, "--niter", 1, "--overwrite")
-
-
-def test_losses_that_are_not_finite_stop_the_run(pairs_folder, generator, tmp_path, monkeypatch):
-    real, calls = augment.a_step, []
-
-    def a_step(*args):
-        losses, derained = real(*args)
-        calls.append(1)
-        return losses | ({"loss": torch.tensor(float("nan"))} if len(calls) == 9 else {}), derained
-
-    monkeypatch.setattr(augment, "a_step", a_step)
-    with pytest.raises(TrainingStopped, match=r"at step 8 .*loss nan. The last good state is"):
-        train(pairs_folder, tmp_path / "model", "--netED", generator, "--niter", 3)
-    assert load(tmp_path / "model" / "train_state_last.pt")["epoch"] == 1
 
 
 @needs_data

@@ -49,6 +49,3 @@ def test_an_average_belongs_to_a_training_from_its_beginning(pairs_folder, tmp_p
     train(pairs_folder, tmp_path / "m", "--niter", 1)
     with pytest.raises(UserError, match="--ema is 0.5, was 0"):
         train(pairs_folder, tmp_path / "m", "--niter", 2, "--ema", 0.5)
-    train(pairs_folder, tmp_path / "m", "--niter", 1, "--overwrite", "--ema", 0.5)
-    train(pairs_folder, tmp_path / "m", "--niter", 1, "--overwrite")
-    assert not list((tmp_path / "m").glob("*ema*"))

@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 
-import numpy as np
 import pytest
 import torch
 from filelock import FileLock
@@ -19,7 +18,7 @@ from common.training import joint
 from common.training.loop import LossSums, learning_rate
 from for_syn import train_syn_joint
 from tests.conftest import begin, photo
-from tests.runs import SMALL, THREADS, arguments, assert_same_run, load, log_of, same, train, wait_for
+from tests.runs import THREADS, arguments, assert_same_run, load, log_of, same, train, wait_for
 
 
 @pytest.fixture
@@ -68,7 +67,7 @@ def start(data, model, *more):
     return begin(sys.executable, "for_syn/train_syn_joint.py", *arguments(data, model, *more), env=THREADS)
 
 
-@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM to all", "Ctrl-C without a reader"])
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM to all"])
 def test_a_signal_saves_and_says_how_to_go_on(pairs_folder, whole, tmp_path, how):
     model = tmp_path / "stopped"
     process = start(pairs_folder, model, "--niter", 10000, "--workers", 1, "--cache", "none")
@@ -76,48 +75,16 @@ def test_a_signal_saves_and_says_how_to_go_on(pairs_folder, whole, tmp_path, how
     if how == "SIGTERM to all":  # as timeout, systemd and cluster schedulers do, workers included
         os.killpg(process.pid, signal.SIGTERM)
     else:
-        if how == "Ctrl-C without a reader":  # | tee, ended by the same Ctrl-C
-            process.stdout.close()
         process.send_signal(signal.SIGINT)
-    if how == "Ctrl-C without a reader":
-        assert process.wait(timeout=60) == 130
-    else:
-        printed = process.communicate(timeout=60)[0]
-        assert process.returncode == 130
-        assert "stopped and saved after" in printed and "The same command goes on." in printed
-        assert "Traceback" not in printed
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert "stopped and saved after" in printed and "The same command goes on." in printed
+    assert "Traceback" not in printed
     state = load(model / "train_state_last.pt")
     assert state["step"] > 0 or state["epoch"] > 0
     if state["epoch"] < 3:
         train(pairs_folder, model, "--niter", 3)
         assert_same_run(whole, model)
-
-
-def test_logs_that_can_not_be_written_do_not_stop_training(pairs_folder, tmp_path, monkeypatch, capsys):
-    from common.training import log
-
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    put = log.put_bytes
-    monkeypatch.setattr(log, "put_bytes", lambda path, data: full() if path.suffix == ".csv" else put(path, data))
-    monkeypatch.setattr(log.SummaryWriter, "add_scalar", full)
-    train(pairs_folder, tmp_path / "model", "--niter", 2, "--log_every", 1)
-    assert capsys.readouterr().err.count("can't be written to (No space left on device)") == 1
-    assert (tmp_path / "model" / "ED_state_2.pt").exists()
-
-
-def test_a_full_disk_of_the_logs_does_not_block_training(pairs_folder, tmp_path, monkeypatch):
-    """TensorBoard's writer works in a thread of its own, which a full disk ends."""
-    from tensorboardX.event_file_writer import EventsWriter
-
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(EventsWriter, "_write_serialized_event", lambda self, event: len(event) > 100 and full())
-    monkeypatch.setattr("threading.excepthook", lambda args: None)
-    train(pairs_folder, tmp_path / "model", "--niter", 3, "--log_every", 1)
-    assert (tmp_path / "model" / "ED_state_3.pt").exists()
 
 
 def test_a_failure_in_validation_does_not_lose_the_epoch(pairs_folder, tmp_path, monkeypatch):
@@ -145,22 +112,10 @@ def test_logs_of_another_run_are_not_mixed(pairs_folder, whole, tmp_path):
     assert (tmp_path / "whole_logs" / "log.csv").read_bytes() == before
 
 
-@pytest.mark.parametrize("flag", ["--model_dir", "--log_dir"])
-def test_input_folders_are_not_written_to(pairs_folder, tmp_path, flag):
-    with pytest.raises(UserError, match=rf"{flag}: \S+ lies in the input folder --gt_path"):
-        train(pairs_folder, tmp_path / "model", flag, pairs_folder / "norain" / "x")
-    assert not (pairs_folder / "norain" / "x").exists()
-
-
-def test_going_back_leaves_the_newer_branch_behind(pairs_folder, whole, capsys):
+def test_going_back_to_an_epoch(pairs_folder, whole, capsys):
     train(pairs_folder, whole, "--resume", 2, "--niter", 3)
-    printed = capsys.readouterr().out
-    assert "train_state_last.pt is not part of this training any more; kept as left_state_last" in printed
-    assert load(whole / "left_state_last.pt")["epoch"] == load(whole / "train_state_last.pt")["epoch"] == 3
-    assert load(whole / "train_state_prev.pt")["epoch"] == 2  # it was gone on from, not set aside
-    train(pairs_folder, whole, "--niter", 4)
-    train(pairs_folder, whole, "--niter", 1, "--overwrite", "--milestone", 9)
-    assert not (whole / "left_state_last.pt").exists()
+    assert "going on after 2 epochs" in capsys.readouterr().out
+    assert [load(whole / f"train_state_{name}.pt")["epoch"] for name in ("last", "prev")] == [3, 2]
 
 
 def test_other_data_on_resume_are_noticed(pairs_folder, whole, capsys):
@@ -210,6 +165,15 @@ def test_options_that_differ_are_listed(pairs_folder, whole, tmp_path, capsys):
     assert "nothing to do: 4 epochs are done" in capsys.readouterr().out
 
 
+def test_a_flag_that_is_newer_than_the_state_had_its_default(pairs_folder, whole):
+    state = load(whole / "train_state_last.pt")
+    del state["options"]["eps2"]
+    torch.save(state, whole / "train_state_last.pt")
+    with pytest.raises(UserError, match="--eps2 is 0.1, was 1e-06"):
+        train(pairs_folder, whole, "--eps2", 0.1)
+    train(pairs_folder, whole, "--niter", 4)
+
+
 def test_a_drawn_seed_stays(pairs_folder, tmp_path, capsys):
     flags = arguments(pairs_folder, tmp_path / "m")
     i = flags.index("--manualSeed")
@@ -230,8 +194,6 @@ def test_resume_from_bare_weights(pairs_folder, whole, capsys):
         train(pairs_folder, whole, "--resume", 7)
     for path in whole.glob("train_state*"):
         path.unlink()
-    with pytest.raises(UserError, match="holds no full training state. There are bare weights for --resume 2, 3"):
-        train(pairs_folder, whole, "--resume", -1)
     train(pairs_folder, whole, "--resume", 3, "--niter", 4)
     assert (whole / "D_state_4.pt").exists()
 
@@ -243,11 +205,6 @@ def test_a_damaged_state_gives_way_to_the_one_before(pairs_folder, whole, capsys
     printed = capsys.readouterr().out
     assert "left out" in printed and "damaged" in printed and "going on after 2 epochs" in printed
     assert load(last)["epoch"] == 3
-
-
-def test_resume_with_nothing_there(pairs_folder, tmp_path):
-    with pytest.raises(UserError, match="no full training state. There are no bare weights either"):
-        train(pairs_folder, tmp_path / "empty", "--resume", -1)
 
 
 def test_a_state_of_another_script_is_refused(pairs_folder, whole):
@@ -273,7 +230,8 @@ def test_losses_that_are_not_finite_stop_the_training(pairs_folder, tmp_path, mo
     with pytest.raises(TrainingStopped) as error:
         train(pairs_folder, model, "--niter", 5, "--save_minutes", save_minutes, "--log_every", 1000)
     text = str(error.value)
-    assert "at step 8 " in text and "gp nan" in text and "loss_D" in text and "the same command goes on" in text
+    step = 8 if save_minutes < 1 else 11  # it is noticed at the next save, or entry of the logs
+    assert f"at step {step} " in text and "or shortly before: gp. " in text and "the same command goes on" in text
     state = load(model / "train_state_last.pt")  # the last good one
     assert (state["epoch"], state["step"]) == ((1, 2) if save_minutes < 1 else (1, 0))
 
@@ -287,7 +245,7 @@ def test_weights_that_are_not_finite_are_never_saved(whole):
     net(torch.ones(1, 1)).sum().backward()
     optimizer.step()
     optimizer.state[net.weight]["exp_avg"].fill_(float("inf"))
-    with pytest.raises(TrainingStopped, match="Adam of ED are not finite; nothing was saved. The last good state is"):
+    with pytest.raises(TrainingStopped, match="Adam of ED are not finite; nothing was saved"):
         run.save_state({"ED": net}, {"ED": optimizer})
     net.weight.data.fill_(float("nan"))
     with pytest.raises(TrainingStopped, match="weights of ED are not finite"):
@@ -326,7 +284,7 @@ def test_given_weights_that_do_not_fit_are_refused_before_training(pairs_folder,
         torch.save(net.state_dict(), tmp_path / "x.pt")
         with pytest.raises(UserError, match=f"{flag}: .*x.pt: .*{told}"):
             train(pairs_folder, tmp_path / "m", flag, tmp_path / "x.pt")
-    with pytest.raises(UserError, match="--init_ED: .*ED_default.pt: .*of another size.*Set the flags"):
+    with pytest.raises(UserError, match="--init_ED: .*ED_default.pt: this does not fit.*Set the flags"):
         train(pairs_folder, tmp_path / "m", "--init_ED", "default", "--dry_run")
     assert not (tmp_path / "m").exists()
 
@@ -350,16 +308,14 @@ def test_all_data_problems_come_in_one_message_before_training(pairs_folder, tmp
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize("patch", [32, 64])
-def test_other_patch_sizes_train(tmp_path, patch):  # T3, T8: the images are exactly patch-sized
+def test_other_patch_sizes_train(tmp_path):  # T3, T8: the images are exactly patch-sized
     for folder in ("rain", "norain"):
-        write_image(tmp_path / folder / "a.png", photo(patch, patch, len(folder)))
-    more = ["--patchSize", patch, "--niter", 1, "--iters_per_epoch", 1, "--milestone", 5]
-    train(tmp_path, tmp_path / "model", *more)
+        write_image(tmp_path / folder / "a.png", photo(32, 32, len(folder)))
+    train(tmp_path, tmp_path / "model", "--patchSize", 32, "--niter", 1, "--iters_per_epoch", 1)
     assert (tmp_path / "model" / "D_state_1.pt").exists()
 
 
-@pytest.mark.parametrize("patch, ndf", [(16, 64), (64, 64), (128, 32), (256, 16)])
+@pytest.mark.parametrize("patch, ndf", [(64, 64), (128, 32)])
 def test_width_of_the_critic(pairs_folder, tmp_path, capsys, patch, ndf):
     for i in range(4):
         for folder in ("rain", "norain"):
@@ -379,10 +335,10 @@ def test_loss_sums_count_each_kind_of_step_by_itself():
     sums = LossSums({})
     for step in range(3):
         losses = {"mse": torch.tensor(float(step))}
-        sums.add(losses | ({"kl": torch.tensor(4.0)} if step == 0 else {}), step)
+        sums.add(losses | ({"kl": torch.tensor(4.0)} if step == 0 else {}))
     assert sums.means() == {"mse": 1.0, "kl": 4.0} and sums.last() == {"mse": 2.0, "kl": 4.0}
     again = LossSums(sums.plain())
-    again.add({"mse": torch.tensor(3.0)}, 3)
+    again.add({"mse": torch.tensor(3.0)})
     assert again.means() == {"mse": 1.5, "kl": 4.0}
 
 
@@ -407,13 +363,3 @@ def test_how_names_pair_and_the_stages_are_stored(pairs_folder, tmp_path, capsys
     start = ["--init_Derain", tmp_path / "DerainNet_state_7.pt", "--dry_run"]
     train(pairs_folder, tmp_path / "new", *pairing, *start)
     assert "note: 1 stages (--stage); it must be the number of the training" in capsys.readouterr().out
-
-
-def test_validation_on_images_that_hold_both_halves(pairs_folder, tmp_path, capsys):
-    write_image(tmp_path / "val" / "1.png", np.concatenate((photo(20, 20, 0), photo(20, 20, 1)), 1))
-    write_image(tmp_path / "set" / "1.png", np.concatenate((photo(20, 20, 2), photo(20, 20, 3)), 1))
-    flags = ["--data_path", tmp_path / "set", "--val_data_path", tmp_path / "val", "--side_by_side", "left"]
-    words = [*flags, *SMALL, "--model_dir", tmp_path / "model", "--log_dir", tmp_path / "logs", "--niter", 1]
-    train_syn_joint.main(list(map(str, words)))
-    assert "val_psnr_y" in (tmp_path / "logs" / "log.csv").read_text()
-    assert (tmp_path / "model" / "DerainNet_best.pt").exists()

@@ -68,7 +68,6 @@ def derain_folder(net: nn.Module, args: argparse.Namespace, device: torch.device
     used = {path.resolve() for path in [*(folder / name for name in names), *(pair.clean for pair in pairs.values())]}
     if over := [save / name for name in names if (save / name).resolve() in used]:
         raise UserError(f"--save_path: {over[0]} is an input file and would be overwritten; choose another folder")
-    distributed.require_shared("--save_path", save)
     prepare(net.eval(), device, args.precision, args.compile)
     if windows.tile > 0 and not derainer.is_prenet(net):
         print(f"tiles of {windows.tile} px with a halo of {windows.halo} px: approximate for this derainer")

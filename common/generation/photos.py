@@ -282,7 +282,6 @@ def rain_on_photos(
     _warn(f"--{warning}" for warning in warnings)
     marks = [f"_v{k:02d}" for k in range(1, rain.num + 1)] if rain.num > 1 else [""]
     files = {p: [f"{name.as_posix()}{mark}.png" for mark in marks] for p, name in output_names(photos).items()}
-    distributed.require_shared("--save_path", save)
     if distributed.is_first():
         _prepare(save, overwrite)
     distributed.gather(None)  # the others wait for that

@@ -107,17 +107,12 @@ def aug_draw(netED: EDNet | None, n_real: int) -> Callable[[Tensor, Tensor, int,
 
 
 def pick_generator(args: argparse.Namespace, device: torch.device, hint: str) -> EDNet | None:
-    """The generator of --netED, frozen; None where --fake_ratio is 0, which needs none.
-
-    Its sizes go to the flags --nz, --nef and --patchSize, and are said, where these were left alone.
+    """The generator of --netED, see ``generator_of``; None where --fake_ratio is 0, which needs none.
 
     Raises:
-        UserError: the file is missing or the wrong one, its sizes contradict flags that were given, or a batch has no
-            sample for generated rain.
+        UserError: see ``generator_of``; or a batch has no sample for generated rain.
     """
     if args.fake_ratio == 0:
-        if "netED" in args.given:
-            print("--netED: no generator is needed with --fake_ratio 0")
         return None
     net = generator_of(args, device, hint)
     n_real = real_samples(args.batchSize, args.fake_ratio)

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shlex
 import subprocess
 import sys
 
@@ -21,13 +20,12 @@ INDEX = " torchvision --index-url https://download.pytorch.org/whl/"
 NEW, OLD = f"{PIP}torch{INDEX}cu130", f'{PIP}"torch>=2.11,<2.15"{INDEX}cu126'
 
 
-def pick_device(use_gpu: bool, gpu_id: str, several: bool = True, training: bool = False) -> torch.device:
+def pick_device(use_gpu: bool, gpu_id: str, training: bool = False) -> torch.device:
     """The device for --use_gpu and --gpu_id; says so where a GPU is asked for and none can be used, and why.
 
     Of several processes on a machine, LOCAL_RANK decides: each takes the GPU of its number, or of its place in a list.
 
     Args:
-        several: whether the command can run in several processes.
         training: a GPU that is there must be usable: on the CPU the command would take a month.
 
     Raises:
@@ -42,9 +40,7 @@ def pick_device(use_gpu: bool, gpu_id: str, several: bool = True, training: bool
     if not use_gpu:
         return torch.device("cpu")
     if len(ids) > 1 and not distributed.is_launched():
-        print(f"--gpu_id {gpu_id}: one process uses one GPU, this one takes GPU {ids[0]}.")
-        if several:
-            print(f"A process for each of them:\n  {distributed.torchrun(len(ids))} {shlex.join(sys.argv)}")
+        print(f"--gpu_id {gpu_id}: one process uses one GPU, this one takes GPU {ids[0]}; for several: docs/scaling.md")
     if not torch.cuda.is_available():
         return _without_gpu(trouble(), training)
     gpus = torch.cuda.device_count()

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -23,9 +23,8 @@ from ..data.pairs import Pair
 from ..data.patches import PatchDataset
 from ..errors import TrainingStopped, UserError
 from ..files import write_bytes
-from ..terminal import print_result, printable
+from ..terminal import print_result
 from . import checkpoint, seeds
-from .kinds import kind_of
 from .optimizer import load_state, state_of
 
 VERSION = 1
@@ -37,7 +36,7 @@ FREE |= {"log_every", "val_every", "pad_to", "pad_square", "log_dir"}
 # Files may move. Other data and another generator are told by their content, another network by its shapes.
 FREE |= {"data_path", "gt_path", "val_data_path", "val_gt_path", "streaks", "clean", "netED", "derainer"}
 FREE |= {"init_ED", "init_Derain"}
-INPUTS = ("data_path", "gt_path", "val_data_path", "val_gt_path", "streaks", "clean")
+PER_CALL = {"resume", "overwrite", "dry_run", "quiet", "save_minutes", "model_dir", "given", "defaults"}
 
 
 class TrainingFolder:
@@ -58,7 +57,7 @@ class TrainingFolder:
         self.sums: dict = {}
         self._state: dict | None = None
         self._bare: dict[str, Path] = {}  # of --resume N
-        self._outdated: list[Path] = []  # full states that are newer than what the training goes on from, or damaged
+        self._found = self.path / STATES[0]  # the full state to go on from
         self._data = ""
 
     @property
@@ -69,11 +68,9 @@ class TrainingFolder:
     # --- find ----------------------------------------------------------------------------------------------------
 
     def files(self) -> list[Path]:
-        """All files of a training with these prefixes, of whichever --fake_ratio and --ema."""
-        names = [*self.prefixes, *(["ED_ema"] if "ED" in self.prefixes else [])]
-        prefixes = "|".join(re.sub(r"\d+", r"\\d+", re.escape(name)) for name in names)
-        state, weights = r"(train|left)_state_(last|prev)\.pt", rf"({prefixes})_(state_\d+|best)\.pt"
-        own = re.compile(rf"({state}|{weights})(\.tmp)?|({prefixes})\.json")
+        """All files of a training with these prefixes."""
+        names = "|".join(self.prefixes)
+        own = re.compile(rf"(train_state_(last|prev)|({names})_(state_\d+|best))\.pt(\.tmp)?|({names})\.json")
         return sorted(path for path in self.path.glob("*") if own.fullmatch(path.name))
 
     def find(self) -> None:
@@ -90,21 +87,20 @@ class TrainingFolder:
             return
         if states and self.args.manualSeed is None:
             self.args.manualSeed = states[0]["options"]["manualSeed"]
-        self._state = next((state for state in states if resume in (0, -1, state["epoch"])), None)
+        self._state = next((state for state in states if resume in (0, state["epoch"])), None)
         if self._state is not None:
+            self._found = self._state["path"]
             self.epoch, self.step = self._state["epoch"], self._state["step"]
             self.best, self.sums = self._state["best"], self._state["sums"]
             within = f" and {self.step} steps" if self.step else ""
-            print(f"going on after {self.epoch} epochs{within}: {self._state['path']}")
-        elif resume > 0:
+            print(f"going on after {self.epoch} epochs{within}: {self._found}")
+        elif resume:
             self._bare = {prefix: self.path / f"{prefix}_state_{resume}.pt" for prefix in self.prefixes}
             missing = [path.name for path in self._bare.values() if not path.exists()]
             if missing:
                 raise UserError(f"--resume {resume}: {self.path} lacks {', '.join(missing)}. {self._bare_epochs()}")
             self.epoch, self.best = resume, states[0]["best"] if states else self.best
             print(f"going on with bare weights after {resume} epochs; Adam starts fresh: not bit for bit the same run")
-        elif resume == -1:
-            raise UserError(f"--resume -1: {self.path} holds no full training state. {self._bare_epochs()}")
         elif any(path.suffix != ".json" for path in self.files()):
             raise UserError(
                 f"--model_dir: {self.path} holds weights, but no full state to go on from. {self._bare_epochs()} "
@@ -115,22 +111,6 @@ class TrainingFolder:
                 f"--log_dir: {self.args.log_dir} holds the log of another training. Name another --log_dir, or "
                 "--overwrite to delete it."
             )
-        for state in states:
-            if (state["epoch"], state["step"]) > (self.epoch, self.step):
-                self._outdated.append(state["path"])
-
-    def require_apart(self) -> None:
-        """Input folders are never written to.
-
-        Raises:
-            UserError: --model_dir or --log_dir lies in one.
-        """
-        for flag in ("model_dir", "log_dir"):
-            written = Path(getattr(self.args, flag)).resolve()
-            for source in INPUTS:
-                folder = getattr(self.args, source, None)
-                if folder and Path(folder).is_dir() and written.is_relative_to(Path(folder).resolve()):
-                    raise UserError(f"--{flag}: {written} lies in the input folder --{source} {folder}; choose another")
 
     def _states(self) -> list[dict]:
         """The readable full states, newest first; says which can't be read."""
@@ -140,17 +120,11 @@ class TrainingFolder:
                 continue
             try:
                 state = checkpoint.load(path, "--model_dir")
-                if kind_of(state) != "state" or not {"epoch", "step", "nets", "options"} <= state.keys():
-                    raise UserError(f"{path} is no full training state")
             except UserError as error:
                 print(f"left out: {error}")
-                self._outdated.append(path)
                 continue
             if state["vrgnet_state"] != VERSION:
-                raise UserError(
-                    f"{path} has format {state['vrgnet_state']!s:.40}, this program reads {VERSION}; use the version "
-                    "that wrote it, or --resume N with bare weights"
-                )
+                raise UserError(f"{path} has format {state['vrgnet_state']}, this program reads {VERSION}")
             if state["experiment"] != self.experiment:
                 raise UserError(f"--model_dir: {path} belongs to {state['experiment']}; choose another folder")
             states.append(state | {"path": path})
@@ -159,19 +133,13 @@ class TrainingFolder:
     def _bare_epochs(self) -> str:
         pattern = rf"{self.prefixes[0]}_state_(\d+)\.pt"
         epochs = sorted(int(match[1]) for path in self.files() if (match := re.fullmatch(pattern, path.name)))
-        if not epochs:
-            others = [path.name for path in self.files() if re.search(r"_state_\d+\.pt$", path.name)]
-            if others and "fake_ratio" in self.args:
-                return f"It holds {others[-1]}, whose name tells its --fake_ratio; give that one."
-            return "There are no bare weights either; leave --resume out."
-        return f"There are bare weights for --resume {', '.join(map(str, epochs[-8:]))}."
+        return f"There are weights for --resume {', '.join(map(str, epochs[-8:])) or '(none)'}."
 
     # --- go on ---------------------------------------------------------------------------------------------------
 
     def options(self) -> dict:
         """The options as they are stored: plain values of every flag."""
-        per_call = {"resume", "overwrite", "dry_run", "quiet", "save_minutes", "model_dir", "given"}
-        return {key: value for key, value in vars(self.args).items() if key not in per_call}
+        return {key: value for key, value in vars(self.args).items() if key not in PER_CALL}
 
     def restore(self, nets: dict[str, nn.Module], optimizers: dict[str, Optimizer], data: str) -> None:
         """Fill networks, optimisers and random number generators; on a fresh start nothing.
@@ -180,38 +148,35 @@ class TrainingFolder:
             data: fingerprint of the training data, which is stored and compared.
 
         Raises:
-            UserError: an option or a network differs from the stored ones, or the state is damaged.
+            UserError: an option or a network differs from the stored ones.
         """
         self._data = data
         if self._state is not None:
-            self._require_same_options(self._state["options"])
-            if self._state["data"] != data:
-                before = printable(str(self._state["data"]))
-                print(f"other data than before ({before:.100}; now {data}): not bit for bit the same run")
-            where = f"--model_dir: {self._state['path']}"
+            state, self._state = self._state, None  # its memory is needed
+            self._require_same_options(state["options"])
+            if state["data"] != data:
+                print(f"other data than before ({state['data']}; now {data}): not bit for bit the same run")
+            where = f"--model_dir: {state['path']}"
             for name, net in nets.items():
-                if name not in self._state["nets"]:
-                    raise UserError(f"{where}: this training keeps no {name}; leave --ema out, or start anew with it")
-                checkpoint.put_weights(net, self._state["nets"][name], self._kind(name), where)
+                checkpoint.put_weights(net, state["nets"][name], self._kind(name), where)
             try:
                 for name, optimizer in optimizers.items():
-                    load_state(optimizer, self._state["optimizers"][name])
-                seeds.set_rng_state(self._state["rng"])
-            except Exception:  # of a damaged state, or of a network of which other parameters learn
+                    load_state(optimizer, state["optimizers"][name])
+            except (KeyError, ValueError):
                 raise UserError(
                     f"{where}: it is damaged, or other parameters learn now; go on from bare weights, --resume N"
                 ) from None
-            self._state = None  # its memory is needed
+            seeds.set_rng_state(state["rng"])
         if distributed.is_first():  # ``fit`` copies them to the others
             for name, path in self._bare.items():
                 checkpoint.load_weights(nets[name], path, self._kind(name), "--resume")
 
     def _require_same_options(self, stored: dict) -> None:
-        now = self.options()
+        now, stored = self.options(), self.args.defaults | stored  # a flag that is newer than the state had its default
         differ = [
             f"--{key} is {_text(now[key])}, was {_text(stored[key])}"
-            for key in sorted(now.keys() & stored.keys() - FREE)
-            if _plain(key, now[key]) != _plain(key, stored[key])
+            for key in sorted(now.keys() - FREE)
+            if now[key] != stored[key]
         ]
         if differ:
             raise UserError(
@@ -224,17 +189,14 @@ class TrainingFolder:
         return joint.get(prefix) or checkpoint.kind_of_derainer(self.args)
 
     def begin(self) -> None:
-        """The checks are done and the first step is next: remove what would be mixed up with this training."""
+        """The checks are done and the first step is next: delete what --overwrite or going back leaves behind."""
         if not distributed.is_first():
             return
         if self.args.overwrite:
             for path in self.files():
                 path.unlink()
-        for path in self._outdated:
-            if path.exists():
-                left = path.with_name(path.name.replace("train_state", "left_state"))
-                os.replace(path, left)
-                print(f"{path.name} is not part of this training any more; kept as {left.name}")
+        elif self._found.name != STATES[0]:  # in place of a newer or damaged one; else the next save would lose it
+            os.replace(self._found, self.path / STATES[0])
         if "derainer" in self.args or "stage" in self.args:
             choice = json.dumps(derainer.choice_of(self.args), indent=2)
             write_bytes(self.path / f"{self.prefixes[0]}.json", f"{choice}\n".encode())
@@ -264,9 +226,12 @@ class TrainingFolder:
             "optimizers": {name: state_of(optimizer) for name, optimizer in optimizers.items()},
             "rng": seeds.rng_state(),
         }
-        self._require_finite(_parameters(nets) | {f"Adam of {k}": v for k, v in content["optimizers"].items()})
+        for name, net in nets.items():
+            _require_finite(name, net.parameters())
+        for name, optimizer in optimizers.items():
+            _require_finite(f"Adam of {name}", (x for state in optimizer.state.values() for x in state.values()))
         last, before = (self.path / name for name in STATES)
-        self._save(content, last, keep=before)
+        checkpoint.save(content, last, keep=before)
 
     def save_weights(self, nets: dict[str, nn.Module], suffix: str) -> None:
         """Save bare state dicts as ``PREFIX_SUFFIX.pt``, on the CPU, so that they load anywhere.
@@ -276,20 +241,9 @@ class TrainingFolder:
         """
         if not distributed.is_first():
             return
-        self._require_finite(_parameters(nets))
         for name, net in nets.items():
-            self._save({k: v.cpu() for k, v in net.state_dict().items()}, self.path / f"{name}_{suffix}.pt")
-
-    def _save(self, content: dict, path: Path, keep: Path | None = None) -> None:
-        try:
-            checkpoint.save(content, path, keep)
-        except TrainingStopped as error:
-            raise TrainingStopped(f"{error} {self.last_good()}") from None
-
-    def _require_finite(self, tree: dict[str, object]) -> None:
-        for name, part in tree.items():
-            if not all(bool(torch.isfinite(tensor).all()) for tensor in _tensors(part)):
-                raise TrainingStopped(f"weights of {name} are not finite; nothing was saved. {self.last_good()}")
+            _require_finite(name, net.parameters())  # not the buffers: one may be a mask of -inf
+            checkpoint.save({k: v.cpu() for k, v in net.state_dict().items()}, self.path / f"{name}_{suffix}.pt")
 
     def last_good(self) -> str:
         """The newest full state, and how to go on from it; ends messages."""
@@ -299,20 +253,9 @@ class TrainingFolder:
         return f"The last good state is {state}; the same command goes on from there."
 
 
-def _tensors(value: object) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-
-
-def _parameters(nets: dict[str, nn.Module]) -> dict[str, object]:
-    return {name: dict(net.named_parameters()) for name, net in nets.items()}  # a buffer may be a mask of -inf
-
-
-def _plain(key: str, value: object) -> object:
-    return derainer.values(value) if key == "derainer_args" else value  # in whatever order
+def _require_finite(name: str, tensors: Iterable[torch.Tensor]) -> None:
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        raise TrainingStopped(f"weights of {name} are not finite; nothing was saved.")
 
 
 def _text(value: object) -> str:
@@ -332,7 +275,6 @@ def open_folder(args: argparse.Namespace, script: str, *prefixes: str) -> Iterat
         UserError: see ``TrainingFolder.find``; or another process trains in the same folder.
     """
     folder = TrainingFolder(args, script, prefixes)
-    folder.require_apart()
     lock, is_fresh = FileLock(folder.path / ".lock", thread_local=False), not folder.path.exists()
     if not args.dry_run and distributed.is_first():
         try:
@@ -368,8 +310,7 @@ def describe(
     for key, value in folder.options().items():
         print_result(f"  --{key} {_text(value)}")
     pairs = dataset.pairs
-    first, last = printable(pairs[0].name), printable(pairs[-1].name)
-    print_result(f"data: {len(pairs)} pairs, by the rule: {rule}; first {first}, last {last}")
+    print_result(f"data: {len(pairs)} pairs, by the rule: {rule}; first {pairs[0].name}, last {pairs[-1].name}")
     print_result(f"validation: {len(held_out)} pairs" if held_out else "validation: none")
     print_result("networks:")
     for name, net in nets.items():

@@ -3,11 +3,11 @@
 import argparse
 import contextlib
 import hashlib
+import math
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 
 from .. import distributed
 from ..data.patches import CropSampler, PatchDataset, crop_loader, to_batch
-from ..derainer import DerainerError
 from ..errors import TrainingStopped, UserError, is_dead_worker, is_out_of_memory
 from ..terminal import progress_bar
 from .ema import EMA
@@ -27,7 +26,8 @@ from .optimizer import set_rate
 
 Tensors = dict[str, Tensor]
 Numbers = dict[str, float]
-Validate = Callable[[Callable[[], bool]], Numbers | None]  # (stop?) -> psnr_y or others; None if it was stopped
+Stop = Callable[[], bool]  # whether to stop
+Validate = Callable[[Stop], Numbers | None]  # (stop?) -> psnr_y or others; None if it was stopped
 
 
 @dataclass
@@ -48,111 +48,79 @@ def learning_rate(base: float, milestone: list[int], gamma: float, epoch: int) -
     return rate
 
 
-class DataLost(TrainingStopped):
-    """An image can't be read any more; the networks are as good as after the last step."""
-
-
 class LossSums:
-    """Sums of the losses and the first step at which one was not finite, kept on the device.
+    """Sums of the losses over the steps of an epoch, kept on the device.
 
     Steps may report different losses (a step with G and one without); each kind has its own sums.
     """
 
-    def __init__(self, sums: dict) -> None:
-        self.kinds: dict[tuple[str, ...], dict] = {}
-        for names, (total, steps) in sums.items():
-            self.kinds[tuple(names.split())] = {"total": torch.tensor(total, dtype=torch.float64), "steps": steps}
+    def __init__(self, stored: dict) -> None:
+        self.kinds = {
+            tuple(names.split()): (torch.tensor(total, dtype=torch.float64), steps)
+            for names, (total, steps) in stored.items()
+        }
+        self.newest: Tensors = {}
 
-    def add(self, losses: dict[str, Tensor], step: int) -> None:
+    def add(self, losses: Tensors) -> None:
         """Take the detached 0-dim losses of one step; does not wait for the device."""
         now = torch.stack(list(losses.values())).double()
-        kind = self.kinds.setdefault(tuple(losses), {"total": torch.zeros_like(now), "steps": 0})
-        kind["total"] = kind["total"].to(now.device) + now
-        kind["steps"] += 1
-        kind["last"], kind["at"] = now, step
-        first_bad = kind.get("bad_step", torch.full((), -1, device=now.device))
-        new = (first_bad < 0) & ~torch.isfinite(now).all()
-        kind["bad_step"] = torch.where(new, step, first_bad)
-        kind["bad"] = torch.where(new, now, kind.get("bad", now))
+        total, steps = self.kinds.get(tuple(losses), (torch.zeros_like(now), 0))
+        self.kinds[tuple(losses)] = total.to(now.device) + now, steps + 1
+        self.newest |= zip(losses, now, strict=True)
 
-    def require_finite(self, folder: TrainingFolder) -> None:
+    def require_finite(self, step: int) -> None:
         """Wait for the device and look.
 
         Raises:
-            TrainingStopped: a loss was nan or inf; names the step, its losses and the last good state.
+            TrainingStopped: a loss was nan or inf in a step up to this one.
         """
-        bad = []
-        for names, kind in self.kinds.items():
-            step = int(kind.get("bad_step", -1))
-            if step >= 0:
-                values = zip(names, kind["bad"].tolist(), strict=True)
-                bad.append((step, ", ".join(f"{name} {value:g}" for name, value in values)))
+        bad = [name for name, value in self.means().items() if not math.isfinite(value)]
         if bad:
-            step, values = min(bad)
             raise TrainingStopped(
-                f"a loss is not finite at step {step} (counted from 0 over the whole training): {values}. "
-                f"{folder.last_good()} If it happens again: lower the learning rates, or look at the data."
+                f"a loss is not finite at step {step} (counted from 0 over the whole training) or shortly before: "
+                f"{', '.join(bad)}. If it happens again: lower the learning rates, or look at the data."
             )
 
-    def last(self) -> dict[str, float]:
+    def last(self) -> Numbers:
         """The newest value of every loss; waits for the device."""
-        kinds = sorted(((k, v) for k, v in self.kinds.items() if "last" in v), key=lambda item: item[1]["at"])
-        return {name: value for names, kind in kinds for name, value in zip(names, kind["last"].tolist(), strict=True)}
+        return {name: value.item() for name, value in self.newest.items()}
 
-    def means(self) -> dict[str, float]:
-        """Mean of every loss over the steps that report it."""
+    def means(self) -> Numbers:
+        """Mean of every loss over the steps that report it; waits for the device."""
         total, steps = {}, {}
-        for names, kind in self.kinds.items():
-            for name, value in zip(names, kind["total"].tolist(), strict=True):
+        for names, (sums, number) in self.kinds.items():
+            for name, value in zip(names, sums.tolist(), strict=True):
                 total[name] = total.get(name, 0.0) + value
-                steps[name] = steps.get(name, 0) + kind["steps"]
+                steps[name] = steps.get(name, 0) + number
         return {name: total[name] / steps[name] for name in total}
 
     def plain(self) -> dict:
         """Plain values from which new sums go on."""
-        return {" ".join(names): (kind["total"].tolist(), kind["steps"]) for names, kind in self.kinds.items()}
+        return {" ".join(names): (total.tolist(), steps) for names, (total, steps) in self.kinds.items()}
 
 
-class StopRequest:
-    """Within it, the first Ctrl-C or SIGTERM only asks to stop after the current step; a second Ctrl-C ends at once.
+@contextlib.contextmanager
+def stop_request() -> Iterator[Stop]:
+    """Within it the first Ctrl-C or SIGTERM only asks to stop after the current step; a second one ends at once."""
+    asked: list[int] = []
 
-    Under torchrun, which passes signals on, a second one changes nothing; torchrun leaves half a minute.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def __call__(self) -> bool:
-        return self.requested
-
-    def _handle(self, number: int, frame) -> None:
-        again, alone = self.requested, not distributed.is_launched()
-        self.requested = True
-        if not again and distributed.is_first():
-            hint = " (Ctrl-C again ends at once)" if alone else ""
-            with contextlib.suppress(OSError):  # not print: it may be the print of a step that was interrupted
-                os.write(2, f"\nstopping after this step to save{hint} ...\n".encode())
-        if alone:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    def __enter__(self) -> "StopRequest":
-        self.before = {}
-        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self.before.items():
+    def restore() -> None:
+        for number, handler in before.items():
             signal.signal(number, handler)
 
+    def ask(number: int, frame: object) -> None:
+        if not asked and distributed.is_first():
+            with contextlib.suppress(OSError):  # not print: it may be the print of a step that was interrupted
+                os.write(2, b"\nstopping after this step to save ...\n")
+        asked.append(number)
+        if not distributed.is_launched():  # torchrun passes signals on, and some come twice
+            restore()
 
-def _batches(loader: Iterable[Tensor]) -> Generator[Tensor, None, None]:
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield from loader
-    except UserError as error:  # a worker's error arrives with its traceback as text; the last line is the message
-        raise DataLost(str(error).strip().splitlines()[-1].rpartition("Error: ")[2]) from None
+        yield lambda: bool(asked)
+    finally:
+        restore()
 
 
 def _digest(net: nn.Module) -> str:
@@ -173,28 +141,20 @@ def _stopped(folder: TrainingFolder) -> KeyboardInterrupt:
     return KeyboardInterrupt(f"stopped and saved after {done}. The same command goes on.")
 
 
-@contextlib.contextmanager
-def _explained(folder: TrainingFolder) -> Iterator[None]:
-    """Within it, an error that a user can mend becomes a message with the remedy and the last good state."""
-    try:
-        yield
-    except CannotRecord as error:
-        advice = "Run the same command with --cuda_graphs off."
-        raise TrainingStopped(f"--cuda_graphs: {error}. {folder.last_good()} {advice}") from None
-    except distributed.ProcessLost as error:
-        raise TrainingStopped(f"{error}. {folder.last_good()}") from None
-    except (RuntimeError, MemoryError) as error:
-        line = (str(error) or type(error).__name__).splitlines()[0]
-        if is_dead_worker(error):
-            reason = f"a worker that reads the images died ({line}); try fewer --workers."
-        elif is_out_of_memory(error):
-            reason = (
-                f"out of memory ({line}). Where nothing else takes the memory, a new training needs a smaller "
-                "--batchSize, --patchSize or network, or several GPUs."
-            )
-        else:
-            raise
-        raise TrainingStopped(f"{reason} {folder.last_good()}") from None
+def _explain(error: Exception) -> str:
+    """What stopped a training, and the remedy; empty for a bug of ours."""
+    line = (str(error) or type(error).__name__).splitlines()[0]
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename or '--log_dir'}: can't be written ({error.strerror}); check the disk."
+    if isinstance(error, CannotRecord):
+        return f"--cuda_graphs: {error}. Run the same command with --cuda_graphs off."
+    if is_dead_worker(error):
+        return f"a worker that reads the images died ({line}); try fewer --workers."
+    if is_out_of_memory(error):
+        return f"out of memory ({line}). Use a smaller --batchSize, --patchSize or network, or several GPUs."
+    return ""
 
 
 def fit(
@@ -219,7 +179,6 @@ def fit(
     nets, optimizers = models.nets, models.optimizers
     device = next(next(iter(nets.values())).parameters()).device
     data = dataset.fingerprint() + (f", generator {_digest(models.frozen)}" if models.frozen else "")
-    distributed.require_same("--use_gpu", device.type)
     distributed.require_same("--data_path, --netED", data)
     folder.restore(nets, optimizers, data)
     distributed.broadcast_weights(nets.values())
@@ -247,41 +206,37 @@ def fit(
     loop = _Loop(args, folder, models, iters_per_epoch, train_on, validate)
     sampler = CropSampler(args.batchSize, iters_per_epoch, dataset.seed, folder.epoch + 1, args.niter, folder.step)
     loader, close = crop_loader(dataset, sampler, args.workers, pin_memory=device.type == "cuda")
-    batches = _batches(loader)
-    with StopRequest() as stop:
+    with stop_request() as stop:
         try:
-            with _explained(folder):
-                for epoch in range(folder.epoch + 1, args.niter + 1):
-                    rates = {name: learning_rate(base[name], args.milestone, gamma, epoch) for name in optimizers}
-                    for name, optimizer in optimizers.items():
-                        set_rate(optimizer, rates[name])
-                    loop.run_epoch(batches, stop, rates)
+            batches = iter(loader)
+            for epoch in range(folder.epoch + 1, args.niter + 1):
+                rates = {name: learning_rate(base[name], args.milestone, gamma, epoch) for name in optimizers}
+                for name, optimizer in optimizers.items():
+                    set_rate(optimizer, rates[name])
+                loop.run_epoch(batches, stop, rates)
+        except Exception as error:
+            if reason := _explain(error):
+                raise TrainingStopped(f"{reason} {folder.last_good()}") from None
+            raise
         finally:
             close()
-            batches.close()
             loop.log.close()
 
 
+@dataclass
 class _Loop:
-    """The epochs of ``fit``: steps, validation, saving, logs.
+    """The epochs of ``fit``: steps, validation, saving, logs."""
 
-    Args:
-        train_on: (pixels, index of the step) -> losses of the whole batch, images.
-    """
+    args: argparse.Namespace
+    folder: TrainingFolder
+    models: Models
+    iters_per_epoch: int
+    train_on: Callable[[Tensor, int], tuple[Tensors, Tensors]]  # pixels, index of the step -> losses, images
+    validate: Validate | None
 
-    def __init__(
-        self,
-        args: argparse.Namespace,
-        folder: TrainingFolder,
-        models: Models,
-        iters_per_epoch: int,
-        train_on: Callable[[Tensor, int], tuple[Tensors, Tensors]],
-        validate: Validate | None,
-    ) -> None:
-        self.args, self.folder, self.models, self.iters_per_epoch = args, folder, models, iters_per_epoch
-        self.train_on, self.validate = train_on, validate
-        self.first = self.index
-        self.log = Log(args.log_dir, folder.options(), folder.epoch, self.first, args.overwrite)
+    def __post_init__(self) -> None:
+        folder, overwrite = self.folder, self.args.overwrite
+        self.log = Log(self.args.log_dir, folder.options(), folder.epoch, self.index, overwrite)
         folder.begin()
         self.saved_at = time.monotonic()
 
@@ -292,19 +247,18 @@ class _Loop:
 
     def save(self) -> None:
         """Save the full state, if all losses are finite."""
-        self.sums.require_finite(self.folder)
+        self.sums.require_finite(self.index - 1)
         self.folder.sums = self.sums.plain() if self.folder.step else {}
         self.folder.save_state(self.models.nets, self.models.optimizers)
         self.saved_at = time.monotonic()
 
-    def run_epoch(self, batches: Iterator[Tensor], stop: StopRequest, rates: Numbers) -> None:
+    def run_epoch(self, batches: Iterator[Tensor], stop: Stop, rates: Numbers) -> None:
         """Train to the end of the epoch, validate, save, log."""
         args, folder, nets = self.args, self.folder, self.models.nets
         epoch, steps, began = folder.epoch + 1, self.iters_per_epoch - folder.step, time.monotonic()
         self.sums = LossSums(folder.sums)
         images = self.run_steps(batches, stop)
         seconds = time.monotonic() - began
-        self.sums.require_finite(folder)
         distributed.broadcast_weights(nets.values(), trainable=False)
         is_last = epoch == args.niter
         scores: Numbers = {}
@@ -323,7 +277,7 @@ class _Loop:
         speed = steps / max(seconds, 1e-9)
         _say(f"epoch {epoch}/{args.niter}  {shown}{measured}  ({seconds:.0f} s, {speed:.2f} steps/s){files}")
 
-    def run_steps(self, batches: Iterator[Tensor], stop: StopRequest) -> Tensors:
+    def run_steps(self, batches: Iterator[Tensor], stop: Stop) -> Tensors:
         """The steps that the epoch lacks; returns the images of the last one."""
         folder, length = self.folder, self.iters_per_epoch
         images: Tensors = {}
@@ -331,58 +285,54 @@ class _Loop:
         with progress_bar(total=length, initial=folder.step, desc=title, leave=False) as bar:
             while folder.step < length:
                 index, pixels = self.index, self.next_batch(batches, stop)
-                try:
-                    losses, images = self.train_on(pixels, index)
-                except DerainerError as error:
-                    if index > self.first:
-                        self.save()
-                    raise TrainingStopped(f"{error} {folder.last_good()}") from None
-                self.sums.add(losses, index)
+                losses, images = self.train_on(pixels, index)
+                self.sums.add(losses)
                 folder.step += 1
                 bar.update()
                 if folder.step % self.args.log_every == 0 or folder.step == length:
-                    self.sums.require_finite(folder)
+                    self.sums.require_finite(index)
                     newest = self.sums.last()
                     self.log.scalars({f"loss/{name}": value for name, value in newest.items()}, index)
                     bar.set_postfix({name: f"{value:.3g}" for name, value in newest.items()}, refresh=False)
         return images
 
-    def next_batch(self, batches: Iterator[Tensor], stop: StopRequest) -> Tensor:
+    def next_batch(self, batches: Iterator[Tensor], stop: Stop) -> Tensor:
         """The crops of the next step. Saves when it is time to; then stops where it has to.
 
         Raises:
-            DataLost: an image can't be read.
-            KeyboardInterrupt: see ``StopRequest``.
+            TrainingStopped: an image can't be read.
+            KeyboardInterrupt: see ``stop_request``.
         """
         problem = ""
         try:
             pixels = next(batches)
-        except DataLost as error:
-            problem = str(error)
+        except UserError as error:  # a worker's error has its traceback as text; the last line is the message
+            problem = str(error).strip().splitlines()[-1].rpartition("Error: ")[2]
         late = time.monotonic() - self.saved_at > 60 * self.args.save_minutes
         stopping, late, lost = distributed.any_true(stop(), late, bool(problem))
         if stopping or late or lost:
             self.save()
         if lost:
-            raise DataLost(f"{distributed.first_reason(problem)}. {self.folder.last_good()}")
+            raise TrainingStopped(f"{next(filter(None, distributed.gather(problem)))}.")
         if stopping:
             distributed.gather(None)  # until the first process has saved
             raise _stopped(self.folder)
         return pixels
 
-    def scores(self, validate: Validate, stop: StopRequest) -> Numbers:
+    def scores(self, validate: Validate, stop: Stop) -> Numbers:
         """Validate, and keep the weights of the derainer if it is the best so far."""
         folder = self.folder
         self.save()  # whatever happens now, the epoch's steps are done; a resume repeats the validation alone
         try:
             scores = validate(stop)
         except UserError as error:  # of a derainer, of an image that has changed
-            raise TrainingStopped(f"validation: {error} {folder.last_good()}") from None
+            raise TrainingStopped(f"validation: {error}") from None
         if scores is None:  # Ctrl-C
             raise _stopped(folder)
         if scores.get("psnr_y", folder.best) > folder.best:
             folder.best = scores["psnr_y"]
-            folder.save_weights({name: self.models.nets[name] for name in list(self.models.nets)[:1]}, "best")
+            first = next(iter(self.models.nets))
+            folder.save_weights({first: self.models.nets[first]}, "best")
         return scores
 
     def write_log(self, means: Numbers, rates: Numbers, scores: Numbers, images: Tensors, seconds: float) -> None:

@@ -18,7 +18,6 @@ import random
 import signal
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -38,7 +37,7 @@ from tests.conftest import folders, write_pairs
 from tests.golden import fill
 from tests.runs import content, differing, load, log_of
 
-CLOCK, WORKER = "by the clock", "a worker, as it reads"
+WORKER = "a worker, as it reads"
 KINDS = {  # how many moments of a kind one start has at least; the kill hits one of them
     "in a step, after Adam": 8,
     "in a write of a checkpoint": 4,
@@ -46,7 +45,6 @@ KINDS = {  # how many moments of a kind one start has at least; the kill hits on
     "after a save": 4,
     "after the log of an epoch": 1,  # its state is not saved yet
     WORKER: 14,
-    CLOCK: 1,
 }
 TRAININGS = {"joint": train_syn_joint, "augmented": train_syn_aug}
 LAST, BEFORE = STATES = ("train_state_last.pt", "train_state_prev.pt")
@@ -96,7 +94,7 @@ def arm(kind: str, number: int) -> None:
         torch.save = write
     elif kind == WORKER:
         Pair.read = read
-    elif kind != CLOCK:
+    else:
         os.replace = replace
 
 
@@ -147,9 +145,8 @@ class Arena:
             self.flags += ["--recurrent_iter", "1", "--fake_ratio", "1", "--netED", folder / "ED.pt"]
         else:
             self.flags += [*JOINT, "--ema", "0.9"]
-        self.whole, began = folder / "whole", time.monotonic()
+        self.whole = folder / "whole"
         code, text = self._start(self.whole)
-        self.seconds = time.monotonic() - began
         if code:
             raise RuntimeError(f"the undisturbed training ended with {code}:\n{text}")
 
@@ -187,8 +184,6 @@ class Arena:
             target=play, args=(self.training, argv, kind, moment, output)
         )
         process.start()
-        process.join(self.rng.uniform(0.1, 0.6) * self.seconds if kind == CLOCK else None)
-        process.kill()
         process.join()
         return process.exitcode, output.read_text()
 
