@@ -282,7 +282,7 @@ def test_after_a_full_disk_the_same_command_goes_on(commands, tmp_path, disk, ca
 
 CHANGES = {  # how -> (the change, the message)
     "vanishes": (lambda path: path.unlink(), "no such file"),
-    "is cut short": (lambda path: path.write_bytes(path.read_bytes()[:-200]), "can't be decoded"),
+    "is cut short": (lambda path: path.write_bytes(path.read_bytes()[:-200]), "can't be read as an image"),
     "turns into garbage": (lambda path: path.write_bytes(b"garbage" * 99), "can't be read as an image"),
     "has another size": (lambda path: write_image(path, photo(30, 30, 1)), "30x30"),
 }
