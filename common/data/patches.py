@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from .. import distributed
 from ..errors import UserError
 from ..precision import require_fast
-from ..terminal import printable
 from . import cache, pack
 from .images import widened
 from .pairs import (
@@ -54,11 +53,7 @@ class PatchDataset(Dataset):
         self.images = np.random.default_rng([seed]).permutation(len(pairs))
 
     def __getitem__(self, key: Key) -> tuple[Tensor, Tensor]:
-        """(n, row, column) of a ``CropSampler`` -> rainy and clean crop, each (3, p, p) float32 in [0, 1].
-
-        Raises:
-            ImageError: a file vanished or changed since it was checked.
-        """
+        """(n, row, column) of a ``CropSampler`` -> rainy and clean crop, each (3, p, p) float32 in [0, 1]."""
         rainy, clean = to_batch(self.__getitems__([key]))
         return rainy[0], clean[0]
 
@@ -66,7 +61,7 @@ class PatchDataset(Dataset):
         """What a DataLoader asks for: (N, 6, p, p) pixels, rainy above clean; ``to_batch`` makes floats of them.
 
         Raises:
-            ImageError: see ``__getitem__``.
+            ImageError: a file vanished or changed since it was checked.
         """
         numbers = [int(self.images[n % len(self.pairs)]) for n, _, _ in keys]
         places = [(row, column) for _, row, column in keys]
@@ -160,11 +155,9 @@ def crop_loader(
     loader = DataLoader(
         dataset,
         batch_sampler=sampler,
-        num_workers=min(
-            workers, (os.cpu_count() or 1) // distributed.local_size() or 1
-        ),  # more get in each other's way
+        num_workers=min(workers, (os.cpu_count() or 1) // distributed.local_size() or 1),  # more would wait
         collate_fn=_as_it_is,
-        worker_init_fn=functools.partial(_start_worker, closing, os.getpid()),
+        worker_init_fn=functools.partial(_start_worker, closing),
         pin_memory=pin_memory,
         generator=torch.Generator(),  # its own: the loader must not move the generator that is part of the state
     )
@@ -179,7 +172,7 @@ def _as_it_is(batch: Tensor) -> Tensor:
     return batch
 
 
-def _start_worker(closing: Any, main: int, worker: int) -> None:
+def _start_worker(closing: Any, worker: int) -> None:
     """Ctrl-C and SIGTERM, which often go to all processes, are for the main one, which saves and then ends the workers.
 
     Threads of OpenCV in every worker would only be in the way.
@@ -189,8 +182,6 @@ def _start_worker(closing: Any, main: int, worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.value else None)
     cv2.setNumThreads(0)
-    if os.getppid() != main:  # killed while this worker began, which PyTorch would not notice: it would wait for ever
-        os._exit(1)
 
 
 # --- from the flags of a script ------------------------------------------------------------------------------------
@@ -241,27 +232,16 @@ def listed_set(args: argparse.Namespace, device: torch.device, hint: str) -> tup
 def _room_for(pairs: Sequence[Pair], args: argparse.Namespace, device: torch.device) -> "cache.Decoded | None":
     """Where the pairs will be decoded to, still empty; None where they are not."""
     where = cache.choose(args, pairs, device)
-    for place in dict.fromkeys([where, "ram"] if where != "none" else []):
-        try:
-            return cache.Decoded(pairs, place, device)
-        except cache.NoRoom as error:
-            if args.cache != "auto":
-                raise
-            reason = error
-    if where != "none":
-        print(f"images are read again and again, since they can't be kept ({reason})")
-    return None
+    return None if where == "none" else cache.Decoded(pairs, where, device)
 
 
 def _sampled(pairs: Sequence[Pair], name: str, args: argparse.Namespace) -> tuple[Sequence[Pair], str]:
     """All pairs or the small sample that --train_num asks for, and where they come from, in words."""
     source = f"{name}, {len(pairs)} pairs"
-    if getattr(args, "train_num", None) is None:
-        return pairs, source
-    return (
-        small_sample(pairs, args.train_num, args.seed, name),
-        f"{source}, {args.train_num} of them drawn with --seed {args.seed}",
-    )
+    if number := getattr(args, "train_num", None):
+        pairs = small_sample(pairs, number, args.seed, name)
+        source += f", {number} of them drawn with --seed {args.seed}"
+    return pairs, source
 
 
 def _packed(args: argparse.Namespace, device: torch.device) -> tuple[PatchDataset, str]:
@@ -269,7 +249,7 @@ def _packed(args: argparse.Namespace, device: torch.device) -> tuple[PatchDatase
     pairs, source = _sampled(packed, packed.path.name, args)
     p = args.patchSize
     small = [pair for pair in pairs if min(pair.format()[:2]) < p] if packed.smallest() < p else []
-    problems = [f"{printable(pair.name)} is smaller than the {p} px patch" for pair in small]
+    problems = [f"{pair.name} is smaller than the {p} px patch" for pair in small]
     fail(problems, f"--data_path: {len(small)} of {len(pairs)} pairs are too small:", "Choose a smaller --patchSize.")
     decoded = _room_for(pairs, args, device)
     if decoded:
