@@ -10,7 +10,6 @@ measures how well that works, and draws it.
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +34,6 @@ SPARE = 1.15  # factor of the size of a source whose streaks are changed: its th
 ALONG = 31  # px: length over which a streak is smoothed along itself
 DIP = 0.75  # a place that is darker than this share of both its neighbours separates two streaks
 SEEN = 384  # px: side of the part of a picture that is measured
-MISSED = 0.25, 0.03  # a knob missed by more than this share of its value, and of its reach, is worth a warning
 
 
 def clamped(wanted: dict[str, float]) -> tuple[dict[str, float], list[str]]:
@@ -47,21 +45,6 @@ def clamped(wanted: dict[str, float]) -> tuple[dict[str, float], list[str]]:
         if taken[name] != wanted[name]
     ]
     return taken, warnings
-
-
-def missed(wanted: dict[str, float], reached: Sequence[Measures]) -> list[str]:
-    """A warning about the knob that pictures miss most, in the median over them; none where all are near."""
-    worst, text = 1.0, ""
-    for name in (name for name in wanted if name != "angle"):  # nothing hinders a turn
-        values = [value for value in (getattr(one, name) for one in reached) if np.isfinite(value)]
-        median = float(np.median(values)) if values else wanted[name]
-        near = max(MISSED[0] * wanted[name], MISSED[1] * float(np.ptp(REACH[name])))
-        if abs(median - wanted[name]) > worst * near:
-            worst = abs(median - wanted[name]) / near
-            others = ", ".join(f"--{other} {value:g}" for other, value in wanted.items() if other != name)
-            text = f"{name} {wanted[name]:g} is missed, the rain has {median:.2g}; "
-            text += f"it does not go together with {others}" if others else "this rain can't reach it"
-    return [text] if text else []
 
 
 class _Streaks:
