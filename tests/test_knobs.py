@@ -146,20 +146,14 @@ def test_report_and_pictures(tmp_path, monkeypatch, capsys):
     assert knobs.main(words) == 0
     text = (tmp_path / "out" / "knobs.md").read_text()
     assert text in capsys.readouterr().out and "# What the knobs do to the rain of ED.pt" in text
-    names = {"knobs.md", "knobs.png", "angle.gif", "brightness.gif"}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == names
-    assert text.count("\n| angle |") == 2 and "| -45 | 45 |" in text
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"knobs.md", "knobs.png"}
+    assert "\n| angle | -45 | 45 |" in text
 
 
 def test_report_says_what_was_measured():
     targets = np.linspace(0.02, 0.5, knobs.PLACES)
-    alone = np.random.RandomState(0).standard_normal((16, 4))
-    values = np.zeros((knobs.PLACES, 4, 4))
-    values[..., 1], values[..., 3] = targets[:, None] + 0.024, targets[:, None] * 10
-    text = knobs.report({"density": values}, alone, "x")
+    text = knobs.report({"density": np.repeat(targets[:, None] + 0.024, 4, 1)}, "x")
     assert "| density | 0.02 | 0.5 | 1.000 | 0.024 | 0.024 (5.0%) |" in text
-    expected = 4.8 / alone[:, 3].std()
-    assert f"| density | +0.00 | {0.48 / alone[:, 1].std():+.2f} | +0.00 | {expected:+.2f} |" in text
 
 
 def test_flags(capsys):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .. import cli
+from .. import cli, flags
 from ..errors import UserError
 from ..models import EDNet
 from ..training.checkpoint import load_generator, save
@@ -38,9 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__, module=__spec__.name)
     parser.add_netED(required=True)
     parser.add_path("--out", required=True, help="the file to write, NAME.pt")
-    parser.add_argument(
-        "--overwrite", type=cli.boolean, nargs="?", const=True, default=False, help="replace a file of this name"
-    )
+    flags.add_switch(parser, "--overwrite", "replace a file of this name")
     return parser.parse_args(argv)
 
 
