@@ -204,15 +204,14 @@ def test_side_by_side(tmp_path, side):
         training_set(flags(tmp_path, tmp_path / "elsewhere", side_by_side=side, given=given), CPU, "")
 
 
-def test_pairs_without_rain(tmp_path, capsys):
+def test_pairs_without_rain(tmp_path):
     for n in range(3):
         write_image(tmp_path / "rain" / f"{n}.png", photo(20, 20, n))
         write_image(tmp_path / "norain" / f"{n}.png", photo(20, 20, n))
-    with pytest.raises(UserError, match="each rainy image is its own clean partner.*0.png: the same pixels"):
+    with pytest.raises(UserError, match="each rainy image has the pixels of its clean partner"):
         training_set(flags(tmp_path / "rain", tmp_path / "norain"), CPU, "")
     write_image(tmp_path / "rain" / "1.png", photo(20, 20, 9))
     training_set(flags(tmp_path / "rain", tmp_path / "norain"), CPU, "")
-    assert "warning: 2 of 3 pairs have no rain" in (said := capsys.readouterr().err) and "\n  0.png\n  2.png" in said
 
 
 def test_flags_of_pairing_are_refused_where_they_change_nothing(tmp_path):

@@ -70,7 +70,7 @@ def choose(args: argparse.Namespace, pairs: Sequence[Pair], device: torch.device
 
 
 class Decoded:
-    """All images of a set, decoded once; filled by ``put`` or ``fill``, then read by ``crops``.
+    """All images of a set, decoded once; filled by ``put``, then read by ``crops``.
 
     A process that is started later shares the images: PyTorch puts tensors that it sends into shared memory.
 
@@ -108,11 +108,6 @@ class Decoded:
         both = both if both.dtype == self.dtype else widened(both)
         values = torch.from_numpy(both.view(np.int16) if both.dtype == np.uint16 else both)
         self._values[self.starts[i] : self.starts[i + 1]] = values.flatten().to(self._values.device)
-
-    def fill(self, pairs: Sequence[Pair]) -> None:
-        """Read all pairs, which are known to be good."""
-        for i, pair in enumerate(progress_bar(pairs, desc="reading pairs", unit="pair", leave=False)):
-            self.put(i, *pair.read())
 
     def crops(self, numbers: Sequence[int], places: Sequence[tuple[float, float]], p: int) -> Tensor:
         """Crops of p px of the images ``numbers`` at relative places: (N, 6, p, p) uint8 or uint16."""

@@ -93,12 +93,10 @@ def inputs(data_path: Path, save_path: Path, hint: str) -> tuple[Path, list[Path
         if save_path.resolve() == data_path.parent.resolve():
             raise UserError(f"--save_path: {save_path} is the folder of the input; choose another one")
         return data_path.parent, [Path(data_path.name)], 0
-    if not data_path.is_dir():
+    if not data_path.exists():
         raise UserError(f"--data_path: there is no {data_path}. {hint}".rstrip())
     if save_path.resolve().is_relative_to(data_path.resolve()):
-        raise UserError(
-            f"--save_path: {save_path} is the input folder or lies in it; choose a folder outside {data_path}"
-        )
+        raise UserError(f"--save_path: {save_path} is the input folder or lies in it; choose another one")
     names, others = list_images(data_path)
     if not names:
         raise UserError(f"--data_path: {NO_IMAGE} in {data_path}. {hint}".rstrip())
@@ -145,11 +143,7 @@ def _format(image: Image.Image) -> tuple[int, int, type]:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(height, width), see ``image_format``.
-
-    Raises:
-        ImageError: the header can't be read.
-    """
+    """(height, width), see ``image_format``."""
     return image_format(path)[:2]
 
 

@@ -35,7 +35,7 @@ from .. import cli, flags
 from ..errors import Unwritable, UserError
 from ..terminal import progress_bar
 from .images import ImageError, crop_at, planes
-from .pairs import LIST, Pair, PairList, fail, fingerprint, pairs_of, report_same, require_no_pairing
+from .pairs import LIST, Pair, PairList, fail, fingerprint, pairs_of, require_no_pairing, require_rain
 
 VERSION = 1
 KIND = "vrgnet pairs"
@@ -87,12 +87,11 @@ class Pack(Sequence[PackedPair]):
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self.meta, self._names, index = _read_index(self.path)
-        self._formats = [_format_of(name) for name in self.meta["datasets"]]
+        self.meta, names, index = _read_index(self.path)
         used = index[:, 2] >= 0
-        ends = np.flatnonzero(self._names == 0)
-        self._spans = np.stack((np.append(0, ends[:-1] + 1), ends), 1)[used]  # of the names
+        self._names = [name for name, is_used in zip(names.tobytes().split(b"\0"), used, strict=False) if is_used]
         self._index = index[used]
+        self._formats = [_format_of(name) for name in self.meta["datasets"]]
         self._open: tuple[int, h5py.File, list[h5py.Dataset]] | None = None
 
     def __len__(self) -> int:
@@ -100,12 +99,12 @@ class Pack(Sequence[PackedPair]):
 
     def __getitem__(self, i: int) -> PackedPair:  # type: ignore[override]
         number = range(len(self))[i]  # raises IndexError
-        name = self.name(number)
-        return PackedPair(name, self.path / name, self.path / name, pack=self, number=number)
+        path = self.path / self.name(number)
+        return PackedPair(self.name(number), path, path, pack=self, number=number)
 
     def name(self, i: int) -> str:
         """The rainy file's path inside its folder."""
-        return os.fsdecode(self._names[slice(*self._spans[i])].tobytes())
+        return os.fsdecode(self._names[i])
 
     def format(self, i: int) -> tuple[int, int, type]:
         """Height, width and pixel type of a pair."""
@@ -184,12 +183,10 @@ def require_free(out: Path, overwrite: bool) -> None:
     """Check that --out can become a pack.
 
     Raises:
-        UserError: it has another ending, is a folder, or exists and ``overwrite`` is not given.
+        UserError: it has another ending, or exists and ``overwrite`` is not given.
     """
     if out.suffix.lower() not in ENDINGS:
         raise UserError(f"--out: {out.name} should end with .h5, by which the training scripts know a pack")
-    if out.is_dir():
-        raise UserError(f"--out: {out} is a folder; name a file, NAME.h5")
     if out.exists() and not overwrite:
         raise UserError(f"--out: {out} is there already; --overwrite replaces it")
 
@@ -217,10 +214,8 @@ def write(pairs: Sequence[Pair], out: Path, workers: int) -> None:
     print(f"{len(pairs)} pairs, {needed / 1e9:.2f} GB")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(out.parent).free
-        if needed > free:
-            room = f"{needed / 1e9:.2f} GB are needed in {out.parent}, {free / 1e9:.2f} GB are free"
-            raise UserError(f"--out: {room}; make room or name another folder")
+        if needed > (free := shutil.disk_usage(out.parent).free):
+            raise UserError(f"--out: {free / 1e9:.2f} GB are free in {out.parent}; make room or name another folder")
         try:
             with h5py.File(part, "w") as file:
                 for name, count in Counter(names).items():
@@ -244,7 +239,7 @@ def _refuse(problems: list[str], number: int) -> None:
 def _fill(file: h5py.File, pairs: Sequence[Pair], names: list[str], workers: int) -> None:
     """Write the pixels, then what describes them."""
     datasets = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    places, index, same, problems = Counter(), np.empty((len(pairs), 3), np.int64), [], []
+    places, index, same, problems = Counter(), np.empty((len(pairs), 3), np.int64), 0, []
 
     def decode(i: int) -> np.ndarray | str:
         try:
@@ -263,10 +258,9 @@ def _fill(file: h5py.File, pairs: Sequence[Pair], names: list[str], workers: int
                 file[names[i]][places[names[i]]] = values
                 index[i] = datasets[names[i]], places[names[i]], zlib.crc32(values.data)
                 places[names[i]] += 1
-                if np.array_equal(values[:3], values[3:]):
-                    same.append(pairs[i].name)
+                same += np.array_equal(values[:3], values[3:])
     _refuse(problems, len(pairs))
-    report_same(same, len(pairs), "--data_path")
+    require_rain(same, len(pairs), "--data_path")
     meta = {"kind": KIND, "version": VERSION, "pairs": len(pairs), "fingerprint": fingerprint(pairs)}
     text = np.frombuffer(json.dumps(meta | {"datasets": list(datasets)}).encode(), np.uint8)
     stems = np.frombuffer(b"".join(os.fsencode(pair.name) + b"\0" for pair in pairs), np.uint8)
@@ -292,7 +286,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     if args.verify:
-        return _verify(Path(args.verify))
+        found = Pack(Path(args.verify))
+        problems = found.damaged()
+        fail(problems, f"--verify: {len(problems)} of {len(found)} pairs are damaged:", "Pack them again.")
+        print(f"{args.verify}: {len(found)} pairs, all checksums are right")
+        return 0
     if not args.data_path or not args.out:
         raise UserError("--data_path, --out: give both (with --gt_path for two folders), or --verify PACK")
     require_free(Path(args.out), args.overwrite)
@@ -302,16 +300,6 @@ def main(argv: list[str] | None = None) -> int:
         require_no_pairing(args, LIST)
         pairs = PairList(Path(args.data_path), "For pairs in two folders give --gt_path, too.")
     write(pairs, Path(args.out), args.workers)
-    return 0
-
-
-def _verify(path: Path) -> int:
-    pack = Pack(path)
-    print(f"{path}: {len(pack)} pairs")
-    if bad := pack.damaged():
-        shown = "\n  ".join(bad[:10])
-        raise UserError(f"{path}: {len(bad)} pairs are damaged; pack them again:\n  {shown}")
-    print("all checksums are right")
     return 0
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from ..terminal import print_result, progress_bar, tell
+from ..terminal import print_result, progress_bar
 from .images import ImageError, crop_at, half_of, image_format, images_in, natural_key, planes, read_image, size_text
 from .names import Pairing, match, sides
 
 PROBLEMS_SHOWN, NAMES_SHOWN = 10, 4  # in a message
-SAME = "each rainy image is its own clean partner, so there is no rain to learn or to measure"
+SAME = "each rainy image has the pixels of its clean partner, so there is no rain to learn or to measure"
 PAIR_BY = "--pair_by 'rain-{}' 'norain-{}', say: {} is the part that both names share, * is anything"
 REMEDY = (
     "Name a folder of rainy and one of clean images. If each image holds both, give --side_by_side left (or right). "
@@ -43,11 +43,7 @@ class Pair:
         return f" (line {self.line} of {LIST})" if self.line else ""
 
     def format(self) -> tuple[int, int, type]:
-        """Height, width and pixel type of both, from their headers.
-
-        Raises:
-            ImageError: a header can't be read, or the sizes differ.
-        """
+        """Height, width and pixel type of both, from their headers; see ``read``."""
         both = zip(self._both(image_format), self.halves, strict=True)
         rainy, clean = ((height, width // 2 if half else width, kind) for (height, width, kind), half in both)
         self.require_one_size(rainy, clean)
@@ -64,11 +60,7 @@ class Pair:
         return rainy, clean
 
     def crop(self, place: tuple[float, float], p: int) -> np.ndarray:
-        """The crop of p px at a relative place, see ``crop_at``: (6, p, p), rainy above clean, uint8 or uint16.
-
-        Raises:
-            ImageError: a file can't be read or has changed since it was checked.
-        """
+        """The crop of p px at a relative place, see ``crop_at``: (6, p, p), rainy above clean; see ``read``."""
         rainy, clean = self.read()
         self.require_patch(rainy, p)
         crop = crop_at(place, *rainy.shape[:2], p)
@@ -98,11 +90,7 @@ class Pair:
 
 
 def fail(problems: list[str], headline: str, remedy: str) -> None:
-    """Raise one error for all problems, the first ten named.
-
-    Raises:
-        UserError: there is at least one problem.
-    """
+    """Raise one UserError for all problems, if there are any; the first ten are named."""
     if problems:
         shown = "".join(f"\n  {line}" for line in problems[:PROBLEMS_SHOWN])
         rest = f"\n  ... and {len(problems) - PROBLEMS_SHOWN} more" if len(problems) > PROBLEMS_SHOWN else ""
@@ -292,9 +280,9 @@ def check_pairs(
         keep: is given the number of each good pair and its images, see ``Pair.read``.
 
     Raises:
-        UserError: lists the problems, the first ten by name; or no pair has rain, see ``report_same``.
+        UserError: lists the problems, the first ten by name; or no pair has rain.
     """
-    same: list[str] = []
+    same: list[int] = []  # pairs without rain
 
     def problem_of(number: int) -> str:
         pair = pairs[number]
@@ -304,7 +292,7 @@ def check_pairs(
         except ImageError as error:
             return str(error)
         if np.array_equal(rainy, clean):
-            same.append(f"{pair.name}{pair.place}")
+            same.append(number)
         if keep:
             keep(number, rainy, clean)
         return ""
@@ -322,19 +310,13 @@ def check_pairs(
         f"{len(problems)} of {len(pairs)} pairs can't be used for training:",
         f"Mend or remove these files ({flags}), or choose a smaller --patchSize where they are too small.",
     )
-    report_same(sorted(same, key=natural_key), len(pairs), flags)  # threads end in any order
+    require_rain(len(same), len(pairs), flags)
 
 
-def report_same(same: list[str], number: int, flags: str) -> None:
-    """Name on stderr the pairs of which rainy and clean have the same pixels.
-
-    Raises:
-        UserError: they are all of ``number``.
-    """
-    if len(same) == number:
-        raise UserError(f"{flags}: {SAME} ({same[0]}: the same pixels). {REMEDY}")
-    if same:
-        tell(same, f"warning: {len(same)} of {number} pairs have no rain, rainy and clean are the same")
+def require_rain(same: int, number: int, flags: str) -> None:
+    """Raise UserError if rainy and clean have the same pixels in all pairs; a few such pairs are fine."""
+    if same == number:
+        raise UserError(f"{flags}: {SAME}. {REMEDY}")
 
 
 def some_of(pairs: Sequence[Pair]) -> Sequence[Pair]:
