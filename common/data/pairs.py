@@ -63,7 +63,8 @@ class Pair:
         """The crop of p px at a relative place, see ``crop_at``: (6, p, p), rainy above clean; see ``read``."""
         rainy, clean = self.read()
         self.require_patch(rainy, p)
-        crop = crop_at(place, *rainy.shape[:2], p)
+        height, width = rainy.shape[:2]
+        crop = crop_at(place, height, width, p)
         return planes(rainy[crop], clean[crop])
 
     def require_patch(self, rainy: np.ndarray, p: int) -> None:
