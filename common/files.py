@@ -4,7 +4,7 @@ import contextlib
 import errno
 import os
 import stat
-import tempfile
+import uuid
 from pathlib import Path
 
 from .errors import Unwritable, UserError
@@ -48,27 +48,20 @@ def write_bytes(path: Path, data: bytes) -> None:
     """
     try:
         put_bytes(Path(path), data)
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder; name a file") from None
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{path}: a file stands where its folder should be; name another place") from None
+    except (IsADirectoryError, FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{path}: can't be written ({error.strerror}); name another file") from None
     except OSError as error:
-        raise Unwritable(
-            f"{path}: can't be written ({error.strerror or error}); check the folder and the disk"
-        ) from None
+        raise Unwritable(f"{path}: can't be written ({error.strerror}); check the folder and the disk") from None
 
 
 def put_bytes(path: Path, data: bytes) -> None:
     """Like ``write_bytes``; raises the OSError itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent)
+    temporary = path.parent / f"{UNFINISHED}{uuid.uuid4().hex}"
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.umask(mask := os.umask(0))
-        os.chmod(temporary, 0o666 & ~mask)
+        temporary.write_bytes(data)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):  # of a disk that can't be written to any more
-            os.unlink(temporary)
+            temporary.unlink()
         raise

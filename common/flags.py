@@ -236,7 +236,6 @@ def add_rain(parser: Parser) -> Parser:
     run = parser.group("run")
     add_switch(run, "--save_layer", "also save the rain alone, in layer/")
     add_switch(run, "--overwrite", "first delete all pairs of an earlier run")
-    add_switch(run, "--strict", "stop at a photo that can't be read")
     add_device(run)
     return run
 

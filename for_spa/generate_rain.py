@@ -1,8 +1,8 @@
 """Rain of a trained generator on any photos: exact rainy/clean pairs, ready for training, of any size.
 
 Writes rain/NAME.png and norain/NAME.png (NAME_v01.png ... with --num above 1) and to --save_path also
-real_world.txt (SPA-Data's kind of list), manifest.csv, contact_sheet.jpg and report.html, a page with before/after
-sliders. The same seed gives the same rain; an interrupted run goes on by the same command.
+real_world.txt (SPA-Data's kind of list), manifest.csv and contact_sheet.jpg. The same seed gives the same rain; an
+interrupted run goes on by the same command.
 
     python generate_rain.py --data_path photos --save_path pairs --angle 15
 
@@ -43,7 +43,6 @@ def main(argv=None):
         rain=rain,
         save_layer=args.save_layer,
         overwrite=args.overwrite,
-        strict=args.strict,
         hint=PHOTOS,
     )
 

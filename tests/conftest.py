@@ -171,5 +171,6 @@ def crops(dataset, workers=0, seed=3):
 def decoded(pairs, where="ram"):
     """All images of the pairs in memory; 'gpu' takes the path of a GPU on the CPU."""
     images = Decoded(pairs, where, CPU)
-    images.fill(pairs)
+    for i, pair in enumerate(pairs):
+        images.put(i, *pair.read())
     return images

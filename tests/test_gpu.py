@@ -213,7 +213,8 @@ def test_batches_of_images():
 def test_crops_from_the_gpu(pairs_folder):
     pairs = pairs_of(pairs_folder)
     decoded = Decoded(pairs, "gpu", GPU)
-    decoded.fill(pairs)
+    for i, pair in enumerate(pairs):
+        decoded.put(i, *pair.read())
     files = crops(PatchDataset(pairs, 16, 3))
     assert torch.equal(files, crops(PatchDataset(pairs, 16, 3, decoded)).cpu())
     rainy, _ = to_batch(decoded.crops([0, 1], [(0.1, 0.2), (0.9, 0.9)], 16))

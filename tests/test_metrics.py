@@ -109,7 +109,7 @@ def test_mismatches_are_named_before_any_work(tmp_path, capsys):
     (tmp_path / "gt" / "b.png").write_bytes(whole[:-30])  # the header is whole
     assert metrics.main(arguments) == 1
     out, err = capsys.readouterr()
-    assert "a.png" in out and "b.png: can't be decoded" in err
+    assert "a.png" in out and "b.png: can't be read" in err
     (tmp_path / "gt" / "b.png").write_text("no image")
     with pytest.raises(UserError, match="1 of 2(.|\n)*b.png: can't be read as an image"):
         metrics.main(arguments)

@@ -47,7 +47,7 @@ def test_round_trip(pairs_folder, packed, tmp_path, capsys):
     with pytest.raises(IndexError):
         found[4]
     assert found.damaged() == [] and found.smallest() == 20
-    assert main(["--verify", str(packed)]) == 0 and "4 pairs of 4 sizes" in capsys.readouterr().out
+    assert main(["--verify", str(packed)]) == 0 and "set.h5: 4 pairs" in capsys.readouterr().out
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith("set")] == ["set.h5"]
 
 
@@ -69,20 +69,6 @@ def test_same_crops_from_a_pack_and_from_its_images_in_ram(pairs_folder, packed)
     files = crops(PatchDataset(pairs, 16, 3))
     assert torch.equal(files, crops(PatchDataset(found, 16, 3)))
     assert torch.equal(files, crops(PatchDataset(found, 16, 3, decoded(found))))
-
-
-def test_large_images_are_cut_out_of_few_chunks(tmp_path):
-    for folder in ("rain", "norain"):
-        write_image(tmp_path / folder / "1.png", photo(200, 321, len(folder)))
-    write(pairs_of(tmp_path), tmp_path / "a.h5", 1)
-    with h5py.File(tmp_path / "a.h5") as file:
-        assert file["images_200x321_uint8"].chunks == (1, 6, 50, 54)
-    rainy, clean = pairs_of(tmp_path)[0].read()
-    for place in ((0, 0), (0.5, 0.3), (0.999, 0.999)):
-        crop = Pack(tmp_path / "a.h5")[0].crop(place, 64)
-        row, column = int(place[0] * 137), int(place[1] * 258)
-        assert np.array_equal(crop[:3], rainy[row : row + 64, column : column + 64].transpose(2, 0, 1))
-        assert np.array_equal(crop[3:], clean[row : row + 64, column : column + 64].transpose(2, 0, 1))
 
 
 def test_16_bits_stay(tmp_path):
@@ -111,7 +97,7 @@ def test_training_from_a_pack_is_that_from_its_folders(pairs_folder, packed, tmp
     assert "other data" not in capsys.readouterr().out
     with pytest.raises(UserError, match="--gt_path: the pack .* holds the clean images, too"):
         training_set(flags(packed, tmp_path, given={"gt_path"}), CPU, "")
-    with pytest.raises(UserError, match="4 of 4 pairs are too small(.|\n)*8.png is smaller than the 32 px patch"):
+    with pytest.raises(UserError, match="set.h5 has images of 20 px, smaller than the 32 px patch"):
         training_set(flags(packed, None, 32), CPU, "")
 
 
@@ -136,17 +122,13 @@ def test_a_pack_of_images_that_hold_both_halves(pairs_folder, tmp_path):
     assert same_pixels(Pack(out), pairs_of(pairs_folder))
 
 
-def test_a_pack_of_pairs_without_rain_is_refused(pairs_folder, tmp_path, capsys):
-    rain, clean, out = pairs_folder / "rain", pairs_folder / "norain", tmp_path / "a.h5"
-    (rain / "8.png").write_bytes((clean / "8.png").read_bytes())
-    assert main(command(pairs_folder, out)) == 0
-    assert "1 of 4 pairs have no rain" in (err := capsys.readouterr().err) and "8.png" in err
-    before = out.read_bytes()
+def test_a_pack_of_pairs_without_rain_is_refused(pairs_folder, tmp_path):
+    rain, out = pairs_folder / "rain", tmp_path / "a.h5"
     for path in rain.iterdir():
-        path.write_bytes((clean / path.name).read_bytes())
-    with pytest.raises(UserError, match="each rainy image is its own clean partner.*8.png: the same pixels"):
-        main(command(pairs_folder, out, "--overwrite"))
-    assert out.read_bytes() == before
+        path.write_bytes((pairs_folder / "norain" / path.name).read_bytes())
+    with pytest.raises(UserError, match="each rainy image has the pixels of its clean partner"):
+        main(command(pairs_folder, out))
+    assert not out.exists()
 
 
 # --- damage --------------------------------------------------------------------------------------------------------
@@ -164,19 +146,12 @@ def changed_index(content):
     content["index"][0, 1] = 1
 
 
-def smaller_images(content):
-    content["images_24x20_uint8"] = np.zeros((1, 6, 24, 19), np.uint8)
-
-
 @pytest.mark.parametrize(
     "change, message",
     [
-        (changed_meta(version=2), "is a pack of version 2, this program reads 1; pack it again"),
-        (changed_meta(kind="x"), "is no pack of pairs, but of kind 'x'"),
-        (changed_index, "damaged or not whole: the checksum of its index is wrong; pack it again"),
-        (smaller_images, "its index does not fit its images; pack it again"),
-        (lambda content: content.pop("sha256"), "is no pack, or not a whole one"),
-        (lambda content: content.pop("images_24x20_uint8"), "can't be read as a pack"),
+        (changed_meta(version=2), "holds 'vrgnet pairs' of version 2, this program reads 'vrgnet pairs' of version 1"),
+        (changed_index, "is damaged, the checksum of its index is wrong; pack it again"),
+        (lambda content: content.pop("sha256"), "can't be read as a pack"),
     ],
 )
 def test_damaged_and_foreign_packs(packed, change, message):
@@ -188,22 +163,22 @@ def test_damaged_and_foreign_packs(packed, change, message):
             file[name] = values
     with pytest.raises(UserError, match=message) as error:
         Pack(packed)
-    assert "\n" not in str(error.value) and str(packed) in str(error.value)
+    assert str(packed) in str(error.value)
 
 
-@pytest.mark.parametrize("left", [0, 100, 0.5, -1])
+@pytest.mark.parametrize("left", [0, 0.5])
 def test_truncated(packed, left):
     data = packed.read_bytes()
-    packed.write_bytes(data[: int(len(data) * left) if isinstance(left, float) else left])
+    packed.write_bytes(data[: int(len(data) * left)])
     with pytest.raises(UserError, match=r"set.h5: can't be read as a pack .*; pack it again"):
         Pack(packed)
 
 
-def test_verify_finds_changed_pixels(packed, capsys):
+def test_verify_finds_changed_pixels(packed):
     with h5py.File(packed, "r+") as file:
         file["images_24x21_uint8"][0, 0, 3, 3] ^= 1
-    assert main(["--verify", str(packed)]) == 1
-    assert "1 pairs are damaged; pack them again:\n  9.png" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--verify: 1 of 4 pairs are damaged:\n  9.png\nPack them again."):
+        main(["--verify", str(packed)])
 
 
 def test_missing_and_other_files(tmp_path):
@@ -211,7 +186,7 @@ def test_missing_and_other_files(tmp_path):
         training_set(flags(tmp_path / "gone.h5"), CPU, "")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = np.zeros(3)
-    with pytest.raises(UserError, match="other.h5: is no pack"):
+    with pytest.raises(UserError, match="other.h5: can't be read as a pack"):
         Pack(tmp_path / "other.h5")
     os.rename(tmp_path / "other.h5", tmp_path / "other")
     (tmp_path / "text").write_text("no HDF5")
@@ -222,25 +197,16 @@ def test_missing_and_other_files(tmp_path):
 # --- making --------------------------------------------------------------------------------------------------------
 
 
-def test_bad_pairs_are_named_or_left_out(pairs_folder, tmp_path, capsys):
+def test_bad_pairs_are_named(pairs_folder, tmp_path):
     out, bad = tmp_path / "set.h5", pairs_folder / "rain" / "9.png"
     assert main(command(pairs_folder, out)) == 0
     with pytest.raises(UserError, match="set.h5 is there already; --overwrite replaces it"):
         main(command(pairs_folder, out))
     for left in (-300, 40):  # with and without a whole header
         bad.write_bytes(bad.read_bytes()[:left])
-        with pytest.raises(UserError, match="1 of 4 pairs can't be packed(.|\n)*9.png: can't be(.|\n)*--skip_bad"):
+        with pytest.raises(UserError, match="1 of 4 pairs can't be packed(.|\n)*9.png: can't be(.|\n)*Mend"):
             main(command(pairs_folder, out, "--overwrite"))
         assert len(Pack(out)) == 4 and not list(tmp_path.glob("*.part"))  # the old one is as it was
-    assert main(command(pairs_folder, out, "--overwrite", "--skip_bad")) == 0
-    assert "1 of 4 pairs can't be read and are left out:\n" in capsys.readouterr().err
-    found = Pack(out)
-    assert [pair.name for pair in found] == ["8.png", "10.png", "11.png"] and found.damaged() == []
-    for folder in ("rain", "norain"):
-        (pairs_folder / folder / "9.png").unlink()
-    pairs = pairs_of(pairs_folder)
-    assert fingerprint(found) == fingerprint(pairs)
-    assert torch.equal(crops(PatchDataset(found, 16, 3)), crops(PatchDataset(pairs, 16, 3)))
 
 
 def _endless(pairs, out):
@@ -269,7 +235,7 @@ def test_after_a_kill_the_same_command_starts_again(pairs_folder, tmp_path):
     "error, raised, message",
     [
         (KeyboardInterrupt, KeyboardInterrupt, None),
-        (OSError(28, "No space left on device"), UserError, "set.h5.part can't be written .No space left on device"),
+        (OSError(28, "No space left on device"), UserError, "set.h5.part can't be written .*No space left on device"),
     ],
 )
 def test_an_interrupted_command_leaves_nothing(pairs_folder, tmp_path, monkeypatch, error, raised, message):
@@ -284,7 +250,7 @@ def test_an_interrupted_command_leaves_nothing(pairs_folder, tmp_path, monkeypat
 
 def test_no_room(pairs_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(pack.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 9}))
-    with pytest.raises(UserError, match=r"--out: 0.00 GB are needed in .*, 0.00 GB are free"):
+    with pytest.raises(UserError, match="--out: 0.00 GB are free in .*; make room"):
         write(pairs_of(pairs_folder), tmp_path / "a.h5", 1)
     assert not list(tmp_path.glob("a.h5*"))
 
@@ -294,8 +260,6 @@ def test_no_room(pairs_folder, tmp_path, monkeypatch):
     [
         ([], "--data_path, --out: give both"),
         (["--data_path", "x", "--out", "a.zip"], "a.zip should end with .h5"),
-        (["--verify", "a.h5", "--out", "b.h5"], "--verify: it only reads a pack"),
-        (["--data_path", "a.h5", "--out", "b.h5"], "a.h5 is a pack already"),
         (["--data_path", "nowhere", "--out", "b.h5"], "nowhere is not a folder. For pairs in two folders give --gt_pa"),
         (["--data_path", "x", "--out", "b.h5", "--pair_by", "a{}", "b{}"], "real_world.txt says what pairs already"),
     ],
@@ -327,5 +291,5 @@ def test_readers_side_by_side(packed, method):
 def test_a_pack_that_vanishes_says_so(packed):
     found = Pack(packed)
     packed.unlink()
-    with pytest.raises(UserError, match="set.h5: can't be read any more .No such file"):
+    with pytest.raises(UserError, match="set.h5: can't be read any more .*No such file"):
         found[0].crop((0, 0), 16)

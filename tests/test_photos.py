@@ -2,26 +2,20 @@
 
 import contextlib
 import csv
-import hashlib
 import os
-import re
 import signal
 import subprocess
 import sys
-import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from filelock import FileLock
 from PIL import Image
 
 from common.data.images import read_image, write_image
 from common.errors import UserError
-from common.generation import photos, rain
-from common.generation.manifest import Manifest
+from common.generation import manifest, photos, rain
 from common.generation.measures import measure
 from for_spa import generate_rain as spa
 from for_syn import generate_rain, train_syn_aug
@@ -78,9 +72,7 @@ def test_pairs(mine, tmp_path, generator, script, capsys):
     out = tmp_path / "out"
     names = {"a.jpg.png", "a.png.png", "trip/b.png", "trip/c.png"}
     expected = {f"{kind}/{name}" for kind in ("rain", "norain", "layer") for name in names}
-    assert set(files(out)) == expected | {"manifest.csv", "real_world.txt", "contact_sheet.jpg", "report.html"}
-    page = (out / "report.html").read_text()
-    assert "Rain on photos: 4 pairs" in page and page.count("<figure ") == 4 and "rainy pixels" in page
+    assert set(files(out)) == expected | {"manifest.csv", "real_world.txt", "contact_sheet.jpg"}
     for name in names:
         rainy, clean, layer = (read_image(out / kind / name).astype(int) for kind in ("rain", "norain", "layer"))
         assert np.abs(rainy - np.minimum(clean + layer, 255)).max() == 0  # exact, and unchanged where there is no rain
@@ -90,10 +82,8 @@ def test_pairs(mine, tmp_path, generator, script, capsys):
     rows = list(csv.DictReader((out / "manifest.csv").open()))
     assert [row["file"] for row in rows] == ["a.jpg.png", "a.png.png", "trip/b.png", "trip/c.png"]
     assert rows[2] | {"checkpoint": ""} == {
-        "file": "trip/b.png", "photo": "trip/b.webp", "variant": "1", "width": "50", "height": "40", "seed": "0",
-        "num": "1", "intensity": "1.0", "coherence": "0.5", "grey": "False", "checkpoint": "",
-        "version": str(rain.VERSION), "layer": "True", "knobs": "",
-        "photo_sha256": hashlib.sha256((mine / "trip/b.webp").read_bytes()).hexdigest(),
+        "file": "trip/b.png", "photo": "trip/b.webp", "variant": "1", "seed": "0", "num": "1", "intensity": "1.0",
+        "coherence": "0.5", "grey": "False", "checkpoint": "", "version": str(rain.VERSION), "knobs": "",
     }  # fmt: skip
     assert len(rows[0]["checkpoint"]) == 64
     assert (out / "real_world.txt").read_text().splitlines()[2] == "rain/trip/b.png norain/trip/b.png"
@@ -129,14 +119,10 @@ def test_knobs_and_scale(mine, tmp_path, generator, capsys):
     assert found.brightness == pytest.approx(0.5, rel=0.1)
     (row,) = csv.DictReader((out / "manifest.csv").open())
     assert row["knobs"] == "angle=20 density=0.2 brightness=0.5 scale=2"
-    assert "knobs angle=20 density=0.2 brightness=0.5 scale=2" in (out / "report.html").read_text()
-    with pytest.raises(UserError, match="made with knobs angle=20 .* scale=2, now knobs scale=3; choose another"):
+    with pytest.raises(UserError, match="made with knobs angle=20 .*, now knobs scale=3; choose another"):
         run(image, out, generator, "--save_layer", "--scale", "3")
     with pytest.raises(UserError, match="--intensity: it scales what --density and --brightness set"):
         run(image, tmp_path / "two", generator, "--density", "0.2", "--intensity", "0.5")
-    assert run(image, tmp_path / "faint", "default", "--density", "0.6", "--brightness", "0.03") == 0
-    told = capsys.readouterr().err
-    assert re.fullmatch(r"warning: --density 0.6 is missed, the rain has 0.\d+; .* with --brightness 0.03\n", told)
     for name, more in (("auto", []), ("one", ["--scale", "1"])):  # up to 512 px the same
         assert run(image, tmp_path / name, generator, *more) == 0
     assert (tmp_path / "auto/rain/b.png").read_bytes() == (tmp_path / "one/rain/b.png").read_bytes()
@@ -164,8 +150,6 @@ def test_goes_on_where_it_stopped(mine, tmp_path, generator, monkeypatch, capsys
     ):
         run(mine, tmp_path / "out", generator, "--num", "2")
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "rain").rglob("*.png")}
-    with (tmp_path / "out" / "manifest.csv").open("a") as file:  # as a power cut may leave it
-        file.write('"cut sho')
     capsys.readouterr()
     assert run(mine, tmp_path / "out", generator, "--num", "2") == 0
     assert f"{8 - len(made)} pairs made" in capsys.readouterr().out
@@ -184,14 +168,12 @@ def test_what_is_there_is_not_overwritten(mine, tmp_path, generator, capsys):
     assert files(out) == first
     assert run(mine, out, generator, "--seed", "1", "--overwrite") == 0
     assert files(out)["rain/trip/b.png"] != first["rain/trip/b.png"]
-    # a picture of somebody else
+    # pictures of somebody else
     write_image(tmp_path / "new/rain/a.jpg.png", photo(5, 5, 0))
-    capsys.readouterr()
-    assert run(mine, tmp_path / "new", generator) == 1
-    assert read_image(tmp_path / "new/rain/a.jpg.png").shape == (5, 5, 3)
-    done = capsys.readouterr()
-    assert "rain/a.jpg.png: is there already" in done.err and "3 pairs made" in done.out
-    assert not (tmp_path / "new/norain/a.jpg.png").exists()  # no partner for a picture of somebody else
+    for flags in ([], ["--overwrite"]):
+        with pytest.raises(UserError, match=r"new/rain is there, but no manifest.csv; choose another folder"):
+            run(mine, tmp_path / "new", generator, *flags)
+    assert files(tmp_path / "new").keys() == {"rain/a.jpg.png"}
     # what was deleted is made again
     (out / "norain/trip/c.png").unlink()
     assert run(mine, out, generator, "--seed", "1") == 0 and (out / "norain/trip/c.png").exists()
@@ -211,20 +193,7 @@ def test_pairs_never_land_on_photos(tmp_path, generator):
     assert {name: data for name, data in files(tmp_path).items() if name.startswith("x")} == before
 
 
-def test_another_photo_of_the_same_name_is_not_taken_for_done(tmp_path, generator, capsys):
-    for folder, seed in (("one", 0), ("two", 1)):
-        write_image(tmp_path / folder / "a.png", photo(20, 30, seed))
-        write_image(tmp_path / folder / f"{folder}.png", photo(20, 30, seed))
-    assert run(tmp_path / "one", tmp_path / "out", generator) == 0
-    assert run(tmp_path / "two", tmp_path / "out", generator) == 1  # two.png is fine
-    done = capsys.readouterr()
-    assert "was made of another photo" in done.err and "1 pairs made" in done.out
-    assert np.array_equal(read_image(tmp_path / "out/norain/a.png"), photo(20, 30, 0))
-    assert run(tmp_path / "two", tmp_path / "out", generator, "--overwrite") == 0
-    assert np.array_equal(read_image(tmp_path / "out/norain/a.png"), photo(20, 30, 1))
-
-
-def test_an_interrupted_overwrite_leaves_nothing_mixed(mine, tmp_path, generator, monkeypatch, capsys):
+def test_an_interrupted_overwrite_leaves_nothing_mixed(mine, tmp_path, generator, monkeypatch):
     out = tmp_path / "out"
     run(mine, out, generator, "--save_layer", "--num", "2")
     with (
@@ -232,27 +201,12 @@ def test_an_interrupted_overwrite_leaves_nothing_mixed(mine, tmp_path, generator
         pytest.raises(KeyboardInterrupt, match="0 of 4 pairs .*; the same command without --overwrite goes on"),
     ):  # norain and layer are written, rain is not
         run(mine, out, generator, "--save_layer", "--overwrite", "--seed", "1")
-    assert set(files(out)) == {"norain/a.jpg.png", "layer/a.jpg.png"}  # the pairs of before are gone
-    assert run(mine, out, generator, "--save_layer") == 1  # the layer of seed 1 is not taken for one of seed 0
-    assert "layer/a.jpg.png: is there already and is another picture" in capsys.readouterr().err
-    assert run(mine, out, generator, "--save_layer", "--overwrite", "--seed", "1") == 0
+    assert set(files(out)) == {"norain/a.jpg.png", "layer/a.jpg.png", "manifest.csv"}  # the pairs of before are gone
+    with pytest.raises(UserError, match="made with seed 1, now seed 0"):
+        run(mine, out, generator, "--save_layer")
+    assert run(mine, out, generator, "--save_layer", "--seed", "1") == 0
     run(mine, tmp_path / "whole", generator, "--save_layer", "--seed", "1")
     assert files(out) == files(tmp_path / "whole")
-
-
-def test_overwrite_deletes_nothing_but_pairs(mine, tmp_path, generator):
-    out = tmp_path / "out"
-    run(mine, out, generator)
-    write_image(tmp_path / "safe" / "thesis.png", photo(9, 9, 0))
-    write_image(out / "rain" / "mine.png", photo(9, 9, 0))
-    text = (out / "manifest.csv").read_text()
-    (out / "manifest.csv").write_text(text.replace('"a.png.png"', '"../../safe/thesis.png"', 1))
-    before = files(tmp_path)
-    with pytest.raises(UserError, match=r"manifest.csv: .*thesis.png is no pair of a.png"):
-        run(mine, out, generator, "--overwrite")
-    left = files(tmp_path)
-    assert left["safe/thesis.png"] == before["safe/thesis.png"] and left["out/rain/mine.png"]
-    assert all(left[name] == data for name, data in before.items() if name.startswith("photos/"))
 
 
 def test_a_list_of_others_is_not_replaced(mine, tmp_path, generator):
@@ -279,27 +233,26 @@ def test_another_number_of_variants(mine, tmp_path, generator):
 
 def test_odd_names(tmp_path, generator, capsys):
     folder = tmp_path / "photos"
-    names = ["a b.png", "cr\rlf\n.png", "=1+1.png", "-rf.png", '"q",x.png', os.fsdecode(b"\xff\xfe.png")]
-    names += ["d/x.png/y.png", "d/x.jpg", "n" * 251 + ".png"]
+    names = ["a b.png", "=1+1.png", "-rf.png", '"q",x.png', os.fsdecode(b"\xff\xfe.png")]
+    names += ["n" * 251 + ".png"]
     for name in names:
         write_image(folder / name, photo(9, 8, 0))
     assert run(folder, tmp_path / "out", generator) == 0
     made = files(tmp_path / "out")
     assert run(folder, tmp_path / "out", generator) == 0 and files(tmp_path / "out") == made
     assert "0 pairs made in" in capsys.readouterr().out.split("contact_sheet.jpg")[1]
-    assert {f"rain/{name}" for name in names if name != "d/x.jpg"} | {"rain/d/x.jpg.png"} <= set(made)
+    assert {f"rain/{name}" for name in names} <= set(made)
 
 
 def test_unreadable_photos_are_named_at_the_end(mine, tmp_path, generator, capsys):
     (mine / "broken.jpg").write_bytes((mine / "a.jpg").read_bytes()[:200])
     assert run(mine, tmp_path / "out", generator) == 1
     done = capsys.readouterr()
-    assert "1 of 5 photos could not be used" in done.err and "broken.jpg" in done.err and "4 pairs made" in done.out
-    with pytest.raises(UserError, match="broken.jpg"):
-        run(mine, tmp_path / "strict", generator, "--strict")
+    assert "1 of 5 photos can't be used" in done.err and "broken.jpg" in done.err and "4 pairs made" in done.out
+    assert "broken" not in (tmp_path / "out" / "manifest.csv").read_text()
 
 
-def test_orientation_depth_and_transparency(tmp_path, generator, capsys):
+def test_orientation_depth_and_transparency(tmp_path, generator):
     folder = tmp_path / "photos"
     folder.mkdir()
     pixels = photo(20, 30, 0)
@@ -314,7 +267,6 @@ def test_orientation_depth_and_transparency(tmp_path, generator, capsys):
     assert np.array_equal(read_image(tmp_path / "out/norain/turned.png"), np.rot90(pixels, -1))
     assert np.array_equal(read_image(tmp_path / "out/norain/clear.png"), pixels)
     assert np.array_equal(read_image(tmp_path / "out/norain/deep.png"), pixels)
-    assert "1 photos with 16 bits" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -323,10 +275,7 @@ def test_orientation_depth_and_transparency(tmp_path, generator, capsys):
         (["--data_path", "{}/none"], "--data_path: there is no .*none. Name a folder of clean photos"),
         (["--save_path", "{}/photos/out"], "--save_path: .* is the input folder or lies in it"),
         (["--netED", "{}/none.pt"], "--netED: there is no"),
-        (
-            ["--save_path", "{}/table"],
-            "manifest.csv: .*is no list of generated pairs .its first line is not file,photo",
-        ),
+        (["--save_path", "{}/table"], "manifest.csv: is in the way, its first line is not file,photo"),
     ],
 )
 def test_refused(mine, tmp_path, generator, flags, message):
@@ -338,9 +287,9 @@ def test_refused(mine, tmp_path, generator, flags, message):
 
 
 def test_names_are_free_of_clashes():
-    names = photos.output_names([Path(n) for n in ("a.jpg", "a.png", "a.jpg.png", "b/a.jpg", "B.png", "b.jpg")])
-    assert len({str(name).casefold() for name in names.values()}) == 6
-    assert names[Path("b/a.jpg")] == Path("b/a") and names[Path("B.png")] == Path("B.png")
+    names = photos.output_names([Path(n) for n in ("a.jpg", "a.png", "b/a.jpg", "B.png", "b.jpg")])
+    assert len({name.casefold() for name in names.values()}) == 5
+    assert names[Path("b/a.jpg")] == "b/a" and names[Path("B.png")] == "B.png"
 
 
 def test_the_pairs_train_as_they_are(tmp_path, generator):
@@ -373,20 +322,4 @@ def test_killed_and_continued(mine, tmp_path, generator):
     subprocess.run([*command, "--save_path", tmp_path / "whole"], cwd=ROOT, env=THREADS, check=True)
     left = {name for name in files(tmp_path / "out") if ".writing-" in name}
     assert {k: v for k, v in files(tmp_path / "out").items() if k not in left} == files(tmp_path / "whole")
-    assert len(Manifest(tmp_path / "out").rows) == 9
-
-
-def test_processes_take_turns_at_the_manifest(mine, tmp_path, generator):
-    run(mine / "a.png", tmp_path / "out", generator)
-    manifest = Manifest(tmp_path / "out")
-    (row,) = manifest.rows.values()
-    with FileLock(tmp_path / "out" / ".manifest.csv.lock"):
-        other = threading.Thread(target=manifest.append, args=(replace(row, file="b.png"),))
-        other.start()
-        other.join(0.3)
-        assert other.is_alive() and list(Manifest(tmp_path / "out").rows) == ["a.png"]
-    other.join()
-    assert list(Manifest(tmp_path / "out").rows) == ["a.png", "b.png"]
-    with manifest.finished() as rows:
-        assert rows == [row]  # there are no pictures of the other
-    assert {path.name for path in (tmp_path / "out").glob(".*")} == set()
+    assert len(manifest.read(tmp_path / "out")) == 9

@@ -5,8 +5,8 @@
 
 STREAKS is a folder of pictures of rain on black. A streak layer is cropped to the photo at random (and enlarged first
 if it is too small), mirrored every second time, and made brighter or darker by --gain. --out is a pack (.h5), or a
-folder, which gets rain/ and norain/ (PNG) and compose.json (what each pair is made of). For a folder, the same command
-goes on after an interruption.
+folder, which gets rain/ and norain/ (PNG) and compose.json (what each pair is made of). The same command goes on after
+an interruption.
 
 --hold_out 20 leaves 20 photos and 20 streak layers out, evenly by name; the same command with --part held_out makes
 pairs of these alone, to test on.
@@ -16,27 +16,26 @@ import argparse
 import functools
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import cv2
 import numpy as np
 
-from .. import cli
+from .. import cli, flags
 from ..errors import UserError
-from ..files import UNFINISHED, write_bytes
-from ..terminal import printable, progress_bar
+from ..files import write_bytes
+from ..terminal import progress_bar
 from . import pack
-from .images import ImageError, image_size, images_in, read_image, size_text, to_eight_bits, write_image
-from .pairs import Pair, fail
+from .images import image_size, images_in, read_image, to_eight_bits, write_image
+from .pairs import Pair
 
 NAME = "compose.json"
 FOLDERS = ("rain", "norain")
 KEPT = 8  # decoded streak layers in memory
-STEM = 100  # bytes of a photo's name in that of its pairs, short enough for every file system
 PHOTO, STREAKS = 0, 1  # first number of a seed: the order of the photos, the rain on them
 
 T = TypeVar("T")
@@ -51,12 +50,13 @@ def part_of(files: Sequence[T], hold_out: int, part: str) -> list[T]:
     """What of a folder is used: 'train' is what ``held_out`` leaves, 'held_out' the rest.
 
     Raises:
-        ValueError: nothing is left.
+        UserError: nothing is left.
     """
     kept_out = set(held_out(min(hold_out, len(files)), len(files)).tolist())
     chosen = [path for i, path in enumerate(files) if (i in kept_out) == (part == "held_out")]
     if not chosen:
-        raise ValueError(f"--hold_out {hold_out} of {len(files)} files leaves none for --part {part}")
+        text = f"{hold_out} of {len(files)} files leaves none for --part {part}"
+        raise UserError(f"--hold_out: {text}; give a smaller --hold_out")
     return chosen
 
 
@@ -98,40 +98,13 @@ def _order(seed: int, turn: int, number: int) -> np.ndarray:
     return np.random.RandomState([PHOTO, seed, turn]).permutation(number)
 
 
+@dataclass(frozen=True)
 class ComposedPair(Pair):
-    """A pair that is composed when it is read; its photo, streaks and gains depend on the seed and its number alone.
+    """A pair that is composed when it is read, see ``composed_pair``."""
 
-    Args:
-        number: of the pair, from 0 on.
-        photos, streaks: all files to choose from.
-        layers: streak layers on one photo.
-        gain: lowest and highest factor of a layer.
-        label: how its name begins.
-    """
-
-    layers: list[Path]
-    gains: list[float]
-    _seed: list[int]
-
-    def __init__(
-        self,
-        number: int,
-        photos: Sequence[Path],
-        streaks: Sequence[Path],
-        seed: int,
-        layers: int,
-        gain: tuple[float, float],
-        label: str = "",
-    ) -> None:
-        turn, place = divmod(number, len(photos))
-        photo = photos[_order(seed, turn, len(photos))[place]]
-        rng = np.random.RandomState([STREAKS, seed, number])
-        chosen = [streaks[i] for i in rng.choice(len(streaks), layers, replace=layers > len(streaks))]
-        stem = os.fsencode(photo.stem)[:STEM].decode(errors="ignore")
-        super().__init__(f"{label}{number + 1:05d}_{stem}.png", chosen[0], photo)
-        object.__setattr__(self, "layers", chosen)
-        object.__setattr__(self, "gains", [round(float(rng.uniform(*gain)), 4) for _ in chosen])
-        object.__setattr__(self, "_seed", [STREAKS, seed, number, 1])
+    layers: tuple[Path, ...] = ()
+    gains: tuple[float, ...] = ()
+    seed: tuple[int, ...] = ()
 
     def format(self) -> tuple[int, int, type]:
         """Height, width and pixel type: those of the photo, in 8 bits."""
@@ -143,89 +116,59 @@ class ComposedPair(Pair):
         Raises:
             ImageError: the photo or a streak layer can't be read.
         """
-        clean, rng = to_eight_bits(read_image(self.clean)), np.random.RandomState(self._seed)
+        clean, rng = to_eight_bits(read_image(self.clean)), np.random.RandomState(self.seed)
         height, width = clean.shape[:2]
         layers = [fitted(_streaks(path), height, width, rng) for path in self.layers]
         return composed(clean, layers, self.gains), clean
 
 
-def _images(flag: str, folder: Path, hold_out: int, part: str, hint: str) -> list[Path]:
-    """The images of a folder that take part, as whole paths; every header is read."""
-    try:
-        paths = part_of([folder / name for name in images_in(folder, flag, hint)], hold_out, part)
-    except ValueError as error:
-        raise UserError(f"{flag}: {error}; give a smaller --hold_out") from None
-    problems = []
-    for path in paths:
-        try:
-            image_size(path)
-        except ImageError as error:
-            problems.append(str(error))
-    fail(problems, f"{flag}: {len(problems)} of {len(paths)} files can't be used:", "Mend or remove them.")
-    return paths
+def composed_pair(
+    number: int,
+    photos: Sequence[Path],
+    streaks: Sequence[Path],
+    seed: int,
+    layers: int,
+    gain: Sequence[float],
+    label: str = "",
+) -> ComposedPair:
+    """A pair whose photo, streaks and gains depend on the seed and its number alone.
+
+    Args:
+        number: of the pair, from 0 on.
+        photos, streaks: all files to choose from.
+        layers: streak layers on one photo.
+        gain: lowest and highest factor of a layer.
+        label: how its name begins.
+    """
+    turn, place = divmod(number, len(photos))
+    photo = photos[_order(seed, turn, len(photos))[place]]
+    rng = np.random.RandomState([STREAKS, seed, number])
+    chosen = [streaks[i] for i in rng.choice(len(streaks), layers, replace=layers > len(streaks))]
+    gains = [round(float(rng.uniform(*gain)), 4) for _ in chosen]
+    name = f"{label}{number + 1:05d}_{photo.stem}.png"
+    crops = (STREAKS, seed, number, 1)
+    return ComposedPair(name, chosen[0], photo, layers=tuple(chosen), gains=tuple(gains), seed=crops)
 
 
-def _write_folder(pairs: Sequence[ComposedPair], out: Path, settings: dict, overwrite: bool) -> int:
-    """Write rain/, norain/ and the list; returns how many pairs an interrupted command had made."""
-    _require_free(out, settings, overwrite)
+def _write_folder(pairs: Sequence[ComposedPair], out: Path, settings: dict) -> None:
+    """Write the list, then rain/ and norain/; pairs that an interrupted command made stay."""
     table = [
         {"file": pair.name, "photo": str(pair.clean), "streaks": [str(p) for p in pair.layers], "gains": pair.gains}
         for pair in pairs
     ]
-    # The list comes first, so that nobody takes half of a set for another one.
-    write_bytes(out / NAME, json.dumps({"settings": settings, "pairs": table}, indent=1).encode("utf-8", "replace"))
-    before = 0
+    text = json.dumps({"settings": settings, "pairs": table}, indent=1).encode("utf-8", "replace")
+    if any((out / folder).exists() for folder in FOLDERS) and not _holds(out / NAME, text):
+        raise UserError(f"--out: {out} holds rain/ or norain/ of another command; choose another folder, or delete it")
+    write_bytes(out / NAME, text)
     for pair in progress_bar(pairs, desc="composing", unit="pair"):
         files = [out / folder / pair.name for folder in FOLDERS]
-        if all(file.exists() for file in files):  # files appear whole
-            before += 1
-            continue
-        for file, pixels in zip(files, pair.read(), strict=True):
-            write_image(file, pixels)
-    return before
+        if not all(file.exists() for file in files):  # files appear whole
+            for file, pixels in zip(files, pair.read(), strict=True):
+                write_image(file, pixels)
 
 
-def _require_free(out: Path, settings: dict, overwrite: bool) -> None:
-    """Let a folder hold pairs of one command; --overwrite deletes those that its list names, and nothing else."""
-    listed, old = out / NAME, set()
-    if listed.is_file():
-        try:
-            before = json.loads(listed.read_bytes())
-            old = {entry["file"] for entry in before["pairs"]}
-            differ = [key for key in settings if before["settings"].get(key) != settings[key]]
-            fewer = before["settings"]["num"] < settings["num"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"--out: {listed} is no list of composed pairs; choose another folder") from None
-        if not overwrite:
-            if not differ or (differ == ["num"] and fewer):
-                return  # the first pairs of many are those of few
-            remedy = "choose another folder, or delete them by --overwrite"
-            raise UserError(f"--out: {out} holds pairs of other settings ({', '.join(differ)}); {remedy}")
-    for folder in (out / name for name in FOLDERS):
-        for path in folder.iterdir() if folder.is_dir() else ():
-            if path.name in old:
-                path.unlink()
-            elif not path.name.startswith(UNFINISHED):
-                text = f"{folder} is not empty, and not all in it is of this command"
-                raise UserError(f"--out: {text}; choose another folder")
-
-
-def add_gain(parser: cli.Parser, help: str) -> None:
-    """--gain LOW HIGH, see ``gain_of``."""
-    kind, names = cli.number(float, 0, 10), ("LOW", "HIGH")
-    parser.add_argument("--gain", type=kind, nargs=2, default=[0.8, 1.2], metavar=names, help=help)
-
-
-def gain_of(args: argparse.Namespace) -> tuple[float, float]:
-    """Lowest and highest factor of a streak layer.
-
-    Raises:
-        UserError: they are in the wrong order.
-    """
-    low, high = args.gain
-    if low > high:
-        raise UserError(f"--gain: the lower bound {low:g} is above the upper one {high:g}")
-    return low, high
+def _holds(path: Path, text: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == text
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -236,39 +179,34 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num", type=cli.number(int, 1, 1_000_000), required=True, help="pairs to make")
     parser.add_argument("--seed", type=cli.seed, default=0, help="another one gives other pairs")
     parser.add_argument("--layers", type=cli.number(int, 1, 16), default=1, help="streak layers on one photo")
-    add_gain(parser, "range of the factor of a layer")
+    gain = {"type": cli.number(float, 0, 10), "nargs": 2, "default": [0.8, 1.2], "metavar": ("LOW", "HIGH")}
+    parser.add_argument("--gain", **gain, help="range of the factor of a layer")
     kept_out = "photos, and as many streak layers, that --part train leaves out"
     parser.add_argument("--hold_out", type=cli.count, default=0, help=kept_out)
     which = "which part of photos and streaks to use"
     parser.add_argument("--part", choices=("train", "held_out"), default="train", help=which)
     parser.add_argument("--workers", type=cli.positive_int, default=2, help="threads that compose, for a pack")
-    switch = {"type": cli.boolean, "nargs": "?", "const": True, "default": False}
-    parser.add_argument("--overwrite", **switch, help="replace pairs that were made before")
+    flags.add_switch(parser, "--overwrite", "replace a pack of this name")
     return parser.parse_args(argv)
-
-
-def _require_apart(out: Path, sources: dict[str, Path]) -> None:
-    """Raise UserError if the pairs would be written into an input folder, or over it."""
-    for flag, folder in sources.items():
-        for place in (out, *(out / kind for kind in FOLDERS)):
-            if folder.is_dir() and place.resolve().is_relative_to(folder.resolve()):
-                raise UserError(f"--out: {place} is in the input folder {flag} {folder}; choose another")
-            if place != out and folder.resolve().is_relative_to(place.resolve()):
-                raise UserError(f"--out: pairs would be written over {flag} {folder}; choose another folder")
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    gain = gain_of(args)
+    gain = low, high = args.gain
+    if low > high:
+        raise UserError(f"--gain: the lower bound {low:g} is above the upper one {high:g}")
     if args.part == "held_out" and not args.hold_out:
         raise UserError("--part held_out: say how many are held out, as for --part train: --hold_out N")
     out, sources = Path(args.out), {"--clean": Path(args.clean), "--streaks": Path(args.streaks)}
-    _require_apart(out, sources)
+    for flag, folder in sources.items():
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"--out: {out} is in the input folder {flag} {folder}; choose another")
     hints = {"--clean": "photos without rain", "--streaks": "pictures of rain streaks on black"}
-    photos, streaks = (
-        _images(flag, folder, args.hold_out, args.part, f"Name a folder of {hints[flag]}.")
+    found = {
+        flag: [folder / name for name in images_in(folder, flag, f"Name a folder of {hints[flag]}.")]
         for flag, folder in sources.items()
-    )
+    }
+    photos, streaks = (part_of(files, args.hold_out, args.part) for files in found.values())
     settings = {
         "clean": [str(path) for path in photos],
         "streaks": [str(path) for path in streaks],
@@ -280,18 +218,12 @@ def main(argv: list[str] | None = None) -> int:
         pack.require_free(out, args.overwrite)
         # A pack is known by the names in it.
         label = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8] + "_"
-    pairs = [ComposedPair(k, photos, streaks, args.seed, args.layers, gain, label) for k in range(args.num)]
+    pairs = [composed_pair(k, photos, streaks, args.seed, args.layers, gain, label) for k in range(args.num)]
     if packed:
         pack.write(pairs, out, args.workers)
         return 0
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out: {out} is a file; name a folder, or a pack, NAME.h5")
-    before = _write_folder(pairs, out, settings, args.overwrite)
-    sizes = {pair.format()[:2] for pair in pairs[: len(photos)]}
-    old = f", {before} were there already" if before else ""
-    shown = ", ".join(sorted(map(size_text, sizes))[:4]) + ", ..." * (len(sizes) > 4)
-    print(f"{len(pairs) - before} pairs made in {out}{old}; sizes {shown}")
-    print(f"train with --data_path {printable(str(out / 'rain'))} --gt_path {printable(str(out / 'norain'))}")
+    _write_folder(pairs, out, settings)
+    print(f"{len(pairs)} pairs are in {out}; train with --data_path {out / 'rain'} --gt_path {out / 'norain'}")
     return 0
 
 

@@ -3,23 +3,19 @@
 Pillow decodes, because it notices truncated files; OpenCV decodes the 16-bit ones, which Pillow would cut to 8 bits.
 """
 
-import contextlib
-import hashlib
 import io
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from .. import distributed
 from ..errors import UserError
 from ..files import write_bytes
-from ..terminal import printable, printable_lines
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 NO_IMAGE = "no image (PNG, JPEG, BMP, WebP, TIFF)"
@@ -41,11 +37,7 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 class ImageError(UserError):
-    """An image that can't be read: the message, one line without control characters, names the file and the remedy."""
-
-    def __init__(self, text: str) -> None:
-        traceback = text.startswith("Caught ")  # of a worker, by DataLoader
-        super().__init__(printable_lines(text) if traceback else printable(text))
+    """An image that can't be read: the message names the file and the remedy."""
 
 
 def natural_key(path: str | Path) -> list:
@@ -57,32 +49,14 @@ def natural_key(path: str | Path) -> list:
 
 
 def list_images(folder: Path) -> tuple[list[Path], int]:
-    """All images below a folder, sub-folders and symbolic links included, in natural order.
+    """All images below a folder, sub-folders and linked folders included, in natural order.
 
     Returns:
         The paths relative to the folder, and the number of other files (hidden ones count as other).
-
-    Raises:
-        ImageError: a sub-folder can't be read.
     """
-    images, others, visited = [], 0, set()
-
-    def unreadable(error: OSError) -> None:
-        raise ImageError(f"{error.filename}: this folder can't be read ({error.strerror}); check its rights") from None
-
-    for current, subfolders, names in os.walk(folder, onerror=unreadable, followlinks=True):
-        subfolders.sort()  # of two links to one folder the first by name counts
-        real = os.path.realpath(current)
-        if real in visited:  # a link that leads back
-            subfolders.clear()
-            continue
-        visited.add(real)
-        for name in names:
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                images.append(Path(current, name).relative_to(folder))
-            else:
-                others += 1
-    return sorted(images, key=natural_key), others
+    files = [Path(current, name) for current, _, names in os.walk(folder, followlinks=True) for name in names]
+    images = [f.relative_to(folder) for f in files if f.suffix.lower() in EXTENSIONS and not f.name.startswith(".")]
+    return sorted(images, key=natural_key), len(files) - len(images)
 
 
 def images_in(folder: Path, flag: str, hint: str = "") -> list[Path]:
@@ -109,8 +83,7 @@ def inputs(data_path: Path, save_path: Path, hint: str) -> tuple[Path, list[Path
         Their folder, their paths in it in natural order, the number of other files.
 
     Raises:
-        UserError: there are none, or --save_path is their folder or lies in it; or processes that share the images see
-            different ones.
+        UserError: there are none, or --save_path is their folder or lies in it.
     """
     if save_path.exists() and not save_path.is_dir():
         raise UserError(f"--save_path: {save_path} is a file; name a folder")
@@ -120,50 +93,29 @@ def inputs(data_path: Path, save_path: Path, hint: str) -> tuple[Path, list[Path
         if save_path.resolve() == data_path.parent.resolve():
             raise UserError(f"--save_path: {save_path} is the folder of the input; choose another one")
         return data_path.parent, [Path(data_path.name)], 0
-    if not data_path.is_dir():
+    if not data_path.exists():
         raise UserError(f"--data_path: there is no {data_path}. {hint}".rstrip())
     if save_path.resolve().is_relative_to(data_path.resolve()):
-        raise UserError(
-            f"--save_path: {save_path} is the input folder or lies in it; choose a folder outside {data_path}"
-        )
+        raise UserError(f"--save_path: {save_path} is the input folder or lies in it; choose another one")
     names, others = list_images(data_path)
     if not names:
         raise UserError(f"--data_path: {NO_IMAGE} in {data_path}. {hint}".rstrip())
-    digest = hashlib.sha256("\n".join(map(str, names)).encode("utf-8", "surrogateescape")).hexdigest()[:12]
-    distributed.require_same("--data_path", f"{len(names)} images, {digest}")
     return data_path, names, others
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """An image of which the header is read; whatever Pillow raises within becomes an ImageError."""
-    what = "read as an image"
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            what = "decoded"
-            yield image
-    except ImageError:
-        raise
-    except FileNotFoundError:
-        raise ImageError(f"{path}: no such file") from None
-    except Image.DecompressionBombError as error:
-        pixels, most = (int(number) / 1e6 for number in re.findall(r"\d+", str(error))[:2])
-        size = f"{pixels:.0f} megapixels, up to {most:.0f} are read"
-        raise ImageError(f"{path}: too large to be a photo ({size}); scale it down first") from None
-    except MemoryError:
-        raise ImageError(f"{path}: does not fit into memory; scale it down first") from None
-    except Exception as error:  # Pillow raises many kinds for broken headers
-        text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-        text = "not a PNG, JPEG, BMP, WebP or TIFF of 8 or 16 bits" if "cannot identify" in text else text
-        raise ImageError(f"{path}: can't be {what} ({text.splitlines()[0]}); replace or remove the file") from None
-
-
 def size_text(size: Sequence[int]) -> str:
     """(height, width) as people write it, width first."""
     return f"{size[1]}x{size[0]}"
+
+
+def _unreadable(path: Path, error: Exception) -> ImageError:
+    if isinstance(error, FileNotFoundError):
+        return ImageError(f"{path}: no such file")
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return ImageError(f"{path}: can't be read as an image ({reason}); replace or remove the file")
 
 
 def image_format(path: Path) -> tuple[int, int, type]:
@@ -172,8 +124,11 @@ def image_format(path: Path) -> tuple[int, int, type]:
     Raises:
         ImageError: the header can't be read.
     """
-    with _opened(path) as image:
-        return _format(image)
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            return _format(image)
+    except Exception as error:  # Pillow raises many kinds for broken headers
+        raise _unreadable(path, error) from None
 
 
 def _format(image: Image.Image) -> tuple[int, int, type]:
@@ -188,22 +143,14 @@ def _format(image: Image.Image) -> tuple[int, int, type]:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(height, width), see ``image_format``.
-
-    Raises:
-        ImageError: the header can't be read.
-    """
+    """(height, width), see ``image_format``."""
     return image_format(path)[:2]
 
 
 def _orientation(image: Image.Image) -> int:
     if image.format == "PNG" and "exif" not in image.info:
         return 1  # getexif would decode the whole image
-    try:
-        value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # broken EXIF data is no reason to refuse the picture
-        return 1
-    return value if value in range(1, 9) else 1
+    return image.getexif().get(_ORIENTATION, 1)
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -213,34 +160,24 @@ def read_image(path: Path) -> np.ndarray:
         (H, W, 3) array, uint8, or uint16 where the file has 16 bits a channel.
 
     Raises:
-        ImageError: the file is missing, truncated, not an image, of another depth, or not of the size that its header
-            says.
+        ImageError: the file is missing, truncated, not an image, or not of 8 or 16 bits.
     """
-    with _opened(path) as image:
-        height, width, kind = _format(image)
-        if kind == np.uint16:
-            pixels = _read_16_bit(path, image)
-        elif image.mode in ("I", "F") or image.mode.startswith("I;"):
-            raise ImageError(f"{path}: {image.mode} pixels are neither 8 nor 16 bits; convert the file")
-        else:
-            turned = _orientation(image) > 1
-            image.load()
-            upright = ImageOps.exif_transpose(image) if turned else image
-            pixels = np.asarray(upright.convert("RGB"))
-        if pixels.shape != (height, width, 3) or pixels.dtype != kind:  # the two decoders may disagree
-            decoded = f"{size_text(pixels.shape)} px of {pixels.dtype}, its header says {width}x{height}"
-            raise ImageError(f"{path}: has {decoded} of {np.dtype(kind)}; replace or remove the file")
-        return pixels
-
-
-def _read_16_bit(path: Path, image: Image.Image) -> np.ndarray:
-    if image.format == "TIFF" and _orientation(image) >= 5:  # which OpenCV does not turn
-        raise ImageError(f"{path}: a 16-bit TIFF that lies on its side (EXIF); save it upright, or as PNG")
-    data = np.fromfile(path, np.uint8)  # imread itself can't open every name on every system
-    pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    if pixels is None:
-        raise ImageError(f"{path}: can't be decoded; replace or remove the file")
-    return np.ascontiguousarray(pixels[..., ::-1])
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            if _format(image)[2] == np.uint16:
+                data = np.fromfile(path, np.uint8)  # imread itself can't open every name on every system
+                pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+                if pixels is None:
+                    raise ValueError("a damaged image of 16 bits")
+                pixels = pixels[..., ::-1]
+            elif image.mode in ("I", "F"):
+                raise ValueError(f"{image.mode} pixels are neither 8 nor 16 bits")
+            else:
+                image.load()  # the whole file, before convert could take a part of it
+                pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        return np.ascontiguousarray(pixels)
+    except Exception as error:  # Pillow raises many kinds for broken files
+        raise _unreadable(path, error) from None
 
 
 # --- pixels and writing --------------------------------------------------------------------------------------------
@@ -298,11 +235,8 @@ def write_image(path: Path, pixels: np.ndarray) -> None:
     The file appears whole or not at all; folders are created.
 
     Raises:
-        UserError: the folder can't be written to, the disk is full, or the format has no room for such a picture.
+        UserError: the folder can't be written to, or the disk is full.
     """
     encoded = io.BytesIO()  # not into the file itself: on a full disk Pillow may end without an error
-    try:
-        Image.fromarray(pixels).save(encoded, **_WRITTEN[Path(path).suffix.lower()])
-    except (OSError, ValueError) as error:  # a side too long for the format
-        raise UserError(f"{path}: can't be written ({error}); choose another format") from None
+    Image.fromarray(pixels).save(encoded, **_WRITTEN[Path(path).suffix.lower()])
     write_bytes(path, encoded.getvalue())

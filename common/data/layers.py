@@ -168,24 +168,20 @@ def layer_set(
     if "clean" in args and bool(photos) != bool(args.streaks):
         raise UserError("--streaks, --clean: give both, or pairs (--data_path, --gt_path) in their place")
 
-    def files(folder: str, flag: str, what: str) -> list[Path]:
-        return [Path(folder, name) for name in images_in(Path(folder), flag, f"Name a folder of {what}.")]
-
-    def chosen(files: Sequence[Path | Pair]) -> list[Path | Pair]:
-        try:
-            return part_of(files, args.hold_out, part)
-        except ValueError as error:
-            raise UserError(f"--hold_out: {error}; give a smaller --hold_out") from None
-
+    sources: Sequence[Path | Pair]
     if args.streaks:
-        sources, rule = files(args.streaks, "--streaks", "pictures of rain on black"), "rain on black"
+        sources, rule = _files(args.streaks, "--streaks", "pictures of rain on black"), "rain on black"
     elif is_pack(args.data_path):
         sources, rule = Pack(Path(args.data_path)), "O - B of a pack"
     else:
         sources, rule = pairs_of(args, hint)
     number = args.variants if part == "train" else 0
-    layers = list(variants(chosen(sources), number, args.manualSeed, args.patchSize))
+    layers = list(variants(part_of(sources, args.hold_out, part), number, args.manualSeed, args.patchSize))
     if "clean" in args:
-        photos = files(photos, "--clean", "photos without rain") if photos else sources
-        layers = on_photos(layers, chosen(photos), args.patchSize)
+        photos = _files(photos, "--clean", "photos without rain") if photos else sources
+        layers = on_photos(layers, part_of(photos, args.hold_out, part), args.patchSize)
     return PatchDataset(layers, args.patchSize, args.manualSeed), rule
+
+
+def _files(folder: str, flag: str, what: str) -> list[Path]:
+    return [Path(folder, name) for name in images_in(Path(folder), flag, f"Name a folder of {what}.")]

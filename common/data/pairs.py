@@ -4,22 +4,20 @@ import argparse
 import hashlib
 import os
 import random
-from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..errors import UserError
-from ..terminal import print_result, printable, progress_bar, tell
+from ..terminal import print_result, progress_bar
 from .images import ImageError, crop_at, half_of, image_format, images_in, natural_key, planes, read_image, size_text
 from .names import Pairing, match, sides
 
-PROBLEMS_SHOWN, NAMES_SHOWN, SHOWN = 10, 4, 200  # problems and names in a message, characters of a path in it
-SAME = "each rainy image is its own clean partner, so there is no rain to learn or to measure"
+PROBLEMS_SHOWN, NAMES_SHOWN = 10, 4  # in a message
+SAME = "each rainy image has the pixels of its clean partner, so there is no rain to learn or to measure"
 PAIR_BY = "--pair_by 'rain-{}' 'norain-{}', say: {} is the part that both names share, * is anything"
 REMEDY = (
     "Name a folder of rainy and one of clean images. If each image holds both, give --side_by_side left (or right). "
@@ -45,16 +43,11 @@ class Pair:
         return f" (line {self.line} of {LIST})" if self.line else ""
 
     def format(self) -> tuple[int, int, type]:
-        """Height, width and pixel type of both, from their headers.
-
-        Raises:
-            ImageError: a header can't be read, or the sizes differ.
-        """
-        rainy, clean = (
-            (height, width // 2 if half else width, kind) for half, (height, width, kind) in self._both(image_format)
-        )
+        """Height, width and pixel type of both, from their headers; see ``read``."""
+        both = zip(self._both(image_format), self.halves, strict=True)
+        rainy, clean = ((height, width // 2 if half else width, kind) for (height, width, kind), half in both)
         self.require_one_size(rainy, clean)
-        return *rainy[:2], max(rainy[2], clean[2], key=lambda kind: np.dtype(kind).itemsize)
+        return *rainy[:2], np.uint16 if np.uint16 in (rainy[2], clean[2]) else np.uint8
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """Decode both: rainy and clean, each (H, W, 3) uint8 or uint16.
@@ -62,31 +55,30 @@ class Pair:
         Raises:
             ImageError: a file can't be read, or the sizes differ.
         """
-        rainy, clean = (half_of(image, half) for half, image in self._both(read_image))
+        rainy, clean = map(half_of, self._both(read_image), self.halves)
         self.require_one_size(rainy.shape, clean.shape)
         return rainy, clean
 
     def crop(self, place: tuple[float, float], p: int) -> np.ndarray:
-        """The crop of p px at a relative place, see ``crop_at``: (6, p, p), rainy above clean, uint8 or uint16.
-
-        Raises:
-            ImageError: a file can't be read or has changed since it was checked.
-        """
+        """The crop of p px at a relative place, see ``crop_at``: (6, p, p), rainy above clean; see ``read``."""
         rainy, clean = self.read()
-        if min(rainy.shape[:2]) < p:
-            raise ImageError(f"{self.rainy} is {size_text(rainy.shape)}, smaller than the {p} px patch{self.place}")
+        self.require_patch(rainy, p)
         height, width = rainy.shape[:2]
         crop = crop_at(place, height, width, p)
         return planes(rainy[crop], clean[crop])
 
-    def _both(self, read: Callable) -> Iterator[tuple[str, Any]]:
-        """The half that counts, and what ``read`` makes of the file, for rainy and clean; one file is read once."""
+    def require_patch(self, rainy: np.ndarray, p: int) -> None:
+        """Raise ImageError if the image is smaller than a patch of p px."""
+        if min(rainy.shape[:2]) < p:
+            raise ImageError(f"{self.rainy} is {size_text(rainy.shape)}, smaller than the {p} px patch{self.place}")
+
+    def _both(self, read: Callable) -> tuple:
+        """What ``read`` makes of both files; one file is read once."""
         try:
             rainy = read(self.rainy)
-            clean = rainy if self.clean == self.rainy else read(self.clean)
+            return rainy, rainy if self.clean == self.rainy else read(self.clean)
         except ImageError as error:
             raise ImageError(f"{error}{self.place}") from None
-        return zip(self.halves, (rainy, clean), strict=True)
 
     def require_one_size(self, rainy: Sequence[int], clean: Sequence[int]) -> None:
         """Raise ImageError if (height, width, ...) of both differ."""
@@ -99,13 +91,9 @@ class Pair:
 
 
 def fail(problems: list[str], headline: str, remedy: str) -> None:
-    """Raise one error for all problems, the first ten named.
-
-    Raises:
-        UserError: there is at least one problem.
-    """
+    """Raise one UserError for all problems, if there are any; the first ten are named."""
     if problems:
-        shown = "".join(f"\n  {printable(line)}" for line in problems[:PROBLEMS_SHOWN])
+        shown = "".join(f"\n  {line}" for line in problems[:PROBLEMS_SHOWN])
         rest = f"\n  ... and {len(problems) - PROBLEMS_SHOWN} more" if len(problems) > PROBLEMS_SHOWN else ""
         raise UserError(f"{headline}{shown}{rest}\n{remedy}")
 
@@ -133,7 +121,7 @@ def find_pairs(
         The pairs, and the naming rule with an example.
 
     Raises:
-        UserError: a folder is missing or empty, a rainy image has no partner or several, or is its own partner.
+        UserError: a folder is missing or empty, or a rainy image has no partner or several.
     """
     pairing, (rainy_flag, clean_flag) = pairing or Pairing(), flags.split(", ")
     rainy = images_in(rainy_folder, rainy_flag, hint) if names is None else names
@@ -148,13 +136,11 @@ def find_pairs(
         partners, rule = _partners(rainy, clean, (rainy_folder, clean_folder), one, flags, pairing)
         pairs = [Pair(p.as_posix(), Path(rainy_folder, p), Path(clean_folder, q)) for p, q in partners.items()]
         pairs.sort(key=lambda pair: natural_key(pair.name))
-        if all(os.path.realpath(pair.rainy) == os.path.realpath(pair.clean) for pair in pairs):
-            raise UserError(f"{flags}: {SAME} ({pairs[0].rainy}). {REMEDY}")
         used = {*partners, *partners.values()} if one else set(partners)
-        if unused := [printable(str(path)) for path in rainy if path not in used]:
+        if unused := [str(path) for path in rainy if path not in used]:
             shown = ", ".join(unused[:NAMES_SHOWN]) + ", ..." * (len(unused) > NAMES_SHOWN)
             print_result(f"note: left out of {rainy_folder}: {len(unused)} images ({shown})")
-        rule = printable(f"{rule} ({pairs[0].name} with {partners[Path(pairs[0].name)].as_posix()})")
+        rule = f"{rule} ({pairs[0].name} with {partners[Path(pairs[0].name)].as_posix()})"
     print(f"{len(pairs)} pairs in {rainy_folder} by the rule: {rule}")
     return pairs, rule
 
@@ -206,14 +192,14 @@ class PairList(Sequence[Pair]):
     """The pairs of SPA-Data's list, "rainy_path clean_path" a line, relative to the folder that holds the list (T7).
 
     Line ends of any system, a byte order mark, blank lines and lines that begin with # are fine; a leading slash is
-    dropped, a backslash read as a slash. Only the lines are kept; a pair is made when it is needed.
+    dropped, a backslash read as a slash. Only the lines are kept: the list of SPA-Data has 638,492.
 
     Args:
         folder: holds the list.
         hint: what belongs into the folder and where it comes from, for the message when it is missing.
 
     Raises:
-        UserError: the list is missing, no text or empty, or lines lack two paths inside the folder.
+        UserError: the list is missing or empty, or lines lack two paths inside the folder.
     """
 
     def __init__(self, folder: Path, hint: str = "") -> None:
@@ -223,55 +209,37 @@ class PairList(Sequence[Pair]):
             raise UserError(f"--data_path: {folder} is not a folder. {hint}".rstrip())
         if not path.is_file():
             raise UserError(f"--data_path: {folder} holds no {LIST}, the list of the pairs. {hint}".rstrip())
-        try:
-            text = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-        except OSError as error:
-            raise UserError(f"--data_path: {path} can't be read ({error.strerror}); check the file") from None
-        if b"\0" in text:
-            raise UserError(f"--data_path: {path} is no plain text; save it as UTF-8")
-        text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        self._lines, self._digest = text.split(b"\n"), hashlib.sha256(text).hexdigest()[:12]
-        self._numbers = array("I")  # of the lines that name a pair, from 0 on
-        problems, listed = [], 0
-        for number, line in enumerate(self._lines):
-            parts = line.split()
-            if parts and not parts[0].startswith(b"#"):
-                listed += 1
-                if problem := self._problem(parts):
-                    problems.append(f"line {number + 1}: {problem}")
-                else:
-                    self._numbers.append(number)
+        text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        lines, self._digest = text.split(b"\n"), hashlib.sha256(text).hexdigest()[:12]
+        self._lines = [(n, line) for n, line in enumerate(lines, 1) if line.strip() and line.strip()[:1] != b"#"]
+        problems = [f"line {n}: {problem}" for n, line in self._lines if (problem := self._problem(line))]
         fail(
             problems,
-            f"--data_path: {len(problems)} of {listed} entries of {path} can't be used:",
+            f"--data_path: {len(problems)} of {len(self._lines)} entries of {path} can't be used:",
             "A line holds the path of a rainy image, a space, and the path of its clean partner, both inside the "
             "folder of the list and without spaces. Mend these lines, or put a # before them.",
         )
-        if not self._numbers:
+        if not self._lines:
             raise UserError(f"--data_path: {path} lists no pair. {hint}".rstrip())
 
     @staticmethod
-    def _relative(part: bytes) -> bytes:
-        return part.replace(b"\\", b"/").lstrip(b"/")
+    def _paths(line: bytes) -> list[str]:
+        return [os.fsdecode(part).replace("\\", "/").lstrip("/") for part in line.split()]
 
-    def _problem(self, parts: list[bytes]) -> str:
-        if len(parts) != 2:
-            return f"{len(parts)} paths instead of 2"
-        for part in parts:
-            path, shown = self._relative(part), part[:SHOWN].decode(errors="backslashreplace")
-            if not path:
-                return f"{shown} is no path to a file"
-            if b":" in path[:2] or b".." in path.split(b"/"):
-                return f"{shown} leaves the folder of the list"
-        return ""
+    def _problem(self, line: bytes) -> str:
+        paths = self._paths(line)
+        if len(paths) != 2:
+            return f"{len(paths)} paths instead of 2"
+        leaving = [path for path in paths if ".." in path.split("/")]
+        return f"{leaving[0]} leaves the folder of the list" if leaving else ""
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._lines)
 
     def __getitem__(self, i: int) -> Pair:
-        number = self._numbers[i]  # raises IndexError
-        rainy, clean = (os.fsdecode(self._relative(part)) for part in self._lines[number].split())
-        return Pair(rainy, self.folder / rainy, self.folder / clean, number + 1)
+        number, line = self._lines[i]  # raises IndexError
+        rainy, clean = self._paths(line)
+        return Pair(rainy, self.folder / rainy, self.folder / clean, number)
 
     def fingerprint(self) -> str:
         """A few digits that change with the list."""
@@ -313,29 +281,27 @@ def check_pairs(
         keep: is given the number of each good pair and its images, see ``Pair.read``.
 
     Raises:
-        UserError: lists the problems, the first ten by name; or no pair has rain, see ``report_same``.
+        UserError: lists the problems, the first ten by name; or no pair has rain.
     """
-    same: list[str] = []
+    same: list[int] = []  # pairs without rain
 
     def problem_of(number: int) -> str:
         pair = pairs[number]
         try:
             rainy, clean = pair.read()
+            pair.require_patch(rainy, patch_size)
         except ImageError as error:
             return str(error)
-        if min(rainy.shape[:2]) < patch_size:
-            return f"{pair.rainy} is {size_text(rainy.shape)}, smaller than the {patch_size} px patch{pair.place}"
-        both = planes(rainy, clean)
-        if np.array_equal(both[:3], both[3:]):
-            same.append(f"{pair.name}{pair.place}")
+        if np.array_equal(rainy, clean):
+            same.append(number)
         if keep:
             keep(number, rainy, clean)
         return ""
 
+    what = "decoding pairs" if keep else "checking pairs"
     with ThreadPoolExecutor(4) as pool:
-        results = pool.map(problem_of, range(len(pairs)))
-        what = "decoding pairs" if keep else "checking pairs"
         try:
+            results = pool.map(problem_of, range(len(pairs)))
             problems = list(filter(None, progress_bar(results, total=len(pairs), desc=what, unit="pair", leave=False)))
         except BaseException:  # Ctrl-C: do not wait for the rest
             pool.shutdown(wait=False, cancel_futures=True)
@@ -345,19 +311,13 @@ def check_pairs(
         f"{len(problems)} of {len(pairs)} pairs can't be used for training:",
         f"Mend or remove these files ({flags}), or choose a smaller --patchSize where they are too small.",
     )
-    report_same(sorted(same, key=natural_key), len(pairs), flags)  # threads end in any order
+    require_rain(len(same), len(pairs), flags)
 
 
-def report_same(same: list[str], number: int, flags: str) -> None:
-    """Name on stderr the pairs of which rainy and clean have the same pixels.
-
-    Raises:
-        UserError: they are all of ``number``.
-    """
-    if len(same) == number:
-        raise UserError(f"{flags}: {SAME} ({same[0]}: the same pixels). {REMEDY}")
-    if same:
-        tell(same, f"warning: {len(same)} of {number} pairs have no rain, rainy and clean are the same")
+def require_rain(same: int, number: int, flags: str) -> None:
+    """Raise UserError if rainy and clean have the same pixels in all pairs; a few such pairs are fine."""
+    if same == number:
+        raise UserError(f"{flags}: {SAME}. {REMEDY}")
 
 
 def some_of(pairs: Sequence[Pair]) -> Sequence[Pair]:

@@ -16,21 +16,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from .. import distributed
 from ..errors import UserError
 from ..precision import require_fast
-from ..terminal import printable
 from . import cache, pack
 from .images import widened
-from .pairs import (
-    LIST,
-    Pair,
-    PairList,
-    check_pairs,
-    fail,
-    fingerprint,
-    pairs_of,
-    require_no_pairing,
-    small_sample,
-    some_of,
-)
+from .pairs import LIST, Pair, PairList, check_pairs, fingerprint, pairs_of, require_no_pairing, small_sample, some_of
 
 DRAWN = 2  # version of how a seed makes crops; raised with every change of CropSampler
 Key = tuple[int, float, float]  # number of the crop over the whole training, and its place in the image
@@ -54,11 +42,7 @@ class PatchDataset(Dataset):
         self.images = np.random.default_rng([seed]).permutation(len(pairs))
 
     def __getitem__(self, key: Key) -> tuple[Tensor, Tensor]:
-        """(n, row, column) of a ``CropSampler`` -> rainy and clean crop, each (3, p, p) float32 in [0, 1].
-
-        Raises:
-            ImageError: a file vanished or changed since it was checked.
-        """
+        """(n, row, column) of a ``CropSampler`` -> rainy and clean crop, each (3, p, p) float32 in [0, 1]."""
         rainy, clean = to_batch(self.__getitems__([key]))
         return rainy[0], clean[0]
 
@@ -66,7 +50,7 @@ class PatchDataset(Dataset):
         """What a DataLoader asks for: (N, 6, p, p) pixels, rainy above clean; ``to_batch`` makes floats of them.
 
         Raises:
-            ImageError: see ``__getitem__``.
+            ImageError: a file vanished or changed since it was checked.
         """
         numbers = [int(self.images[n % len(self.pairs)]) for n, _, _ in keys]
         places = [(row, column) for _, row, column in keys]
@@ -160,11 +144,9 @@ def crop_loader(
     loader = DataLoader(
         dataset,
         batch_sampler=sampler,
-        num_workers=min(
-            workers, (os.cpu_count() or 1) // distributed.local_size() or 1
-        ),  # more get in each other's way
+        num_workers=min(workers, (os.cpu_count() or 1) // distributed.local_size() or 1),  # more would wait
         collate_fn=_as_it_is,
-        worker_init_fn=functools.partial(_start_worker, closing, os.getpid()),
+        worker_init_fn=functools.partial(_start_worker, closing),
         pin_memory=pin_memory,
         generator=torch.Generator(),  # its own: the loader must not move the generator that is part of the state
     )
@@ -179,7 +161,7 @@ def _as_it_is(batch: Tensor) -> Tensor:
     return batch
 
 
-def _start_worker(closing: Any, main: int, worker: int) -> None:
+def _start_worker(closing: Any, worker: int) -> None:
     """Ctrl-C and SIGTERM, which often go to all processes, are for the main one, which saves and then ends the workers.
 
     Threads of OpenCV in every worker would only be in the way.
@@ -189,8 +171,6 @@ def _start_worker(closing: Any, main: int, worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.value else None)
     cv2.setNumThreads(0)
-    if os.getppid() != main:  # killed while this worker began, which PyTorch would not notice: it would wait for ever
-        os._exit(1)
 
 
 # --- from the flags of a script ------------------------------------------------------------------------------------
@@ -206,86 +186,55 @@ def training_set(args: argparse.Namespace, device: torch.device, hint: str) -> t
         The data set, and by which rule pairs were found.
 
     Raises:
-        UserError: see ``pairs_of``, ``check_pairs``, ``Pack`` and ``Decoded``.
+        UserError: see ``pairs_of``, ``check_pairs`` and ``Pack``.
     """
-    require_fast(args.precision, device)  # before anything that takes long
     if pack.is_pack(args.data_path):
         if "gt_path" in args.given:
             raise UserError(f"--gt_path: the pack {args.data_path} holds the clean images, too; leave the flag out")
-        require_no_pairing(args, "the pack")
-        return _packed(args, device)
+        return listed_set(args, device, hint)
+    require_fast(args.precision, device)  # before anything that takes long
     pairs, rule = pairs_of(args, hint)
     return _checked(pairs, pairs, args, device, "--data_path, --gt_path"), rule
 
 
 def listed_set(args: argparse.Namespace, device: torch.device, hint: str) -> tuple[PatchDataset, str]:
-    """The same for the list in --data_path, or a pack of it; with --train_num and --seed a small sample of it.
+    """The same for the list in --data_path, or a pack; with --train_num and --seed a small sample of it.
 
-    Pairs of a long list are checked by samples, unless all are decoded for the cache; the others when they are used.
+    Of more than 1000 pairs samples are checked, unless all are decoded for the cache; the others when they are used.
 
     Returns:
         The data set, and where the pairs come from, in words.
 
     Raises:
-        UserError: see ``PairList``, ``small_sample``, ``check_pairs``, ``Pack`` and ``Decoded``.
+        UserError: see ``PairList``, ``small_sample``, ``check_pairs`` and ``Pack``.
     """
     require_fast(args.precision, device)
     require_no_pairing(args, f"the pack or {LIST}")
-    if pack.is_pack(args.data_path):
-        return _packed(args, device)
-    pairs: Sequence[Pair] = PairList(Path(args.data_path), hint)
-    pairs, source = _sampled(pairs, LIST, args)
-    return _checked(pairs, some_of(pairs), args, device, "--data_path"), source
-
-
-def _room_for(pairs: Sequence[Pair], args: argparse.Namespace, device: torch.device) -> "cache.Decoded | None":
-    """Where the pairs will be decoded to, still empty; None where they are not."""
-    where = cache.choose(args, pairs, device)
-    for place in dict.fromkeys([where, "ram"] if where != "none" else []):
-        try:
-            return cache.Decoded(pairs, place, device)
-        except cache.NoRoom as error:
-            if args.cache != "auto":
-                raise
-            reason = error
-    if where != "none":
-        print(f"images are read again and again, since they can't be kept ({reason})")
-    return None
-
-
-def _sampled(pairs: Sequence[Pair], name: str, args: argparse.Namespace) -> tuple[Sequence[Pair], str]:
-    """All pairs or the small sample that --train_num asks for, and where they come from, in words."""
+    path, name = Path(args.data_path), LIST
+    if pack.is_pack(path):
+        pairs, name = pack.Pack(path), path.name
+        if pairs.smallest() < args.patchSize:
+            text = f"{path} has images of {pairs.smallest()} px, smaller than the {args.patchSize} px patch"
+            raise UserError(f"--data_path: {text}; choose a smaller --patchSize")
+    else:
+        pairs = PairList(path, hint)
     source = f"{name}, {len(pairs)} pairs"
-    if getattr(args, "train_num", None) is None:
-        return pairs, source
-    return (
-        small_sample(pairs, args.train_num, args.seed, name),
-        f"{source}, {args.train_num} of them drawn with --seed {args.seed}",
-    )
-
-
-def _packed(args: argparse.Namespace, device: torch.device) -> tuple[PatchDataset, str]:
-    packed = pack.Pack(Path(args.data_path))
-    pairs, source = _sampled(packed, packed.path.name, args)
-    p = args.patchSize
-    small = [pair for pair in pairs if min(pair.format()[:2]) < p] if packed.smallest() < p else []
-    problems = [f"{printable(pair.name)} is smaller than the {p} px patch" for pair in small]
-    fail(problems, f"--data_path: {len(small)} of {len(pairs)} pairs are too small:", "Choose a smaller --patchSize.")
-    decoded = _room_for(pairs, args, device)
-    if decoded:
-        decoded.fill(pairs)
-    return PatchDataset(pairs, p, args.manualSeed, decoded), source
+    if number := getattr(args, "train_num", None):
+        pairs = small_sample(pairs, number, args.seed, name)
+        source += f", {number} of them drawn with --seed {args.seed}"
+    return _checked(pairs, some_of(pairs), args, device, "--data_path"), source
 
 
 def _checked(
     pairs: Sequence[Pair], some: Sequence[Pair], args: argparse.Namespace, device: torch.device, flags: str
 ) -> PatchDataset:
     """Check pairs, and decode them for the cache while at it."""
-    decoded, p = _room_for(pairs, args, device), args.patchSize
+    where, p = cache.choose(args, pairs, device), args.patchSize
+    decoded = None if where == "none" else cache.Decoded(pairs, where, device)
     if decoded:
         check_pairs(pairs, p, flags, keep=decoded.put)
     else:
         if len(some) < len(pairs):
-            print(f"{LIST}: {len(pairs)} pairs, {len(some)} of them checked now, the others when they are used")
+            print(f"{len(pairs)} pairs, {len(some)} of them checked now, the others when they are used")
         check_pairs(some, p, flags)
     return PatchDataset(pairs, p, args.manualSeed, decoded)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.images import read_image, size_text, to_float, to_uint8, write_image
+from ..data.images import to_float, to_uint8, write_image
 from ..data.pairs import Pair, find_pairs
 from ..data.pictures import beside, enlarged, reduced, row, sheet, strip, write_gif
 from ..errors import UserError
@@ -93,10 +93,6 @@ def run_interpolation(
         raise UserError(f"--data_path: two rainy images are needed, {data_path} holds one. {hint}".rstrip())
     if len(pairs) > 2:
         print(f"--data_path: {len(pairs)} images; the first two by name are taken")
-    for output in (save_patch, save_inputfake, save_rainfake):
-        for folder in (data_path, gt_path):  # there the results would be inputs the next time
-            if Path(output).resolve().is_relative_to(Path(folder).resolve()):
-                raise UserError(f"{output} is an input folder or lies in it; choose a folder outside {folder}")
     names = [re.sub(r"\.jpe?g$", ".png", pair.name.replace("/", "_"), flags=re.I) for pair in pairs[:2]]
     rng = np.random.RandomState(CROP_SEED)
     crops = [_cropped(pair, netED.patch_size, rng) for pair in pairs[:2]]
@@ -126,15 +122,9 @@ def run_interpolation(
 
 def _cropped(pair: Pair, p: int, rng: np.random.RandomState) -> list[np.ndarray]:
     """A crop of both images at one random place: (p, p, 3) float32 in [0, 1] each."""
-    rainy, clean = read_image(pair.rainy), read_image(pair.clean)
-    if rainy.shape != clean.shape:
-        sizes = f"{size_text(rainy.shape)}, its clean partner {pair.clean} {size_text(clean.shape)}"
-        raise UserError(f"--data_path: {pair.rainy} is {sizes}; both must have one size")
-    height, width = rainy.shape[:2]
-    if min(height, width) < p:
-        raise UserError(f"--data_path: {pair.rainy} is {width}x{height}, smaller than the {p} px patch of --netED")
-    top = rng.randint(0, height - p + 1)
-    left = rng.randint(0, width - p + 1)
+    rainy, clean = pair.read()
+    pair.require_patch(rainy, p)
+    top, left = (rng.randint(0, side - p + 1) for side in rainy.shape[:2])
     return [to_float(image)[top : top + p, left : left + p] for image in (rainy, clean)]
 
 

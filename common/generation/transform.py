@@ -52,17 +52,17 @@ class RainAugment(v2.Transform):
     """Adds generated rain to images; boxes, masks and labels pass untouched, and the input is never changed.
 
     Images are tensors, tv_tensors.Image or tv_tensors.Video, (..., C, H, W) with C of 3 or 1, uint8 or floats in
-    [0, 1], on any device, or PIL images (RGB or L); type, dtype and device stay. Floats up to 0.5 outside of [0, 1], as
-    cubic resizing leaves them, are clamped where it rains; others are refused. Each image of a batch has its own rain.
-    Images of one sample have the same rain if they have the same size. Of plain tensors in a sample only the first one
-    is an image, as everywhere in torchvision. The frames of a video share wind and kind of streaks, at other places.
+    [0, 1], on any device, or PIL images (RGB or L); type, dtype and device stay. Floats are clamped to [0, 1] where it
+    rains. Each image of a batch has its own rain; images of one sample have the same rain if they have the same size.
+    Of plain tensors in a sample only the first one is an image, as everywhere in torchvision. The frames of a video
+    share wind and kind of streaks, at other places.
 
     Rain comes from a bank of layers: two at the start (some seconds), up to 16 later, of which the oldest are replaced.
     Each crop is turned, scaled, mirrored and cut at random. In each worker the bank takes up to 64 * size**2 bytes,
     three times that for coloured rain. Larger images get layers of their own, which takes seconds.
 
     Args:
-        checkpoint: weights of RNet and G (ED_state_N.pt), of any size; 'default': those that come with the project.
+        checkpoint: weights of RNet and G (ED_state_N.pt); 'default': those that come with the project.
         p: probability of rain for an image.
         intensity: factor of the rain, a number or the range (low, high) to draw it from; 0 to 2. None is (0.5, 1.5), or
             1 where density or brightness are set: it would scale these.
@@ -72,13 +72,11 @@ class RainAugment(v2.Transform):
             the same stream in every run of one process; in workers it also depends on the DataLoader's seed.
         size: longer side in px of the largest image that takes its rain from the bank.
         knobs: angle, density, thickness, brightness of the rain (see ``measures.Measures``), each a number or the range
-            (low, high) to draw it from; one that is not set is left to chance. Beyond ``knobs.REACH`` they warn and
-            clamp.
+            (low, high) to draw it from. Beyond ``knobs.REACH`` they warn and clamp.
 
     Raises:
         UserError: the checkpoint is missing or the wrong one.
-        ValueError: an argument or an image is out of its range.
-        TypeError: an image is of another type, or neither uint8 nor float; there is no such knob.
+        ValueError, TypeError: an argument or an image is out of its range, or of another type.
     """
 
     _transformed_types = (F.is_pure_tensor, tv_tensors.Image, tv_tensors.Video, PIL.Image.Image)
@@ -98,11 +96,8 @@ class RainAugment(v2.Transform):
         super().__init__()
         if wrong := [name for name in knobs if name not in REACH]:
             raise TypeError(f"RainAugment has no argument {wrong[0]}; the knobs are {', '.join(REACH)}")
-        for name, value in (("p", p), ("coherence", coherence)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be a number from 0 to 1, got {value}")
-        if not (isinstance(size, int) and size >= 1):
-            raise ValueError(f"size must be a whole number of px, got {size}")
+        _range("p", p, 0, 1)
+        _range("coherence", coherence, 0, 1)
         ranges = {name: _range(name, knobs[name]) for name in REACH if knobs.get(name) is not None}
         if intensity is None:
             intensity = 1 if ranges.keys() & {"density", "brightness"} else (0.5, 1.5)
@@ -195,25 +190,19 @@ class RainAugment(v2.Transform):
 
 def _range(name: str, value: Any, low: float = -np.inf, high: float = np.inf) -> tuple[float, float]:
     """A number or a pair of numbers as a pair, from low to high."""
-    try:
-        first, last = map(float, np.broadcast_to(np.asarray(value, float), 2))
-        if low <= first <= last <= high:
-            return first, last
-    except (TypeError, ValueError):
-        pass
-    limits = f" from {low} to {high}" if np.isfinite(high) else ""
-    raise ValueError(f"{name} must be a number{limits}, or (low, high) of such, got {value}")
+    first, last = map(float, np.broadcast_to(np.asarray(value, float), 2))
+    if not low <= first <= last <= high:
+        raise ValueError(f"{name} must be a number from {low} to {high}, or (low, high) of such, got {value}")
+    return first, last
 
 
 def _check(image: Tensor) -> None:
     if image.ndim < 3 or image.shape[-3] not in (1, 3) or 0 in image.shape[-2:]:
         raise ValueError(f"RainAugment takes images (..., C, H, W) with C of 3 or 1, got {tuple(image.shape)}")
-    if image.dtype == torch.uint8:
-        return
-    if not image.is_floating_point():
+    if image.dtype != torch.uint8 and not image.is_floating_point():
         raise TypeError(f"RainAugment takes uint8 or floats, got {image.dtype}; put v2.ToDtype(...) before it")
-    if image.numel() and not (image.min() >= -0.5 and image.max() <= 1.5):  # cubic resizing: -0.45 to 1.45
-        raise ValueError(
-            f"RainAugment takes floats in [0, 1], got {image.min():.2f} to {image.max():.2f}; "
-            "put it before v2.Normalize, or scale to [0, 1]"
-        )
+    if (
+        image.is_floating_point() and image.numel() and not (image.min() >= -0.5 and image.max() <= 1.5)
+    ):  # cubic resizing
+        found = f"{image.min():.2f} to {image.max():.2f}"
+        raise ValueError(f"RainAugment takes floats in [0, 1], got {found}; put it before v2.Normalize")
