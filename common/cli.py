@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import distributed, terminal, weights
-from .derainer import MOST_STAGES
 from .errors import UserError, is_out_of_memory
 from .terminal import printable, printable_lines
 
@@ -170,7 +169,7 @@ def number(kind: type, low: float, high: float = math.inf, above: bool = False) 
 positive_int = number(int, 1)
 count = number(int, 0)
 width = number(int, 1, 2**16)  # of a network's layer
-stages = number(int, 1, MOST_STAGES)
+stages = number(int, 1, 1000)
 positive = number(float, 0, above=True)
 nonnegative = number(float, 0)
 seed = number(int, 0, 2**32 - 1)

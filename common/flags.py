@@ -20,7 +20,6 @@ from .cli import (
     stages,
     width,
 )
-from .derainer import MOST_PADDING
 from .errors import UserError
 
 
@@ -65,7 +64,7 @@ def add_derainer(group: argparse.ArgumentParser, sizes: argparse.ArgumentParser)
     group.add_argument("--recurrent_iter", type=stages, default=6, help="stages of prenet")
     sizes.add_argument(
         "--pad_to",
-        type=number(int, 1, MOST_PADDING),
+        type=number(int, 1, 4096),
         default=1,
         help="pad images to multiples of so many px, for a network of your own",
     )

@@ -283,15 +283,12 @@ def test_the_number_of_stages_is_said(tmp_path, run, pairs_folder, checkpoint, c
     assert "note: 1 stages (--stage); it must be the number of the training" in capsys.readouterr().out
     (tmp_path / "DerainNet.json").write_text('{"stage": 1}')  # as joint training leaves it
     run(*flags)
-    assert "1 stages, as in the training" in capsys.readouterr().out
+    assert "(--stage)" not in "".join(capsys.readouterr())
     run(*flags, "--stage", 2)
     assert "warning: 2 stages (--stage), the training had 1" in capsys.readouterr().err
     without = ["--netDerain", str(checkpoint), "--use_gpu", "false", "--save_path", str(tmp_path / "out")]
     test_syn_joint.main([*without, *map(str, flags)])
-    assert "1 stages, as in the training" in capsys.readouterr().out
-    (tmp_path / "DerainNet.json").write_text('{"stage": -1}')
-    run(*flags)
-    assert "can't be understood" in (said := capsys.readouterr()).err and "note: 1 stages" in said.out
+    assert "(--stage)" not in "".join(capsys.readouterr())
 
 
 def test_images_that_hold_both_halves(tmp_path, run):

@@ -37,7 +37,7 @@ from common.evaluation import curves, distance, metrics, report
 from common.generation import export, rain
 from common.training import checkpoint
 from for_spa import train_spa_smallsample_noaug
-from for_syn import generate_rain, test_syn_aug, train_syn_aug
+from for_syn import generate_rain, train_syn_aug
 from tests.conftest import flags_of, photo, write_pairs
 from tests.golden import ROOT, fill
 from tests.robustness import mutate
@@ -200,17 +200,6 @@ def made(rng: np.random.Generator, folder: Path, seeds: Seeds) -> Case:
     return goes_on
 
 
-def choice(rng: np.random.Generator, folder: Path, seeds: Seeds) -> Case:
-    """The .json beside a derainer's weights."""
-    shutil.copy(seeds.folder / "models" / "Aug_DerainNet_state_1.pt", folder)
-    good = {"derainer": "prenet", "derainer_args": [], "recurrent_iter": 1, "pad_to": 1, "pad_square": False}
-    data = json.dumps(mutate.changed(mutate.changed(good, rng), rng)).encode()
-    data = mutate.damaged(data, rng) if rng.random() < 0.3 else data
-    (folder / "Aug_DerainNet.json").write_bytes(data)
-    flags = ["--data_path", f"{seeds.pairs}/rain/8.png", "--save_path", f"{folder}/out", "--use_gpu", "false"]
-    return lambda: test_syn_aug.main([*flags, "--model_dir", str(folder)])
-
-
 def table(rng: np.random.Generator, folder: Path, seeds: Seeds) -> Case:
     """A log.csv that curves.py draws, or a table of a page."""
     (folder / "log.csv").write_bytes(mutate.as_csv(seeds.log * int(rng.integers(1, 3)), rng))
@@ -283,7 +272,7 @@ def _odd_values(rng: np.random.Generator, action: argparse.Action, folder: Path,
 
 KINDS = {  # name -> (of 100 cases, function)
     "image": (36, image), "list": (8, spa_list), "pack": (8, packed), "checkpoint": (14, weights), "state": (6, state),
-    "made": (9, made), "choice": (4, choice), "table": (4, table),
+    "made": (9, made), "table": (4, table),
     "command": (11, command),
 }  # fmt: skip
 
