@@ -60,7 +60,6 @@ OWN = {  # for single scripts; None leaves the default
     "train_syn_encoder.py": {"niter": None, "iters_per_epoch": "1"},
     "common.data.pack": {"workers": None},
     "common.data.compose": {"workers": None},
-    "common.evaluation.distance": {"patch": "16"},
     "common.evaluation.report": {"number": None},
     "common.evaluation.which_rain": {"kinds": "procedural", "variants": "1"},
 }
@@ -135,6 +134,8 @@ def world(tmp_path, monkeypatch):
     for module, name, value in (  # generators and knobs are measured on little
         (rain, "POOL", 32),
         (distance, "BIG", 64),
+        (distance, "NUMBER", 16),
+        (distance, "STEPS", 2),
         (distance, "VARIANTS", 30),
         (knobs, "SIDE", 48),
         (knobs, "PLACES", 2),

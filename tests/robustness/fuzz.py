@@ -33,7 +33,7 @@ from common.data import compose, pack
 from common.data.images import image_format, read_image, write_image
 from common.data.pairs import PairList
 from common.errors import UserError
-from common.evaluation import curves, distance, metrics, report
+from common.evaluation import curves, metrics, report
 from common.generation import export, rain
 from common.training import checkpoint
 from for_spa import train_spa_smallsample_noaug
@@ -45,7 +45,7 @@ from tests.robustness.judge import MEGABYTES, Case, Finding, watched
 
 PICTURE_MEGABYTES = 3000  # limit of a case that reads one image: up to 179 megapixels are allowed
 SCRIPTS = sorted(str(p.relative_to(ROOT)).removesuffix(".py").replace("/", ".") for p in ROOT.glob("for_*/*.py"))
-COMMANDS = (compose, curves, distance, export, metrics, pack, report)
+COMMANDS = (compose, curves, export, metrics, pack, report)
 
 
 class Seeds:
@@ -221,9 +221,9 @@ def good_flags(module: ModuleType, folder: Path, seeds: Seeds) -> dict[str, list
         "model_dir": folder / "m" if trains else nets / "models", "log_dir": folder / "l" if trains else nets / "logs",
         "save_patch": folder / "p",
         "save_inputfake": folder / "i", "save_rainfake": folder / "r", "save_fake": folder / "f", "clean": clean,
-        "streaks": rainy, "out": folder / f"o{ending}", "real": rainy, "pred": rainy, "gt": clean, "rainy": rainy,
+        "streaks": rainy, "out": folder / f"o{ending}", "pred": rainy, "gt": clean, "rainy": rainy,
         "derained": clean, "csv": folder / "t.csv", "use_gpu": "false", "dry_run": "true", "cache": "none",
-        "patchSize": 16, "patch": 16, "nz": 4, "nef": 2, "ndf": 4, "stage": 1, "recurrent_iter": 1, "batchSize": 3,
+        "patchSize": 16, "nz": 4, "nef": 2, "ndf": 4, "stage": 1, "recurrent_iter": 1, "batchSize": 3,
         "niter": 1, "iters_per_epoch": 1, "num": 1, "number": 2, "steps": 1, "manualSeed": 1,
     }  # fmt: skip
     values |= {"workers": 1 if module in (compose, pack) else 0}
@@ -298,8 +298,8 @@ def run_case(seed: int, number: int, seeds: Seeds, folder: Path) -> tuple[str, s
 
 @contextlib.contextmanager
 def little_work():
-    """Generators and distances are measured on little."""
-    with mock.patch.object(rain, "POOL", 16), mock.patch.object(distance, "HALVINGS", 1):
+    """Generators are measured on little."""
+    with mock.patch.object(rain, "POOL", 16):
         yield
 
 
