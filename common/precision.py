@@ -17,6 +17,7 @@ ARITHMETIC = {
     "tf32": "factors in convolutions and matrix products of all networks rounded to 10 bits (TF32)",
     "bf16": "the derainer in bfloat16 (8 bits), factors in the other networks rounded to 10 bits (TF32)",
 }
+ON_A_CPU = {"tf32": "only GPUs have TF32; computing in fp32", "bf16": "the derainer in bfloat16 (8 bits)"}
 _uses_tensor_cores = True  # whether a GPU rounds in convolutions, see ``set_arithmetic``
 
 
@@ -35,10 +36,8 @@ def prepare(
     """
     require_fast(precision, device)
     set_arithmetic(precision)
-    if text := describe(precision, device):
-        print(text)
-    elif not training and is_prenet(net) and has_bfloat16(device):
-        print("this processor has bfloat16 instructions: --precision bf16 takes about half the time (docs/scaling.md)")
+    if text := (ARITHMETIC if device.type == "cuda" else ON_A_CPU).get(precision):
+        print(f"--precision {precision}: {text}")
     if precision == "bf16":
         net.forward = torch.autocast(device.type, torch.bfloat16)(net.forward)  # type: ignore[method-assign]
     if is_prenet(net):
@@ -106,25 +105,12 @@ def require_fast(precision: str, device: torch.device) -> None:
         )
 
 
-def describe(precision: str, device: torch.device) -> str:
-    """One line on what a precision means on a device; empty for fp32 on a CPU."""
-    if device.type == "cuda":
-        old = precision in ("auto", "tf32") and not torch.cuda.is_tf32_supported()
-        text = "this GPU has no TF32, it computes in fp32" if old else ARITHMETIC[precision]
-    else:
-        texts = {"tf32": "only GPUs have TF32; computing in fp32", "bf16": "the derainer in bfloat16 (8 bits)"}
-        text = texts.get(precision, "")
-    return text and f"--precision {precision}: {text}"
-
-
 def compile_net(net: nn.Module, device: torch.device) -> None:
     """torch.compile a network in place (names of its weights stay); says so and goes on without where that fails."""
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.zeros(8, device=device))
     except Exception as error:  # no C++ compiler or Triton, a Python that is too new, ...
-        lines = [line for line in str(error).splitlines() if line.strip() and "backend=" not in line]
-        reason = (lines or [type(error).__name__])[0]
-        print(f"--compile: not possible here, going on without ({reason[:200]})")
+        print(f"--compile: not possible here, going on without ({' '.join(str(error).split())[:200]})")
         return
     print("--compile: the first steps, or the first image of a size, take up to a minute", flush=True)
     net.compile()

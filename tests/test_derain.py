@@ -310,15 +310,3 @@ def test_one_folder_of_rainy_and_clean_images(tmp_path, run, capsys):
     assert run("--data_path", tmp_path / "set", "--gt_path", tmp_path / "set") == 0
     assert "1 images derained" in (out := capsys.readouterr().out) and "1 images (rainstreak-1.png)" in out
     assert list(table(tmp_path / "out")) == ["rain-1.png", "mean"]
-
-
-def test_bfloat16_is_offered_where_the_processor_has_it(tmp_path, run, pairs_folder, monkeypatch, capsys):
-    flags = ["--data_path", pairs_folder / "rain" / "8.png"]
-    for feature, more, offered in (
-        ("avx512_bf16", (), True),
-        ("avx2", (), False),
-        ("bf16", ("--precision", "bf16"), False),
-    ):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda feature=feature: {feature: True})
-        assert run(*flags, *more) == 0
-        assert ("--precision bf16 takes about half the time" in capsys.readouterr().out) == offered
