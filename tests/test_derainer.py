@@ -275,7 +275,8 @@ def test_sizes_that_the_network_can_not_take(trained, run, pairs_folder, tmp_pat
     assert "1 images derained" in out and "3 of 4 images could not be derained" in err
     assert "9.png: --derainer: Net" in err
     assert run("--model_dir", model, *flags, "--tile", 16, "--tile_halo", 4) == 0
-    assert "approximate for this derainer" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--tile, --tile_halo: a derainer of your own needs both"):
+        run("--model_dir", model, *flags, "--tile", 16)
 
 
 def test_results_that_are_not_finite_are_no_images(pairs_folder, tmp_path, run, net_file):

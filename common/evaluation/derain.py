@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from .. import derainer, distributed
 from ..data.cache import free_memory
-from ..data.images import size_text
 from ..data.pairs import Pair, fingerprint
 from ..data.patches import floats
 from ..errors import UserError
@@ -25,6 +24,8 @@ MEMORY_LIMIT = 1e9  # bytes that an image may need on a CPU, beyond what the pro
 FREE_SHARE = 0.5  # of the free memory, that deraining takes
 AUTO_WINDOW = 496  # px; 32 float channels of such a window stay below 32 MiB, where malloc still reuses memory
 LARGEST_WINDOW = 2**24 - 1  # px; 128 channels of gates are then as many values as 31 bits count
+
+FLAGS = {"tile": "tile", "halo": "tile_halo", "pad_to": "pad_to", "pad_square": "pad_square"}  # of Windows
 
 Tile = tuple[tuple[slice, slice], ...]  # the core in the image, the window in the image, the core in the window
 
@@ -48,21 +49,13 @@ class Windows(NamedTuple):
         Raises:
             UserError: the halo of tiles is missing for another derainer; PReNet is given a halo or padding.
         """
-        own = derainer.is_custom(args)
-        tile, halo = getattr(args, "tile", -1), getattr(args, "tile_halo", None)
-        pad_to, pad_square = getattr(args, "pad_to", 1), getattr(args, "pad_square", False)
-        if not own and halo is not None:
-            raise UserError("--tile_halo: that of prenet is known; leave it out")
-        if not own and (pad_to > 1 or pad_square):
-            raise UserError("--pad_to, --pad_square: prenet takes images of every size; leave them out")
-        if own and tile > 0 and halo is None:
-            raise UserError(
-                f"--tile {tile}: say with --tile_halo N how many px of margin a tile needs, best as far as an "
-                "output pixel of your derainer sees; the result is approximate. --tile 0 takes the whole image"
-            )
-        if halo is not None and tile <= 0:
-            raise UserError(f"--tile_halo {halo}: it is the margin of tiles; add --tile N, or leave it out")
-        return cls(tile, halo, pad_to, pad_square)
+        how = cls(**{name: getattr(args, flag) for name, flag in FLAGS.items() if hasattr(args, flag)})
+        if derainer.is_custom(args):
+            if (how.tile > 0) != (how.halo is not None):
+                raise UserError("--tile, --tile_halo: a derainer of your own needs both, or neither for whole images")
+        elif how != cls(how.tile):
+            raise UserError("--tile_halo, --pad_to, --pad_square: prenet needs none of them; leave them out")
+        return how
 
     def of(self, net: nn.Module, height: int, width: int, device: torch.device, number: int = 1) -> list[Tile]:
         """The tiles of ``number`` images of one size."""
@@ -254,11 +247,6 @@ def validator(
     windows = windows or Windows()
     if not derainer.is_prenet(net):
         with _evaluating(net):
-            for size in sorted({pair.format()[:2] for pair in pairs}):
-                trial = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-                try:
-                    derain_pixels(net, trial, device, windows, "truncate")
-                except derainer.DerainerError as error:
-                    text = f"--val_data_path: trial on {size_text(size)} px: {error}"
-                    raise derainer.DerainerError(text) from None
+            for pair in {pair.format()[:2]: pair for pair in pairs}.values():
+                derain_pixels(net, pair.read()[0], device, windows, "truncate")
     return lambda stop: validate(net, pairs, device, windows, stop)
