@@ -88,12 +88,12 @@ def test_the_page(tmp_path, capsys):
     table.write_text("image,rainy_psnr\n<b>,21.23456\nmean,0.95\n")
     flags = ["--out", str(tmp_path / "out"), "--title", "a < b", "--table", str(table)]
     assert report.main([*flags, "--show", str(picture), 'It says "5 > 4".', str(picture), "Again."]) == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"01_a_b.png", "02_a_b.png", "index.html"}
-    assert (tmp_path / "out" / "01_a_b.png").read_bytes() == picture.read_bytes()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"01.PNG", "02.PNG", "index.html"}
+    assert (tmp_path / "out" / "01.PNG").read_bytes() == picture.read_bytes()
     page = (tmp_path / "out" / "index.html").read_text()
-    assert '<img src="01_a_b.png" alt="">' in page and "It says &#34;5 &gt; 4&#34;." in page
+    assert '<img src="01.PNG" alt="">' in page and "It says &#34;5 &gt; 4&#34;." in page
     assert "<h1>a &lt; b</h1>" in page and "&lt;b&gt;" in page and "<td>21.23</td>" in page and "<b>" not in page
     assert "<th>rainy psnr</th>" in page and "<td>0.9500</td>" in page and "index.html" in capsys.readouterr().out
-    for show, message in (([str(table), ""], "there is no picture"), ([str(picture)], "has no sentence")):
+    for show, message in ((["gone.png", ""], "there is no picture"), ([str(picture)], "has no sentence")):
         with pytest.raises(UserError, match=f"--show: .*{message}"):
             report.main([*flags, "--show", *show])

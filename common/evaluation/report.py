@@ -8,8 +8,6 @@ The page is index.html in the folder --out, beside copies of its pictures.
 
 import argparse
 import csv
-import io
-import re
 import sys
 from pathlib import Path
 
@@ -19,10 +17,8 @@ from ..data.page import render
 from ..data.pairs import find_pairs
 from ..data.pictures import sheet
 from ..errors import UserError
-from ..files import read_small, text_of, write_bytes
+from ..files import write_bytes
 from .metrics import labels
-
-PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
 
 
 def compare(args: argparse.Namespace) -> Path:
@@ -42,37 +38,37 @@ def compare(args: argparse.Namespace) -> Path:
 
 
 def show(args: argparse.Namespace) -> Path:
-    """Write a page that shows each picture with its sentence, and a table below; returns the file."""
+    """Write a page that shows each picture with its sentence, and a table below; returns the file.
+
+    Raises:
+        UserError: a sentence or a picture is missing, or the table can't be read.
+    """
     out, figures = Path(args.out), []
     if len(args.show) % 2:
         raise UserError(f"--show: a picture and a sentence in turn; the last one, {args.show[-1]}, has no sentence")
-    rows = read_table(args.table) if args.table else []
     for number, (picture, sentence) in enumerate(zip(args.show[::2], args.show[1::2], strict=True), 1):
         path = Path(picture).expanduser()
-        if path.suffix.lower() not in PICTURES or not path.is_file():
-            raise UserError(f"--show: there is no picture {path} ({', '.join(PICTURES)})")
-        plain = re.sub(r"[^A-Za-z0-9._-]", "_", path.stem)[:100]  # a name that needs no quoting in an address
-        figures.append((f"{number:02d}_{plain}{path.suffix.lower()}", sentence))
+        if not path.is_file():
+            raise UserError(f"--show: there is no picture {path}")
+        figures.append((f"{number:02d}{path.suffix}", sentence))
         write_bytes(out / figures[-1][0], path.read_bytes())
+    rows = read_table(Path(args.table)) if args.table else []
     page = render("gallery.html", title=args.title, figures=figures, rows=rows)
-    write_bytes(out / "index.html", page.encode())
+    write_bytes(out / "index.html", page.encode(errors="xmlcharrefreplace"))
     return out / "index.html"
 
 
-def read_table(path: str) -> list[list[str]]:
-    """Rows of a CSV, the first one its head and the first column names; numbers are rounded for the eye.
+def read_table(path: Path) -> list[list[str]]:
+    """Rows of a CSV, the first one its head; numbers are rounded for the eye.
 
     Raises:
-        UserError: the file can't be read, or is empty.
+        UserError: the file can't be read.
     """
     try:
-        text = read_small(path).decode(errors="replace")
-        rows = [list(map(text_of, row)) for row in csv.reader(io.StringIO(text, newline="")) if row]
+        rows = csv.reader(path.read_text(errors="replace").splitlines())
+        return [[row[0], *map(_rounded, row[1:])] for row in rows if row]
     except (OSError, csv.Error) as error:
-        raise UserError(f"--table: {path} can't be read as a CSV ({getattr(error, 'strerror', error)})") from None
-    if not rows:
-        raise UserError(f"--table: {path} is empty")
-    return [[row[0], *map(_rounded, row[1:])] for row in rows]
+        raise UserError(f"--table: {path} can't be read as a CSV ({error})") from None
 
 
 def _rounded(cell: str) -> str:

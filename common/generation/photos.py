@@ -93,9 +93,8 @@ def report(folder: Path, rows: list[Row]) -> None:
     lead = [f"{len(items)} of {len(rows)} pairs are shown, all are in {MANIFEST}."] if len(items) < len(rows) else []
     lead += ["Rainy pixels: their share. Brightness: mean of the rain, from 0 to 1, where there is some."]
     lead += [f"Settings: {_as_text(rows[0].settings)}."]
-    order = page.Order("rainy pixels", "least rain", "most rain")
     title = f"Rain on photos: {len(rows)} pair{'s' * (len(rows) > 1)}"
-    page.write(folder / page.NAME, title, lead, items, ("clean", "rainy"), order=order)
+    page.write(folder / page.NAME, title, lead, items, ("clean", "rainy"))
 
 
 def write_list(folder: Path, rows: list[Row]) -> int:
