@@ -19,7 +19,7 @@ from torch.distributed.run import parse_args
 import common.models
 from common import cli
 from common.data.images import write_image
-from common.evaluation import distance
+from common.evaluation import distance, which_rain
 from common.generation import knobs, rain
 from common.models import Derain, EDNet, PReNet
 from tests.conftest import flags_of, photo, write_claim_sets
@@ -61,7 +61,7 @@ OWN = {  # for single scripts; None leaves the default
     "common.data.pack": {"workers": None},
     "common.data.compose": {"workers": None},
     "common.evaluation.report": {"number": None},
-    "common.evaluation.which_rain": {"kinds": "procedural", "variants": "1"},
+    "common.evaluation.which_rain": {"kinds": "procedural"},
 }
 
 
@@ -137,6 +137,9 @@ def world(tmp_path, monkeypatch):
         (distance, "NUMBER", 16),
         (distance, "STEPS", 2),
         (distance, "VARIANTS", 30),
+        (which_rain, "VARIANTS", 1),
+        (which_rain, "STAGES", 1),
+        (which_rain, "PATCH", 16),
         (knobs, "SIDE", 48),
         (knobs, "PLACES", 2),
         (knobs, "RANGES", {"angle": (-45, 45)}),

@@ -3,9 +3,9 @@
     python -m common.evaluation.which_rain --clean PHOTOS --streaks STREAKS --test light=FOLDER heavy=FOLDER --out OUT
 
 Kinds: real streak layers (the upper bound), the generator of --netED, the project's procedural rain, and RandomRain of
-albumentations and of kornia, where these are installed. For each kind every photo gets --variants rains; PReNet then
+albumentations and of kornia, where these are installed. For each kind every photo gets eight rains; PReNet then
 learns from these pairs, from the same crops in as many steps, once for each seed. A FOLDER of --test holds rain/ and
-norain/. Finished work is kept: the same command goes on. Writes results.csv, results.md, curves.png and examples.png.
+norain/. Finished work is kept: the same command goes on. Writes results.csv, results.md and curves.png.
 """
 
 import argparse
@@ -19,9 +19,8 @@ import numpy as np
 
 from .. import cli, flags
 from ..data.compose import composed, fitted, part_of
-from ..data.demo import rain_layer
+from ..data.demo import add_rain, rain_layer
 from ..data.images import list_images, read_image, to_eight_bits, to_float, to_uint8, write_image
-from ..data.pictures import sheet
 from ..errors import TrainingStopped, UserError
 from ..files import write_bytes
 from ..generation.rain import RainMaker
@@ -32,6 +31,8 @@ from . import curves
 from .distance import VARIED
 from .experiment import EPOCHS, device_flags, measure, spread, train_derainer, write_rows
 
+VARIANTS = 8  # rains on each photo
+STAGES, PATCH = 3, 64  # of PReNet; px of a crop
 GAIN = 0.8, 1.2  # of real layers, as in the generator's training
 SETTINGS = {  # as the table states them
     "real": f"real streak layers, cropped, mirrored, gain {GAIN[0]:g} to {GAIN[1]:g}",
@@ -52,13 +53,13 @@ def real(layers: list[Path], clean: np.ndarray, rng: np.random.RandomState) -> n
 def generated(maker: RainMaker, clean: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
     """A layer as generate_rain.py makes it."""
     layer = maker.layer(clean.shape[0], clean.shape[1], 0.5, rng).permute(1, 2, 0).numpy()
-    return to_uint8(to_float(clean) + layer, "nearest")
+    return add_rain(clean, layer)
 
 
 def procedural(clean: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
     """Drawn streaks, as varied as in the table of the distance."""
     drawn = {name: rng.uniform(*ends) for name, ends in VARIED.items()}
-    return to_uint8(to_float(clean) + rain_layer(clean.shape[:2], rng.randint(2**31), **drawn), "nearest")
+    return add_rain(clean, rain_layer(clean.shape[:2], rng.randint(2**31), **drawn))
 
 
 def by_albumentations(clean: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
@@ -116,7 +117,7 @@ def make_pairs(args: argparse.Namespace, kind: str, rain: Rain) -> Path:
     names = list_images(Path(args.clean))[0]
     if not names:
         raise UserError(f"--clean: no image in {args.clean}")
-    jobs = [(i, k) for i in range(len(names)) for k in range(args.variants)]
+    jobs = [(i, k) for i in range(len(names)) for k in range(VARIANTS)]
     for i, k in progress_bar(jobs, desc=f"rain: {kind}", unit="picture", leave=False):
         name = f"{Path(names[i]).stem}_v{k}.png"
         if (folder / "norain" / name).exists():  # written last
@@ -130,11 +131,11 @@ def make_pairs(args: argparse.Namespace, kind: str, rain: Rain) -> Path:
 def derain(args: argparse.Namespace, kind: str, seed: int, sets: dict[str, Path]) -> tuple[list[dict], dict]:
     """Train PReNet on a kind of rain and test it: a row for each test set, and the scores of its rainy images."""
     data, folder = Path(args.out, kind), Path(args.out, kind, f"seed{seed}")
-    net = ["--recurrent_iter", args.recurrent_iter, "--precision", args.precision, *device_flags(args)]
+    net = ["--recurrent_iter", STAGES, "--precision", "fp32", *device_flags(args)]
     first = next(iter(sets.values()))
     words = ["--data_path", data / "rain", "--gt_path", data / "norain", "--manualSeed", seed, "--workers", 0]
     words += ["--val_data_path", first / "rain", "--val_gt_path", first / "norain", "--batchSize", args.batchSize]
-    words += ["--patchSize", args.patchSize, *net]
+    words += ["--patchSize", PATCH, *net]
     file, minutes = train_derainer(folder / "model", math.ceil(args.steps / EPOCHS), 0, words)
     scores = {name: measure(file, pairs, folder / name, net) for name, pairs in sets.items()}
     row = {"kind": kind, "seed": seed}
@@ -155,7 +156,7 @@ def table(args: argparse.Namespace, rows: list[dict], rainy: dict[str, dict[str,
             cells.append(f"{spread(psnr)} / {np.mean(ssim):.4f}")
         spent = sum({row["seed"]: row["minutes"] for row in own}.values())
         lines.append(f"| {kind} | {' | '.join(cells)} | {len({row['seed'] for row in own})} | {spent:.0f} |")
-    how = f"PReNet of {args.recurrent_iter} stages, {args.steps} steps, batch {args.batchSize}, {args.precision}"
+    how = f"PReNet of {STAGES} stages, {args.steps} steps, batch {args.batchSize}, fp32"
     lines += ["", f"PSNR in dB / SSIM on Y, mean and standard deviation over the seeds; {how}.", ""]
     return "\n".join([*lines, *(f"- {kind}: {SETTINGS[kind]}" for kind in args.kinds)]) + "\n"
 
@@ -169,13 +170,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--test", nargs="+", required=True, metavar="NAME=FOLDER", help="test sets: rain/ and norain/")
     parser.add_path("--out", required=True, help="folder for everything; the same one goes on")
     parser.add_argument("--kinds", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="of rain")
-    parser.add_argument("--variants", type=cli.positive_int, default=8, help="rains on each photo")
     parser.add_argument("--seeds", nargs="+", type=cli.seed, default=[1, 2, 3], help="of the trainings")
     parser.add_argument("--steps", type=cli.positive_int, default=4000, help="of each training")
     parser.add_argument("--batchSize", type=cli.positive_int, default=8, help="crops in a step")
-    parser.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px")
-    parser.add_argument("--recurrent_iter", type=cli.stages, default=3, help="stages of PReNet")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of PReNet")
     flags.add_device(parser)
     return parser.parse_args(argv)
 
@@ -192,11 +189,6 @@ def main(argv: list[str] | None = None) -> int:
         sets[name] = Path(folder).expanduser().resolve()
     for kind, rain in rains(args).items():
         make_pairs(args, kind, rain)
-    examples = []
-    for kind in args.kinds:
-        files = sorted((out / kind / "rain").glob("*_v0.png"))[:3]
-        examples.append(([read_image(file) for file in files], [kind, *[""] * (len(files) - 1)]))
-    write_image(out / "examples.png", sheet(examples))
     rows = []
     for seed in dict.fromkeys(args.seeds):
         for kind in args.kinds:

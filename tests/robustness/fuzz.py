@@ -200,15 +200,6 @@ def made(rng: np.random.Generator, folder: Path, seeds: Seeds) -> Case:
     return goes_on
 
 
-def table(rng: np.random.Generator, folder: Path, seeds: Seeds) -> Case:
-    """A log.csv that curves.py draws, or a table of a page."""
-    (folder / "log.csv").write_bytes(mutate.as_csv(seeds.log * int(rng.integers(1, 3)), rng))
-    if rng.random() < 0.5:
-        return lambda: curves.main(["--log_dir", str(folder), "--out", f"{folder}/c.png"])
-    flags = ["--out", f"{folder}/out", "--show", f"{seeds.pairs}/rain/8.png", mutate.odd(rng)]
-    return lambda: report.main([*flags, "--table", f"{folder}/log.csv", "--title", mutate.odd(rng)])
-
-
 def good_flags(module: ModuleType, folder: Path, seeds: Seeds) -> dict[str, list[str]]:
     """By flag, words with which a script or command does next to nothing, and does it well; results go to a folder."""
     trains, spa = "train" in module.__name__, "spa" in module.__name__
@@ -272,7 +263,7 @@ def _odd_values(rng: np.random.Generator, action: argparse.Action, folder: Path,
 
 KINDS = {  # name -> (of 100 cases, function)
     "image": (36, image), "list": (8, spa_list), "pack": (8, packed), "checkpoint": (14, weights), "state": (6, state),
-    "made": (9, made), "table": (4, table),
+    "made": (9, made),
     "command": (11, command),
 }  # fmt: skip
 

@@ -18,7 +18,7 @@ from common import cli, derainer
 from common.data.images import ImageError, image_format, read_image, write_image
 from common.data.pairs import PairList
 from common.errors import UserError
-from common.evaluation import curves, metrics
+from common.evaluation import metrics
 from common.generation.manifest import Manifest
 from common.training import checkpoint
 from for_syn import generate_rain, test_syn_aug, train_syn_aug
@@ -54,9 +54,6 @@ def reader_of(kind, path, folder, seeds):
     if kind == "manifest":
         shutil.copy(path, folder / "manifest.csv")
         return lambda: Manifest(folder).mend()
-    if kind == "log":
-        shutil.copy(path, folder / "log.csv")
-        return lambda: curves.main(["--log_dir", str(folder), "--out", f"{folder}/c.png"])
     assert kind == "resumed_log"
     shutil.copytree(seeds.folder / "models", folder / "m")
     (folder / "l").mkdir()
