@@ -134,17 +134,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     device = pick_device(args.use_gpu, args.gpu_id, several=False)
-    slow = {"tf32"} if device.type == "cpu" else set()
-    slow |= set() if has_bfloat16(device) else {"tf32", "bf16"}  # a T4 has neither
-    if left_out := slow & set(args.precision):
-        print(f"left out, since this processor has no instructions for it: {', '.join(left_out)}", file=sys.stderr)
+    if not has_bfloat16(device) and {"tf32", "bf16"} & set(args.precision):  # a T4, most CPUs
+        print("left out: tf32 and bf16, for which this processor has no instructions", file=sys.stderr)
+        args.precision = [precision for precision in args.precision if precision in ("auto", "fp32")]
     records = (False, True) if device.type == "cuda" and args.cuda_graphs != "off" else (False,)
     rows = []
     for work in WORK if args.work == "all" else (args.work,):
         for precision in dict.fromkeys(["fp32", *args.precision]):
-            if precision not in slow:
-                ways = records if work != "derain" else (False,)
-                rows += [row(args, device, work, precision, record) for record in ways]
+            ways = records if work != "derain" else (False,)
+            rows += [row(args, device, work, precision, record) for record in ways]
     what = f"{torch.get_num_threads()} threads of {torch.cpu.get_capabilities().get('cpu_name', platform.machine())}"
     what = torch.cuda.get_device_name(device) if device.type == "cuda" else what
     head = f"| {'steps or images':<30} | {'a second':>9} | {'seconds':>9} | {'peak GB':>7} |"

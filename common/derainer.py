@@ -23,17 +23,13 @@ from torch import Tensor, nn
 
 from .errors import UserError, is_dead_worker, is_out_of_memory
 from .models import Derain, PReNet
-from .terminal import print_result
 
 PRENET = "prenet"
 CONTRACT = (
     "A derainer is a torch.nn.Module from a batch (N, 3, H, W) in [0, 1] to the same shape, or to a tuple whose first "
     "element is that."
 )
-SIZES = (
-    "Sizes that a network can't take: --pad_to 8 (say) pads them, --pad_square to squares; in training --patchSize and "
-    "--batchSize."
-)
+SIZES = "Sizes that a network can't take: --pad_to 8 (say) pads them, --pad_square to squares; in training --patchSize."
 CHOICE = {"derainer": str, "derainer_args": list, "recurrent_iter": int, "pad_to": int, "pad_square": bool}
 
 
@@ -219,8 +215,6 @@ def settle(args: argparse.Namespace, weights: Path) -> str:
     """
     choice = stored(weights)
     if choice is None or "stage" in choice:
-        if args.derainer == PRENET:
-            tell_stages("--recurrent_iter", args.recurrent_iter, None)
         return ""
     if choice["derainer"] != PRENET and "derainer" not in args.given:
         raise UserError(
@@ -239,21 +233,8 @@ def settle(args: argparse.Namespace, weights: Path) -> str:
 
 def settle_stage(args: argparse.Namespace, weights: Path) -> None:
     """Set --stage as it was in the training of BNet, if that stands beside the weights and the flag was not given."""
-    trained = (stored(weights) or {}).get("stage")
-    if trained and "stage" not in args.given:
+    trained = (stored(weights) or {}).get("stage", args.stage)
+    if "stage" not in args.given:
         args.stage = trained
-    tell_stages("--stage", args.stage, trained)
-
-
-def tell_stages(flag: str, used: int, trained: int | None) -> None:
-    """Say where the stages of a network may not be those of its training; weights for another number load, too.
-
-    Args:
-        trained: those of its training; None where nothing beside the weights tells.
-    """
-    if trained is None:
-        print_result(
-            f"note: {used} stages ({flag}); it must be the number of the training, which the weights don't tell"
-        )
-    elif used != trained:
-        print(f"warning: {used} stages ({flag}), the training had {trained}", file=sys.stderr)
+    elif args.stage != trained:  # the weights load all the same
+        print(f"warning: --stage {args.stage}, the training had {trained}", file=sys.stderr)

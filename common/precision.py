@@ -10,21 +10,13 @@ from torch import Tensor, nn
 from .derainer import is_prenet
 from .errors import UserError
 
-# What a precision changes on a GPU. Weights, losses and the averages of Adam are fp32 in each.
-ARITHMETIC = {
-    "auto": "factors in convolutions rounded to 10 bits (TF32), PyTorch's default; fp32 is exact and slower",
-    "fp32": "convolutions and matrix products in full fp32",
-    "tf32": "factors in convolutions and matrix products of all networks rounded to 10 bits (TF32)",
-    "bf16": "the derainer in bfloat16 (8 bits), factors in the other networks rounded to 10 bits (TF32)",
-}
-ON_A_CPU = {"tf32": "only GPUs have TF32; computing in fp32", "bf16": "the derainer in bfloat16 (8 bits)"}
 _uses_tensor_cores = True  # whether a GPU rounds in convolutions, see ``set_arithmetic``
 
 
 def prepare(
     net: nn.Module, device: torch.device, precision: str, compiled: bool = False, training: bool = False
 ) -> None:
-    """Set precision and memory layout of a derainer, once, before its first step; say what the precision means.
+    """Set precision and memory layout of a derainer, once, before its first step.
 
     Args:
         precision: of --precision.
@@ -36,8 +28,6 @@ def prepare(
     """
     require_fast(precision, device)
     set_arithmetic(precision)
-    if text := (ARITHMETIC if device.type == "cuda" else ON_A_CPU).get(precision):
-        print(f"--precision {precision}: {text}")
     if precision == "bf16":
         net.forward = torch.autocast(device.type, torch.bfloat16)(net.forward)  # type: ignore[method-assign]
     if is_prenet(net):

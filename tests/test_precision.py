@@ -133,14 +133,6 @@ def test_bf16_is_near_fp32(any_processor, tmp_path):
     assert 0 < np.abs(a - b).max() <= 3
 
 
-def test_tf32_on_a_cpu_is_fp32_and_says_so(pairs_folder, tmp_path, capsys):
-    for name in ("tf32", "fp32"):
-        train_syn_joint.main(arguments(pairs_folder, tmp_path / name, "--precision", name, "--niter", 1))
-        said = "--precision tf32: only GPUs have TF32; computing in fp32" in capsys.readouterr().out
-        assert said == (name == "tf32")
-    assert same(*(load(tmp_path / p / "DerainNet_state_1.pt") for p in ("tf32", "fp32")))
-
-
 @pytest.fixture
 def switches():
     """PyTorch's, put back afterwards; and a reader of those of convolutions, recurrent networks and products."""

@@ -44,7 +44,6 @@ SMALL = {
     "workers": "0",
     "samples": "300",
     "pictures": "2",
-    "number": "16",
     "netED": "ED.pt",
     "generator_steps": "2",
     "steps": "2",
@@ -60,7 +59,6 @@ OWN = {  # for single scripts; None leaves the default
     "train_syn_encoder.py": {"niter": None, "iters_per_epoch": "1"},
     "common.data.pack": {"workers": None},
     "common.data.compose": {"workers": None},
-    "common.evaluation.report": {"number": None},
     "common.evaluation.which_rain": {"kinds": "procedural"},
 }
 

@@ -117,22 +117,14 @@ def _line(length: int, core: int, halo: int) -> Iterator[tuple[slice, slice, sli
         yield slice(start, stop), slice(low, high), slice(start - low, stop - low)
 
 
-def _reflect(length: int, more: int, device: torch.device) -> Tensor:
-    """Indices that go on by reflection behind the end, to and fro if need be; a single pixel is repeated."""
-    turn = max(2 * (length - 1), 1)
-    i = torch.arange(length + more, device=device) % turn
-    return torch.minimum(i, turn - i).clamp(max=length - 1)
-
-
 @torch.no_grad()
 def _infer(net: nn.Module, window: Tensor, windows: Windows) -> Tensor:
     if derainer.is_prenet(net):
         return derainer.apply(net, order(window))
     height, width = window.shape[2:]
-    more = windows.padding(height, width)
-    if any(more):
-        rows, columns = (_reflect(n, m, window.device) for n, m in zip((height, width), more, strict=True))
-        window = window.index_select(2, rows).index_select(3, columns)
+    for side, more in enumerate(windows.padding(height, width), 2):
+        index = np.pad(np.arange(window.shape[side]), (0, more), "reflect")
+        window = window.index_select(side, torch.from_numpy(index).to(window.device))
     return derainer.apply(net, window)[..., :height, :width]
 
 

@@ -31,7 +31,7 @@ import torch
 
 from .. import cli, flags
 from ..data.compose import part_of
-from ..data.demo import rain_layer
+from ..data.demo import PLAIN, rain_layer
 from ..data.images import read_image, size_text, to_float
 from ..data.layers import variant
 from ..data.pairs import images_in
@@ -60,8 +60,7 @@ VARIANTS = 200  # of the real layers together, at least one of each
 SEED = 0  # of codes and crops
 HALVES, TRAINING = "two halves of the real rain", "real rain of the training"  # rows
 
-# Procedural rain, drawn for each layer: as the demo's, and over about the range that learned rain has to cover.
-PLAIN = {"angle": (6, 14), "length": (16, 24), "width": (1.4, 2), "density": (0.08, 0.14), "brightness": (0.35, 0.45)}
+# Procedural rain, drawn for each layer over about the range that learned rain has to cover; the demo's is PLAIN.
 VARIED = {"angle": (-20, 20), "length": (8, 40), "width": (1, 3), "density": (0.03, 0.3), "brightness": (0.1, 0.6)}
 
 

@@ -139,11 +139,7 @@ class Table:
         return notes + [f"{small} with a side below {SSIM_WINDOW} px: no SSIM, left out of its mean"] * bool(small)
 
     def save(self, path: Path) -> None:
-        """Write a CSV: one line an image, then the mean.
-
-        Raises:
-            UserError: the file can't be written.
-        """
+        """Write a CSV: one line an image, then the mean."""
         means, out, fields = self.means(), io.StringIO(), list(Scores.__dataclass_fields__)
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["image", *(f"{method}_{field}" for method in means for field in fields)])
@@ -160,16 +156,11 @@ class Table:
         sides: tuple[str, str],
         halves: Mapping[str, str],
     ) -> None:
-        """Write the scores as a page with sliders, see common/data/page.py.
+        """Write the scores as a page with sliders, see ``page.write``.
 
         Args:
             pictures: for every image, with a row of the table or not, its versions: label -> file.
-            lead: paragraphs below the title.
-            sides: labels of the versions that are compared at first.
             halves: see ``page.Item``.
-
-        Raises:
-            UserError: the page can't be written.
         """
 
         def values(scores: Mapping[str, Scores]) -> dict[str, float]:

@@ -18,21 +18,20 @@ from ..data.pairs import find_pairs
 from ..data.pictures import sheet
 from ..errors import UserError
 from ..files import write_bytes
-from .metrics import labels
+
+ROWS = 4
 
 
 def compare(args: argparse.Namespace) -> Path:
-    """Write a row for each of the first --number pairs: rainy, each folder of results, clean; returns the file."""
+    """Write a row for each of the first four pairs: rainy, derained, clean; returns the file."""
     out = flags.picture(args)
-    pairs = find_pairs(args.rainy, args.clean, "--rainy, --clean")[0][: args.number]
+    pairs = find_pairs(args.rainy, args.clean, "--rainy, --clean")[0][:ROWS]
     names = [Path(pair.name) for pair in pairs]
-    results = [find_pairs(args.rainy, f, "--rainy, --derained", names=names)[0] for f in args.derained]
-    methods = ["derained"] if len(results) == 1 else labels(args.derained)
-    rows = []
+    results = find_pairs(args.rainy, args.derained, "--rainy, --derained", names=names)[0]
+    derained, rows = {result.name: result.clean for result in results}, []
     for pair in pairs:
-        derained = (found.clean for result in results for found in result if found.name == pair.name)
-        images = [to_eight_bits(read_image(path)) for path in (pair.rainy, *derained, pair.clean)]
-        rows.append((images, [f"{pair.name}: rainy", *methods, "clean"]))
+        images = [to_eight_bits(read_image(path)) for path in (pair.rainy, derained[pair.name], pair.clean)]
+        rows.append((images, [f"{pair.name}: rainy", "derained", "clean"]))
     write_image(out, sheet(rows))
     return out
 
@@ -84,9 +83,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--out", required=True, help="the picture to write (.png, .jpg); with --show the folder of the page"
     )
     parser.add_path("--rainy", help="folder of rainy images")
-    parser.add_path("--derained", nargs="+", help="folder of derained images, or several, paired by name")
+    parser.add_path("--derained", help="folder of derained images, paired by name")
     parser.add_path("--clean", help="folder of clean images, paired by name")
-    parser.add_argument("--number", type=cli.positive_int, default=4, help="images to compare, the first by name")
     parser.add_argument(
         "--show", nargs="+", metavar="PICTURE SENTENCE", help="pictures of a page, each with a sentence"
     )
