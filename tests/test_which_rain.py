@@ -47,8 +47,7 @@ def test_kinds_come_out_and_are_kept(folder, calls, capsys):
                 )
                 assert (rainy >= clean).all() and (rainy > clean).any()
     assert not np.array_equal(*(read_image(folder / "out" / "real" / "rain" / f"0_v{v}.png") for v in (0, 1)))
-    assert "| procedural |" in (folder / "out" / "results.md").read_text() and "(rainy)" in capsys.readouterr().out
-    assert read_image(folder / "out" / "curves.png").std() > 5
+    assert "| procedural |" in (printed := capsys.readouterr().out) and "(rainy)" in printed
     before = len(calls)
     assert run(folder, "--kinds", "real", "procedural") == 0 and len(calls) == before
     trained = [flags for script, flags in calls if "train" in script]

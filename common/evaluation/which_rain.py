@@ -5,7 +5,7 @@
 Kinds: real streak layers (the upper bound), the generator of --netED, the project's procedural rain, and RandomRain of
 albumentations and of kornia, where these are installed. For each kind every photo gets eight rains; PReNet then
 learns from these pairs, from the same crops in as many steps, once for each seed. A FOLDER of --test holds rain/ and
-norain/. Finished work is kept: the same command goes on. Writes results.csv, results.md and curves.png.
+norain/. Finished work is kept: the same command goes on. Writes results.csv.
 """
 
 import argparse
@@ -21,26 +21,18 @@ from .. import cli, flags
 from ..data.compose import composed, fitted, part_of
 from ..data.demo import add_rain, rain_layer
 from ..data.images import list_images, read_image, to_eight_bits, to_float, to_uint8, write_image
-from ..errors import TrainingStopped, UserError
-from ..files import write_bytes
+from ..errors import UserError
 from ..generation.rain import RainMaker
-from ..terminal import progress_bar
+from ..terminal import print_result, progress_bar
 from ..training.checkpoint import load_generator
 from ..training.device import pick_device
-from . import curves
 from .distance import VARIED
 from .experiment import EPOCHS, device_flags, measure, spread, train_derainer, write_rows
 
 VARIANTS = 8  # rains on each photo
 STAGES, PATCH = 3, 64  # of PReNet; px of a crop
 GAIN = 0.8, 1.2  # of real layers, as in the generator's training
-SETTINGS = {  # as the table states them
-    "real": f"real streak layers, cropped, mirrored, gain {GAIN[0]:g} to {GAIN[1]:g}",
-    "generated": "generate_rain.py's layers, defaults",
-    "procedural": "drawn streaks, " + ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in VARIED.items()),
-    "albumentations": "RandomRain(slant -20 to 20, drop length 10 to 30, width 1 or 2, brightness 0.8 to 1, blur 3)",
-    "kornia": "RandomRain(200 to 2000 drops, height 5 to 20, width -5 to 5)",
-}
+KINDS = ("real", "generated", "procedural", "albumentations", "kornia")
 Rain = Callable[[np.ndarray, np.random.RandomState], np.ndarray]  # (H, W, 3) uint8 -> the same with rain
 
 
@@ -143,22 +135,19 @@ def derain(args: argparse.Namespace, kind: str, seed: int, sets: dict[str, Path]
     return rows, {name: both["rainy"] for name, both in scores.items()}
 
 
-def table(args: argparse.Namespace, rows: list[dict], rainy: dict[str, dict[str, float]]) -> str:
-    """Mean and standard deviation over the seeds, as Markdown; a row for each kind, a column for each test set."""
-    lines = [f"| trained on | {' | '.join(rainy)} | seeds | minutes |", "|---" * (len(rainy) + 3) + "|"]
-    lines.append(
-        "| (rainy) | " + " | ".join(f"{v['psnr_y']:.2f} / {v['ssim_y']:.4f}" for v in rainy.values()) + " | | |"
-    )
+def table(rows: list[dict], rainy: dict[str, dict[str, float]]) -> str:
+    """PSNR in dB / SSIM on Y as Markdown, mean and standard deviation over the seeds; a column for each test set."""
+    lines = [f"| trained on | {' | '.join(rainy)} |", "|---" * (len(rainy) + 1) + "|"]
+    before = [f"{scores['psnr_y']:.2f} / {scores['ssim_y']:.4f}" for scores in rainy.values()]
+    lines.append(f"| (rainy) | {' | '.join(before)} |")
     for kind in dict.fromkeys(row["kind"] for row in rows):
-        cells, own = [], [row for row in rows if row["kind"] == kind]
+        cells = []
         for name in rainy:
-            psnr, ssim = ([row[key] for row in own if row["test"] == name] for key in ("psnr_y", "ssim_y"))
-            cells.append(f"{spread(psnr)} / {np.mean(ssim):.4f}")
-        spent = sum({row["seed"]: row["minutes"] for row in own}.values())
-        lines.append(f"| {kind} | {' | '.join(cells)} | {len({row['seed'] for row in own})} | {spent:.0f} |")
-    how = f"PReNet of {STAGES} stages, {args.steps} steps, batch {args.batchSize}, fp32"
-    lines += ["", f"PSNR in dB / SSIM on Y, mean and standard deviation over the seeds; {how}.", ""]
-    return "\n".join([*lines, *(f"- {kind}: {SETTINGS[kind]}" for kind in args.kinds)]) + "\n"
+            own = [row for row in rows if (row["kind"], row["test"]) == (kind, name)]
+            ssim = np.mean([row["ssim_y"] for row in own])
+            cells.append(f"{spread([row['psnr_y'] for row in own])} / {ssim:.4f}")
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -169,7 +158,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_netED("default")
     parser.add_argument("--test", nargs="+", required=True, metavar="NAME=FOLDER", help="test sets: rain/ and norain/")
     parser.add_path("--out", required=True, help="folder for everything; the same one goes on")
-    parser.add_argument("--kinds", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="of rain")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of rain")
     parser.add_argument("--seeds", nargs="+", type=cli.seed, default=[1, 2, 3], help="of the trainings")
     parser.add_argument("--steps", type=cli.positive_int, default=4000, help="of each training")
     parser.add_argument("--batchSize", type=cli.positive_int, default=8, help="crops in a step")
@@ -192,18 +181,10 @@ def main(argv: list[str] | None = None) -> int:
     rows = []
     for seed in dict.fromkeys(args.seeds):
         for kind in args.kinds:
-            try:
-                more, rainy = derain(args, kind, seed, sets)
-                rows += more
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(f"stopped; finished work is in {out}, the same command goes on") from None
-            except TrainingStopped as error:
-                raise TrainingStopped(f"{kind}, seed {seed}: {error}; the same command goes on") from None
+            more, rainy = derain(args, kind, seed, sets)
+            rows += more
             write_rows(out / "results.csv", rows)
-            write_bytes(out / "results.md", table(args, rows, rainy).encode())
-    logs = [str(out / kind / f"seed{args.seeds[0]}" / "model_logs") for kind in args.kinds]
-    curves.main(["--log_dir", *logs, "--out", str(out / "curves.png")])
-    print(f"{table(args, rows, rainy)}\ntable: {out / 'results.md'}, {out / 'results.csv'}")
+    print_result(f"{table(rows, rainy)}\nwritten: {out / 'results.csv'}")
     return 0
 
 
