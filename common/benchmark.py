@@ -56,7 +56,7 @@ def joint(args: argparse.Namespace, device: torch.device, precision: str, record
     ndf = min(64, 64 * 64 // args.patchSize)
     fresh = Derain(6), EDNet(patch_size=args.patchSize), Discriminator(args.patchSize, ndf)
     netDerain, netED, netD = nets = [net.to(device) for net in fresh]
-    prepare(netDerain, device, precision, args.compile, training=True)
+    prepare(netDerain, device, precision, training=True)
     rates = {"DerainNet": 2e-4, "ED": 1e-4, "D": 4e-4}
     optimizers = {name: adam(net.parameters(), rates[name]) for name, net in zip(rates, nets, strict=True)}
     step = joint_step(netDerain, netED, netD, optimizers, w_adv=1.0, lambda_gp=10.0, eps2=1e-6)
@@ -68,7 +68,7 @@ def joint(args: argparse.Namespace, device: torch.device, precision: str, record
 def aug(args: argparse.Namespace, device: torch.device, precision: str, record: bool) -> Turn:
     """Steps of augmented training of PReNet, a third of the batch with generated rain."""
     net, netED = PReNet(6).to(device), EDNet(patch_size=args.patchSize).to(device).requires_grad_(False)
-    prepare(net, device, precision, args.compile, training=True)
+    prepare(net, device, precision, training=True)
     n_real, optimizer = real_samples(args.batchSize, 0.5), adam(net.parameters(), 1e-3)
     step = aug_step(net, netED, optimizer, n_real)
     if record:
@@ -80,7 +80,7 @@ def derain_images(args: argparse.Namespace, device: torch.device, precision: str
     """Images of which BNet removes the rain, one by one."""
     torch.backends.cudnn.benchmark = False  # as in the scripts, whose images differ in size
     net, rainy = Derain(6).eval().to(device), torch.rand(1, 3, HEIGHT, WIDTH, device=device)
-    prepare(net, device, precision, args.compile)
+    prepare(net, device, precision)
 
     def turn() -> None:
         for _ in range(CYCLES[device.type]):
@@ -106,7 +106,7 @@ def measure(turn: Callable[[], None], device: torch.device) -> float:
 
 def row(args: argparse.Namespace, device: torch.device, work: str, precision: str, record: bool) -> str:
     """Measure one way of doing the work: a row of the table."""
-    name = f"{work}: {precision}{' compiled' * args.compile}{' recorded' * record}"
+    name = f"{work}: {precision}{' recorded' * record}"
     print(f"measuring {name}", flush=True)
     gc.collect()
     if device.type == "cuda":

@@ -78,7 +78,7 @@ ROUNDED = (
 
 
 def add_speed(group: argparse.ArgumentParser, several: bool = False) -> None:
-    """--precision, of which ``several`` may be allowed, and --compile."""
+    """--precision, of which ``several`` may be allowed."""
     group.add_argument(
         "--precision",
         choices=("auto", "fp32", "tf32", "bf16"),
@@ -87,7 +87,6 @@ def add_speed(group: argparse.ArgumentParser, several: bool = False) -> None:
         help=f"{ROUNDED}; bf16: the derainer in bfloat16 (8 bits), the rest as tf32 on a GPU and as fp32 on a CPU. "
         "Weights and losses stay fp32",
     )
-    add_switch(group, "--compile", "torch.compile the derainer")
 
 
 def add_recording(group: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""--precision and --compile: how a GPU, or a CPU that can, rounds factors; and the memory layout for it."""
+"""--precision: how a GPU, or a CPU that can, rounds factors; and the memory layout for it."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,14 +13,11 @@ from .errors import UserError
 _uses_tensor_cores = True  # whether a GPU rounds in convolutions, see ``set_arithmetic``
 
 
-def prepare(
-    net: nn.Module, device: torch.device, precision: str, compiled: bool = False, training: bool = False
-) -> None:
+def prepare(net: nn.Module, device: torch.device, precision: str, training: bool = False) -> None:
     """Set precision and memory layout of a derainer, once, before its first step.
 
     Args:
         precision: of --precision.
-        compiled: torch.compile it.
         training: in training a CPU keeps PyTorch's usual layout.
 
     Raises:
@@ -34,8 +31,6 @@ def prepare(
         if precision != "fp32" if device.type == "cuda" else not training:
             net.to(memory_format=torch.channels_last)
         net.register_forward_pre_hook(lambda net, inputs: tuple(map(order, inputs)))
-    if compiled:
-        compile_net(net, device)
 
 
 def set_arithmetic(precision: str) -> None:
@@ -93,26 +88,3 @@ def require_fast(precision: str, device: torch.device) -> None:
         raise UserError(
             f"--precision bf16: {name} has no bfloat16 instructions, it would be many times slower; take fp32"
         )
-
-
-def compile_net(net: nn.Module, device: torch.device) -> None:
-    """torch.compile a network in place (names of its weights stay); says so and goes on without where that fails."""
-    try:
-        torch.compile(lambda x: x * 2 + 1)(torch.zeros(8, device=device))
-    except Exception as error:  # no C++ compiler or Triton, a Python that is too new, ...
-        print(f"--compile: not possible here, going on without ({' '.join(str(error).split())[:200]})")
-        return
-    print("--compile: the first steps, or the first image of a size, take up to a minute", flush=True)
-    net.compile()
-
-
-@contextlib.contextmanager
-def without_tuning(net: nn.Module) -> Iterator[None]:
-    """Within it nothing is tuned or compiled for an image size; that takes too long for sizes that come once."""
-    compiled = net._compiled_call_impl is not None
-    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
-    try:
-        with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
-            yield
-    finally:
-        torch.backends.cudnn.benchmark = before

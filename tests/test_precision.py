@@ -13,7 +13,7 @@ from common.data.images import read_image, write_image
 from common.errors import UserError
 from common.evaluation.derain import derain
 from common.models import Derain, Discriminator, EDNet, PReNet
-from common.precision import compile_net, prepare, require_fast, set_arithmetic, without_tuning
+from common.precision import prepare, require_fast, set_arithmetic
 from common.training import augment, losses
 from common.training.joint import joint_draw, joint_step
 from common.training.optimizer import adam
@@ -21,7 +21,7 @@ from for_syn import test_syn_joint as derain_script
 from for_syn import train_syn_joint
 from tests.conftest import photo
 from tests.golden import fill, uniform
-from tests.runs import arguments, load, same
+from tests.runs import arguments
 from tests.tensor_cores import TensorCores
 
 CPU = torch.device("cpu")
@@ -156,10 +156,6 @@ def test_switches_of_each_precision(switches):
         results[name] = switches()
     exact, rounded = ("ieee", "ieee", "ieee"), ("tf32", "tf32", "tf32")
     assert results == {"auto": ("tf32", "tf32", "ieee"), "fp32": exact, "tf32": rounded, "bf16": rounded}
-    torch.backends.cudnn.benchmark = True
-    with without_tuning(torch.nn.Conv2d(1, 1, 1)):
-        assert not torch.backends.cudnn.benchmark
-    assert torch.backends.cudnn.benchmark
 
 
 def test_whatever_a_program_has_set_before_the_switches_are_ours(switches):
@@ -239,43 +235,3 @@ def test_other_losses_and_the_spectral_norm_bear_rounded_factors(switches):
             values, _ = joint_training(nets)[0](True, rainy, clean, eps, alpha)
         results[kind] = {name: value.item() for name, value in values.items()}
     assert results[torch.float32] == pytest.approx(results[torch.float64], rel=1e-2, abs=1e-4)
-
-
-# --- compilation ---------------------------------------------------------------------------------------------------
-
-
-def test_without_a_compiler_work_goes_on(monkeypatch, pairs_folder, tmp_path, capsys):
-    def broken(*args, **kwargs):
-        raise RuntimeError("no C++ compiler\nmore")
-
-    monkeypatch.setattr(torch, "compile", broken)
-    train_syn_joint.main(arguments(pairs_folder, tmp_path / "a", "--niter", 1, "--compile"))
-    assert "--compile: not possible here, going on without (no C++ compiler more)" in capsys.readouterr().out
-    monkeypatch.undo()
-    train_syn_joint.main(arguments(pairs_folder, tmp_path / "b", "--niter", 1))
-    assert same(load(tmp_path / "a" / "ED_state_1.pt"), load(tmp_path / "b" / "ED_state_1.pt"))
-
-
-def test_a_compiled_network_keeps_its_names_and_numbers(monkeypatch):
-    net = fill(Derain(1), 11)
-    names, rainy = list(net.state_dict()), uniform(3, 1, 3, 16, 16)
-    with torch.no_grad():
-        expected = net(rainy)[0]
-    calls = []
-
-    def backend(graph, inputs):  # compiles nothing, so that the test needs no compiler
-        calls.append(graph)
-        return graph.forward
-
-    real = torch.nn.Module.compile
-    whole = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **how: whole(f, **how) if how else f)  # the trial needs a compiler
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: real(self, backend=backend))
-    compile_net(net, rainy.device)
-    with torch.no_grad():
-        assert torch.allclose(net(rainy)[0], expected, atol=1e-6) and calls
-        before = len(calls)
-        with without_tuning(net):
-            net(uniform(4, 1, 3, 20, 24))
-        assert len(calls) == before
-    assert list(net.state_dict()) == names and isinstance(net, Derain)

@@ -16,7 +16,7 @@ from ..data.cache import free_memory
 from ..data.pairs import Pair, fingerprint
 from ..data.patches import floats
 from ..errors import UserError
-from ..precision import order, without_tuning
+from ..precision import order
 from ..terminal import progress_bar
 from . import metrics
 
@@ -25,7 +25,6 @@ FREE_SHARE = 0.5  # of the free memory, that deraining takes
 AUTO_WINDOW = 496  # px; 32 float channels of such a window stay below 32 MiB, where malloc still reuses memory
 LARGEST_WINDOW = 2**24 - 1  # px; 128 channels of gates are then as many values as 31 bits count
 
-FLAGS = {"tile": "tile", "halo": "tile_halo", "pad_to": "pad_to", "pad_square": "pad_square"}  # of Windows
 
 Tile = tuple[tuple[slice, slice], ...]  # the core in the image, the window in the image, the core in the window
 
@@ -49,11 +48,12 @@ class Windows(NamedTuple):
         Raises:
             UserError: the halo of tiles is missing for another derainer; PReNet is given a halo or padding.
         """
-        how = cls(**{name: getattr(args, flag) for name, flag in FLAGS.items() if hasattr(args, flag)})
+        tile, halo = getattr(args, "tile", -1), getattr(args, "tile_halo", None)
+        how = cls(tile, halo, getattr(args, "pad_to", 1), getattr(args, "pad_square", False))
         if derainer.is_custom(args):
-            if (how.tile > 0) != (how.halo is not None):
+            if (tile > 0) != (halo is not None):
                 raise UserError("--tile, --tile_halo: a derainer of your own needs both, or neither for whole images")
-        elif how != cls(how.tile):
+        elif how != cls(tile):
             raise UserError("--tile_halo, --pad_to, --pad_square: prenet needs none of them; leave them out")
         return how
 
@@ -89,14 +89,7 @@ def _room(device: torch.device) -> float:
 
 
 def tile_size(tile: int, height: int, width: int, halo: int, device: torch.device, number: int = 1) -> int:
-    """The core of the tiles in px, 0 for the whole image.
-
-    Args:
-        tile: as in ``derain``.
-        height, width: of the image, in px.
-        halo: margin around the core in px.
-        number: of images that are derained at once.
-    """
+    """The core of the tiles in px, 0 for the whole image, for so many images at once; ``tile`` is as in ``derain``."""
     if tile >= 0:
         return tile
     room = _room(device)
@@ -192,12 +185,14 @@ def _pixels(values: Tensor, rounding: str) -> Tensor:
 
 @contextlib.contextmanager
 def _evaluating(net: nn.Module) -> Iterator[None]:
-    """eval mode within it, then each module's own again: one of them may be frozen."""
-    modes = {module: module.training for module in net.modules()}
+    """eval mode within it, then each module's own again; a GPU tunes nothing for image sizes that come once."""
+    modes = {module: module.training for module in net.modules()}  # one of them may be frozen
+    tunes, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
     net.eval()
     try:
         yield
     finally:
+        torch.backends.cudnn.benchmark = tunes
         for module, training in modes.items():
             module.training = training
 
@@ -210,7 +205,7 @@ def validate(
     Several processes share the images.
     """
     scores: dict[int, metrics.Scores] = {}
-    with _evaluating(net), without_tuning(net):
+    with _evaluating(net):
         mine = range(len(pairs))[distributed.share()]
         for number in progress_bar(mine, desc="validating", unit="image", leave=False):
             if stop():

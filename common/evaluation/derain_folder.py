@@ -67,7 +67,7 @@ def derain_folder(net: nn.Module, args: argparse.Namespace, device: torch.device
     if over := [save / name for name in names if (save / name).resolve() in used]:
         raise UserError(f"--save_path: {over[0]} is an input file and would be overwritten; choose another folder")
     distributed.require_shared("--save_path", save)
-    prepare(net.eval(), device, args.precision, args.compile)
+    prepare(net.eval(), device, args.precision)
     done: dict[Path, Result] = {}
     mine = names[distributed.share()]
     for number, name in enumerate(progress_bar(mine, unit="image")):

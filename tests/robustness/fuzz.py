@@ -230,7 +230,7 @@ def command(rng: np.random.Generator, folder: Path, seeds: Seeds) -> Case:
     flags, words = flags_of(module), good_flags(module, folder, seeds)
     for _ in range(int(rng.integers(0, 4))):
         dest = list(flags)[rng.integers(len(flags))]
-        if dest in ("compile", "dry_run", "steps"):  # they would train, or take minutes
+        if dest in ("dry_run", "steps"):  # they would train, or take minutes
             continue
         words[dest] = [flags[dest].option_strings[0], *_odd_values(rng, flags[dest], folder, seeds)]
     argv = [word for values in words.values() for word in values]
