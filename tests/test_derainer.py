@@ -81,11 +81,6 @@ def test_values_of_arguments():
     assert derainer.values(texts) == dict(zip("abcdefghijk", expected, strict=True))
 
 
-def test_prenet_is_the_default():
-    net = derainer.build(parse("--recurrent_iter", 3))
-    assert isinstance(net, PReNet) and net.stages == 3
-
-
 def test_a_file_a_function_and_a_module(net_file, monkeypatch):
     assert built(net_file, "Net", "kind=tuple").kind == "tuple"
     assert type(built(net_file, "function", "width=2")).__name__ == "Net"
@@ -341,14 +336,8 @@ def test_real_networks_of_spandrel(pairs_folder, tmp_path, run):
     for i in range(4):
         for folder in ("rain", "norain"):
             write_image(pairs_folder / folder / f"{i + 8}.png", photo(130 + i, 128, i + len(folder)))
-    nets = {
-        "NAFNet:NAFNet": "width=4 enc_blk_nums=1,1 dec_blk_nums=[1,1] middle_blk_num=1 --pad_to 4",
-        "Uformer:Uformer": "img_size=128 embed_dim=4 depths=1,1,1,1,1,1,1,1,1 --pad_to 128 --pad_square",
-    }
-    for name, text in nets.items():
-        model = tmp_path / name.split(":")[0]
-        flags = ["--derainer", f"spandrel.architectures.{name}", "--derainer_args", *text.split()]
-        train(pairs_folder, model, *flags, "--patchSize", 128 if "Uformer" in name else 32, "--iters_per_epoch", 1)
-        assert run("--model_dir", model, *flags, "--data_path", pairs_folder / "rain" / "9.png") == 0
-        assert read_image(tmp_path / "out" / "9.png").shape == (131, 128, 3)
-        os.unlink(tmp_path / "out" / "9.png")
+    flags = ["--derainer", "spandrel.architectures.NAFNet:NAFNet", "--pad_to", 4, "--derainer_args", "width=4"]
+    flags += ["enc_blk_nums=1,1", "dec_blk_nums=[1,1]", "middle_blk_num=1"]
+    train(pairs_folder, tmp_path / "model", *flags, "--patchSize", 32, "--iters_per_epoch", 1)
+    assert run("--model_dir", tmp_path / "model", *flags, "--data_path", pairs_folder / "rain" / "9.png") == 0
+    assert read_image(tmp_path / "out" / "9.png").shape == (131, 128, 3)

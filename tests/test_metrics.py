@@ -84,8 +84,6 @@ def test_mismatches_are_named_before_any_work(tmp_path, capsys):
     save(tmp_path / "pred", "a.png", 1)
     save(tmp_path / "pred", "b.png", 1)
     save(tmp_path / "gt", "a.png", 1, (17, 20))
-    with pytest.raises(UserError, match="1 of 2 .*no single partner(.|\n)*b.png: no clean partner"):
-        metrics.main(arguments)
     save(tmp_path / "gt", "b.png", 1)
     with pytest.raises(UserError, match="1 of 2 .*(.|\n)*a.png is 20x16, its clean partner a.png 20x17"):
         metrics.main(arguments)
