@@ -106,7 +106,7 @@ def test_in_a_browser_of_400_px(written):
         const heads = document.querySelectorAll('th button');
         for (const [head, times] of [[1, 1], [1, 1], [2, 1], [0, 1]]) {
           heads[head].click();
-          found.sorted.push(names() + ' ' + heads[head].parentElement.ariaSort);
+          found.sorted.push(names());
         }
         const figure = document.querySelector('figure'), slider = figure.querySelector('input');
         figure.scrollIntoView();
@@ -131,7 +131,7 @@ def test_in_a_browser_of_400_px(written):
     )
     assert console == []
     assert answer["start"] == "01234"
-    assert answer["sorted"] == ["10423 ascending", "24013 descending", "43210 ascending", "01234 ascending"]
+    assert answer["sorted"] == ["10423", "24013", "43210", "01234"]
     assert answer["hit"] and answer["clip"] == ["inset(0px 50% 0px 0px)", "inset(0px 80% 0px 0px)"]
     assert abs(answer["handle"]) <= 2 and answer["both"] == ["left right", ""] and answer["loaded"]
     assert answer["width"][0] == 400 and answer["width"][1] <= 400
