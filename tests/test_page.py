@@ -75,7 +75,7 @@ def test_the_table_of_metrics_as_a_page(tmp_path):
         table.add(f"{k}.png", rainy=metrics.Scores(20 + k, 0.5, 21), derained=metrics.Scores(30 + 3 * k, 0.9, math.inf))
         write_image(tmp_path / f"{k}.png", photo(20, 30, k))
     pictures = {f"{k}.png": {"rainy": tmp_path / f"{k}.png"} for k in range(2)}
-    table.page(tmp_path / "r.html", "t", pictures, [], ("rainy", "rainy"), {})
+    table.page(tmp_path / "r.html", "t", pictures, ("rainy", "rainy"), {})
     text = (tmp_path / "r.html").read_text()
     rows = [re.findall(r">([^<>]*)</td>", row) for row in re.findall("<tr>.*?</tr>", text)[1:]]
     assert rows[0][-6:] == ["20.00", "0.5000", "21.00", "30.00", "0.9000", "\N{INFINITY}"]

@@ -59,10 +59,8 @@ def derain_folder(net: nn.Module, args: argparse.Namespace, device: torch.device
     """
     save, windows, pairing = Path(args.save_path), Windows.from_flags(args), Pairing.from_flags(args)
     folder, names, others = inputs(Path(args.data_path), save, hint)
-    pairs = {}
-    if args.gt_path or pairing.side_by_side:
-        pairs = _partners(folder, names, args.gt_path, pairing)
-        names = [name for name in names if name in pairs]
+    pairs = _partners(folder, names, args.gt_path, pairing)
+    names = [name for name in names if not pairs or name in pairs]
     used = {path.resolve() for path in [*(folder / name for name in names), *(pair.clean for pair in pairs.values())]}
     if over := [save / name for name in names if (save / name).resolve() in used]:
         raise UserError(f"--save_path: {over[0]} is an input file and would be overwritten; choose another folder")
@@ -101,15 +99,14 @@ def derain_folder(net: nn.Module, args: argparse.Namespace, device: torch.device
     if distributed.is_first():
         if others:
             print(f"{others} other files in {folder} skipped")
-        table, lead = _report(done, save, device), [f"Derained with {Path(weights).name}."]
-        pictures = {}
+        table, pictures = _report(done, save, device), {}
         for name in (name for name, result in done.items() if result.written):
             clean = {"clean": pairs[name].clean} if name in pairs else {}
             pictures[name.as_posix()] = {"rainy": folder / name, "derained": save / name, **clean}
         halves = dict(zip(("rainy", "clean"), pairing.halves, strict=True))
         if pictures:
-            title = f"Rain removed from {len(pictures)} images"
-            table.page(save / page.NAME, title, pictures, lead, ("rainy", "derained"), halves)
+            title = f"Rain removed from {len(pictures)} images with {Path(weights).name}"
+            table.page(save / page.NAME, title, pictures, ("rainy", "derained"), halves)
             print(f"page: {save / page.NAME}")
     problems = [result.problem for result in done.values() if result.problem]
     if problems:
@@ -118,8 +115,10 @@ def derain_folder(net: nn.Module, args: argparse.Namespace, device: torch.device
 
 
 def _partners(folder: Path, names: list[Path], gt_path: str | None, pairing: Pairing) -> dict[Path, Pair]:
-    """Every input with its ground truth, checked for existence and size before any work."""
+    """Every input with its ground truth, checked for existence and size before any work; empty without one."""
     flags = "--data_path, --gt_path"
+    if not (gt_path or pairing.side_by_side):
+        return {}
     if gt_path and Path(gt_path).is_file() and len(names) == 1 and not pairing.side_by_side:
         pairs = [Pair(str(names[0]), folder / names[0], Path(gt_path))]
     else:

@@ -152,7 +152,6 @@ class Table:
         path: Path,
         title: str,
         pictures: dict[str, dict[str, Path]],
-        lead: list[str],
         sides: tuple[str, str],
         halves: Mapping[str, str],
     ) -> None:
@@ -172,7 +171,7 @@ class Table:
         rows = {name: values(scores) for name, scores in self.rows.items()}
         items = [page.Item(name, files, rows.get(name, unknown), halves) for name, files in pictures.items()]
         column = list(means)[-len(NAMES)] if means else None
-        page.write(path, title, [*lead, *self.notes()], items, sides, means, column)
+        page.write(path, title, self.notes(), items, sides, means, column)
 
 
 def _number(value: float, digits: int) -> str:
@@ -255,7 +254,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"written: {args.csv}")
     if args.report:
         title = f"{', '.join(columns)} beside the ground truth: {len(common)} images"
-        table.page(Path(args.report), title, pictures, [], (columns[0], [*columns, "clean"][1]), {"clean": half})
+        table.page(Path(args.report), title, pictures, (columns[0], [*columns, "clean"][1]), {"clean": half})
         print(f"page: {args.report}")
     if problems:
         tell(problems, f"{len(problems)} of {len(common)} images could not be measured")
