@@ -52,7 +52,7 @@ for main, flags in (
     (report.main, ["--rainy", f"{data}/rain", "--derained", f"{out}/d", "--clean", f"{data}/norain", "--out",
                    f"{out}/s.png"]),
     (curves.main, ["--log_dir", f"{out}/l", "--out", f"{out}/c.png"]),
-    (report.main, ["--out", f"{out}/page", "--show", f"{out}/s.png", "x", "--table", f"{out}/metrics.csv"]),
+    (report.main, ["--out", f"{out}/page", "--show", f"{out}/s.png", "x"]),
 ):
     code = cli.run(lambda: main(flags))
     assert code == 0, (main.__module__, code)

@@ -19,6 +19,7 @@ from .images import to_float, to_uint8, write_image
 TRAIN = ("astronaut", "rocket", "motorcycle", "camera", "grass", "gravel")
 TEST = ("chelsea", "coffee")
 PLAIN = {"angle": (6, 14), "length": (16, 24), "width": (1.4, 2), "density": (0.08, 0.14), "brightness": (0.35, 0.45)}
+BLUR = 0.6  # see streak_kernel
 LONG_SIDE = {"train": 240, "test": 384}  # px; small, so that decoding costs little
 
 
@@ -48,14 +49,13 @@ def rain_layer(
     width: float = 1.5,
     density: float = 0.1,
     brightness: float = 0.4,
-    blur: float = 0.6,
 ) -> np.ndarray:
     """A layer of procedural rain.
 
     Args:
         shape: (H, W).
         seed: the same numbers give the same layer.
-        angle, length, width, blur: of the streaks, see ``streak_kernel``.
+        angle, length, width: of the streaks, see ``streak_kernel``.
         density: about the share of the picture that streaks cover, 0 to 1.
         brightness: mean peak of a streak in [0, 1]; single ones vary by a third.
 
@@ -63,7 +63,7 @@ def rain_layer(
         (H, W, 1) float32 in [0, 1].
     """
     rng = np.random.default_rng(seed)
-    kernel = streak_kernel(angle, length, width, blur)
+    kernel = streak_kernel(angle, length, width, BLUR)
     margin = kernel.shape[0] // 2
     height, width_px = shape[0] + 2 * margin, shape[1] + 2 * margin
     drops = rng.random((height, width_px)) < density / (length * width)

@@ -208,11 +208,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def labels(paths: list[str]) -> list[str]:
-    """Names of files or folders: the last part of each path, or as many parts as make them distinct."""
-    parts, depth = [Path(path).parts for path in paths], 1
-    while len({p[-depth:] for p in parts}) < len(parts) and depth < max(map(len, parts)):
-        depth += 1
-    return [str(Path(*p[-depth:])) for p in parts]
+    """Names of files or folders: the last part of each path, or the whole paths where these are not distinct."""
+    names = [Path(path).name for path in paths]
+    return names if len(set(names)) == len(names) else paths
 
 
 def _rows(pairs: list[Pair]) -> dict[object, Pair]:

@@ -1,13 +1,12 @@
-"""Results to look at: a picture of rainy, derained and clean side by side; or a page of pictures and a table.
+"""Results to look at: a picture of rainy, derained and clean side by side; or a page of pictures.
 
     python -m common.evaluation.report --rainy RAIN --derained OUT --clean NORAIN --out sheet.png
-    python -m common.evaluation.report --show sheet.png "What it shows." --table metrics.csv --out results
+    python -m common.evaluation.report --show sheet.png "What it shows." --out results
 
 The page is index.html in the folder --out, beside copies of its pictures.
 """
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 
@@ -37,11 +36,7 @@ def compare(args: argparse.Namespace) -> Path:
 
 
 def show(args: argparse.Namespace) -> Path:
-    """Write a page that shows each picture with its sentence, and a table below; returns the file.
-
-    Raises:
-        UserError: a sentence or a picture is missing, or the table can't be read.
-    """
+    """Write a page that shows each picture with its sentence; returns the file."""
     out, figures = Path(args.out), []
     if len(args.show) % 2:
         raise UserError(f"--show: a picture and a sentence in turn; the last one, {args.show[-1]}, has no sentence")
@@ -51,30 +46,9 @@ def show(args: argparse.Namespace) -> Path:
             raise UserError(f"--show: there is no picture {path}")
         figures.append((f"{number:02d}{path.suffix}", sentence))
         write_bytes(out / figures[-1][0], path.read_bytes())
-    rows = read_table(Path(args.table)) if args.table else []
-    page = render("gallery.html", title=args.title, figures=figures, rows=rows)
+    page = render("gallery.html", title=args.title, figures=figures)
     write_bytes(out / "index.html", page.encode(errors="xmlcharrefreplace"))
     return out / "index.html"
-
-
-def read_table(path: Path) -> list[list[str]]:
-    """Rows of a CSV, the first one its head; numbers are rounded for the eye.
-
-    Raises:
-        UserError: the file can't be read.
-    """
-    try:
-        rows = csv.reader(path.read_text(errors="replace").splitlines())
-        return [[row[0], *map(_rounded, row[1:])] for row in rows if row]
-    except (OSError, csv.Error) as error:
-        raise UserError(f"--table: {path} can't be read as a CSV ({error})") from None
-
-
-def _rounded(cell: str) -> str:
-    try:
-        return f"{float(cell):.4f}" if abs(float(cell)) < 10 else f"{float(cell):.2f}"
-    except ValueError:
-        return cell.replace("_", " ")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -89,7 +63,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--show", nargs="+", metavar="PICTURE SENTENCE", help="pictures of a page, each with a sentence"
     )
     parser.add_argument("--title", default="Results", help="of the page")
-    parser.add_path("--table", help="a CSV to show on the page")
     return parser.parse_args(argv)
 
 
