@@ -197,15 +197,6 @@ def test_metrics_come_from_the_saved_file(tmp_path, run, pairs_folder):
     assert float(rows["mean"]["rainy_ssim_y"]) == pytest.approx(mean, abs=1e-5)
 
 
-def test_a_write_error_is_not_taken_for_a_bad_input(tmp_path, run, pairs_folder):
-    (pairs_folder / "rain_out" / "8.png").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"rain_out/8.png: is a folder"):
-        run("--data_path", pairs_folder / "rain", "--save_path", pairs_folder / "rain_out")
-    (pairs_folder / "file").write_text("where the folder should be")
-    with pytest.raises(UserError, match=r"--save_path: .*file is a file; name a folder"):
-        run("--data_path", pairs_folder / "rain", "--save_path", pairs_folder / "file")
-
-
 def test_ground_truth_is_checked_before_any_work(tmp_path, run, pairs_folder):
     write_image(pairs_folder / "norain" / "9.png", photo(23, 21, 0))
     with pytest.raises(
@@ -215,8 +206,6 @@ def test_ground_truth_is_checked_before_any_work(tmp_path, run, pairs_folder):
     (pairs_folder / "norain" / "9.png").unlink()
     with pytest.raises(UserError, match=r"9.png: no clean partner"):
         run("--data_path", pairs_folder / "rain", "--gt_path", pairs_folder / "norain")
-    with pytest.raises(UserError, match=r"9.png: no clean partner"):
-        run("--data_path", pairs_folder / "rain" / "9.png", "--gt_path", pairs_folder / "norain")
     assert not (tmp_path / "out").exists()
 
 
@@ -228,10 +217,6 @@ def test_paths_that_can_not_be(tmp_path, run, pairs_folder):
             run("--data_path", rain, "--save_path", save)
     with pytest.raises(UserError, match=r"--save_path: \S+8.png is an input file and would be overwritten"):
         run("--data_path", rain, "--gt_path", norain, "--save_path", norain)
-    for name in ("8.png", "9.png"):
-        write_image(tmp_path / "here" / name, photo(24, 20, 0))
-    with pytest.raises(UserError, match=r"--save_path: \S+8.png is an input file and would be overwritten"):
-        run("--data_path", rain / "8.png", "--gt_path", tmp_path / "here" / "8.png", "--save_path", tmp_path / "here")
     with pytest.raises(UserError, match=r"--data_path: there is no \S+nothing. Put the rainy test images of Rain100L"):
         run("--data_path", tmp_path / "nothing")
     (tmp_path / "empty").mkdir()

@@ -234,15 +234,6 @@ def test_no_code_runs_for_a_stored_name(trained, run, net_file, tmp_path):
     assert not (tmp_path / "was_run").exists()
 
 
-def test_a_network_that_fails_the_check_deletes_no_old_run(pairs_folder, tmp_path, net_file):
-    train(pairs_folder, tmp_path / "model")
-    before = {path: path.read_bytes() for path in (tmp_path / "model").glob("*.*")}
-    flags = ["--derainer", f"{net_file}:Net", "--derainer_args", "kind=grey"]
-    with pytest.raises(UserError, match="made .2, 1, 16, 16."):
-        train(pairs_folder, tmp_path / "model", *flags, "--overwrite")
-    assert {path: path.read_bytes() for path in (tmp_path / "model").glob("*.*")} == before
-
-
 def test_a_network_that_fails_later_does_not_lose_the_run(trained, pairs_folder, net_file):
     model, flags = trained
     text = FILE.replace("def forward", "calls = 0\n\n    def forward", 1).replace(
