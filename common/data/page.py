@@ -8,8 +8,8 @@ import contextlib
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import jinja2
 from PIL import Image
@@ -23,8 +23,7 @@ SHOWN = 24  # images with a slider, half of them the worst and half the best
 SIDE, QUALITY = 960, 90  # px of the longer side and quality of a JPEG, as the page shows it
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """An image of the table: its name, its versions (label -> file, in this order) and its values (column -> number).
 
     Every item of a page has the same labels and the same columns. Values may be infinite or nan.
@@ -33,7 +32,6 @@ class Item:
     name: str
     pictures: dict[str, Path]
     values: dict[str, float]
-    halves: Mapping[str, str] = field(default_factory=dict)  # label -> 'left' or 'right', where half a file is shown
 
 
 def picked(items: Sequence[Item], column: str | None) -> list[Item]:
@@ -53,6 +51,7 @@ def write(
     sides: tuple[str, str],
     means: dict[str, float] | None = None,
     column: str | None = None,
+    halves: Mapping[str, str] | None = None,
 ) -> None:
     """Write the page; a picture that can't be read is left out of it, its row stays.
 
@@ -62,6 +61,7 @@ def write(
         sides: labels of the versions that are at first to the left and to the right of the slider.
         means: last row of the table.
         column: by which images are picked and ordered, the lowest first; None keeps the order of ``items``.
+        halves: label -> 'left' or 'right', where half a file is shown.
 
     Raises:
         UserError: the page can't be written.
@@ -69,7 +69,7 @@ def write(
     figures = []
     for item in picked(items, column):
         with contextlib.suppress(ImageError):
-            figures.append(_figure(item))
+            figures.append(_figure(item, halves or {}))
     columns = list(items[0].values) if items else []
     values = {"title": title, "lead": lead, "items": items, "columns": columns, "means": means, "column": column}
     # Bytes of a name that are no text become references.
@@ -97,11 +97,11 @@ def _exact(value: float) -> str:
     return repr(float(value)).replace("inf", "Infinity").replace("nan", "NaN")
 
 
-def _figure(item: Item) -> dict[str, object]:
+def _figure(item: Item, halves: Mapping[str, str]) -> dict[str, object]:
     """The values of the template for an image; its pictures are JPEGs in base64."""
     pictures, width, height = [], 0, 0
     for label, file in item.pictures.items():
-        pixels = reduced(to_eight_bits(half_of(read_image(file), item.halves.get(label, ""))), SIDE)
+        pixels = reduced(to_eight_bits(half_of(read_image(file), halves.get(label, ""))), SIDE)
         height, width = pixels.shape[:2]
         data = io.BytesIO()
         Image.fromarray(pixels).save(data, "JPEG", quality=QUALITY, subsampling=0)

@@ -159,7 +159,7 @@ class Table:
 
         Args:
             pictures: for every image, with a row of the table or not, its versions: label -> file.
-            halves: see ``page.Item``.
+            halves: see ``page.write``.
         """
 
         def values(scores: Mapping[str, Scores]) -> dict[str, float]:
@@ -169,9 +169,9 @@ class Table:
         means = values(self.means())
         unknown = dict.fromkeys(means, math.nan)
         rows = {name: values(scores) for name, scores in self.rows.items()}
-        items = [page.Item(name, files, rows.get(name, unknown), halves) for name, files in pictures.items()]
+        items = [page.Item(name, files, rows.get(name, unknown)) for name, files in pictures.items()]
         column = list(means)[-len(NAMES)] if means else None
-        page.write(path, title, self.notes(), items, sides, means, column)
+        page.write(path, title, self.notes(), items, sides, means, column, halves)
 
 
 def _number(value: float, digits: int) -> str:
@@ -221,8 +221,6 @@ def _rows(pairs: list[Pair]) -> dict[object, Pair]:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    if args.report and Path(args.report).suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--report: {args.report} must end in .html")
     columns = labels(args.pred) if len(args.pred) > 1 else ["result"]
     half, methods = Pairing.from_flags(args).halves[1], {}
     for label, folder in zip(columns, args.pred, strict=True):
