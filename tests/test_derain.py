@@ -240,8 +240,8 @@ def test_the_stored_number_of_stages_is_used(tmp_path, run, pairs_folder, checkp
     (tmp_path / "DerainNet.json").write_text('{"stage": 1}')  # as joint training leaves it
     run(*flags, "--stage", 2)
     assert "warning: --stage 2, the training had 1" in capsys.readouterr().err
-    forward = PReNet.forward
-    monkeypatch.setattr(PReNet, "forward", lambda self, x: stages.append(self.stages) or forward(self, x))
+    forward = Derain.forward
+    monkeypatch.setattr(Derain, "forward", lambda self, x: stages.append(self.derainet.stages) or forward(self, x))
     without = ["--netDerain", checkpoint, "--use_gpu", "false", "--save_path", tmp_path / "out"]
     test_syn_joint.main(list(map(str, [*without, *flags])))
     assert set(stages) == {1} and not capsys.readouterr().err
