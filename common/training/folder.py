@@ -312,7 +312,7 @@ def _parameters(nets: dict[str, nn.Module]) -> dict[str, object]:
 
 
 def _plain(key: str, value: object) -> object:
-    return derainer.values(value) if key == "derainer_args" else value  # in whatever order
+    return derainer.values(value) if key == "derainer_args" and isinstance(value, list) else value  # in whatever order
 
 
 def _text(value: object) -> str:
