@@ -30,9 +30,9 @@ claims: $(VENV)/run-ready
 	$(BIN)/python -m common.evaluation.claims --data $(DATA) --out $(DEMO)_claims
 
 # On a machine with a CUDA GPU: whether recorded steps agree, one table of speeds and memory of all precisions, run and
-# recorded, to paste into a report (its figures also go to $(DEMO)_gpu/speed.json); then the tests that only a GPU can run.
+# recorded, to paste into a report; then the tests that only a GPU can run.
 gpu: $(VENV)/test-ready
-	@$(BIN)/python -m common.benchmark all --device cuda --precision auto tf32 bf16 --json $(DEMO)_gpu/speed.json
+	@$(BIN)/python -m common.benchmark all --precision auto tf32 bf16
 	@$(BIN)/python -m pytest -q tests/test_gpu.py
 
 lint: $(VENV)/test-ready
@@ -55,4 +55,4 @@ $(VENV)/test-ready: $(VENV)/run-ready requirements-dev.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO) $(DEMO)_results $(DEMO)_gpu
+	rm -rf $(VENV) $(DEMO) $(DEMO)_results

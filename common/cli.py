@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import distributed, terminal, weights
-from .derainer import MOST_STAGES
 from .errors import UserError, is_out_of_memory
 
 EXIT_CODES = "exit codes: 0 done; 1 done in part, or stopped by trouble; 2 a mistake in the flags or files; 130 Ctrl-C"
@@ -137,7 +136,7 @@ def number(kind: type, low: float, high: float = math.inf, above: bool = False) 
 positive_int = number(int, 1)
 count = number(int, 0)
 width = number(int, 1, 2**16)  # of a network's layer
-stages = number(int, 1, MOST_STAGES)
+stages = number(int, 1, 1000)
 positive = number(float, 0, above=True)
 nonnegative = number(float, 0)
 seed = number(int, 0, 2**32 - 1)
@@ -214,7 +213,7 @@ def _complain(text: str) -> None:
     stream = sys.__stderr__ if distributed.is_launched() else sys.stderr  # that of other ranks is closed
     with contextlib.suppress(OSError):  # whoever read it is gone
         if text:
-            print(terminal.printable_lines(text), file=stream)
+            print(terminal.printable(text), file=stream)
 
 
 def _end_rank(text: str, code: int) -> NoReturn:

@@ -6,6 +6,7 @@ whose first element is that. Code is only ever imported for a name on the comman
 
 import argparse
 import ast
+import copy
 import importlib
 import importlib.util
 import json
@@ -14,27 +15,23 @@ import re
 import shlex
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from .errors import UserError, is_dead_worker, is_out_of_memory
-from .files import read_small
 from .models import Derain, PReNet
 from .terminal import print_result
 
 PRENET = "prenet"
-MOST_STAGES, MOST_PADDING = 1000, 4096  # that flags and files may ask for
 CONTRACT = (
     "A derainer is a torch.nn.Module from a batch (N, 3, H, W) in [0, 1] to the same shape, or to a tuple whose first "
     "element is that."
 )
-SIZES = (
-    "Sizes that a network can't take: --pad_to 8 (say) pads them, --pad_square to squares; in training --patchSize and "
-    "--batchSize."
-)
-GPU = "It asks for a GPU by itself; an argument of its class may spare that, --derainer_args use_GPU=false, say."
+SIZES = "Sizes that a network can't take: --pad_to 8 (say) pads them, --pad_square to squares; in training --patchSize."
+CHOICE = {"derainer": str, "derainer_args": list, "recurrent_iter": int, "pad_to": int, "pad_square": bool}
 
 
 class DerainerError(UserError):
@@ -56,91 +53,60 @@ def is_custom(args: argparse.Namespace) -> bool:
 
 def values(texts: list[str]) -> dict[str, object]:
     """'key=value' texts to keyword arguments: numbers, booleans (any case), none, lists ([1,2] or 1,2), else text."""
-
-    def value_of(text: str) -> object:
-        words = {"true": True, "false": False, "none": None}
-        if text.lower() in words:
-            return words[text.lower()]
+    words, found = {"true": True, "false": False, "none": None}, {}
+    for key, _, text in (text.partition("=") for text in texts):
         try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return text
-        return list(value) if isinstance(value, tuple) else value
-
-    return {key: value_of(value) for key, _, value in (text.partition("=") for text in texts)}
+            value = words[text.lower()] if text.lower() in words else ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        found[key] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
 def build(args: argparse.Namespace) -> nn.Module:
     """The network of --derainer, --derainer_args and --recurrent_iter, on the CPU.
 
     Raises:
-        DerainerError: it can't be imported, is not there, or can't be made with these arguments; or is not a module.
+        DerainerError: it can't be imported or made with these arguments, or is not a module.
         UserError: a flag that does not belong to it.
     """
     if args.derainer == PRENET:
         if args.derainer_args:
             raise UserError("--derainer_args: prenet has none; its number of stages is --recurrent_iter")
         return PReNet(args.recurrent_iter)
-    what = f"--derainer {args.derainer}"
     if "recurrent_iter" in args.given:
         raise UserError("--recurrent_iter: it belongs to prenet; other derainers take --derainer_args key=value ...")
-    factory, given = _find(args.derainer), values(args.derainer_args)
     try:
-        net = factory(**given)
-    except (Exception, SystemExit) as error:
-        call = f"{getattr(factory, '__name__', args.derainer)}({', '.join(f'{k}={v!r}' for k, v in given.items())})"
+        net = _find(args.derainer)(**values(args.derainer_args))
+    except Exception as error:
+        given = " ".join(["with --derainer_args", *args.derainer_args]) if args.derainer_args else ""
         raise DerainerError(
-            f"{what}: {call} failed: {_short(error)}. Give its arguments as --derainer_args key=value ..."
+            f"--derainer {args.derainer} {given}: {_short(error)}. Check the name, and give its arguments as "
+            "--derainer_args key=value ..."
         ) from None
     if not isinstance(net, nn.Module):
-        raise DerainerError(f"{what}: it makes a {type(net).__name__}, not a torch.nn.Module. {CONTRACT}")
+        raise DerainerError(f"--derainer {args.derainer}: it makes a {type(net).__name__}. {CONTRACT}")
     return net
 
 
-def _find(spec: str):
+def _find(spec: str) -> Callable:
     module_name, _, name = spec.rpartition(":")
-    what = f"--derainer {spec}"
-    if module_name.endswith(".py"):
-        path = Path(module_name)
-        if not path.is_file():
-            raise DerainerError(f"{what}: there is no file {path}")
-        found = importlib.util.spec_from_file_location(f"derainer_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}", path)
-    # The file's neighbours, or like `python -m` those of the working directory: behind everything that is installed.
-    neighbours = str(path.parent) if module_name.endswith(".py") else os.getcwd()
-    if neighbours not in sys.path:
-        sys.path.append(neighbours)
-    try:
-        if module_name.endswith(".py"):
-            module = importlib.util.module_from_spec(found)
-            sys.modules[found.name] = module  # as dataclasses and pickle expect
-            found.loader.exec_module(module)
-        else:
-            module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        remedy = f"Install it, or put it into {neighbours}"
-        if str(error.name).partition(".")[0] in ("common", "for_syn", "for_spa"):
-            remedy = "This project has a package of that name, so give yours another one"
-        raise DerainerError(f"{what}: no module named {error.name!r}. {remedy}") from None
-    except (Exception, SystemExit) as error:  # a script that runs at import, say
-        raise DerainerError(f"{what}: {module_name} can't be imported: {_short(error)}") from None
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        classes = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, nn.Module)]
-        there = f"it has {', '.join(classes[:8])}" if classes else "it has no torch.nn.Module"
-        raise DerainerError(f"{what}: {module_name} has no class or function {name!r}; {there}")
-    return factory
+    if not module_name.endswith(".py"):
+        sys.path.append(os.getcwd())  # as `python -m` does, but behind everything that is installed
+        return getattr(importlib.import_module(module_name), name)
+    path = Path(module_name)
+    sys.path.append(str(path.parent))
+    found = importlib.util.spec_from_file_location(f"derainer_{path.stem}", path)
+    module = sys.modules[found.name] = importlib.util.module_from_spec(found)  # where dataclasses and pickle look
+    found.loader.exec_module(module)
+    return getattr(module, name)
 
 
-def _short(error: BaseException) -> str:
+def _short(error: Exception) -> str:
     """Kind, message and place of an error in the user's code."""
-    text = " ".join(str(error).split())
-    frames = traceback.extract_tb(error.__traceback__)
-    place = ""
-    if isinstance(error, SyntaxError) and error.filename:
-        text, place = error.msg, f" ({Path(error.filename).name}, line {error.lineno})"
-    elif frames and Path(frames[-1].filename) != Path(__file__):
-        place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
-    return f"{type(error).__name__}: {text[:300]}{place}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{place}"
 
 
 # --- calling it ------------------------------------------------------------------------------------------------------
@@ -161,20 +127,18 @@ def apply(net: nn.Module, rainy: Tensor) -> Tensor:
     """
     if is_prenet(net):
         return net(rainy)[0].to(rainy.dtype)
-    name, shape = f"--derainer: {type(net).__name__}", tuple(rainy.shape)
+    what = f"--derainer: {type(net).__name__} {{}} a batch {tuple(rainy.shape)}"
     try:
         # A copy in the usual order of memory: it may rely on that, and may change its input.
         out = net(rainy.clone(memory_format=torch.contiguous_format))
-    except (Exception, SystemExit) as error:
+    except Exception as error:
         if is_out_of_memory(error) or is_dead_worker(error):
             raise
-        asks = rainy.device.type == "cpu" and re.search("cuda|nvidia", str(error), re.I)
-        raise DerainerError(f"{name} failed on a batch {shape}: {_short(error)}. {GPU if asks else SIZES}") from None
-    first = out[0] if isinstance(out, (tuple, list)) and out else out
-    if not isinstance(first, Tensor) or first.shape != rainy.shape or not first.is_floating_point():
-        is_tensor = isinstance(first, Tensor)
-        got = f"{tuple(first.shape)} of {first.dtype}" if is_tensor else f"a {type(first).__name__}"
-        raise DerainerError(f"{name} made {got} of a batch {shape}. {CONTRACT} {SIZES}")
+        raise DerainerError(f"{what.format('failed on')}: {_short(error)}. {SIZES}") from None
+    first = out[0] if isinstance(out, (tuple, list)) else out
+    if not isinstance(first, Tensor) or first.shape != rainy.shape:
+        got = tuple(first.shape) if isinstance(first, Tensor) else f"a {type(first).__name__}"
+        raise DerainerError(f"{what.format(f'made {got} of')}. {CONTRACT} {SIZES}")
     return first.to(rainy.dtype)
 
 
@@ -186,19 +150,14 @@ def check(net: nn.Module, batch_size: int, patch_size: int, device: torch.device
     """
     if is_prenet(net):
         return
-    name = f"--derainer: {type(net).__name__}"
-    weights = [p for p in net.parameters() if p.requires_grad]
-    if not weights:
-        raise DerainerError(f"{name} has no parameter that can be trained")
-    before = {key: value.clone() for key, value in net.state_dict().items()}  # statistics of a batch norm, say
+    before = copy.deepcopy(net.state_dict())  # statistics of a batch norm, say
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         out = apply(net, torch.rand(batch_size, 3, patch_size, patch_size, device=device))
-    if not out.requires_grad:
-        raise DerainerError(f"{name} gives a result that no gradient goes through; it can't be trained")
     try:
-        torch.autograd.grad(out.sum(), weights, allow_unused=True)
+        out.sum().backward()
     except Exception as error:
-        raise DerainerError(f"{name}: no gradient can be computed: {_short(error)}") from None
+        raise DerainerError(f"--derainer: {type(net).__name__} can't be trained: {_short(error)}") from None
+    net.zero_grad()
     net.load_state_dict(before)
 
 
@@ -221,7 +180,7 @@ def choice_of(args: argparse.Namespace) -> dict:
     """What is stored of the flags; of joint training only the stages of BNet."""
     if "derainer" not in args:
         return {"stage": args.stage}
-    return {key: getattr(args, key) for key in ("derainer", "derainer_args", "recurrent_iter", "pad_to", "pad_square")}
+    return {key: getattr(args, key) for key in CHOICE}
 
 
 def choice_file(weights: Path) -> Path:
@@ -232,53 +191,19 @@ def choice_file(weights: Path) -> Path:
 def stored(weights: Path) -> dict | None:
     """The choice beside a weights file; None where there is none. Says so where it can't be understood."""
     path = choice_file(weights)
-    try:
-        choice = json.loads(read_small(path))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError, RecursionError):
-        choice = None
-    if not valid(choice):
+    try:
+        choice = json.loads(path.read_bytes())
+        kinds = {"stage": int} if "stage" in choice else CHOICE
+        return {key: kind(choice[key]) for key, kind in kinds.items()}
+    except (ValueError, TypeError, KeyError):
         print(f"warning: {path} can't be understood; going by the flags alone", file=sys.stderr)
         return None
-    return choice
-
-
-def valid(choice: object) -> bool:
-    """Whether stored values have the kinds of a choice, and texts that are safe to print."""
-    if isinstance(choice, dict) and choice.keys() == {"stage"}:
-        return type(choice["stage"]) is int and 1 <= choice["stage"] <= MOST_STAGES
-    kinds = {"derainer": str, "derainer_args": list, "recurrent_iter": int, "pad_to": int, "pad_square": bool}
-    if not isinstance(choice, dict) or not all(type(choice.get(key)) is kind for key, kind in kinds.items()):
-        return False
-    texts = [choice["derainer"], *choice["derainer_args"]]
-    fits = 1 <= choice["recurrent_iter"] <= MOST_STAGES and 1 <= choice["pad_to"] <= MOST_PADDING
-    return fits and all(isinstance(text, str) and text.isprintable() for text in texts)
-
-
-def require_named(choice: dict, args: argparse.Namespace, where: str) -> None:
-    """Let no code run for a stored name.
-
-    Args:
-        choice: what was stored.
-        args: the flags.
-        where: begins the message.
-
-    Raises:
-        UserError: a derainer of the user's, or its arguments, must be named again; gives the flags.
-    """
-    half = choice["derainer"] == args.derainer and choice["derainer_args"] and "derainer_args" not in args.given
-    unnamed = "derainer" not in args.given or half
-    if choice["derainer"] != PRENET and unnamed:
-        raise UserError(
-            f"{where} a derainer of its own, and code is only run where you name it. If you trust it, add:\n"
-            f"  {flags(choice)}"
-        )
 
 
 def settle(args: argparse.Namespace, weights: Path) -> str:
-    """Bring the flags of a test script in line with the choice beside the weights; says what differs from it, and with
-    how many stages PReNet is tested.
+    """Bring the flags of a test script in line with the choice beside the weights; says what differs from it.
 
     Args:
         args: recurrent_iter, pad_to and pad_square are set from the stored choice, unless they were given.
@@ -287,24 +212,28 @@ def settle(args: argparse.Namespace, weights: Path) -> str:
         How the weights were trained, for the message when they do not fit; empty if that is not known.
 
     Raises:
-        UserError: see ``require_named``.
+        UserError: a derainer of the user's must be named again, so that no code runs for a stored name.
     """
     choice = stored(weights)
-    if choice is None or "derainer" not in choice:
+    if choice is None or "stage" in choice:
         if args.derainer == PRENET:
             tell_stages("--recurrent_iter", args.recurrent_iter, None)
         return ""
-    require_named(choice, args, f"--model_dir: {weights} was trained with")
-    trained = f"{weights.name} was trained with {flags(choice)}"
+    if choice["derainer"] != PRENET and "derainer" not in args.given:
+        raise UserError(
+            f"--model_dir: {weights} was trained with a derainer of its own, and code is only run where you name it. "
+            f"If you trust it, add:\n  {flags(choice)}"
+        )
     if (choice["derainer"] == PRENET) == (args.derainer == PRENET):
-        for key in ("recurrent_iter",) if args.derainer == PRENET else ("pad_to", "pad_square"):
+        for key in ("recurrent_iter", "pad_to", "pad_square"):
             if key not in args.given:
                 setattr(args, key, choice[key])
-    if flags(choice_of(args)) != flags(choice):
-        print(f"warning: {trained}; now it is {flags(choice_of(args))}", file=sys.stderr)
+    trained, now = flags(choice), flags(choice_of(args))
+    if now != trained:
+        print(f"warning: {weights.name} was trained with {trained}; now it is {now}", file=sys.stderr)
     elif args.derainer == PRENET:
         tell_stages("--recurrent_iter", args.recurrent_iter, args.recurrent_iter)
-    return trained
+    return f"{weights.name} was trained with {trained}"
 
 
 def settle_stage(args: argparse.Namespace, weights: Path) -> None:
@@ -316,10 +245,10 @@ def settle_stage(args: argparse.Namespace, weights: Path) -> None:
 
 
 def tell_stages(flag: str, used: int, trained: int | None) -> None:
-    """Say how many stages a network is used with; weights for another number load, and give garbage.
+    """Say how many stages a network is used with; weights of another number load, and remove rain badly.
 
     Args:
-        trained: those of its training; None where nothing beside the weights tells.
+        trained: those of its training; None where no file tells.
     """
     if trained is None:
         print_result(

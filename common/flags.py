@@ -20,7 +20,6 @@ from .cli import (
     stages,
     width,
 )
-from .derainer import MOST_PADDING
 from .errors import UserError
 
 
@@ -65,7 +64,7 @@ def add_derainer(group: argparse.ArgumentParser, sizes: argparse.ArgumentParser)
     group.add_argument("--recurrent_iter", type=stages, default=6, help="stages of prenet")
     sizes.add_argument(
         "--pad_to",
-        type=number(int, 1, MOST_PADDING),
+        type=number(int, 1, 4096),
         default=1,
         help="pad images to multiples of so many px, for a network of your own",
     )
@@ -79,7 +78,7 @@ ROUNDED = (
 
 
 def add_speed(group: argparse.ArgumentParser, several: bool = False) -> None:
-    """--precision, of which ``several`` may be allowed, and --compile."""
+    """--precision, of which ``several`` may be allowed."""
     group.add_argument(
         "--precision",
         choices=("auto", "fp32", "tf32", "bf16"),
@@ -88,7 +87,6 @@ def add_speed(group: argparse.ArgumentParser, several: bool = False) -> None:
         help=f"{ROUNDED}; bf16: the derainer in bfloat16 (8 bits), the rest as tf32 on a GPU and as fp32 on a CPU. "
         "Weights and losses stay fp32",
     )
-    add_switch(group, "--compile", "torch.compile the derainer")
 
 
 def add_recording(group: argparse.ArgumentParser) -> None:

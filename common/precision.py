@@ -1,4 +1,4 @@
-"""--precision and --compile: how a GPU, or a CPU that can, rounds factors; and the memory layout for it."""
+"""--precision: how a GPU, or a CPU that can, rounds factors; and the memory layout for it."""
 
 import contextlib
 from collections.abc import Iterator
@@ -20,14 +20,11 @@ ARITHMETIC = {
 _uses_tensor_cores = True  # whether a GPU rounds in convolutions, see ``set_arithmetic``
 
 
-def prepare(
-    net: nn.Module, device: torch.device, precision: str, compiled: bool = False, training: bool = False
-) -> None:
-    """Set precision and memory layout of a derainer, once, before its first step; say what the precision means.
+def prepare(net: nn.Module, device: torch.device, precision: str, training: bool = False) -> None:
+    """Set precision and memory layout of a derainer, once, before its first step; says what the precision means.
 
     Args:
         precision: of --precision.
-        compiled: torch.compile it.
         training: in training a CPU keeps PyTorch's usual layout.
 
     Raises:
@@ -35,9 +32,9 @@ def prepare(
     """
     require_fast(precision, device)
     set_arithmetic(precision)
-    if text := describe(precision, device):
-        print(text)
-    elif not training and is_prenet(net) and has_bfloat16(device):
+    if device.type == "cuda":
+        print(f"--precision {precision}: {ARITHMETIC[precision]}")
+    elif precision != "bf16" and not training and is_prenet(net) and has_bfloat16(device):
         print("this processor has bfloat16 instructions: --precision bf16 takes about half the time (docs/scaling.md)")
     if precision == "bf16":
         net.forward = torch.autocast(device.type, torch.bfloat16)(net.forward)  # type: ignore[method-assign]
@@ -45,8 +42,6 @@ def prepare(
         if precision != "fp32" if device.type == "cuda" else not training:
             net.to(memory_format=torch.channels_last)
         net.register_forward_pre_hook(lambda net, inputs: tuple(map(order, inputs)))
-    if compiled:
-        compile_net(net, device)
 
 
 def set_arithmetic(precision: str) -> None:
@@ -104,39 +99,3 @@ def require_fast(precision: str, device: torch.device) -> None:
         raise UserError(
             f"--precision bf16: {name} has no bfloat16 instructions, it would be many times slower; take fp32"
         )
-
-
-def describe(precision: str, device: torch.device) -> str:
-    """One line on what a precision means on a device; empty for fp32 on a CPU."""
-    if device.type == "cuda":
-        old = precision in ("auto", "tf32") and not torch.cuda.is_tf32_supported()
-        text = "this GPU has no TF32, it computes in fp32" if old else ARITHMETIC[precision]
-    else:
-        texts = {"tf32": "only GPUs have TF32; computing in fp32", "bf16": "the derainer in bfloat16 (8 bits)"}
-        text = texts.get(precision, "")
-    return text and f"--precision {precision}: {text}"
-
-
-def compile_net(net: nn.Module, device: torch.device) -> None:
-    """torch.compile a network in place (names of its weights stay); says so and goes on without where that fails."""
-    try:
-        torch.compile(lambda x: x * 2 + 1)(torch.zeros(8, device=device))
-    except Exception as error:  # no C++ compiler or Triton, a Python that is too new, ...
-        lines = [line for line in str(error).splitlines() if line.strip() and "backend=" not in line]
-        reason = (lines or [type(error).__name__])[0]
-        print(f"--compile: not possible here, going on without ({reason[:200]})")
-        return
-    print("--compile: the first steps, or the first image of a size, take up to a minute", flush=True)
-    net.compile()
-
-
-@contextlib.contextmanager
-def without_tuning(net: nn.Module) -> Iterator[None]:
-    """Within it nothing is tuned or compiled for an image size; that takes too long for sizes that come once."""
-    compiled = net._compiled_call_impl is not None
-    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
-    try:
-        with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
-            yield
-    finally:
-        torch.backends.cudnn.benchmark = before

@@ -32,13 +32,8 @@ def speaking() -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    """A text, such as the name of a file, with line breaks, control characters and undecodable bytes escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def printable_lines(text: str) -> str:
-    """A text of several lines, each of them ``printable``."""
-    return "\n".join(map(printable, text.split("\n")))
+    """A message with control characters and undecodable bytes, of names of files, escaped; line breaks stay."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def print_result(text: object) -> None:

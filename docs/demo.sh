@@ -28,7 +28,7 @@ echo "== 4/6 augmented training (A+): a derainer of two stages, with fresh rain 
 python for_syn/train_syn_aug.py $pairs $small --netED default --recurrent_iter 2 --niter 2 --iters_per_epoch 80 \
   --milestone 1 --lr 2e-3 --model_dir $demo/aug_models --log_dir $demo/aug_logs
 python for_syn/test_syn_aug.py $test --model_dir $demo/aug_models --save_path $demo/derained
-python -m common.evaluation.metrics --pred $demo/test/rain $demo/derained --gt $demo/test/norain --csv $demo/metrics.csv
+python -m common.evaluation.metrics --pred $demo/test/rain $demo/derained --gt $demo/test/norain
 python -m common.evaluation.report --rainy $demo/test/rain --derained $demo/derained --clean $demo/test/norain \
   --out $demo/comparison.png
 
@@ -48,5 +48,4 @@ brightened, and both photos with it." \
   $demo/latent/seed10/sheet.png "The dimensions of the rain code that change the rain most." \
   "$(ls $demo/latent/seed10/dim*.gif | head -n 1)" "One of them as an animation." \
   $demo/comparison.png "Removing rain: rainy, derained by a derainer that learned for 160 steps on generated rain, clean." \
-  $demo/joint/generated.png "Rain after 40 steps of joint training that started from the generator: still rain." \
-  --table $demo/metrics.csv
+  $demo/joint/generated.png "Rain after 40 steps of joint training that started from the generator: still rain."

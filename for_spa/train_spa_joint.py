@@ -89,7 +89,7 @@ def main(argv=None):
         }
         if args.dry_run:
             return describe(folder, dataset, rule, held_out, nets, device)
-        precision.prepare(netDerain, device, args.precision, args.compile, training=True)
+        precision.prepare(netDerain, device, args.precision, training=True)
         ema = EMA(netED, args.ema, every=args.n_dis) if args.ema else None
         step = joint_step(netDerain, netED, netD, optimizers, args.w_adv, args.lambda_gp, args.eps2)
         fit(

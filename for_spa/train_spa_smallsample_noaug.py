@@ -66,7 +66,7 @@ def main(argv=None):
         validate = validator(net, held_out, device, Windows.from_flags(args))
         if args.dry_run:
             return describe(folder, dataset, rule, held_out, {"derainer": net}, device)
-        precision.prepare(net, device, args.precision, args.compile, training=True)
+        precision.prepare(net, device, args.precision, training=True)
         optimizer = adam(net.parameters(), args.lr)
         fit(
             args=args,

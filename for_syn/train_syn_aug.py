@@ -71,7 +71,7 @@ def main(argv=None):
         validate = validator(net, held_out, device, Windows.from_flags(args))
         if args.dry_run:
             return describe(folder, dataset, rule, held_out, {"derainer": net, "netED": netED}, device)
-        precision.prepare(net, device, args.precision, args.compile, training=True)
+        precision.prepare(net, device, args.precision, training=True)
         optimizer = adam(net.parameters(), args.lr)
         n_real = real_samples(args.batchSize, args.fake_ratio)
         fit(

@@ -83,30 +83,10 @@ def test_which_pairs_the_networks_see_and_how_many_steps(data, calls):
     assert steps == {0: 30, 0.5: 30}
 
 
-def test_a_training_goes_on_by_the_same_command(data, monkeypatch):
-    commands = []
-
-    def call(words, log):
-        commands.append(list(map(str, words)))
-        model = data / "net"
-        model.mkdir(exist_ok=True)
-        (model / ("last.pt" if (model / "train_state_last.pt").exists() else "train_state_last.pt")).touch()
-        (data / "net_logs").mkdir(exist_ok=True)
-        (data / "net_logs" / "log.csv").write_text("epoch,step,seconds,loss\n1,2,90,0\n2,4,30,0\n")
-
-    monkeypatch.setattr(experiment, "call", call)
-    words = "script.py", data / "net", "last.pt", ["--niter", 10]
-    with pytest.raises(TrainingStopped, match="ended without"):
-        experiment.train(*words)
-    for _ in range(2):  # the second of these has nothing to do
-        assert experiment.train(*words) == 2  # minutes
-    assert commands[0] == [*commands[1], "--overwrite"] and len(commands) == 2
-
-
-@pytest.mark.parametrize("total", [1, 30, 300, 1000, 6000])
-def test_steps_are_equal(total):
-    with_, without = claims.steps_of(total)
-    assert -(-with_ * 3 // 2) == without and without * claims.EPOCHS >= total
+def test_steps_are_equal():
+    for total in (1, 30, 1000):
+        with_, without = claims.steps_of(total)
+        assert -(-with_ * 3 // 2) == without and without * claims.EPOCHS >= total
 
 
 def test_a_script_that_fails_does_not_stop_the_others(data, calls, monkeypatch, capsys):
@@ -131,7 +111,7 @@ def test_missing_data_is_named(data, calls, capsys):
 
 def test_a_script_is_named_if_it_fails_and_ended_with_the_command(tmp_path):
     (tmp_path / "bad.py").write_text("print('disk full'); raise SystemExit(3)")
-    with pytest.raises(TrainingStopped, match="exit code 3: disk full"):
+    with pytest.raises(TrainingStopped, match="exit code 3; see "):
         experiment.call([tmp_path / "bad.py"], tmp_path / "log.txt")
     (tmp_path / "long.py").write_text("import time; print('begun', flush=True); time.sleep(600)")
     words = [str(tmp_path / "long.py")], str(tmp_path / "l")

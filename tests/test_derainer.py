@@ -1,7 +1,5 @@
 """--derainer: the contract of a network, messages where it is broken, sizes, and the choice beside the weights."""
 
-import json
-import os
 import shlex
 
 import numpy as np
@@ -38,7 +36,7 @@ class Net(nn.Module):
         if self.kind == "nan" and not self.training:
             return out * float("nan")
         kinds = {"sum": out, "tuple": (out, 1), "list": [out], "small": out[..., 1:], "grey": out[:, :1]}
-        kinds |= {"dict": {"out": out}, "cut": out.detach(), "empty": [], "whole": out.long()}
+        kinds |= {"dict": {"out": out}, "cut": out.detach()}
         return (kinds | dict.fromkeys(["in place", "nan"], out))[self.kind]
 
 
@@ -82,11 +80,6 @@ def test_values_of_arguments():
     assert derainer.values(texts) == dict(zip("abcdefghijk", expected, strict=True))
 
 
-def test_prenet_is_the_default():
-    net = derainer.build(parse("--recurrent_iter", 3))
-    assert isinstance(net, PReNet) and net.stages == 3
-
-
 def test_a_file_a_function_and_a_module(net_file, monkeypatch):
     assert built(net_file, "Net", "kind=tuple").kind == "tuple"
     assert type(built(net_file, "function", "width=2")).__name__ == "Net"
@@ -97,13 +90,10 @@ def test_a_file_a_function_and_a_module(net_file, monkeypatch):
     assert type(derainer.build(parse("--derainer", "my_package.nets:Net"))).__module__ == "my_package.nets"
 
 
-EXPECTED = "--derainer: expected prenet, package.module:Class or path/to/file.py:Class"
-
-
 @pytest.mark.parametrize(
     "flags, message",
     [
-        *((["--derainer", name], EXPECTED) for name in ("net.py", "net.py:", ":Net", "a b:Net", "net:Net.x", "PReNet")),
+        (["--derainer", "net.py"], "--derainer: expected prenet, package.module:Class or path/to/file.py:Class"),
         (["--derainer_args", "width 3"], "--derainer_args: expected key=value, got 'width 3'"),
     ],
 )
@@ -116,31 +106,18 @@ def test_wrong_flags(flags, message, capsys):
 @pytest.mark.parametrize(
     "name, flags, message",
     [
-        ("gone.py:Net", [], "there is no file"),
-        ("net.py:Nets", [], "has no class or function 'Nets'; it has Net, Nothing"),
-        ("net.py:Net", ["--derainer_args", "depth=3"], r"Net\(depth=3\) failed: TypeError: .*unexpected.*depth"),
-        ("net.py:function", [], r"function\(\) failed: TypeError: .*width.*--derainer_args key=value"),
-        ("net.py:number", [], "it makes a int, not a torch.nn.Module"),
+        ("gone.py:Net", [], "FileNotFoundError: .*gone.py"),
+        ("net.py:Nets", [], "no attribute 'Nets'"),
+        ("net.py:Net", ["--derainer_args", "depth=3"], "TypeError: .*unexpected.*depth.*--derainer_args key=value"),
+        ("net.py:number", [], "it makes a int. A derainer is a torch.nn.Module"),
         ("net.py:Net", ["--recurrent_iter", 3], "--recurrent_iter: it belongs to prenet"),
+        ("broken.py:Net", [], r"ZeroDivisionError: .*\(broken.py, line 2\)"),
     ],
 )
 def test_networks_that_can_not_be_made(net_file, name, flags, message):
+    (net_file.parent / "broken.py").write_text("x = 1\ny = 1 / 0")
     with pytest.raises(UserError, match=message):
         derainer.build(parse("--derainer", f"{net_file.parent}/{name}", *flags))
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("import nothing_of_that_name", "no module named 'nothing_of_that_name'. Install it"),
-        ("x = 1\ny = 1 / 0", r"can't be imported: ZeroDivisionError: .*\(net.py, line 2\)"),
-        ("class Net(:", r"can't be imported: SyntaxError: .*\(net.py, line 1\)"),
-    ],
-)
-def test_files_that_can_not_be_imported(net_file, text, message):
-    net_file.write_text(text)
-    with pytest.raises(UserError, match=message):
-        built(net_file)
 
 
 # --- the contract ----------------------------------------------------------------------------------------------------
@@ -149,12 +126,9 @@ def test_files_that_can_not_be_imported(net_file, text, message):
 @pytest.mark.parametrize(
     "kind, message",
     [
-        ("small", r"made \(2, 3, 16, 15\) of torch.float32 of a batch \(2, 3, 16, 16\). A derainer is a"),
-        ("grey", r"made \(2, 1, 16, 16\)"),
+        ("small", r"made \(2, 3, 16, 15\) of a batch \(2, 3, 16, 16\). A derainer is a"),
         ("dict", "made a dict"),
-        ("empty", "made a list"),
-        ("whole", "torch.int64"),
-        ("cut", "no gradient"),
+        ("cut", "can't be trained: .*does not require grad"),
         ("unknown", r"failed on a batch \(2, 3, 16, 16\): KeyError: 'unknown' \(net.py, line \d+\)"),
     ],
 )
@@ -169,7 +143,7 @@ def test_the_check_leaves_no_trace(net_file):
     derainer.check(net, 2, 16, CPU)
     assert net.training and all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert torch.equal(drawn, torch.get_rng_state()) and net[0].weight.grad is None
-    with pytest.raises(UserError, match="no parameter that can be trained"):
+    with pytest.raises(UserError, match="can't be trained"):
         derainer.check(built(net_file, "Nothing"), 2, 16, CPU)
 
 
@@ -192,8 +166,8 @@ class Probe(nn.Module):
         return rainy * 1
 
 
-@pytest.mark.parametrize("size", [(21, 30), (16, 16), (1, 1), (3, 40), (2, 9)])
-@pytest.mark.parametrize("pad_to, square", [(8, False), (16, True), (1, True), (1, False)])
+@pytest.mark.parametrize("size", [(21, 30), (1, 1), (3, 40)])
+@pytest.mark.parametrize("pad_to, square", [(8, False), (16, True), (1, False)])
 def test_padding_by_reflection(size, pad_to, square):
     net, rainy = Probe(), torch.rand(2, 3, *size)
     assert torch.equal(derain(net, rainy, pad_to=pad_to, pad_square=square), rainy)
@@ -253,23 +227,10 @@ def test_train_test_and_resume(trained, run, tmp_path, pairs_folder, capsys):
 def test_no_code_runs_for_a_stored_name(trained, run, net_file, tmp_path):
     model, flags = trained
     net_file.write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')\n{FILE}")
-    for call in (
-        lambda: run("--model_dir", model),
-        lambda: run("--model_dir", model / "Aug_DerainNet_state_1.pt"),
-    ):
-        with pytest.raises(UserError) as error:
-            call()
-        assert str(error.value).endswith(f"If you trust it, add:\n  {shlex.join(map(str, flags))}")
+    with pytest.raises(UserError) as error:
+        run("--model_dir", model)
+    assert str(error.value).endswith(f"If you trust it, add:\n  {shlex.join(map(str, flags))}")
     assert not (tmp_path / "was_run").exists()
-
-
-def test_a_network_that_fails_the_check_deletes_no_old_run(pairs_folder, tmp_path, net_file):
-    train(pairs_folder, tmp_path / "model")
-    before = {path: path.read_bytes() for path in (tmp_path / "model").glob("*.*")}
-    flags = ["--derainer", f"{net_file}:Net", "--derainer_args", "kind=grey"]
-    with pytest.raises(UserError, match="made .2, 1, 16, 16."):
-        train(pairs_folder, tmp_path / "model", *flags, "--overwrite")
-    assert {path: path.read_bytes() for path in (tmp_path / "model").glob("*.*")} == before
 
 
 def test_a_network_that_fails_later_does_not_lose_the_run(trained, pairs_folder, net_file):
@@ -299,7 +260,8 @@ def test_sizes_that_the_network_can_not_take(trained, run, pairs_folder, tmp_pat
     assert "1 images derained" in out and "3 of 4 images could not be derained" in err
     assert "9.png: --derainer: Net" in err
     assert run("--model_dir", model, *flags, "--tile", 16, "--tile_halo", 4) == 0
-    assert "approximate for this derainer" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--tile, --tile_halo: a derainer of your own needs both"):
+        run("--model_dir", model, *flags, "--tile", 16)
 
 
 def test_results_that_are_not_finite_are_no_images(pairs_folder, tmp_path, run, net_file):
@@ -340,19 +302,8 @@ def test_the_stored_number_of_stages_is_used(pairs_folder, tmp_path, run, capsys
     assert set(stages) == {2}
     run("--model_dir", model, "--recurrent_iter", 1)
     assert set(stages) == {2, 1}
-    for text in ('{"derainer": 3}', "[" * 100000):
-        (model / "Aug_DerainNet.json").write_text(text)
-        assert run("--model_dir", model) == 0 and "can't be understood" in capsys.readouterr().err
-
-
-def test_a_stored_choice_controls_no_shell_and_no_terminal(tmp_path, run):
-    torch.save(PReNet(1).state_dict(), tmp_path / "Aug_DerainNet_state_1.pt")
-    choice = {"derainer": "x:Y", "derainer_args": ["a=$(x); y"], "recurrent_iter": 1, "pad_to": 1, "pad_square": False}
-    (tmp_path / "Aug_DerainNet.json").write_text(json.dumps(choice))
-    with pytest.raises(UserError, match=r"--derainer x:Y --derainer_args 'a=\$\(x\); y'"):
-        run("--model_dir", tmp_path)
-    (tmp_path / "Aug_DerainNet.json").write_text(json.dumps(choice | {"derainer_args": ["a=\x1b[2J"]}))
-    assert derainer.stored(tmp_path / "Aug_DerainNet_state_1.pt") is None
+    (model / "Aug_DerainNet.json").write_text('{"derainer": 3}')
+    assert run("--model_dir", model) == 0 and "can't be understood" in capsys.readouterr().err
 
 
 def test_a_folder_gives_its_newest_checkpoint(tmp_path, run, capsys):
@@ -370,14 +321,8 @@ def test_real_networks_of_spandrel(pairs_folder, tmp_path, run):
     for i in range(4):
         for folder in ("rain", "norain"):
             write_image(pairs_folder / folder / f"{i + 8}.png", photo(130 + i, 128, i + len(folder)))
-    nets = {
-        "NAFNet:NAFNet": "width=4 enc_blk_nums=1,1 dec_blk_nums=[1,1] middle_blk_num=1 --pad_to 4",
-        "Uformer:Uformer": "img_size=128 embed_dim=4 depths=1,1,1,1,1,1,1,1,1 --pad_to 128 --pad_square",
-    }
-    for name, text in nets.items():
-        model = tmp_path / name.split(":")[0]
-        flags = ["--derainer", f"spandrel.architectures.{name}", "--derainer_args", *text.split()]
-        train(pairs_folder, model, *flags, "--patchSize", 128 if "Uformer" in name else 32, "--iters_per_epoch", 1)
-        assert run("--model_dir", model, *flags, "--data_path", pairs_folder / "rain" / "9.png") == 0
-        assert read_image(tmp_path / "out" / "9.png").shape == (131, 128, 3)
-        os.unlink(tmp_path / "out" / "9.png")
+    flags = ["--derainer", "spandrel.architectures.NAFNet:NAFNet", "--pad_to", 4, "--derainer_args", "width=4"]
+    flags += ["enc_blk_nums=1,1", "dec_blk_nums=[1,1]", "middle_blk_num=1"]
+    train(pairs_folder, tmp_path / "model", *flags, "--patchSize", 32, "--iters_per_epoch", 1)
+    assert run("--model_dir", tmp_path / "model", *flags, "--data_path", pairs_folder / "rain" / "9.png") == 0
+    assert read_image(tmp_path / "out" / "9.png").shape == (131, 128, 3)

@@ -11,8 +11,6 @@ from common import cli
 from common.data.demo import rain_layer
 from common.data.images import to_uint8, write_image
 from common.evaluation import distance, streaks, two_sample
-from common.models import EDNet
-from tests.golden import fill
 
 
 def noise(number, p=32, seed=0, scale=0.1):
@@ -30,13 +28,6 @@ def test_the_pyramid_adds_up_to_the_layer():
     up = middle + np.stack([cv2.pyrUp(x, borderType=cv2.BORDER_REFLECT_101) for x in coarse])
     whole = fine + np.stack([cv2.pyrUp(x, borderType=cv2.BORDER_REFLECT_101) for x in up])
     np.testing.assert_allclose(whole, layers, atol=1e-6)
-
-
-def test_patches_are_those_of_the_layer():
-    level = np.arange(9 * 9, dtype=np.float32).reshape(1, 9, 9).repeat(10, 0)
-    found = distance.patches(level, np.random.RandomState(0))
-    wanted = {tuple(level[0, y : y + 7, x : x + 7].ravel()) for y in range(3) for x in range(3)}
-    assert set(map(tuple, found)) == wanted
 
 
 def test_a_shift_moves_the_coarsest_level_alone_by_what_the_lines_say():
@@ -73,13 +64,6 @@ def _spread(level):
     return 100 * np.abs(distance.patches(level, rng) @ (lines / np.linalg.norm(lines, axis=0))).mean() / level.std()
 
 
-def test_sets_of_different_size_and_black_ones_are_refused():
-    with pytest.raises(ValueError, match="one size"):
-        distance.sliced_wasserstein(noise(4), noise(5))
-    with pytest.raises(ValueError, match="do not vary"):
-        distance.sliced_wasserstein(np.zeros((4, 16, 16), np.float32), noise(4, 16))
-
-
 def test_crops_are_mirrored():
     layer = np.linspace(0, 1, 40 * 50, dtype=np.float32).reshape(40, 50)
     found = distance.crops([layer], 50, 16, np.random.RandomState(0))
@@ -97,7 +81,7 @@ def wavy(layers, angle, height=2, period=24):
     return np.stack([cv2.remap(layer, *moved, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT) for layer in layers])
 
 
-@pytest.mark.parametrize("angle", [-70, 0, 10, 45, 90])
+@pytest.mark.parametrize("angle", [-70, 0, 45])
 def test_straight_streaks_bend_less_than_wavy_ones_whatever_their_angle(angle):
     straight = drawn(20, 1, 96, angle=angle, length=30)
     at = slice(16, 80)  # without the rim, where waves are mirrored
@@ -158,14 +142,15 @@ def test_classifiers_tell_wavy_from_straight_and_not_like_from_like(monkeypatch)
 
 @pytest.fixture
 def real(tmp_path, monkeypatch):
-    monkeypatch.setattr(distance, "BIG", 64)
+    for name, value in (("BIG", 64), ("NUMBER", 32), ("STEPS", 2)):
+        monkeypatch.setattr(distance, name, value)
     for k in range(6):
         write_image(tmp_path / "real" / f"{k}.png", to_uint8(rain_layer((48, 60), k).repeat(3, 2), "nearest"))
     return tmp_path
 
 
-def run(real, *flags):
-    words = ["--real", real / "real", "--number", 64, "--patch", 16, "--use_gpu", "false", "--steps", 2, *flags]
+def run(real, generator, *flags):
+    words = ["--real", real / "real", "--netED", generator, "--hold_out", 2, "--use_gpu", "false", *flags]
     return cli.run(lambda: distance.main(list(map(str, words))))
 
 
@@ -174,65 +159,33 @@ def table(path):
         return {row.pop("rain"): {name: float(x or "nan") for name, x in row.items()} for row in csv.DictReader(file)}
 
 
-def test_the_command_compares_generators_folders_floor_and_procedural_rain(real, generator, quick, capsys):
-    flags = "--number", 32, "--hold_out", 2, "--netED", generator, "--rain", real / "real"
-    assert run(real, *flags, "--csv", real / "d.csv") == 0
+def test_the_command_compares_a_generator_floor_and_procedural_rain(real, generator, quick, capsys):
+    assert run(real, generator, "--csv", real / "d.csv") == 0
     printed = capsys.readouterr().out
+    assert "real rain: 2 layers; classifiers learn from 4 others" in printed
     rows = table(real / "d.csv")
     columns = ["distance", "16_px", "auc_16", "auc_32", "strict_16", "strict_32", "angles", "within", "bend"]
     assert all(list(row) == columns for row in rows.values()) and all(name in printed for name in [*rows, *columns[4:]])
     left_out = {  # AUCs that there are none of
-        "two halves of the real rain": {"auc_16": False, "auc_32": False},
-        "real rain of the training": {"auc_16": True, "auc_32": True},
-        "ED.pt, patches of G": {"auc_16": False, "auc_32": True},
-        "ED.pt, whole pictures": {"auc_16": True, "auc_32": False},
-        "real": {"auc_16": False, "auc_32": False},
-        "procedural rain, plain": {"auc_16": False, "auc_32": False},
-        "procedural rain, varied": {"auc_16": False, "auc_32": False},
+        "two halves of the real rain": [],
+        "real rain of the training": ["auc_16", "auc_32", "strict_16", "strict_32"],
+        "ED.pt, patches of G": ["auc_32", "strict_32"],
+        "ED.pt, whole pictures": ["auc_16", "strict_16"],
+        "procedural rain, plain": [],
+        "procedural rain, varied": [],
     }
-    assert {name: {k: np.isnan(row[k]) for k in ("auc_16", "auc_32")} for name, row in rows.items()} == left_out
-    assert all(np.isnan(row[f"auc_{p}"]) == np.isnan(row[f"strict_{p}"]) for row in rows.values() for p in (16, 32))
-    assert rows["real"]["distance"] < rows["ED.pt, patches of G"]["distance"]
-    assert run(real, *flags, "--csv", real / "again.csv") == 0
+    assert {name: [k for k in columns[2:6] if np.isnan(row[k])] for name, row in rows.items()} == left_out
+    assert run(real, generator, "--csv", real / "again.csv") == 0
     assert (real / "again.csv").read_bytes() == (real / "d.csv").read_bytes()  # repeatable
 
 
-def test_only_what_was_held_out_is_compared(real, capsys):
-    assert run(real, "--hold_out", 2, "--steps", 0) == 0
-    assert "real rain: 2 layers; classifiers learn from 4, measured on 2" in capsys.readouterr().out
-    assert run(real, "--steps", 0) == 0
-    assert "real rain: 6 layers; classifiers learn from 3, measured on 3" in capsys.readouterr().out
-    for k in (0, 3):  # those that compose.py --hold_out 2 leaves out of six
-        (real / "real" / f"{k}.png").unlink()
-        write_image(real / "real" / f"{k}.png", np.zeros((48, 60, 3), np.uint8))
-    assert run(real, "--hold_out", 2) == 2 and "are black" in capsys.readouterr().err
-    assert run(real, "--hold_out", 6) == 2 and "leaves none" in capsys.readouterr().err
-
-
-def test_without_steps_there_are_no_classifiers(real):
-    assert run(real, "--steps", 0, "--csv", real / "d.csv") == 0
-    assert np.isnan(table(real / "d.csv")[distance.HALVES]["auc_16"])
-
-
-def test_larger_patches_of_a_generator_are_cropped(real, quick, capsys):
-    torch.save(fill(EDNet(nz=5, nef=4, patch_size=32), 1).state_dict(), real / "ED32.pt")
-    assert run(real, "--netED", real / "ED32.pt") == 0
-    assert run(real, "--netED", real / "ED32.pt", "--patch", 64) == 2
-    assert "smaller than the 64 px" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("what", ["black", "half", "one", "missing", "empty", "small"])
-def test_mistakes(real, capsys, what):
+@pytest.mark.parametrize("what, message", [("few", "leaves none"), ("missing", "--real"), ("small", "smaller")])
+def test_mistakes(real, generator, capsys, what, message):
     paths = sorted((real / "real").iterdir())
-    if what in ("black", "half"):
-        for path in paths[what == "half" :]:
-            write_image(path, np.zeros((48, 60, 3), np.uint8))
-    elif what == "small":
-        write_image(paths[0], np.zeros((15, 60, 3), np.uint8))
+    if what == "small":
+        write_image(paths[0], np.zeros((31, 60, 3), np.uint8))
     else:
-        for path in paths[what == "one" :]:
+        for path in paths[2 * (what == "few") :]:
             path.unlink()
-        if what == "missing":
-            (real / "real").rmdir()
-    assert run(real) == 2
-    assert "--real" in capsys.readouterr().err
+    assert run(real, generator) == 2
+    assert message in capsys.readouterr().err

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from common.generation import knobs
-from common.generation.knobs import REACH, clamped, set_knobs
+from common.generation.knobs import REACH, clamped, missed, set_knobs
 from common.generation.measures import Measures, measure
 from common.generation.rain import RainMaker
 from common.models import EDNet
@@ -46,10 +46,10 @@ def natural(request):
 @pytest.mark.parametrize(
     "name, value",
     [
-        *(("angle", value) for value in (-45, 45)),
-        *(("density", value) for value in (0.02, 0.3)),
-        *(("thickness", value) for value in (1.5, 6)),
-        *(("brightness", value) for value in (0.05, 0.4)),
+        *(("angle", value) for value in (-45, 0, 45)),
+        *(("density", value) for value in (0.02, 0.1, 0.3)),
+        *(("thickness", value) for value in (1.5, 3, 6)),
+        *(("brightness", value) for value in (0.05, 0.15, 0.4)),
     ],
 )
 def test_a_knob_reaches_what_is_asked_and_leaves_the_others(natural, name, value):
@@ -87,6 +87,24 @@ def test_beyond_their_reach_knobs_warn_and_clamp():
     assert warnings[0] == "angle 80 is out of reach, -60 to 60; 60 is taken" and len(warnings) == 3
     for name, (low, high) in {"angle": (-45, 45), "density": (0.02, 0.5), "thickness": (1.5, 6)}.items():
         assert REACH[name][0] <= low and REACH[name][1] >= high
+
+
+def test_knobs_that_hinder_each_other_warn_once():
+    """By the median over the pictures; a quarter of the value is much, a few hundredths of the reach are not."""
+
+    def reached(*densities, brightness=0.05):
+        return [Measures(0.0, density, 2.0, brightness) for density in densities]
+
+    values = {"angle": 40.0, "density": 0.4, "brightness": 0.05}
+    expected = "density 0.4 is missed, the rain has 0.25; it does not go together with --angle 40, --brightness 0.05"
+    assert missed(values, reached(0.1, 0.25, 0.4)) == [expected]
+    assert missed(values, reached(0.1, 0.31, 0.4)) == [] == missed(values, [])
+    assert missed(values, reached(0.25, brightness=0.2))[0].startswith("brightness 0.05 is missed, the rain has 0.2;")
+    assert missed({"density": 0.01}, reached(0.02)) == []  # one streak more
+    assert missed({"thickness": 4.0}, [Measures(0.0, 0.0, float("nan"), float("nan"))]) == []
+    assert missed({"density": 0.6}, reached(0.3)) == [
+        "density 0.6 is missed, the rain has 0.3; this rain can't reach it"
+    ]
 
 
 def test_no_knob_leaves_the_rain_as_it_is():
@@ -146,14 +164,20 @@ def test_report_and_pictures(tmp_path, monkeypatch, capsys):
     assert knobs.main(words) == 0
     text = (tmp_path / "out" / "knobs.md").read_text()
     assert text in capsys.readouterr().out and "# What the knobs do to the rain of ED.pt" in text
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"knobs.md", "knobs.png"}
-    assert "\n| angle | -45 | 45 |" in text
+    names = {"knobs.md", "knobs.png", "angle.gif", "brightness.gif"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    assert text.count("\n| angle |") == 2 and "| -45 | 45 |" in text
 
 
 def test_report_says_what_was_measured():
     targets = np.linspace(0.02, 0.5, knobs.PLACES)
-    text = knobs.report({"density": np.repeat(targets[:, None] + 0.024, 4, 1)}, "x")
+    alone = np.random.RandomState(0).standard_normal((16, 4))
+    values = np.zeros((knobs.PLACES, 4, 4))
+    values[..., 1], values[..., 3] = targets[:, None] + 0.024, targets[:, None] * 10
+    text = knobs.report({"density": values}, alone, "x")
     assert "| density | 0.02 | 0.5 | 1.000 | 0.024 | 0.024 (5.0%) |" in text
+    expected = 4.8 / alone[:, 3].std()
+    assert f"| density | +0.00 | {0.48 / alone[:, 1].std():+.2f} | +0.00 | {expected:+.2f} |" in text
 
 
 def test_flags(capsys):

@@ -13,16 +13,15 @@ from common.data.images import read_image, write_image
 from common.errors import UserError
 from common.evaluation.derain import derain
 from common.models import Derain, Discriminator, EDNet, PReNet
-from common.precision import compile_net, prepare, require_fast, set_arithmetic, without_tuning
-from common.training import augment, device, losses
-from common.training.device import pick_device
+from common.precision import prepare, require_fast, set_arithmetic
+from common.training import augment, losses
 from common.training.joint import joint_draw, joint_step
 from common.training.optimizer import adam
 from for_syn import test_syn_joint as derain_script
 from for_syn import train_syn_joint
 from tests.conftest import photo
 from tests.golden import fill, uniform
-from tests.runs import arguments, load, same, train
+from tests.runs import arguments
 from tests.tensor_cores import TensorCores
 
 CPU = torch.device("cpu")
@@ -36,10 +35,9 @@ def plain_lstm(body, x, h, c):
     return o * torch.tanh(c), c
 
 
-@pytest.mark.parametrize("grad", [True, False])
-def test_gates_in_one_convolution_are_those_of_four(grad):
+def test_gates_in_one_convolution_are_those_of_four():
     body = fill(PReNet(1), 11).double()
-    with torch.set_grad_enabled(grad):
+    with torch.no_grad():
         x, h, c = uniform(1, 3, 2, 32, 17, 22).double()
         zeros = torch.zeros_like(h)
         for first, given in ((False, (h, c)), (True, (zeros, zeros))):
@@ -90,15 +88,11 @@ def any_processor(monkeypatch):
 def test_bf16_is_refused_where_it_would_be_slow(monkeypatch, pairs_folder, tmp_path):
     cpu = torch.device("cpu")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": False, "cpu_name": "x"})
-    require_fast("fp32", cpu)
     with pytest.raises(UserError, match="--precision bf16: this CPU has no bfloat16 instructions.*take fp32"):
-        require_fast("bf16", cpu)
-    with pytest.raises(UserError, match="--precision bf16"):
         train_syn_joint.main(arguments(pairs_folder, tmp_path / "m", "--precision", "bf16"))
     assert not list((tmp_path / "m").glob("*.pt"))
-    for name in ("avx512_bf16", "amx_bf16", "bf16"):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda name=name: {"avx2": True, name: True})
-        require_fast("bf16", cpu)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": True})
+    require_fast("bf16", cpu)
 
 
 def test_bf16_is_for_the_derainer_alone(any_processor):
@@ -123,7 +117,7 @@ def test_bf16_is_for_the_derainer_alone(any_processor):
     assert all(p.dtype == torch.float32 for net in nets for p in net.parameters())
 
 
-def test_bf16_is_near_fp32(any_processor, tmp_path, pairs_folder):
+def test_bf16_is_near_fp32(any_processor, tmp_path):
     net = fill(Derain(2), 11, 0.02).eval()
     rainy, half = uniform(4, 1, 3, 20, 20), copy.deepcopy(net)
     prepare(half, CPU, "bf16")
@@ -137,19 +131,6 @@ def test_bf16_is_near_fp32(any_processor, tmp_path, pairs_folder):
         assert derain_script.main(list(map(str, flags))) == 0
     a, b = (read_image(tmp_path / name / "a.png").astype(int) for name in ("fp32", "bf16"))
     assert 0 < np.abs(a - b).max() <= 3
-    train(pairs_folder, tmp_path / "m", "--precision", "bf16", "--niter", 1)
-    assert all(v.dtype == torch.float32 for v in load(tmp_path / "m" / "DerainNet_state_1.pt").values())
-    with pytest.raises(UserError, match="--precision is fp32, was bf16"):
-        train(pairs_folder, tmp_path / "m", "--precision", "fp32")
-
-
-def test_tf32_on_a_cpu_is_fp32_and_says_so(pairs_folder, tmp_path, capsys):
-    for name in ("tf32", "fp32", "auto"):
-        train_syn_joint.main(arguments(pairs_folder, tmp_path / name, "--precision", name, "--niter", 1))
-        said = "--precision tf32: only GPUs have TF32; computing in fp32" in capsys.readouterr().out
-        assert said == (name == "tf32")
-    rounded, exact, auto = (load(tmp_path / p / "DerainNet_state_1.pt") for p in ("tf32", "fp32", "auto"))
-    assert same(rounded, exact) and same(auto, exact)
 
 
 @pytest.fixture
@@ -175,16 +156,11 @@ def test_switches_of_each_precision(switches):
         results[name] = switches()
     exact, rounded = ("ieee", "ieee", "ieee"), ("tf32", "tf32", "tf32")
     assert results == {"auto": ("tf32", "tf32", "ieee"), "fp32": exact, "tf32": rounded, "bf16": rounded}
-    torch.backends.cudnn.benchmark = True
-    with without_tuning(torch.nn.Conv2d(1, 1, 1)):
-        assert not torch.backends.cudnn.benchmark
-    assert torch.backends.cudnn.benchmark
 
 
-@pytest.mark.parametrize("before", ["tf32", "ieee", "none"])
-def test_whatever_a_program_has_set_before_the_switches_are_ours(switches, before):
+def test_whatever_a_program_has_set_before_the_switches_are_ours(switches):
     """Older ones would leave convolutions in TF32, and reading them raises RuntimeError."""
-    torch.backends.fp32_precision = before
+    torch.backends.fp32_precision = "tf32"
     precision.set_arithmetic("fp32")
     assert switches() == ("ieee", "ieee", "ieee")
     on_gpu = mock.Mock(device=torch.device("cuda", 0))
@@ -194,26 +170,7 @@ def test_whatever_a_program_has_set_before_the_switches_are_ours(switches, befor
         on_gpu.contiguous.assert_called_with(memory_format=last)
 
 
-def test_a_gpu_starts_exact(switches, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
-    monkeypatch.setattr(device, "try_kernel", lambda device: "")
-    torch.backends.fp32_precision = "tf32"
-    assert pick_device(True, "0") == torch.device("cuda", 0)
-    assert switches() == ("ieee", "ieee", "ieee")
-
-
-def test_the_default_says_on_a_gpu_what_it_means(monkeypatch):
-    assert train_syn_joint.parse_args([]).precision == derain_script.parse_args([]).precision == "auto"
-    assert precision.describe("auto", CPU) == ""
-    for supported, text in ((True, "PyTorch's default"), (False, "this GPU has no TF32")):
-        monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda supported=supported: supported)
-        assert text in precision.describe("auto", torch.device("cuda", 0))
-
-
-def test_tensor_cores_get_weights_in_their_layout(switches, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda: True)
+def test_tensor_cores_get_weights_in_their_layout(switches):
     for name, last in (("fp32", False), ("auto", True), ("tf32", True)):
         net, custom = Derain(1), torch.nn.Conv2d(3, 3, 3)
         for each in (net, custom):
@@ -263,58 +220,3 @@ def test_ssim_is_computed_in_full_whatever_the_precision(switches, monkeypatch):
     with TensorCores() as cores:
         loss, own = ssim_step(torch.float32)
     assert cores.rounded and loss < -1.1 and (own - gradient).norm() > gradient.norm()
-
-
-def test_other_losses_and_the_spectral_norm_bear_rounded_factors(switches):
-    """None of them cancels: a penalty, KL terms and sigma differ by the rounding alone, below one in a hundred."""
-    results = {}
-    for kind in (torch.float64, torch.float32):
-        set_arithmetic("fp32" if kind == torch.float64 else "tf32")
-        nets = fill(Derain(2), 21, 0.02), fill(EDNet(3, 8, 4, 16), 22, 0.02), fill(Discriminator(16, 8), 23)
-        nets = [net.to(kind) for net in nets]
-        rainy, clean = (x.to(kind) for x in smooth(2, 16))
-        eps, alpha = torch.ones(2, 8, dtype=kind), torch.full((2, 1, 1, 1), 0.5, dtype=kind)
-        with TensorCores():
-            values, _ = joint_training(nets)[0](True, rainy, clean, eps, alpha)
-        results[kind] = {name: value.item() for name, value in values.items()}
-    assert results[torch.float32] == pytest.approx(results[torch.float64], rel=1e-2, abs=1e-4)
-
-
-# --- compilation ---------------------------------------------------------------------------------------------------
-
-
-def test_without_a_compiler_work_goes_on(monkeypatch, pairs_folder, tmp_path, capsys):
-    def broken(*args, **kwargs):
-        raise RuntimeError("no C++ compiler\nmore")
-
-    monkeypatch.setattr(torch, "compile", broken)
-    train_syn_joint.main(arguments(pairs_folder, tmp_path / "a", "--niter", 1, "--compile"))
-    assert "--compile: not possible here, going on without (no C++ compiler)" in capsys.readouterr().out
-    monkeypatch.undo()
-    train_syn_joint.main(arguments(pairs_folder, tmp_path / "b", "--niter", 1))
-    assert same(load(tmp_path / "a" / "ED_state_1.pt"), load(tmp_path / "b" / "ED_state_1.pt"))
-
-
-def test_a_compiled_network_keeps_its_names_and_numbers(monkeypatch):
-    net = fill(Derain(1), 11)
-    names, rainy = list(net.state_dict()), uniform(3, 1, 3, 16, 16)
-    with torch.no_grad():
-        expected = net(rainy)[0]
-    calls = []
-
-    def backend(graph, inputs):  # compiles nothing, so that the test needs no compiler
-        calls.append(graph)
-        return graph.forward
-
-    real = torch.nn.Module.compile
-    whole = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **how: whole(f, **how) if how else f)  # the trial needs a compiler
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: real(self, backend=backend))
-    compile_net(net, rainy.device)
-    with torch.no_grad():
-        assert torch.allclose(net(rainy)[0], expected, atol=1e-6) and calls
-        before = len(calls)
-        with without_tuning(net):
-            net(uniform(4, 1, 3, 20, 24))
-        assert len(calls) == before
-    assert list(net.state_dict()) == names and isinstance(net, Derain)

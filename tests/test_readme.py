@@ -19,7 +19,7 @@ from torch.distributed.run import parse_args
 import common.models
 from common import cli
 from common.data.images import write_image
-from common.evaluation import distance
+from common.evaluation import distance, which_rain
 from common.generation import knobs, rain
 from common.models import Derain, EDNet, PReNet
 from tests.conftest import flags_of, photo, write_claim_sets
@@ -44,11 +44,7 @@ SMALL = {
     "workers": "0",
     "samples": "300",
     "pictures": "2",
-    "number": "16",
     "netED": "ED.pt",
-    "turns": "1",
-    "height": "20",
-    "width": "30",
     "generator_steps": "2",
     "steps": "2",
     "seeds": "1",
@@ -63,9 +59,7 @@ OWN = {  # for single scripts; None leaves the default
     "train_syn_encoder.py": {"niter": None, "iters_per_epoch": "1"},
     "common.data.pack": {"workers": None},
     "common.data.compose": {"workers": None},
-    "common.evaluation.distance": {"patch": "16"},
-    "common.evaluation.report": {"number": None},
-    "common.evaluation.which_rain": {"kinds": "procedural", "variants": "1"},
+    "common.evaluation.which_rain": {"kinds": "procedural"},
 }
 
 
@@ -138,7 +132,12 @@ def world(tmp_path, monkeypatch):
     for module, name, value in (  # generators and knobs are measured on little
         (rain, "POOL", 32),
         (distance, "BIG", 64),
+        (distance, "NUMBER", 16),
+        (distance, "STEPS", 2),
         (distance, "VARIANTS", 30),
+        (which_rain, "VARIANTS", 1),
+        (which_rain, "STAGES", 1),
+        (which_rain, "PATCH", 16),
         (knobs, "SIDE", 48),
         (knobs, "PLACES", 2),
         (knobs, "RANGES", {"angle": (-45, 45)}),

@@ -62,7 +62,7 @@ def test_quiet_prints_results_alone(pair, tmp_path, capsys):
 def test_quiet_says_what_a_table_leaves_out(pair, tmp_path, capsys):
     write_image(tmp_path / "gt" / "b.png", photo(20, 30, 3))
     assert cli.run(lambda: metrics.main([*pair, "--quiet"])) == 0
-    assert "note: 1 images of --gt have no result" in capsys.readouterr().out
+    assert "note: the table is over the 1 images" in capsys.readouterr().out
 
 
 def test_quiet_keeps_errors_and_warnings(pair, tmp_path, generator, capsys):

@@ -12,7 +12,9 @@ from tests.conftest import photo
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
+    for name, value in (("VARIANTS", 2), ("STAGES", 1), ("PATCH", 16)):
+        monkeypatch.setattr(which_rain, name, value)
     for k in range(3):
         write_image(tmp_path / "clean" / f"{k}.png", photo(40, 50, k))
         drops = 90 * (np.random.RandomState(k).rand(50, 60, 1) > 0.9)
@@ -24,8 +26,8 @@ def folder(tmp_path):
 
 def run(folder, *more):
     words = ["--clean", folder / "clean", "--streaks", folder / "streaks", "--test", f"light={folder / 'set'}"]
-    words += ["--out", folder / "out", "--hold_out", 1, "--variants", 2, "--steps", 10, "--batchSize", 2, "--seeds", 1]
-    words += ["--patchSize", 16, "--recurrent_iter", 1, "--use_gpu", "false", *more]
+    words += ["--out", folder / "out", "--hold_out", 1, "--steps", 10, "--batchSize", 2, "--seeds", 1]
+    words += ["--use_gpu", "false", *more]
     return cli.run(lambda: which_rain.main(list(map(str, words))))
 
 
@@ -45,8 +47,7 @@ def test_kinds_come_out_and_are_kept(folder, calls, capsys):
                 )
                 assert (rainy >= clean).all() and (rainy > clean).any()
     assert not np.array_equal(*(read_image(folder / "out" / "real" / "rain" / f"0_v{v}.png") for v in (0, 1)))
-    assert "| procedural |" in (folder / "out" / "results.md").read_text() and "(rainy)" in capsys.readouterr().out
-    assert read_image(folder / "out" / "curves.png").std() > 5
+    assert "| procedural |" in (printed := capsys.readouterr().out) and "(rainy)" in printed
     before = len(calls)
     assert run(folder, "--kinds", "real", "procedural") == 0 and len(calls) == before
     trained = [flags for script, flags in calls if "train" in script]

@@ -239,7 +239,7 @@ def _refuse(problems: list[str], number: int) -> None:
 def _fill(file: h5py.File, pairs: Sequence[Pair], names: list[str], workers: int) -> None:
     """Write the pixels, then what describes them."""
     datasets = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    places, index, same, problems = Counter(), np.empty((len(pairs), 3), np.int64), 0, []
+    places, index, same, problems = Counter(), np.empty((len(pairs), 3), np.int64), [], []
 
     def decode(i: int) -> np.ndarray | str:
         try:
@@ -258,7 +258,8 @@ def _fill(file: h5py.File, pairs: Sequence[Pair], names: list[str], workers: int
                 file[names[i]][places[names[i]]] = values
                 index[i] = datasets[names[i]], places[names[i]], zlib.crc32(values.data)
                 places[names[i]] += 1
-                same += np.array_equal(values[:3], values[3:])
+                if np.array_equal(values[:3], values[3:]):
+                    same.append(pairs[i].name)
     _refuse(problems, len(pairs))
     require_rain(same, len(pairs), "--data_path")
     meta = {"kind": KIND, "version": VERSION, "pairs": len(pairs), "fingerprint": fingerprint(pairs)}

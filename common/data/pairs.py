@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from ..terminal import print_result, progress_bar
+from ..terminal import print_result, progress_bar, tell
 from .images import ImageError, crop_at, half_of, image_format, images_in, natural_key, planes, read_image, size_text
 from .names import Pairing, match, sides
 
@@ -311,13 +311,17 @@ def check_pairs(
         f"{len(problems)} of {len(pairs)} pairs can't be used for training:",
         f"Mend or remove these files ({flags}), or choose a smaller --patchSize where they are too small.",
     )
-    require_rain(len(same), len(pairs), flags)
+    require_rain([pairs[i].name for i in sorted(same)], len(pairs), flags)
 
 
-def require_rain(same: int, number: int, flags: str) -> None:
-    """Raise UserError if rainy and clean have the same pixels in all pairs; a few such pairs are fine."""
-    if same == number:
+def require_rain(same: list[str], number: int, flags: str) -> None:
+    """Name on stderr the pairs whose rainy and clean pixels are the same; raise UserError if all of ``number`` are."""
+    if len(same) == number:
         raise UserError(f"{flags}: {SAME}. {REMEDY}")
+    if same:
+        tell(
+            same[:PROBLEMS_SHOWN], f"warning: {len(same)} of {number} pairs have no rain, rainy and clean are the same"
+        )
 
 
 def some_of(pairs: Sequence[Pair]) -> Sequence[Pair]:

@@ -59,11 +59,7 @@ CELLS = {
 
 
 def make_data(args: argparse.Namespace, name: str) -> Path:
-    """Copy or compose the pairs of a cell: a folder with train/ and test/, each with rain/ and norain/.
-
-    Raises:
-        UserError: a file of --data is missing, or can't be read.
-    """
+    """Copy or compose the pairs of a cell: a folder with train/ and test/, each with rain/ and norain/."""
     cell, source, folder = CELLS[name], Path(args.data), Path(args.out, name, "data")
     if folder.is_dir():  # made aside and renamed, so it is whole
         return folder
@@ -83,23 +79,14 @@ def make_data(args: argparse.Namespace, name: str) -> Path:
 
 
 def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
-    if not names:
-        raise UserError(f"--data: there are no pairs in {source}; it needs rain/ and norain/")
     for kind in ("rain", "norain"):
         (target / kind).mkdir(parents=True)
         for name in names:
-            try:
-                shutil.copyfile(source / kind / name, target / kind / name)
-            except FileNotFoundError:
-                raise UserError(f"--data: there is no {source / kind / name}; see --help") from None
+            shutil.copyfile(source / kind / name, target / kind / name)
 
 
 def steps_of(total: int) -> tuple[int, int]:
-    """--iters_per_epoch with generated rain, and without, so that all trainings have the same number of steps.
-
-    Args:
-        total: steps of a training, about; rounded up so that both fit.
-    """
+    """--iters_per_epoch with generated rain, and without, so that all trainings have ``total`` steps, rounded up."""
     iters = math.ceil(total / EPOCHS / (1 + FAKE_RATIO))
     return iters, steps_per_epoch(iters, FAKE_RATIO)
 
@@ -224,8 +211,6 @@ def main(argv: list[str] | None = None) -> int:
     for name, seed, way in progress_bar(jobs, desc="derainers", unit="derainer"):
         try:
             run(args, name, seed, way)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"stopped; finished work is in {out}, the same command goes on") from None
         except TrainingStopped as error:
             problems += 1
             print(f"{name}, seed {seed}, {way}: {error}", file=sys.stderr)

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from .. import derainer, distributed
 from ..data.cache import free_memory
-from ..data.images import size_text
 from ..data.pairs import Pair, fingerprint
 from ..data.patches import floats
 from ..errors import UserError
-from ..precision import order, without_tuning
+from ..precision import order
 from ..terminal import progress_bar
 from . import metrics
 
@@ -25,6 +24,7 @@ MEMORY_LIMIT = 1e9  # bytes that an image may need on a CPU, beyond what the pro
 FREE_SHARE = 0.5  # of the free memory, that deraining takes
 AUTO_WINDOW = 496  # px; 32 float channels of such a window stay below 32 MiB, where malloc still reuses memory
 LARGEST_WINDOW = 2**24 - 1  # px; 128 channels of gates are then as many values as 31 bits count
+
 
 Tile = tuple[tuple[slice, slice], ...]  # the core in the image, the window in the image, the core in the window
 
@@ -48,21 +48,14 @@ class Windows(NamedTuple):
         Raises:
             UserError: the halo of tiles is missing for another derainer; PReNet is given a halo or padding.
         """
-        own = derainer.is_custom(args)
         tile, halo = getattr(args, "tile", -1), getattr(args, "tile_halo", None)
-        pad_to, pad_square = getattr(args, "pad_to", 1), getattr(args, "pad_square", False)
-        if not own and halo is not None:
-            raise UserError("--tile_halo: that of prenet is known; leave it out")
-        if not own and (pad_to > 1 or pad_square):
-            raise UserError("--pad_to, --pad_square: prenet takes images of every size; leave them out")
-        if own and tile > 0 and halo is None:
-            raise UserError(
-                f"--tile {tile}: say with --tile_halo N how many px of margin a tile needs, best as far as an "
-                "output pixel of your derainer sees; the result is approximate. --tile 0 takes the whole image"
-            )
-        if halo is not None and tile <= 0:
-            raise UserError(f"--tile_halo {halo}: it is the margin of tiles; add --tile N, or leave it out")
-        return cls(tile, halo, pad_to, pad_square)
+        how = cls(tile, halo, getattr(args, "pad_to", 1), getattr(args, "pad_square", False))
+        if derainer.is_custom(args):
+            if (tile > 0) != (halo is not None):
+                raise UserError("--tile, --tile_halo: a derainer of your own needs both, or neither for whole images")
+        elif how != cls(tile):
+            raise UserError("--tile_halo, --pad_to, --pad_square: prenet needs none of them; leave them out")
+        return how
 
     def of(self, net: nn.Module, height: int, width: int, device: torch.device, number: int = 1) -> list[Tile]:
         """The tiles of ``number`` images of one size."""
@@ -96,14 +89,7 @@ def _room(device: torch.device) -> float:
 
 
 def tile_size(tile: int, height: int, width: int, halo: int, device: torch.device, number: int = 1) -> int:
-    """The core of the tiles in px, 0 for the whole image.
-
-    Args:
-        tile: as in ``derain``.
-        height, width: of the image, in px.
-        halo: margin around the core in px.
-        number: of images that are derained at once.
-    """
+    """The core of the tiles in px, 0 for the whole image, for so many images at once; ``tile`` is as in ``derain``."""
     if tile >= 0:
         return tile
     room = _room(device)
@@ -124,22 +110,14 @@ def _line(length: int, core: int, halo: int) -> Iterator[tuple[slice, slice, sli
         yield slice(start, stop), slice(low, high), slice(start - low, stop - low)
 
 
-def _reflect(length: int, more: int, device: torch.device) -> Tensor:
-    """Indices that go on by reflection behind the end, to and fro if need be; a single pixel is repeated."""
-    turn = max(2 * (length - 1), 1)
-    i = torch.arange(length + more, device=device) % turn
-    return torch.minimum(i, turn - i).clamp(max=length - 1)
-
-
 @torch.no_grad()
 def _infer(net: nn.Module, window: Tensor, windows: Windows) -> Tensor:
     if derainer.is_prenet(net):
         return derainer.apply(net, order(window))
     height, width = window.shape[2:]
-    more = windows.padding(height, width)
-    if any(more):
-        rows, columns = (_reflect(n, m, window.device) for n, m in zip((height, width), more, strict=True))
-        window = window.index_select(2, rows).index_select(3, columns)
+    for side, more in enumerate(windows.padding(height, width), 2):
+        index = np.pad(np.arange(window.shape[side]), (0, more), "reflect")
+        window = window.index_select(side, torch.from_numpy(index).to(window.device))
     return derainer.apply(net, window)[..., :height, :width]
 
 
@@ -207,12 +185,14 @@ def _pixels(values: Tensor, rounding: str) -> Tensor:
 
 @contextlib.contextmanager
 def _evaluating(net: nn.Module) -> Iterator[None]:
-    """eval mode within it, then each module's own again: one of them may be frozen."""
-    modes = {module: module.training for module in net.modules()}
+    """eval mode within it, then each module's own again; a GPU tunes nothing for image sizes that come once."""
+    modes = {module: module.training for module in net.modules()}  # one of them may be frozen
+    tunes, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
     net.eval()
     try:
         yield
     finally:
+        torch.backends.cudnn.benchmark = tunes
         for module, training in modes.items():
             module.training = training
 
@@ -225,7 +205,7 @@ def validate(
     Several processes share the images.
     """
     scores: dict[int, metrics.Scores] = {}
-    with _evaluating(net), without_tuning(net):
+    with _evaluating(net):
         mine = range(len(pairs))[distributed.share()]
         for number in progress_bar(mine, desc="validating", unit="image", leave=False):
             if stop():
@@ -254,11 +234,6 @@ def validator(
     windows = windows or Windows()
     if not derainer.is_prenet(net):
         with _evaluating(net):
-            for size in sorted({pair.format()[:2] for pair in pairs}):
-                trial = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-                try:
-                    derain_pixels(net, trial, device, windows, "truncate")
-                except derainer.DerainerError as error:
-                    text = f"--val_data_path: trial on {size_text(size)} px: {error}"
-                    raise derainer.DerainerError(text) from None
+            for pair in {pair.format()[:2]: pair for pair in pairs}.values():
+                derain_pixels(net, pair.read()[0], device, windows, "truncate")
     return lambda stop: validate(net, pairs, device, windows, stop)

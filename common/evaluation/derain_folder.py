@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -32,7 +31,6 @@ class Result:
     """What became of an image."""
 
     written: bool = False
-    deep: bool = False  # it has 16 bits a channel
     seconds: float | None = None  # that deraining took; None for the first image, which warms up
     scores: dict[str, metrics.Scores] | None = None
     problem: str = ""
@@ -61,23 +59,18 @@ def derain_folder(net: nn.Module, args: argparse.Namespace, device: torch.device
     """
     save, windows, pairing = Path(args.save_path), Windows.from_flags(args), Pairing.from_flags(args)
     folder, names, others = inputs(Path(args.data_path), save, hint)
-    pairs = {}
-    if args.gt_path or pairing.side_by_side:
-        pairs = _partners(folder, names, args.gt_path, pairing)
-        names = [name for name in names if name in pairs]
+    pairs = _partners(folder, names, args.gt_path, pairing)
+    names = [name for name in names if not pairs or name in pairs]
     used = {path.resolve() for path in [*(folder / name for name in names), *(pair.clean for pair in pairs.values())]}
     if over := [save / name for name in names if (save / name).resolve() in used]:
         raise UserError(f"--save_path: {over[0]} is an input file and would be overwritten; choose another folder")
-    prepare(net.eval(), device, args.precision, args.compile)
-    if windows.tile > 0 and not derainer.is_prenet(net):
-        print(f"tiles of {windows.tile} px with a halo of {windows.halo} px: approximate for this derainer")
+    prepare(net.eval(), device, args.precision)
     done: dict[Path, Result] = {}
     mine = names[distributed.share()]
     for number, name in enumerate(progress_bar(mine, unit="image")):
         result = done[name] = Result()
         try:
-            rainy = half_of(read_image(folder / name), pairing.halves[0])
-            result.deep, began = rainy.dtype == np.uint16, time.perf_counter()
+            rainy, began = half_of(read_image(folder / name), pairing.halves[0]), time.perf_counter()
             derained = derain_pixels(net, rainy, device, windows, args.rounding)
             result.seconds = time.perf_counter() - began if number or len(mine) == 1 else None
             write_image(save / name, derained)
@@ -99,14 +92,21 @@ def derain_folder(net: nn.Module, args: argparse.Namespace, device: torch.device
             if not is_out_of_memory(error):
                 raise
             size = size_text(image_size(folder / name))
-            remedy = "--tile 256" if derainer.is_prenet(net) else "--tile 256 --tile_halo 64 (approximate)"
-            result.problem = f"{folder / name}: {size} px do not fit into memory; try {remedy}"
+            result.problem = f"{folder / name}: {size} px do not fit into memory; try --tile 256"
     done = {name: result for part in distributed.gather(done) for name, result in part.items()}
     done = {name: done[name] for name in names}
     if distributed.is_first():
-        table = _report(done, save, device, f"{others} other files in {folder} skipped" if others else "")
-        if any(result.written for result in done.values()):
-            _page(done, table, save, folder, pairs, f"Derained with {Path(weights).name}.", pairing)
+        if others:
+            print(f"{others} other files in {folder} skipped")
+        table, pictures = _report(done, save, device), {}
+        for name in (name for name, result in done.items() if result.written):
+            clean = {"clean": pairs[name].clean} if name in pairs else {}
+            pictures[name.as_posix()] = {"rainy": folder / name, "derained": save / name, **clean}
+        halves = dict(zip(("rainy", "clean"), pairing.halves, strict=True))
+        if pictures:
+            title = f"Rain removed from {len(pictures)} images with {Path(weights).name}"
+            table.page(save / page.NAME, title, pictures, ("rainy", "derained"), halves)
+            print(f"page: {save / page.NAME}")
     problems = [result.problem for result in done.values() if result.problem]
     if problems:
         tell(problems, f"{len(problems)} of {len(done)} images could not be derained or measured")
@@ -114,8 +114,10 @@ def derain_folder(net: nn.Module, args: argparse.Namespace, device: torch.device
 
 
 def _partners(folder: Path, names: list[Path], gt_path: str | None, pairing: Pairing) -> dict[Path, Pair]:
-    """Every input with its ground truth, checked for existence and size before any work."""
+    """Every input with its ground truth, checked for existence and size before any work; empty without one."""
     flags = "--data_path, --gt_path"
+    if not (gt_path or pairing.side_by_side):
+        return {}
     if gt_path and Path(gt_path).is_file() and len(names) == 1 and not pairing.side_by_side:
         pairs = [Pair(str(names[0]), folder / names[0], Path(gt_path))]
     else:
@@ -124,16 +126,12 @@ def _partners(folder: Path, names: list[Path], gt_path: str | None, pairing: Pai
     return {Path(pair.name): pair for pair in pairs}
 
 
-def _report(done: dict[Path, Result], save: Path, device: torch.device, skipped: str) -> metrics.Table:
+def _report(done: dict[Path, Result], save: Path, device: torch.device) -> metrics.Table:
     """Print what became of all images, and save the scores of those that have some; returns these."""
     results = done.values()
-    print(f"{sum(result.written for result in results)} images derained into {save}" + f"\n{skipped}" * bool(skipped))
-    if deep := sum(result.deep for result in results):
-        print(f"{deep} images with 16 bits a channel: the results have 8")
+    print(f"{sum(result.written for result in results)} images derained into {save}")
     if seconds := [result.seconds for result in results if result.seconds is not None]:
-        left_out = any(result.written and result.seconds is None for result in results)
-        note = ", the first one left out as warm-up" * left_out
-        print(f"average time per image: {sum(seconds) / len(seconds):.3f} s on {device}{note}")
+        print(f"average time per image: {sum(seconds) / len(seconds):.3f} s on {device}")
     table = metrics.Table()
     for name, result in done.items():
         if result.scores:
@@ -146,28 +144,3 @@ def _report(done: dict[Path, Result], save: Path, device: torch.device, skipped:
         if means["derained"].psnr_y < means["rainy"].psnr_y:
             print(WORSE, file=sys.stderr)
     return table
-
-
-def _page(
-    done: dict[Path, Result],
-    table: metrics.Table,
-    save: Path,
-    folder: Path,
-    pairs: dict[Path, Pair],
-    lead: str,
-    pairing: Pairing,
-) -> None:
-    """The images that were written as report.html."""
-    pictures = {}
-    for name in (name for name, result in done.items() if result.written):
-        clean = {"clean": pairs[name].clean} if name in pairs else {}
-        pictures[name.as_posix()] = {"rainy": folder / name, "derained": save / name, **clean}
-    left_out, leads = len(done) - len(pictures), [lead]
-    if left_out:
-        leads.append(f"{left_out} could not be derained.")
-    if table.rows:
-        leads.append("PSNR and SSIM on the Y channel, as the paper computes them, and PSNR on RGB.")
-    title = f"Rain removed from {len(pictures)} image{'s' * (len(pictures) > 1)}"
-    halves = dict(zip(("rainy", "clean"), pairing.halves, strict=True))
-    table.page(save / page.NAME, title, pictures, leads, ("rainy", "derained"), halves)
-    print(f"page: {save / page.NAME}")

@@ -1,12 +1,19 @@
 """How far generated rain is from real rain: a distance, a classifier's judgement, angles and straightness.
 
     python -m common.evaluation.distance --real STREAKS --hold_out 20 --netED ED_state_N.pt
-    python -m common.evaluation.distance --real STREAKS --rain LAYERS [OTHERS ...] --steps 0
 
-STREAKS and LAYERS are folders of pictures of rain on black (generate_rain.py --save_layer writes such ones to layer/).
-Rows to read the others by: real rain against real rain, and procedural rain, which a generator should beat. Give the
---hold_out of the generator's training; without it, classifiers learn from every second real layer and are measured on
-the others.
+STREAKS is a folder of pictures of rain on black. Give the --hold_out of the generator's training: what was held out is
+what rain is compared with; classifiers learn from the other layers. Rows to read the generator's by: real rain against
+real rain, and procedural rain, which a generator should beat. Columns:
+
+distance  sliced Wasserstein distance (Karras et al., ICLR 2018), mean of the levels of a Laplacian pyramid that follow,
+          in % of the real deviation on a level; two halves of few layers may differ much
+auc_N     how well a small classifier tells N px crops from real ones that it never saw, the largest AUC of three: 0.5
+          chance (less is chance, too), 1 always; N is that of G's patches, and twice that for whole pictures
+strict_N  the same with a stronger classifier, which finds far smaller differences; two_sample.py
+angles    deviation of the angles of patches, in degrees: as large as that of real rain, it is as varied
+within    the same among the patches of a picture, median of pictures: as small as that of real rain, it has one wind
+bend      by how many degrees streaks change their direction along themselves: as small as that of real rain; streaks.py
 """
 
 import argparse
@@ -14,9 +21,9 @@ import csv
 import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -24,7 +31,7 @@ import torch
 
 from .. import cli, flags
 from ..data.compose import part_of
-from ..data.demo import rain_layer
+from ..data.demo import PLAIN, rain_layer
 from ..data.images import read_image, size_text, to_float
 from ..data.layers import variant
 from ..data.pairs import images_in
@@ -36,7 +43,6 @@ from ..models import EDNet
 from ..terminal import print_result, progress_bar
 from ..training.checkpoint import load_generator
 from ..training.device import pick_device
-from .metrics import labels
 from .streaks import median_bend, spread_over, spread_within
 from .two_sample import SMALL, STEPS, STRICT, largest_auc
 
@@ -47,23 +53,14 @@ LINES = 128  # random directions
 PER_LAYER = 32  # patches of a level of a layer
 SMALLEST = 16  # px: side of the coarsest level
 HALVINGS = 5  # ways of halving the real layers, over which the floor is averaged
-BIG = 256  # px: side of the layers of whole pictures, of which crops are compared; or twice --patch
+NUMBER = 1024  # crops of each set
+BIG = 256  # px: side of the layers of whole pictures, of which crops are compared; or twice the generator's patch
 SHARE = 16  # crops from a whole picture
 VARIANTS = 200  # of the real layers together, at least one of each
-LEGEND = """\
-distance  sliced Wasserstein distance (Karras et al., ICLR 2018), mean of the levels of a Laplacian pyramid that follow,
-          in % of the real deviation on a level; two halves of few layers may differ much
-auc_N     how well a small classifier tells N px crops from real ones that it never saw, the largest AUC of three: 0.5
-          chance (less is chance, too), 1 always; N is that of G's patches, and twice that for whole pictures
-strict_N  the same with a stronger classifier, which finds far smaller differences; two_sample.py
-angles    deviation of the angles of patches, in degrees: as large as that of real rain, it is as varied
-within    the same among the patches of a picture, median of pictures: as small as that of real rain, it has one wind
-bend      by how many degrees streaks change their direction along themselves: as small as that of real rain; streaks.py
-"""
+SEED = 0  # of codes and crops
 HALVES, TRAINING = "two halves of the real rain", "real rain of the training"  # rows
 
-# Procedural rain, drawn for each layer: as the demo's, and over about the range that learned rain has to cover.
-PLAIN = {"angle": (6, 14), "length": (16, 24), "width": (1.4, 2), "density": (0.08, 0.14), "brightness": (0.35, 0.45)}
+# Procedural rain, drawn for each layer over about the range that learned rain has to cover; the demo's is PLAIN.
 VARIED = {"angle": (-20, 20), "length": (8, 40), "width": (1, 3), "density": (0.03, 0.3), "brightness": (0.1, 0.6)}
 
 
@@ -94,21 +91,13 @@ def sliced_wasserstein(a: np.ndarray, b: np.ndarray, seed: int = 0) -> list[floa
         a: (N, p, p) float32 in [0, 1], the real set, whose deviations are the unit; p a power of two from 16 on.
         b: (N, p, p), as many.
         seed: of patches and lines.
-
-    Raises:
-        ValueError: the sets differ in size, or all of ``a`` is the same.
     """
-    if a.shape != b.shape:
-        raise ValueError(f"two sets of one size are compared, got {a.shape} and {b.shape}")
     rng, distances = np.random.RandomState(seed), []
     for level_a, level_b in zip(pyramid(a), pyramid(b), strict=True):
         lines = rng.standard_normal((PATCH**2, LINES)).astype(np.float32)
         lines /= np.linalg.norm(lines, axis=0)
         ours, theirs = (np.sort(patches(level, rng) @ lines, axis=0) for level in (level_a, level_b))
-        unit = level_a.std()
-        if unit < 1e-4:  # rounding alone
-            raise ValueError("the real layers do not vary")
-        distances.append(float(100 * np.abs(ours - theirs).mean() / unit))
+        distances.append(float(100 * np.abs(ours - theirs).mean() / level_a.std()))
     return distances
 
 
@@ -134,41 +123,28 @@ def draw_layers(number: int, p: int, ranges: dict[str, tuple[float, float]], see
     return np.stack(made)
 
 
-@torch.no_grad()
-def sample_patches(netED: EDNet, number: int, seed: int) -> np.ndarray:
-    """Patches of G for random codes: (number, p, p) float32 in [0, 1], the mean of the channels."""
-    rain = sampled(netED, base_code(netED.nz, seed, number))
-    return rain.clamp(0, 1).mean(1).cpu().numpy()
-
-
-def sample_pictures(netED: EDNet, number: int, side: int, seed: int) -> list[np.ndarray]:
-    """Square layers as generate_rain.py makes them for whole pictures, each (side, side) float32 in [0, 1]."""
-    maker, rng = RainMaker(netED), np.random.RandomState(seed)
-    layers = (maker.layer(side, side, 0.5, rng) for _ in range(number))
-    return [layer.clamp(0, 1).mean(0).cpu().numpy() for layer in layers]
-
-
-def vary(layers: Layers, smallest: int, seed: int) -> list[np.ndarray]:
+def vary(layers: Layers, smallest: int) -> list[np.ndarray]:
     """Variants of real layers as G learns from, see ``layers.variant``: (H, W) in [0, 1] to about that size."""
     made = []
     for k in range(max(VARIANTS, len(layers))):
         turn, i = divmod(k, len(layers))
-        changed = variant(eight_bits(layers[i])[..., None], np.random.RandomState([seed, i, turn]), smallest)
+        changed = variant(eight_bits(layers[i])[..., None], np.random.RandomState([SEED, i, turn]), smallest)
         made.append(to_float(changed)[..., 0])
     return made
 
 
-def read_layers(folder: Path, flag: str, p: int) -> list[np.ndarray]:
+def read_layers(folder: Path, smallest: int) -> list[np.ndarray]:
     """All pictures of a folder as grey layers.
 
     Raises:
-        UserError: the folder is missing or empty, or a picture can't be read or is smaller than a patch.
+        UserError: the folder is missing or empty, or a picture can't be read or is too small.
     """
     layers = []
-    for name in images_in(folder, flag, "Name one of pictures of rain on black."):
+    for name in images_in(folder, "--real", "Name one of pictures of rain on black."):
         pixels = read_image(folder / name)
-        if min(pixels.shape[:2]) < p:
-            raise UserError(f"{flag}: {folder / name} is {size_text(pixels.shape)}, smaller than the {p} px compared")
+        if min(pixels.shape[:2]) < smallest:
+            text = f"{folder / name} is {size_text(pixels.shape)}, smaller than the {smallest} px that are compared"
+            raise UserError(f"--real: {text}")
         layers.append(to_float(pixels).mean(2))
     return layers
 
@@ -178,24 +154,23 @@ def select(made: Layers, layers: int, chosen: Iterable[int]) -> list[np.ndarray]
     return [layer for i in chosen for layer in made[i::layers]]
 
 
-def floor_distance(made: Layers, layers: int, number: int, p: int) -> np.ndarray:
+def floor_distance(made: Layers, layers: int, p: int) -> np.ndarray:
     """Mean distance between two random halves of the real layers on each level; ``made``: their variants."""
     distances = []
     for k in range(HALVINGS):
         rng = np.random.RandomState(1000 + k)
         halves = np.split(rng.permutation(layers), [layers // 2])
-        a, b = (crops(select(made, layers, half), number, p, rng) for half in halves)
+        a, b = (crops(select(made, layers, half), NUMBER, p, rng) for half in halves)
         distances.append(sliced_wasserstein(a, b, seed=k))
     return np.mean(distances, 0)
 
 
-@dataclass
-class Rain:
+class Rain(NamedTuple):
     """A set of rain that is measured."""
 
-    crops: np.ndarray  # (number, p, p) float32 in [0, 1]
+    crops: np.ndarray  # (NUMBER, p, p) float32 in [0, 1]
     pictures: Layers  # whole ones, each (H, W)
-    known: dict[int, np.ndarray]  # crops that classifiers learn from, by their side p: (N, p, p) uint8
+    known: dict[int, np.ndarray]  # crops that classifiers learn from, twice as many, by their side p: (N, p, p) uint8
     fresh: dict[int, np.ndarray]  # crops that classifiers are measured on
 
 
@@ -205,116 +180,86 @@ def eight_bits(crops: np.ndarray) -> np.ndarray:
 
 
 def by_side(layers: Layers, sides: Sequence[int], number: int) -> dict[int, np.ndarray]:
-    """Crops of each side for which the layers are large enough: {p: (number, p, p) uint8}."""
-    least = min((min(layer.shape) for layer in layers), default=0)
-    return {p: eight_bits(crops(layers, number, p, np.random.RandomState(p))) for p in sides if p <= least}
+    """Crops of each side: {p: (number, p, p) uint8}; none without layers."""
+    return {p: eight_bits(crops(layers, number, p, np.random.RandomState(p))) for p in sides if layers}
 
 
-def make_sets(
-    args: argparse.Namespace, sides: Sequence[int], nets: dict[str, EDNet], folders: dict[str, list[np.ndarray]]
-) -> Iterator[tuple[str, Rain]]:
-    """The names and sets of rain that are compared with real rain. Classifiers learn from twice as many crops."""
-    p, big, number, seed = sides[0], sides[-1], args.number, args.seed
-    pictures, times = max(2, number // SHARE), 3 if args.steps else 1
-
-    def whole(layers: Layers) -> Rain:
-        """Of whole pictures, the first of which are measured."""
-        ours = layers[:pictures]
-        cut = crops(ours, number, p, np.random.RandomState(seed))
-        return Rain(cut, ours, by_side(layers[pictures:], [big], 2 * number), by_side(ours, [big], number))
-
-    for name, netED in nets.items():
-        made = sample_patches(netED, times * number, seed)
-        if made.shape[1] != p:
-            made = crops(made, len(made), p, np.random.RandomState(seed))
-        own, rest = made[:number], made[number:]
-        yield f"{name}, patches of G", Rain(own, (), {p: eight_bits(rest)}, {p: eight_bits(own)})
-        yield f"{name}, whole pictures", whole(sample_pictures(netED, times * pictures, max(BIG, big), seed))
-    for name, layers in folders.items():
-        cut = crops(layers, number, p, np.random.RandomState(seed))
-        yield name, Rain(cut, layers, by_side(layers[::2], sides, 2 * number), by_side(layers[1::2], sides, number))
-    for name, ranges in (("plain", PLAIN), ("varied", VARIED)):
-        made = draw_layers(times * number, p, ranges, seed)
-        rain = whole(draw_layers(times * pictures, max(BIG, big), ranges, [seed, 1]))
-        own, rest = made[:number], made[number:]
-        rain = Rain(own, rain.pictures, rain.known | {p: eight_bits(rest)}, rain.fresh | {p: eight_bits(own)})
-        yield f"procedural rain, {name}", rain
+def of_layers(layers: Layers, known: Layers, fresh: Layers, p: int) -> Rain:
+    """Real rain: layers that are compared, that classifiers learn from, and that they are measured on."""
+    cut = crops(layers, NUMBER, p, np.random.RandomState(SEED))
+    sides = p, 2 * p
+    return Rain(cut, layers, by_side(known, sides, 2 * NUMBER), by_side(fresh, sides, NUMBER))
 
 
-def aucs(real: Rain, rain: Rain, sides: Sequence[int], steps: int, device: torch.device) -> list[float]:
-    """See ``largest_auc``, of each kind for crops of each side; nan where there are none."""
+def of_pictures(layers: Layers, p: int) -> Rain:
+    """Whole pictures, the first of which are measured; classifiers learn from the others."""
+    count = max(2, NUMBER // SHARE)
+    cut = crops(layers[:count], NUMBER, p, np.random.RandomState(SEED))
+    known, fresh = by_side(layers[count:], [2 * p], 2 * NUMBER), by_side(layers[:count], [2 * p], NUMBER)
+    return Rain(cut, layers[:count], known, fresh)
+
+
+@torch.no_grad()
+def other_rain(netED: EDNet, name: str, p: int) -> Iterator[tuple[str, Rain]]:
+    """The names and sets of rain that are compared with real rain: of a generator, and procedural."""
+    side, pictures = max(BIG, 2 * p), 3 * max(2, NUMBER // SHARE)
+    made = sampled(netED, base_code(netED.nz, SEED, 3 * NUMBER)).clamp(0, 1).mean(1).cpu().numpy()
+    own, rest = made[:NUMBER], made[NUMBER:]
+    yield f"{name}, patches of G", Rain(own, (), {p: eight_bits(rest)}, {p: eight_bits(own)})
+    maker, rng = RainMaker(netED), np.random.RandomState(SEED)
+    layers = (maker.layer(side, side, 0.5, rng) for _ in range(pictures))
+    yield f"{name}, whole pictures", of_pictures([layer.clamp(0, 1).mean(0).cpu().numpy() for layer in layers], p)
+    for kind, ranges in (("plain", PLAIN), ("varied", VARIED)):
+        made = draw_layers(3 * NUMBER, p, ranges, SEED)
+        rain = of_pictures(list(draw_layers(pictures, side, ranges, [SEED, 1])), p)
+        own, rest = made[:NUMBER], made[NUMBER:]
+        known, fresh = rain.known | {p: eight_bits(rest)}, rain.fresh | {p: eight_bits(own)}
+        yield f"procedural rain, {kind}", Rain(own, rain.pictures, known, fresh)
+
+
+def aucs(real: Rain, rain: Rain, p: int, device: torch.device) -> list[float]:
+    """See ``largest_auc``, of each kind for crops of p and 2 p px; nan where there are none."""
     values = []
-    for kind, p in product((SMALL, STRICT), sides):
-        if steps and all(p in crops for crops in (real.known, rain.known, real.fresh, rain.fresh)):
-            known, fresh = (real.known[p], rain.known[p]), (real.fresh[p], rain.fresh[p])
-            values.append(largest_auc(known, fresh, device, kind, steps))
+    for kind, side in product((SMALL, STRICT), (p, 2 * p)):
+        if side in rain.known:
+            known, fresh = (real.known[side], rain.known[side]), (real.fresh[side], rain.fresh[side])
+            values.append(largest_auc(known, fresh, device, kind, STEPS))
         else:
             values.append(np.nan)
     return values
 
 
 def compare(
-    args: argparse.Namespace,
-    device: torch.device,
-    sides: Sequence[int],
-    parts: Sequence[list[np.ndarray]],
-    others: Iterator[tuple[str, Rain]],
+    learnt: Layers, kept_out: Layers, others: Iterator[tuple[str, Rain]], p: int, device: torch.device
 ) -> Iterator[list]:
     """Rows of the table as they get ready: name, distance, distance by level, AUCs, angles, within, bend.
 
     Args:
-        sides: of the crops that classifiers tell apart, the first one that of all else.
-        parts: real layers that are compared, that classifiers learn from, and that they are measured on.
+        learnt, kept_out: real layers that the generator learned from, and those that rain is compared with.
         others: names and sets of what is compared with them.
     """
-    p, number = sides[0], args.number
-    ready = {id(part): vary(part, sides[-1], args.seed) for part in parts}
-    made, learnt, fresh = (ready[id(part)] for part in parts)  # two of them may be the same
+    known, made = vary(learnt, 2 * p), vary(kept_out, 2 * p)
+    real, count = of_layers(made, known, made, p), len(learnt)
 
-    def real_rain(layers: Layers, known: Layers, fresh: Layers) -> Rain:
-        cut = crops(layers, number, p, np.random.RandomState(args.seed))
-        return Rain(cut, layers, by_side(known, sides, 2 * number), by_side(fresh, sides, number))
-
-    def row(name: str, rain: Rain, judged: Sequence[float], distances: Sequence[float] | None = None) -> list:
-        if distances is None:
-            distances = sliced_wasserstein(real.crops, rain.crops, args.seed)
+    def row(name: str, rain: Rain, distances: Sequence[float], judged: Sequence[float]) -> list:
         cut = [picture[:BIG, :BIG] for picture in rain.pictures]  # of one size, since angles drift across a picture
         seen = spread_over(rain.crops), spread_within(cut, p), median_bend(rain.crops)
         return [name, np.mean(distances), *distances, *judged, *seen]
 
-    real, count = real_rain(made, learnt, fresh), len(parts[1])
-    try:
-        distances = floor_distance(made, len(parts[0]), number, p)
-    except ValueError:
-        raise UserError(f"--real: half of the pictures of {args.real} are black or all the same") from None
+    distances = floor_distance(made, len(kept_out), p)
     # Real against real: a half of the layers to learn from is real, a quarter the other rain, a quarter fresh.
-    half, quarter, rest = (select(learnt, count, range(i, count, step)) for i, step in ((0, 2), (1, 4), (3, 4)))
-    known = replace(real, known=by_side(half, sides, 2 * number))
-    judged = aucs(known, real_rain(made, quarter, rest), sides, args.steps, device)
-    yield row(HALVES, real, judged, distances)
-    if args.hold_out:
-        yield row(TRAINING, real_rain(learnt, (), ()), [np.nan] * len(judged))
-    for name, rain in others:
-        yield row(name, rain, aucs(real, rain, sides, args.steps, device))
+    half, quarter, rest = (select(known, count, range(i, count, step)) for i, step in ((0, 2), (1, 4), (3, 4)))
+    judged = aucs(of_layers(made, half, made, p), of_layers(made, quarter, rest, p), p, device)
+    yield row(HALVES, real, distances, judged)
+    for name, rain in [(TRAINING, of_layers(known, (), (), p)), *others]:
+        yield row(name, rain, sliced_wasserstein(real.crops, rain.crops, SEED), aucs(real, rain, p, device))
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__ + "\n" + LEGEND, module=__spec__.name)
+    parser = cli.Parser(__doc__, module=__spec__.name)
     parser.add_path("--real", required=True, help="folder of real rain on black")
-    parser.add_netED(nargs="+")
-    parser.add_path("--rain", nargs="+", help="folders of other rain on black")
-    parser.add_argument(
-        "--hold_out",
-        type=cli.count,
-        default=0,
-        help="so many of --real, which training with the same --hold_out never sees, are what is compared",
-    )
-    parser.add_argument("--patch", type=cli.patch_size, default=64, help="side of what is compared, in px")
-    parser.add_argument("--number", type=cli.number(int, 2, 2**20), default=1024, help="crops of each set")
-    parser.add_argument(
-        "--steps", type=cli.count, default=STEPS, help="of training of a classifier; 0: no classifiers, which is quick"
-    )
-    parser.add_argument("--seed", type=cli.seed, default=0, help="of codes and crops")
+    parser.add_netED(required=True)
+    parser.add_argument("--hold_out", type=cli.number(int, 2), default=20, help="layers that were held out in training")
     parser.add_path("--csv", help="also write the table to this file")
     flags.add_device(parser)
     return parser.parse_args(argv)
@@ -322,44 +267,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    p, device = args.patch, pick_device(args.use_gpu, args.gpu_id)
-    layers = read_layers(Path(args.real), "--real", p)
-    parts = layers, layers[::2], layers[1::2]
-    if args.hold_out:
-        try:
-            learnt, kept_out = (part_of(layers, args.hold_out, part) for part in ("train", "held_out"))
-        except ValueError as error:
-            raise UserError(f"--hold_out: {error}") from None
-        parts = kept_out, learnt, kept_out
-    if len(parts[0]) < 2:
-        raise UserError(f"--real: only one picture of {args.real} is compared; two halves of several are needed")
-    nets, folders = {}, {}
-    for name, path in zip(labels(args.netED or []), args.netED or [], strict=True):
-        nets[name] = load_generator(path, "--netED").eval().requires_grad_(False).to(device)
-        if nets[name].patch_size < p:
-            raise UserError(f"--patch {p}: {path} makes patches of {nets[name].patch_size} px; give that or less")
-    for name, folder in zip(labels(args.rain or []), args.rain or [], strict=True):
-        folders[name] = read_layers(Path(folder), "--rain", p)
-    sides = [p, 2 * p] if min(min(layer.shape) for layer in layers) >= 2 * p else [p]
-
-    print_result(
-        f"real rain: {len(parts[0])} layers; classifiers learn from {len(parts[1])}, measured on {len(parts[2])}"
-    )
+    device = pick_device(args.use_gpu, args.gpu_id)
+    netED = load_generator(args.netED, "--netED").eval().requires_grad_(False).to(device)
+    p, name = netED.patch_size, Path(args.netED).name
+    layers = read_layers(Path(args.real), 2 * p)
+    try:
+        learnt, kept_out = (part_of(layers, args.hold_out, part) for part in ("train", "held_out"))
+    except ValueError as error:
+        raise UserError(f"--hold_out: {error}") from None
+    print_result(f"real rain: {len(kept_out)} layers; classifiers learn from {len(learnt)} others")
     levels = [f"{p >> level}_px" for level in range(p.bit_length() - SMALLEST.bit_length() + 1)]
-    judges = [f"{kind}_{side}" for kind, side in product((SMALL, STRICT), sides)]
+    judges = [f"{kind}_{side}" for kind, side in product((SMALL, STRICT), (p, 2 * p))]
     columns = ["distance", *levels, *judges, "angles", "within", "bend"]
-    table = [["rain", *columns]]
-    width = max(map(len, [HALVES, *(f"{name}, whole pictures" for name in nets), *folders]))
-    print_result(f"{'rain':<{width}} {' '.join(f'{column:>8}' for column in columns)}")
-    rows = compare(args, device, sides, parts, make_sets(args, sides, nets, folders))
+    table, width = [["rain", *columns]], max(len(HALVES), len(name) + 16)
+    print_result(f"{'rain':<{width}} {' '.join(f'{column:>10}' for column in columns)}")
+    rows = compare(learnt, kept_out, other_rain(netED, name, p), p, device)
     for name, *values in progress_bar(rows, desc="comparing", unit="set", leave=False):  # a minute or two each
-        texts = [
-            "-" if np.isnan(value) else f"{value:.{3 if column in judges else 2}f}"
-            for column, value in zip(columns, values, strict=True)
-        ]
-        print_result(f"{name:<{width}} {' '.join(f'{text:>8}' for text in texts)}")
-        table.append([cell(name), *("" if np.isnan(value) else f"{value:.4f}" for value in values)])
-    print_result(LEGEND.rstrip())
+        texts = ["" if np.isnan(value) else f"{value:.4f}" for value in values]
+        print_result(f"{name:<{width}} {' '.join((text or '-').rjust(10) for text in texts)}")
+        table.append([cell(name), *texts])
     if args.csv:
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows(table)

@@ -19,16 +19,14 @@ import numpy as np
 
 from .. import cli, flags
 from ..data import page
-from ..data.images import ImageError, image_size, list_images, to_float
-from ..data.names import sides
+from ..data.images import ImageError, list_images, to_float
 from ..data.pairs import Pair, Pairing, fail, find_pairs
 from ..errors import UserError
 from ..files import cell, write_bytes
-from ..terminal import print_result, printable, progress_bar, tell
+from ..terminal import print_result, progress_bar, tell
 
 SSIM_WINDOW = 11
 NAMES = {"psnr_y": "PSNR-Y", "ssim_y": "SSIM-Y", "psnr_rgb": "PSNR-RGB"}
-GAIN = "gain in PSNR-Y"
 
 
 @dataclass(frozen=True)
@@ -98,13 +96,11 @@ def score(image: np.ndarray, clean: np.ndarray) -> Scores:
 
 def mean(scores: list[Scores]) -> Scores:
     """Mean over images of the per-image values; infinite and undefined ones are left out (nan if none is left)."""
-
-    return Scores(*(_finite_mean([getattr(s, name) for s in scores]) for name in Scores.__dataclass_fields__))
-
-
-def _finite_mean(values: list[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else math.nan
+    means = []
+    for name in Scores.__dataclass_fields__:
+        finite = [value for s in scores if math.isfinite(value := getattr(s, name))]
+        means.append(sum(finite) / len(finite) if finite else math.nan)
+    return Scores(*means)
 
 
 class Table:
@@ -124,8 +120,7 @@ class Table:
 
     def __str__(self) -> str:
         means = self.means()
-        shown = {name: printable(name) for name in self.rows} | {"mean": "mean"}
-        width = max(map(len, shown.values()))
+        width = max(map(len, [*self.rows, "mean"]))
         head = " " * width + "".join(f"  {method:>29}" for method in means)
         lines = [head, " " * width + "  PSNR-Y [dB]  SSIM-Y   PSNR-RGB".rjust(31) * len(means)]
         for name, scores in [*self.rows.items(), ("mean", means)]:
@@ -133,7 +128,7 @@ class Table:
                 f"  {_number(s.psnr_y, 4):>11} {_number(s.ssim_y, 5):>8} {_number(s.psnr_rgb, 4):>8}"
                 for s in scores.values()
             )
-            lines.append(f"{shown[name]:<{width}}{''.join(cells)}")
+            lines.append(f"{name:<{width}}{''.join(cells)}")
         return "\n".join([*lines, *self.notes()])
 
     def notes(self) -> list[str]:
@@ -144,11 +139,7 @@ class Table:
         return notes + [f"{small} with a side below {SSIM_WINDOW} px: no SSIM, left out of its mean"] * bool(small)
 
     def save(self, path: Path) -> None:
-        """Write a CSV: one line an image, then the mean.
-
-        Raises:
-            UserError: the file can't be written.
-        """
+        """Write a CSV: one line an image, then the mean."""
         means, out, fields = self.means(), io.StringIO(), list(Scores.__dataclass_fields__)
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["image", *(f"{method}_{field}" for method in means for field in fields)])
@@ -161,37 +152,26 @@ class Table:
         path: Path,
         title: str,
         pictures: dict[str, dict[str, Path]],
-        lead: list[str],
         sides: tuple[str, str],
         halves: Mapping[str, str],
     ) -> None:
-        """Write the scores as a page with sliders, see common/data/page.py.
+        """Write the scores as a page with sliders, see ``page.write``.
 
         Args:
             pictures: for every image, with a row of the table or not, its versions: label -> file.
-            lead: paragraphs below the title.
-            sides: labels of the versions that are compared at first.
-            halves: see ``page.Item``.
-
-        Raises:
-            UserError: the page can't be written.
+            halves: see ``page.write``.
         """
-        methods = list(self.means())
-        columns = [f"{method} {name}" if len(methods) > 1 else name for method in methods for name in NAMES.values()]
 
-        def values(scores: dict[str, Scores]) -> dict[str, float]:
-            found = [getattr(s, field) for s in scores.values() for field in NAMES]
-            row = dict(zip(columns, found or [math.nan] * len(columns), strict=True))
-            if len(methods) == 2:
-                row[GAIN] = row[columns[3]] - row[columns[0]]
-            return row
+        def values(scores: Mapping[str, Scores]) -> dict[str, float]:
+            cells = [(f"{method} {NAMES[field]}", getattr(s, field)) for method, s in scores.items() for field in NAMES]
+            return dict(cells)
 
-        items = [page.Item(name, files, values(self.rows.get(name, {})), halves) for name, files in pictures.items()]
         means = values(self.means())
-        if GAIN in means:  # not that of the means, which may be over different images
-            means[GAIN] = _finite_mean([item.values[GAIN] for item in items])
-        order = page.Order(columns[-len(NAMES)] if len(methods) < 3 else columns[0]) if columns else None
-        page.write(path, title, [*lead, *self.notes()], items, sides, means if columns else None, order)
+        unknown = dict.fromkeys(means, math.nan)
+        rows = {name: values(scores) for name, scores in self.rows.items()}
+        items = [page.Item(name, files, rows.get(name, unknown)) for name, files in pictures.items()]
+        column = list(means)[-len(NAMES)] if means else None
+        page.write(path, title, self.notes(), items, sides, means, column, halves)
 
 
 def _number(value: float, digits: int) -> str:
@@ -199,20 +179,16 @@ def _number(value: float, digits: int) -> str:
 
 
 def check_sizes(pairs: list[Pair], flags: str) -> None:
-    """Compare the sizes in the headers, before any work. A first image of a pair that can't be read is left for later.
+    """Compare the sizes in the headers, before any work.
 
     Args:
         flags: the flags that name the folders, for the message.
 
     Raises:
-        UserError: lists the images that differ in size from their partner, or whose partner can't be read.
+        UserError: lists the images that can't be read, or differ in size from their partner.
     """
     problems = []
     for pair in pairs:
-        try:
-            image_size(pair.rainy)
-        except ImageError:  # it is named when its turn comes
-            continue
         try:
             pair.format()
         except ImageError as error:
@@ -232,45 +208,33 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def labels(paths: list[str]) -> list[str]:
-    """Names of files or folders: the last part of each path, or as many parts as make them distinct."""
-    parts, depth = [Path(path).parts for path in paths], 1
-    while len({p[-depth:] for p in parts}) < len(parts) and depth < max(map(len, parts)):
-        depth += 1
-    names = [printable(str(Path(*p[-depth:]))) for p in parts]
-    return names if len(set(names)) == len(names) else [f"{i + 1}: {name}" for i, name in enumerate(names)]
+    """Names of files or folders: the last part of each path, or the whole paths where these are not distinct."""
+    names = [Path(path).name for path in paths]
+    return names if len(set(names)) == len(names) else paths
 
 
-def _rows(found: dict[str, list[Pair]]) -> dict[str, dict[object, Pair]]:
-    """By method and row: rows are ground truths, or where these have several results (Rain1400), names of results."""
-    for key in (lambda pair: pair.clean, lambda pair: Path(pair.name).with_suffix(""), lambda pair: pair.name):
-        rows = {label: {key(pair): pair for pair in pairs} for label, pairs in found.items()}
-        if all(len(rows[label]) == len(pairs) for label, pairs in found.items()):
-            break
-    return rows
+def _rows(pairs: list[Pair]) -> dict[object, Pair]:
+    """By ground truth, or where one has several results (Rain1400), by the name of the result."""
+    rows: dict[object, Pair] = {pair.clean: pair for pair in pairs}
+    return rows if len(rows) == len(pairs) else {Path(pair.name).with_suffix(""): pair for pair in pairs}
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    if args.report and Path(args.report).suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--report: {args.report} must end in .html")
     columns = labels(args.pred) if len(args.pred) > 1 else ["result"]
-    half, results = Pairing.from_flags(args).halves[1], {}
+    half, methods = Pairing.from_flags(args).halves[1], {}
     for label, folder in zip(columns, args.pred, strict=True):
         pairs, _ = find_pairs(folder, args.gt, "--pred, --gt", pairing=Pairing(args.pair_by))
-        results[label] = [replace(pair, halves=("", half)) for pair in pairs]
-        check_sizes(results[label], "--pred, --gt")
-    methods = _rows(results)
-    common = [key for key in methods[columns[0]] if all(key in methods[label] for label in columns)]
+        pairs = [replace(pair, halves=("", half)) for pair in pairs]
+        check_sizes(pairs, "--pred, --gt")
+        methods[label] = _rows(pairs)
+    common = [key for key in methods[columns[0]] if all(key in method for method in methods.values())]
     if not common:
         raise UserError("--pred: the folders have no result for the same image")
-    if any(len(method) > len(common) for method in methods.values()):
-        print_result(f"note: the table is over the {len(common)} images that every folder of --pred has")
-    images = list_images(Path(args.gt))[0]
-    both = sides(images)  # of a folder of both only the clean ones can lack a result
-    used = {method[key].clean for method in methods.values() for key in common}
-    if unused := len({Path(args.gt, name) for name in (both[1] if all(both) else images)} - used):
-        text = f"{unused} images of --gt have no result in --pred; the means are over the {len(common)} that have"
-        print_result(f"note: {text}")
+    sizes = {"--gt": len(list_images(Path(args.gt))[0]), **{label: len(method) for label, method in methods.items()}}
+    if max(sizes.values()) > len(common):
+        whole = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        print_result(f"note: the table is over the {len(common)} images that all folders have ({whole})")
     table, pictures, problems = Table(), {}, []
     for key in progress_bar(common, unit="image", leave=False):
         row = {label: method[key] for label, method in methods.items()}
@@ -285,8 +249,8 @@ def main(argv: list[str] | None = None) -> int:
         table.save(Path(args.csv))
         print(f"written: {args.csv}")
     if args.report:
-        title = f"{', '.join(columns)} beside the ground truth: {len(common)} image{'s' * (len(common) > 1)}"
-        table.page(Path(args.report), title, pictures, [], (columns[0], [*columns, "clean"][1]), {"clean": half})
+        title = f"{', '.join(columns)} beside the ground truth: {len(common)} images"
+        table.page(Path(args.report), title, pictures, (columns[0], [*columns, "clean"][1]), {"clean": half})
         print(f"page: {args.report}")
     if problems:
         tell(problems, f"{len(problems)} of {len(common)} images could not be measured")

@@ -24,7 +24,6 @@ from ..training.checkpoint import generator_of
 from ..training.device import pick_device
 
 PATCHES = 512
-BATCH = 64
 LEAST = 0.01  # a patch holds rain if a larger share of its pixels is rainy
 
 
@@ -47,7 +46,7 @@ def recovery(netED: EDNet, rainy: Tensor, clean: Tensor) -> dict[str, float]:
     rain = rainy - clean
     holds = (rain.amax(1) > RAINY).float().mean((1, 2)) > LEAST
     rain, rainy = rain[holds], rainy[holds]
-    made = torch.cat([netED.sample(netED.encoder(part).chunk(2, 1)[0]) for part in rainy.split(BATCH)] or [rain])
+    made = netED.sample(netED.encoder(rainy).chunk(2, 1)[0])
     return {
         "correlation": correlation(made, rain).mean().item(),
         "shuffled": correlation(made, rain.roll(1, 0)).mean().item(),

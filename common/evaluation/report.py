@@ -1,15 +1,12 @@
-"""Results to look at: a picture of rainy, derained and clean side by side; or a page of pictures and a table.
+"""Results to look at: a picture of rainy, derained and clean side by side; or a page of pictures.
 
     python -m common.evaluation.report --rainy RAIN --derained OUT --clean NORAIN --out sheet.png
-    python -m common.evaluation.report --show sheet.png "What it shows." --table metrics.csv --out results
+    python -m common.evaluation.report --show sheet.png "What it shows." --out results
 
 The page is index.html in the folder --out, beside copies of its pictures.
 """
 
 import argparse
-import csv
-import io
-import re
 import sys
 from pathlib import Path
 
@@ -19,67 +16,39 @@ from ..data.page import render
 from ..data.pairs import find_pairs
 from ..data.pictures import sheet
 from ..errors import UserError
-from ..files import read_small, text_of, write_bytes
-from .metrics import labels
+from ..files import write_bytes
 
-PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
+ROWS = 4
 
 
 def compare(args: argparse.Namespace) -> Path:
-    """Write a row for each of the first --number pairs: rainy, each folder of results, clean; returns the file."""
+    """Write a row for each of the first four pairs: rainy, derained, clean; returns the file."""
     out = flags.picture(args)
-    pairs = find_pairs(args.rainy, args.clean, "--rainy, --clean")[0][: args.number]
+    pairs = find_pairs(args.rainy, args.clean, "--rainy, --clean")[0][:ROWS]
     names = [Path(pair.name) for pair in pairs]
-    results = [find_pairs(args.rainy, f, "--rainy, --derained", names=names)[0] for f in args.derained]
-    methods = ["derained"] if len(results) == 1 else labels(args.derained)
-    rows = []
+    results = find_pairs(args.rainy, args.derained, "--rainy, --derained", names=names)[0]
+    derained, rows = {result.name: result.clean for result in results}, []
     for pair in pairs:
-        derained = (found.clean for result in results for found in result if found.name == pair.name)
-        images = [to_eight_bits(read_image(path)) for path in (pair.rainy, *derained, pair.clean)]
-        rows.append((images, [f"{pair.name}: rainy", *methods, "clean"]))
+        images = [to_eight_bits(read_image(path)) for path in (pair.rainy, derained[pair.name], pair.clean)]
+        rows.append((images, [f"{pair.name}: rainy", "derained", "clean"]))
     write_image(out, sheet(rows))
     return out
 
 
 def show(args: argparse.Namespace) -> Path:
-    """Write a page that shows each picture with its sentence, and a table below; returns the file."""
+    """Write a page that shows each picture with its sentence; returns the file."""
     out, figures = Path(args.out), []
     if len(args.show) % 2:
         raise UserError(f"--show: a picture and a sentence in turn; the last one, {args.show[-1]}, has no sentence")
-    rows = read_table(args.table) if args.table else []
     for number, (picture, sentence) in enumerate(zip(args.show[::2], args.show[1::2], strict=True), 1):
         path = Path(picture).expanduser()
-        if path.suffix.lower() not in PICTURES or not path.is_file():
-            raise UserError(f"--show: there is no picture {path} ({', '.join(PICTURES)})")
-        plain = re.sub(r"[^A-Za-z0-9._-]", "_", path.stem)[:100]  # a name that needs no quoting in an address
-        figures.append((f"{number:02d}_{plain}{path.suffix.lower()}", sentence))
+        if not path.is_file():
+            raise UserError(f"--show: there is no picture {path}")
+        figures.append((f"{number:02d}{path.suffix}", sentence))
         write_bytes(out / figures[-1][0], path.read_bytes())
-    page = render("gallery.html", title=args.title, figures=figures, rows=rows)
-    write_bytes(out / "index.html", page.encode())
+    page = render("gallery.html", title=args.title, figures=figures)
+    write_bytes(out / "index.html", page.encode(errors="xmlcharrefreplace"))
     return out / "index.html"
-
-
-def read_table(path: str) -> list[list[str]]:
-    """Rows of a CSV, the first one its head and the first column names; numbers are rounded for the eye.
-
-    Raises:
-        UserError: the file can't be read, or is empty.
-    """
-    try:
-        text = read_small(path).decode(errors="replace")
-        rows = [list(map(text_of, row)) for row in csv.reader(io.StringIO(text, newline="")) if row]
-    except (OSError, csv.Error) as error:
-        raise UserError(f"--table: {path} can't be read as a CSV ({getattr(error, 'strerror', error)})") from None
-    if not rows:
-        raise UserError(f"--table: {path} is empty")
-    return [[row[0], *map(_rounded, row[1:])] for row in rows]
-
-
-def _rounded(cell: str) -> str:
-    try:
-        return f"{float(cell):.4f}" if abs(float(cell)) < 10 else f"{float(cell):.2f}"
-    except ValueError:
-        return cell.replace("_", " ")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -88,14 +57,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--out", required=True, help="the picture to write (.png, .jpg); with --show the folder of the page"
     )
     parser.add_path("--rainy", help="folder of rainy images")
-    parser.add_path("--derained", nargs="+", help="folder of derained images, or several, paired by name")
+    parser.add_path("--derained", help="folder of derained images, paired by name")
     parser.add_path("--clean", help="folder of clean images, paired by name")
-    parser.add_argument("--number", type=cli.positive_int, default=4, help="images to compare, the first by name")
     parser.add_argument(
         "--show", nargs="+", metavar="PICTURE SENTENCE", help="pictures of a page, each with a sentence"
     )
     parser.add_argument("--title", default="Results", help="of the page")
-    parser.add_path("--table", help="a CSV to show on the page")
     return parser.parse_args(argv)
 
 

@@ -1,9 +1,8 @@
 """Can a small classifier tell generated rain from real rain? AUC 0.5: no; 1: always.
 
 A classifier two-sample test (Lopez-Paz & Oquab, ICLR 2017): a network learns to tell some real crops from some of the
-rain in question, and is measured on crops of other real layers and of other rain. It gives the same figure each time on
-one machine. Two classifiers are used. The small one sees large differences. The strict one has batch normalisation,
-with which it learns much faster and sees smaller ones.
+rain in question, and is measured on others. It gives the same figure each time on one machine. The small classifier
+sees large differences. The strict one has batch normalisation: it learns much faster and sees smaller ones.
 """
 
 from collections.abc import Sequence

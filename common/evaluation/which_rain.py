@@ -3,9 +3,9 @@
     python -m common.evaluation.which_rain --clean PHOTOS --streaks STREAKS --test light=FOLDER heavy=FOLDER --out OUT
 
 Kinds: real streak layers (the upper bound), the generator of --netED, the project's procedural rain, and RandomRain of
-albumentations and of kornia, where these are installed. For each kind every photo gets --variants rains; PReNet then
+albumentations and of kornia, where these are installed. For each kind every photo gets eight rains; PReNet then
 learns from these pairs, from the same crops in as many steps, once for each seed. A FOLDER of --test holds rain/ and
-norain/. Finished work is kept: the same command goes on. Writes results.csv, results.md, curves.png and examples.png.
+norain/. Finished work is kept: the same command goes on. Writes results.csv.
 """
 
 import argparse
@@ -19,27 +19,20 @@ import numpy as np
 
 from .. import cli, flags
 from ..data.compose import composed, fitted, part_of
-from ..data.demo import rain_layer
+from ..data.demo import add_rain, rain_layer
 from ..data.images import list_images, read_image, to_eight_bits, to_float, to_uint8, write_image
-from ..data.pictures import sheet
-from ..errors import TrainingStopped, UserError
-from ..files import write_bytes
+from ..errors import UserError
 from ..generation.rain import RainMaker
-from ..terminal import progress_bar
+from ..terminal import print_result, progress_bar
 from ..training.checkpoint import load_generator
 from ..training.device import pick_device
-from . import curves
 from .distance import VARIED
 from .experiment import EPOCHS, device_flags, measure, spread, train_derainer, write_rows
 
+VARIANTS = 8  # rains on each photo
+STAGES, PATCH = 3, 64  # of PReNet; px of a crop
 GAIN = 0.8, 1.2  # of real layers, as in the generator's training
-SETTINGS = {  # as the table states them
-    "real": f"real streak layers, cropped, mirrored, gain {GAIN[0]:g} to {GAIN[1]:g}",
-    "generated": "generate_rain.py's layers, defaults",
-    "procedural": "drawn streaks, " + ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in VARIED.items()),
-    "albumentations": "RandomRain(slant -20 to 20, drop length 10 to 30, width 1 or 2, brightness 0.8 to 1, blur 3)",
-    "kornia": "RandomRain(200 to 2000 drops, height 5 to 20, width -5 to 5)",
-}
+KINDS = ("real", "generated", "procedural", "albumentations", "kornia")
 Rain = Callable[[np.ndarray, np.random.RandomState], np.ndarray]  # (H, W, 3) uint8 -> the same with rain
 
 
@@ -52,13 +45,13 @@ def real(layers: list[Path], clean: np.ndarray, rng: np.random.RandomState) -> n
 def generated(maker: RainMaker, clean: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
     """A layer as generate_rain.py makes it."""
     layer = maker.layer(clean.shape[0], clean.shape[1], 0.5, rng).permute(1, 2, 0).numpy()
-    return to_uint8(to_float(clean) + layer, "nearest")
+    return add_rain(clean, layer)
 
 
 def procedural(clean: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
     """Drawn streaks, as varied as in the table of the distance."""
     drawn = {name: rng.uniform(*ends) for name, ends in VARIED.items()}
-    return to_uint8(to_float(clean) + rain_layer(clean.shape[:2], rng.randint(2**31), **drawn), "nearest")
+    return add_rain(clean, rain_layer(clean.shape[:2], rng.randint(2**31), **drawn))
 
 
 def by_albumentations(clean: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
@@ -116,7 +109,7 @@ def make_pairs(args: argparse.Namespace, kind: str, rain: Rain) -> Path:
     names = list_images(Path(args.clean))[0]
     if not names:
         raise UserError(f"--clean: no image in {args.clean}")
-    jobs = [(i, k) for i in range(len(names)) for k in range(args.variants)]
+    jobs = [(i, k) for i in range(len(names)) for k in range(VARIANTS)]
     for i, k in progress_bar(jobs, desc=f"rain: {kind}", unit="picture", leave=False):
         name = f"{Path(names[i]).stem}_v{k}.png"
         if (folder / "norain" / name).exists():  # written last
@@ -130,11 +123,11 @@ def make_pairs(args: argparse.Namespace, kind: str, rain: Rain) -> Path:
 def derain(args: argparse.Namespace, kind: str, seed: int, sets: dict[str, Path]) -> tuple[list[dict], dict]:
     """Train PReNet on a kind of rain and test it: a row for each test set, and the scores of its rainy images."""
     data, folder = Path(args.out, kind), Path(args.out, kind, f"seed{seed}")
-    net = ["--recurrent_iter", args.recurrent_iter, "--precision", args.precision, *device_flags(args)]
+    net = ["--recurrent_iter", STAGES, "--precision", "fp32", *device_flags(args)]
     first = next(iter(sets.values()))
     words = ["--data_path", data / "rain", "--gt_path", data / "norain", "--manualSeed", seed, "--workers", 0]
     words += ["--val_data_path", first / "rain", "--val_gt_path", first / "norain", "--batchSize", args.batchSize]
-    words += ["--patchSize", args.patchSize, *net]
+    words += ["--patchSize", PATCH, *net]
     file, minutes = train_derainer(folder / "model", math.ceil(args.steps / EPOCHS), 0, words)
     scores = {name: measure(file, pairs, folder / name, net) for name, pairs in sets.items()}
     row = {"kind": kind, "seed": seed}
@@ -142,22 +135,19 @@ def derain(args: argparse.Namespace, kind: str, seed: int, sets: dict[str, Path]
     return rows, {name: both["rainy"] for name, both in scores.items()}
 
 
-def table(args: argparse.Namespace, rows: list[dict], rainy: dict[str, dict[str, float]]) -> str:
-    """Mean and standard deviation over the seeds, as Markdown; a row for each kind, a column for each test set."""
-    lines = [f"| trained on | {' | '.join(rainy)} | seeds | minutes |", "|---" * (len(rainy) + 3) + "|"]
-    lines.append(
-        "| (rainy) | " + " | ".join(f"{v['psnr_y']:.2f} / {v['ssim_y']:.4f}" for v in rainy.values()) + " | | |"
-    )
+def table(rows: list[dict], rainy: dict[str, dict[str, float]]) -> str:
+    """PSNR in dB / SSIM on Y as Markdown, mean and standard deviation over the seeds; a column for each test set."""
+    lines = [f"| trained on | {' | '.join(rainy)} |", "|---" * (len(rainy) + 1) + "|"]
+    before = [f"{scores['psnr_y']:.2f} / {scores['ssim_y']:.4f}" for scores in rainy.values()]
+    lines.append(f"| (rainy) | {' | '.join(before)} |")
     for kind in dict.fromkeys(row["kind"] for row in rows):
-        cells, own = [], [row for row in rows if row["kind"] == kind]
+        cells = []
         for name in rainy:
-            psnr, ssim = ([row[key] for row in own if row["test"] == name] for key in ("psnr_y", "ssim_y"))
-            cells.append(f"{spread(psnr)} / {np.mean(ssim):.4f}")
-        spent = sum({row["seed"]: row["minutes"] for row in own}.values())
-        lines.append(f"| {kind} | {' | '.join(cells)} | {len({row['seed'] for row in own})} | {spent:.0f} |")
-    how = f"PReNet of {args.recurrent_iter} stages, {args.steps} steps, batch {args.batchSize}, {args.precision}"
-    lines += ["", f"PSNR in dB / SSIM on Y, mean and standard deviation over the seeds; {how}.", ""]
-    return "\n".join([*lines, *(f"- {kind}: {SETTINGS[kind]}" for kind in args.kinds)]) + "\n"
+            own = [row for row in rows if (row["kind"], row["test"]) == (kind, name)]
+            ssim = np.mean([row["ssim_y"] for row in own])
+            cells.append(f"{spread([row['psnr_y'] for row in own])} / {ssim:.4f}")
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -168,14 +158,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_netED("default")
     parser.add_argument("--test", nargs="+", required=True, metavar="NAME=FOLDER", help="test sets: rain/ and norain/")
     parser.add_path("--out", required=True, help="folder for everything; the same one goes on")
-    parser.add_argument("--kinds", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="of rain")
-    parser.add_argument("--variants", type=cli.positive_int, default=8, help="rains on each photo")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of rain")
     parser.add_argument("--seeds", nargs="+", type=cli.seed, default=[1, 2, 3], help="of the trainings")
     parser.add_argument("--steps", type=cli.positive_int, default=4000, help="of each training")
     parser.add_argument("--batchSize", type=cli.positive_int, default=8, help="crops in a step")
-    parser.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px")
-    parser.add_argument("--recurrent_iter", type=cli.stages, default=3, help="stages of PReNet")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of PReNet")
     flags.add_device(parser)
     return parser.parse_args(argv)
 
@@ -192,26 +178,13 @@ def main(argv: list[str] | None = None) -> int:
         sets[name] = Path(folder).expanduser().resolve()
     for kind, rain in rains(args).items():
         make_pairs(args, kind, rain)
-    examples = []
-    for kind in args.kinds:
-        files = sorted((out / kind / "rain").glob("*_v0.png"))[:3]
-        examples.append(([read_image(file) for file in files], [kind, *[""] * (len(files) - 1)]))
-    write_image(out / "examples.png", sheet(examples))
     rows = []
     for seed in dict.fromkeys(args.seeds):
         for kind in args.kinds:
-            try:
-                more, rainy = derain(args, kind, seed, sets)
-                rows += more
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(f"stopped; finished work is in {out}, the same command goes on") from None
-            except TrainingStopped as error:
-                raise TrainingStopped(f"{kind}, seed {seed}: {error}; the same command goes on") from None
+            more, rainy = derain(args, kind, seed, sets)
+            rows += more
             write_rows(out / "results.csv", rows)
-            write_bytes(out / "results.md", table(args, rows, rainy).encode())
-    logs = [str(out / kind / f"seed{args.seeds[0]}" / "model_logs") for kind in args.kinds]
-    curves.main(["--log_dir", *logs, "--out", str(out / "curves.png")])
-    print(f"{table(args, rows, rainy)}\ntable: {out / 'results.md'}, {out / 'results.csv'}")
+    print_result(f"{table(rows, rainy)}\nwritten: {out / 'results.csv'}")
     return 0
 
 

@@ -10,6 +10,7 @@ measures how well that works, and draws it.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from .. import cli, flags
 from ..data.images import to_uint8, write_image
-from ..data.pictures import sheet
+from ..data.pictures import row, sheet, write_gif
 from ..files import write_bytes
 from ..terminal import print_result, progress_bar
 from ..training.checkpoint import load_generator
@@ -34,6 +35,7 @@ SPARE = 1.15  # factor of the size of a source whose streaks are changed: its th
 ALONG = 31  # px: length over which a streak is smoothed along itself
 DIP = 0.75  # a place that is darker than this share of both its neighbours separates two streaks
 SEEN = 384  # px: side of the part of a picture that is measured
+MISSED = 0.25, 0.03  # a knob missed by more than this share of its value, and of its reach, is worth a warning
 
 
 def clamped(wanted: dict[str, float]) -> tuple[dict[str, float], list[str]]:
@@ -45,6 +47,21 @@ def clamped(wanted: dict[str, float]) -> tuple[dict[str, float], list[str]]:
         if taken[name] != wanted[name]
     ]
     return taken, warnings
+
+
+def missed(wanted: dict[str, float], reached: Sequence[Measures]) -> list[str]:
+    """A warning about the knob that pictures miss most, in the median over them; none where all are near."""
+    worst, text = 1.0, ""
+    for name in (name for name in wanted if name != "angle"):  # nothing hinders a turn
+        values = [value for value in (getattr(one, name) for one in reached) if np.isfinite(value)]
+        median = float(np.median(values)) if values else wanted[name]
+        near = max(MISSED[0] * wanted[name], MISSED[1] * float(np.ptp(REACH[name])))
+        if abs(median - wanted[name]) > worst * near:
+            worst = abs(median - wanted[name]) / near
+            others = ", ".join(f"--{other} {value:g}" for other, value in wanted.items() if other != name)
+            text = f"{name} {wanted[name]:g} is missed, the rain has {median:.2g}; "
+            text += f"it does not go together with {others}" if others else "this rain can't reach it"
+    return [text] if text else []
 
 
 class _Streaks:
@@ -176,38 +193,48 @@ PLACES = 9  # values of a knob that are measured
 SIDE = 256  # px: of the pictures
 
 
-def response(maker: RainMaker, pictures: int, seed: int) -> dict[str, np.ndarray]:
-    """What each knob measures, (PLACES, pictures), while it goes through its range and the others are left alone."""
-    swept = {name: np.empty((PLACES, pictures)) for name in RANGES}
-    for k in progress_bar(range(pictures), desc="measuring rain", unit="picture", leave=False):
+def response(maker: RainMaker, pictures: int, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """``Measures`` while one knob goes through its range, (PLACES, pictures, 4), and of free rain, (4 pictures, 4)."""
+    swept = {name: np.full((PLACES, pictures, 4), np.nan) for name in RANGES}
+    alone = []
+    for k in progress_bar(range(4 * pictures), desc="measuring rain", unit="picture", leave=False):
         shower = maker.shower(0.5, np.random.RandomState([seed, k]))
-        for name, ends in RANGES.items():
+        alone.append(measured(shower.layer(SIDE, SIDE), 1.0))
+        for name, ends in RANGES.items() if k < pictures else ():
             for place, value in enumerate(np.linspace(*ends, PLACES)):
-                found = measured(set_knobs(shower, SIDE, SIDE, {name: value}), 1.0)
-                swept[name][place, k] = getattr(found, name)
-    return swept
+                swept[name][place, k] = measured(set_knobs(shower, SIDE, SIDE, {name: value}), 1.0)
+    return swept, np.array(alone)
 
 
-def report(swept: dict[str, np.ndarray], name: str) -> str:
+def report(swept: dict[str, np.ndarray], alone: np.ndarray, name: str) -> str:
     """What the knobs do, as Markdown; see ``response``."""
     from scipy.stats import spearmanr  # takes a second to import
 
-    lines = []
-    for knob, own in swept.items():
-        ends = RANGES[knob]
+    errors, talk = [], []
+    for knob, values in swept.items():
+        own, ends = values[:, :, Measures._fields.index(knob)], RANGES[knob]
         target = np.broadcast_to(np.linspace(*ends, PLACES)[:, None], own.shape)
         half, most = np.nanquantile(np.abs(own - target), (0.5, 0.9))
         rank = spearmanr(target.ravel(), own.ravel(), nan_policy="omit").statistic
-        shown = f"{most:.2g} ({most / np.ptp(ends):.1%})"
-        lines.append(f"| {knob} | {ends[0]} | {ends[1]} | {rank:.3f} | {half:.2g} | {shown} |")
+        most_of_all = f"{most:.2g} ({most / np.ptp(ends):.1%})"
+        errors.append(f"| {knob} | {ends[0]} | {ends[1]} | {rank:.3f} | {half:.2g} | {most_of_all} |")
+        moved = np.nanmedian(values[-1] - values[0], axis=0) / np.nanstd(alone, axis=0)
+        talk.append(f"| {knob} | {' | '.join(f'{value:+.2f}' for value in moved)} |")
     return f"""# What the knobs do to the rain of {name}
 
-Measured on pictures of {SIDE} px, {own.shape[1]} rains, one knob at a time. Error: of what was
+Measured on pictures of {SIDE} px, {len(alone) // 4} rains, one knob at a time. Error: of what was
 measured against what was set; in brackets, as a share of the range.
 
 | knob | from | to | rank correlation | median error | 9 of 10 within |
 |---|---|---|---|---|---|
-{chr(10).join(lines)}
+{chr(10).join(errors)}
+
+Cross-talk: how far a measure moves while a knob goes from one end of its range to the other (median
+over the rains), in standard deviations of that measure over rain whose knobs are left alone.
+
+| knob | {" | ".join(Measures._fields)} |
+|---|---|---|---|---|
+{chr(10).join(talk)}
 """
 
 
@@ -235,11 +262,17 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     netED = load_generator(Path(args.netED), "--netED").to(pick_device(args.use_gpu, args.gpu_id))
     maker, out = RainMaker(netED), Path(args.out)
-    text = report(response(maker, args.pictures, args.seed), Path(args.netED).name)
+    text = report(*response(maker, args.pictures, args.seed), Path(args.netED).name)
     write_bytes(out / "knobs.md", text.encode(errors="replace"))
-    write_image(out / "knobs.png", sheet([picture(maker, name, args.seed) for name in RANGES]))
+    rows = []
+    for name in RANGES:
+        images, labels = picture(maker, name, args.seed)
+        rows.append((images, labels))
+        frames = [row([image], [label], image.shape[1]) for image, label in zip(images, labels, strict=True)]
+        write_gif(out / f"{name}.gif", frames + frames[-2:0:-1], 250)
+    write_image(out / "knobs.png", sheet(rows))
     print_result(text)
-    print(f"report: {out / 'knobs.md'}\npicture: {out / 'knobs.png'}")
+    print(f"report: {out / 'knobs.md'}\npicture: {out / 'knobs.png'}, and a GIF of each knob")
     return 0
 
 

@@ -1,6 +1,7 @@
 """Rain on anyone's own photos: a folder of photos in, exact rainy/clean pairs out, ready for training."""
 
 import hashlib
+import math
 import os
 import sys
 from collections import Counter
@@ -11,6 +12,7 @@ import cv2
 import numpy as np
 
 from .. import distributed
+from ..data import page
 from ..data.images import ImageError, inputs, natural_key, read_image, to_eight_bits, to_uint8, write_image
 from ..data.pairs import LIST
 from ..data.pictures import sheet, thumbnail
@@ -19,8 +21,9 @@ from ..files import write_bytes
 from ..models import EDNet
 from ..terminal import progress_bar, tell
 from . import manifest
-from .knobs import clamped, set_knobs
+from .knobs import clamped, measured, missed, set_knobs
 from .manifest import Row
+from .measures import RAINY, Measures
 from .rain import VERSION, RainMaker, auto_scale, fingerprint
 
 KINDS = ("norain", "layer", "rain")
@@ -54,17 +57,20 @@ def output_names(photos: list[Path]) -> dict[Path, str]:
     return {photo: photo.as_posix() if number[stem.casefold()] > 1 else stem for photo, stem in stems.items()}
 
 
-def pictures(maker: RainMaker, rain: Rain, photo: str, variant: int, clean: np.ndarray) -> dict[str, np.ndarray]:
-    """The clean picture, the rain and their sum, by folder: (H, W, 3) uint8."""
+def pictures(
+    maker: RainMaker, rain: Rain, photo: str, variant: int, clean: np.ndarray
+) -> tuple[dict[str, np.ndarray], Measures | None]:
+    """The clean picture, the rain and their sum, by folder, (H, W, 3) uint8; and measures of the rain, with knobs."""
     made = {"norain": clean, "layer": np.empty_like(clean), "rain": np.empty_like(clean)}
     height, width = clean.shape[:2]
     shower = maker.shower(rain.coherence, draws(rain.seed, photo, variant))
-    layer = set_knobs(shower, height, width, rain.knobs, rain.scale or auto_scale(height, width))
+    scale = rain.scale or auto_scale(height, width)
+    layer = set_knobs(shower, height, width, rain.knobs, scale)
     for rows, columns, tile in layer.tiles():
         tile = rain.intensity * (np.repeat(tile.max(2, keepdims=True), 3, 2) if rain.grey else tile)
         made["layer"][rows, columns] = to_uint8(tile, "nearest")
         made["rain"][rows, columns] = cv2.add(clean[rows, columns].copy(), to_uint8(tile, "nearest"))  # up to 255
-    return made
+    return made, measured(layer, scale) if rain.knobs.keys() - {"angle"} else None
 
 
 def contact_sheet(folder: Path, rows: list[Row]) -> None:
@@ -77,6 +83,21 @@ def contact_sheet(folder: Path, rows: list[Row]) -> None:
         lines[-1][0].extend(thumbnail(read_image(folder / kind / name), THUMBNAIL) for kind in ("norain", "rain"))
         lines[-1][1].extend([name if len(name) <= 40 else f"...{name[-37:]}", "with rain"])
     write_image(folder / SHEET, sheet(lines))
+
+
+def report(folder: Path, rows: list[Row]) -> None:
+    """A page with a before/after slider of some pairs, first variants first, and how much rain they have."""
+    items = []
+    for row in sorted(rows, key=lambda row: int(row["variant"]))[: page.SHOWN]:
+        files = {"clean": folder / "norain" / row["file"], "rainy": folder / "rain" / row["file"]}
+        clean, rainy = map(read_image, files.values())
+        rain = cv2.subtract(rainy, clean).max(2) / 255
+        wet = rain[rain > RAINY]
+        values = {"rainy pixels": wet.size / rain.size, "brightness": float(wet.mean()) if wet.size else math.nan}
+        items.append(page.Item(row["file"], files, values))
+    lead = [f"{len(items)} of {len(rows)} pairs; all are in {manifest.NAME}, with their settings."]
+    lead += ["Rainy pixels: their share. Brightness: mean of the rain over them, from 0 to 1."]
+    page.write(folder / page.NAME, "Rain on photos", lead, items, ("clean", "rainy"))
 
 
 def write_list(folder: Path, rows: list[Row]) -> int:
@@ -102,7 +123,7 @@ def _prepare(save: Path, rows: list[Row], overwrite: bool) -> None:
         for row in old:
             for kind in KINDS:
                 (save / kind / row["file"]).unlink(missing_ok=True)
-        for name in (LIST, SHEET):
+        for name in (LIST, SHEET, page.NAME):
             (save / name).unlink(missing_ok=True)
         old = []
     for row in old:
@@ -124,7 +145,9 @@ def _finish(save: Path) -> None:
         print(f"{spaces} pairs have spaces in their names and are not in {LIST}, which separates by them")
     if rows:
         contact_sheet(save, rows)
-        print(f"lists of the pairs: {save / manifest.NAME}, {save / LIST}\npicture: {save / SHEET}")
+        report(save, rows)
+        print(f"lists of the pairs: {save / manifest.NAME}, {save / LIST}")
+        print(f"picture: {save / SHEET}\npage: {save / page.NAME}")
 
 
 def rain_on_photos(
@@ -156,14 +179,14 @@ def rain_on_photos(
     knobs, warnings = clamped(rain.knobs)
     if knobs.keys() & {"density", "brightness"} and rain.intensity != 1:
         raise UserError("--intensity: it scales what --density and --brightness set; leave the one or the others out")
-    if warnings and distributed.is_first():
-        print("\n".join(f"warning: --{warning}" for warning in warnings), file=sys.stderr)
+    _warn(warnings)
     rain = replace(rain, knobs=knobs)
     rows = _planned(photos, rain, fingerprint(netED))
     if distributed.is_first():
         _prepare(save, [row for some in rows.values() for row in some], overwrite)
     distributed.gather(None)  # the others wait for that
     maker, kinds, counts, problems = RainMaker(netED), KINDS if save_layer else ("norain", "rain"), Counter(), {}
+    reached: list[Measures | None] = []
     mine = photos[distributed.share()]
     try:
         for photo in progress_bar(mine, unit="photo"):
@@ -175,22 +198,29 @@ def rain_on_photos(
                 problems[photo] = str(error)
                 continue
             for row in todo:
-                made = pictures(maker, rain, row["photo"], int(row["variant"]), clean)
+                made, measures = pictures(maker, rain, row["photo"], int(row["variant"]), clean)
+                reached.append(measures)
                 for kind in kinds:
                     write_image(save / kind / row["file"], made[kind])
                 counts["made"] += 1
     except KeyboardInterrupt as stop:
         rest = f"pairs are in {save}; the same command {'without --overwrite ' * overwrite}goes on"
         raise distributed.stopped(stop, counts.total(), rain.num * len(mine), rest) from None
-    parts = distributed.gather((counts, problems))
-    made, earlier = (sum(counts[what] for counts, _ in parts) for what in ("made", "earlier"))
-    problems = {photo: text for _, some in parts for photo, text in some.items()}
+    parts = distributed.gather((counts, problems, reached))
+    made, earlier = (sum(counts[what] for counts, _, _ in parts) for what in ("made", "earlier"))
+    problems = {photo: text for _, some, _ in parts for photo, text in some.items()}
     print(f"{made} pairs made in {save}, {earlier} were there already, {others} other files skipped")
+    _warn(missed(knobs, [measures for _, _, some in parts for measures in some if measures]))
     if distributed.is_first():
         _finish(save)
     if problems:
         tell([problems[p] for p in photos if p in problems], f"{len(problems)} of {len(photos)} photos can't be used")
     return 1 if problems else 0
+
+
+def _warn(texts: list[str]) -> None:
+    if texts and distributed.is_first():
+        print("\n".join(f"warning: --{text}" for text in texts), file=sys.stderr)
 
 
 def _planned(photos: list[Path], rain: Rain, checkpoint: str) -> dict[Path, list[Row]]:

@@ -2,14 +2,13 @@
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .. import derainer, distributed
+from .. import distributed
 from .checkpoint import load_weights
 from .losses import gaussian_kl, gradient_penalty
 
@@ -154,5 +153,3 @@ def start_from(args: argparse.Namespace, netDerain: nn.Module, netED: nn.Module)
         load_weights(netED, args.init_ED, "ED", "--init_ED")
     if args.init_Derain:
         load_weights(netDerain, args.init_Derain, "joint", "--init_Derain")
-        trained = derainer.stored(Path(args.init_Derain)) or {}
-        derainer.tell_stages("--stage", args.stage, trained.get("stage"))

@@ -5,8 +5,6 @@ from collections.abc import Iterator, Set
 
 from torch import Tensor
 
-from ..terminal import printable
-
 _OTHER = "test_syn_aug.py --derainer path/to/file.py:Class tests it, with its authors' code"
 # What a state dict looks like -> what to call it, and where it belongs.
 KINDS = {
@@ -92,7 +90,7 @@ def unwrapped(content: object, names: Set[str], kind: str, where: str) -> object
     if name or prefix:
         others = ", ".join(part[0] for part in parts if part is not taken)
         text = f"taking {name or 'the weights'}" + (f", what stands behind {prefix!r}" if prefix else "")
-        print(printable(f"{where}: {text}{f'; also there: {others:.200}' if others else ''}"))
+        print(f"{where}: {text}{f'; also there: {others:.200}' if others else ''}")
     return state
 
 

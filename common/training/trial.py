@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from .. import distributed
-from ..files import read_small, write_bytes
+from ..files import write_bytes
 from . import device
 
 COMMAND = [sys.executable, "-m", f"{__package__}.trial"]
@@ -39,7 +39,7 @@ def memory() -> Path:
 
 def _known() -> dict[str, str]:
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        known = json.loads(read_small(memory()))
+        known = json.loads(memory().read_bytes())
         return known if isinstance(known, dict) else {}
     return {}
 
