@@ -87,12 +87,12 @@ def test_quiet_training_says_nothing_and_is_no_option_of_the_run(pairs_folder, t
 
 
 def test_a_full_disk_is_no_mistake_in_the_flags(tmp_path, monkeypatch, capsys):
-    def full(path, data):
+    def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files, "put_bytes", full)
+    monkeypatch.setattr(files.os, "replace", full)
     assert cli.run(lambda: write_image(tmp_path / "a.png", photo(2, 2, 1))) == 1
-    assert cli.run(lambda: full(None, None)) == 1
+    assert cli.run(lambda: full()) == 1
     assert capsys.readouterr().err.count("No space left on device") == 2
 
 
