@@ -38,7 +38,6 @@ gpu: $(VENV)/test-ready
 lint: $(VENV)/test-ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 
 $(VENV)/run-ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -50,7 +49,7 @@ $(VENV)/run-ready: requirements.txt
 	@touch $@
 
 $(VENV)/test-ready: $(VENV)/run-ready requirements-dev.txt
-	@echo "== set-up: pytest, ruff, mypy"
+	@echo "== set-up: pytest and ruff"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 

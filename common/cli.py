@@ -58,7 +58,7 @@ class Parser(argparse.ArgumentParser):
         group = self.add_argument_group(title)
         group.add_path = lambda flag, default=None, **kwargs: Parser.add_path(group, flag, default, **kwargs)
         group.add_netED = lambda default=None, **kwargs: Parser.add_netED(group, default, **kwargs)
-        return group  # type: ignore[return-value]  # with what a Parser has
+        return group  # with what a Parser has
 
     def add_netED(self, default: str | None = None, **kwargs) -> None:
         """--netED, which takes a file or 'default'."""

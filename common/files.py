@@ -1,4 +1,4 @@
-"""Write files whole or not at all, and keep CSV cells from being formulas."""
+"""Write files whole or not at all."""
 
 import contextlib
 import os
@@ -8,12 +8,6 @@ from pathlib import Path
 from .errors import Unwritable, UserError
 
 UNFINISHED = ".writing-"  # start of the names of files that are not whole yet
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-
-
-def cell(text: str) -> str:
-    """A text as a cell of a CSV; a ' stands before one that a spreadsheet would run as a formula."""
-    return f"'{text}" if text.lstrip("'").startswith(FORMULA) else text
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +36,7 @@ def prepare(net: nn.Module, device: torch.device, precision: str, training: bool
     elif precision != "bf16" and not training and is_prenet(net) and has_bfloat16(device):
         print("this processor has bfloat16 instructions: --precision bf16 takes about half the time (docs/scaling.md)")
     if precision == "bf16":
-        net.forward = torch.autocast(device.type, torch.bfloat16)(net.forward)  # type: ignore[method-assign]
+        net.forward = torch.autocast(device.type, torch.bfloat16)(net.forward)
     if is_prenet(net):
         if precision != "fp32" if device.type == "cuda" else not training:
             net.to(memory_format=torch.channels_last)
@@ -52,7 +51,7 @@ def set_arithmetic(precision: str) -> None:
     global _uses_tensor_cores
     _uses_tensor_cores = precision != "fp32"
     convolutions = "tf32" if _uses_tensor_cores else "ieee"
-    cudnn: Any = torch.backends.cudnn  # mypy does not know its parts
+    cudnn = torch.backends.cudnn
     cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = convolutions
     torch.backends.cuda.matmul.fp32_precision = "tf32" if precision in ("tf32", "bf16") else "ieee"
 
@@ -60,7 +59,7 @@ def set_arithmetic(precision: str) -> None:
 @contextlib.contextmanager
 def full_fp32() -> Iterator[None]:
     """Within it a GPU rounds no factors of convolutions, whatever the precision."""
-    cudnn: Any = torch.backends.cudnn
+    cudnn = torch.backends.cudnn
     conv = cudnn.conv
     before, conv.fp32_precision = conv.fp32_precision, "ieee"
     try:

@@ -61,7 +61,7 @@ assert not connections, connections
 
 
 UNCHANGED = ("data", "cwd", "home", "tmp")
-IGNORED = (".git", ".venv", ".pytest_cache", ".ruff_cache", ".mypy_cache")  # of the project's folder
+IGNORED = (".git", ".venv", ".pytest_cache", ".ruff_cache")  # of the project's folder
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -363,3 +363,10 @@ def test_how_names_pair_and_the_stages_are_stored(pairs_folder, tmp_path, capsys
     start = ["--init_Derain", tmp_path / "DerainNet_state_7.pt", "--dry_run"]
     train(pairs_folder, tmp_path / "new", *pairing, *start)
     assert "note: 1 stages (--stage); it must be the number of the training" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--model_dir", "--log_dir"])
+def test_input_folders_are_not_written_to(pairs_folder, tmp_path, flag):
+    with pytest.raises(UserError, match=rf"{flag}: \S+ lies in the input folder --gt_path"):
+        train(pairs_folder, tmp_path / "model", flag, pairs_folder / "norain" / "x")
+    assert not (pairs_folder / "norain" / "x").exists()

@@ -97,7 +97,7 @@ class Pack(Sequence[PackedPair]):
     def __len__(self) -> int:
         return len(self._index)
 
-    def __getitem__(self, i: int) -> PackedPair:  # type: ignore[override]
+    def __getitem__(self, i: int) -> PackedPair:
         number = range(len(self))[i]  # raises IndexError
         path = self.path / self.name(number)
         return PackedPair(self.name(number), path, path, pack=self, number=number)

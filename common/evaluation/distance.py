@@ -36,7 +36,7 @@ from ..data.images import read_image, size_text, to_float
 from ..data.layers import variant
 from ..data.pairs import images_in
 from ..errors import UserError
-from ..files import cell, write_bytes
+from ..files import write_bytes
 from ..generation.latent import base_code
 from ..generation.rain import RainMaker, sampled
 from ..models import EDNet
@@ -285,7 +285,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, *values in progress_bar(rows, desc="comparing", unit="set", leave=False):  # a minute or two each
         texts = ["" if np.isnan(value) else f"{value:.4f}" for value in values]
         print_result(f"{name:<{width}} {' '.join((text or '-').rjust(10) for text in texts)}")
-        table.append([cell(name), *texts])
+        table.append([name, *texts])
     if args.csv:
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows(table)

@@ -22,7 +22,7 @@ from ..data import page
 from ..data.images import ImageError, list_images, to_float
 from ..data.pairs import Pair, Pairing, fail, find_pairs
 from ..errors import UserError
-from ..files import cell, write_bytes
+from ..files import write_bytes
 from ..terminal import print_result, progress_bar, tell
 
 SSIM_WINDOW = 11
@@ -144,7 +144,7 @@ class Table:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["image", *(f"{method}_{field}" for method in means for field in fields)])
         for name, scores in [*self.rows.items(), ("mean", means)]:
-            writer.writerow([cell(name), *(f"{getattr(s, f):.6f}" for s in scores.values() for f in fields)])
+            writer.writerow([name, *(f"{getattr(s, f):.6f}" for s in scores.values() for f in fields)])
         write_bytes(path, out.getvalue().encode("utf-8", "surrogateescape"))
 
     def page(

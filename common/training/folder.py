@@ -34,8 +34,8 @@ LOCK_SECONDS = 10  # the workers of a killed training hold its lock for some sec
 FREE = {"niter", "workers", "use_gpu", "gpu_id", "cache", "compile", "cuda_graphs", "save_every"}
 FREE |= {"log_every", "val_every", "pad_to", "pad_square", "log_dir"}
 # Files may move. Other data and another generator are told by their content, another network by its shapes.
-FREE |= {"data_path", "gt_path", "val_data_path", "val_gt_path", "streaks", "clean", "netED", "derainer"}
-FREE |= {"init_ED", "init_Derain"}
+INPUTS = {"data_path", "gt_path", "val_data_path", "val_gt_path", "streaks", "clean"}
+FREE |= INPUTS | {"netED", "derainer", "init_ED", "init_Derain"}
 PER_CALL = {"resume", "overwrite", "dry_run", "quiet", "save_minutes", "model_dir", "given", "defaults"}
 
 
@@ -262,6 +262,16 @@ def _text(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+def _require_apart(args: argparse.Namespace) -> None:
+    """Raise UserError if --model_dir or --log_dir lies in an input folder, which is never written to."""
+    for flag in ("model_dir", "log_dir"):
+        written = Path(getattr(args, flag)).resolve()
+        for source in sorted(INPUTS):
+            folder = getattr(args, source, None)
+            if folder and Path(folder).is_dir() and written.is_relative_to(Path(folder).resolve()):
+                raise UserError(f"--{flag}: {written} lies in the input folder --{source} {folder}; choose another")
+
+
 @contextlib.contextmanager
 def open_folder(args: argparse.Namespace, script: str, *prefixes: str) -> Iterator[TrainingFolder]:
     """Open --model_dir for a training script: lock it and find the state to go on from. A --dry_run only looks.
@@ -274,6 +284,7 @@ def open_folder(args: argparse.Namespace, script: str, *prefixes: str) -> Iterat
     Raises:
         UserError: see ``TrainingFolder.find``; or another process trains in the same folder.
     """
+    _require_apart(args)
     folder = TrainingFolder(args, script, prefixes)
     lock, is_fresh = FileLock(folder.path / ".lock", thread_local=False), not folder.path.exists()
     if not args.dry_run and distributed.is_first():
