@@ -206,7 +206,7 @@ def test_random_rains(small, capsys):
         (["--dims", "1"], "--dims: .*--gif"),
         (["--dims", "1", "--gif", "--figure", "generated"], "--dims, --gif: .*--figure"),
         (["--nef", "8"], "--netED: .* of other sizes: --nef is 8, it has 4"),
-        (["--netED", "{}/data/rain/9.png"], "--netED: .* is not a PyTorch checkpoint"),
+        (["--netED", "{}/data/rain/9.png"], "--netED: .* is no PyTorch checkpoint"),
     ],
 )
 def test_refused_by_the_disentanglement(small, flags, message):

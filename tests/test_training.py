@@ -358,11 +358,6 @@ def test_how_names_pair_and_the_stages_are_stored(pairs_folder, tmp_path, capsys
     assert json.loads((model / "DerainNet.json").read_text()) == {"stage": 1}
     train(pairs_folder, model, *pairing, "--niter", 2)
     assert "by the rule: --pair_by 'wet {}' '{} dry' (wet 8.png with 8 dry.png)" in capsys.readouterr().out
-    state = load(model / "DerainNet_state_2.pt")
-    torch.save(state, tmp_path / "DerainNet_state_7.pt")
-    start = ["--init_Derain", tmp_path / "DerainNet_state_7.pt", "--dry_run"]
-    train(pairs_folder, tmp_path / "new", *pairing, *start)
-    assert "note: 1 stages (--stage); it must be the number of the training" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flag", ["--model_dir", "--log_dir"])
