@@ -26,7 +26,7 @@ from .precision import has_bfloat16, prepare
 from .terminal import print_result
 from .training.augment import aug_draw, aug_step, real_samples
 from .training.device import pick_device
-from .training.graphs import CudaRecorder
+from .training.graphs import CannotRecord, CudaRecorder
 from .training.joint import joint_draw, joint_step
 from .training.optimizer import adam
 from .training.proof import RecordedStep
@@ -114,8 +114,11 @@ def row(args: argparse.Namespace, device: torch.device, work: str, precision: st
         torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True  # as in training, whose batches are of one size
-    turn, count = WORK[work](args, device, precision, record)
-    seconds = measure(turn, device) / count
+    try:
+        turn, count = WORK[work](args, device, precision, record)
+        seconds = measure(turn, device) / count
+    except CannotRecord as error:
+        return f"| {name:<30} | can't be recorded: {error} | | |"
     peak = f"{torch.cuda.max_memory_reserved(device) / 1e9:.2f}" if device.type == "cuda" else "-"
     return f"| {name:<30} | {1 / seconds:>9.4g} | {seconds:>9.4g} | {peak:>7} |"
 

@@ -79,9 +79,9 @@ def build(args: argparse.Namespace) -> nn.Module:
     try:
         net = _find(args.derainer)(**values(args.derainer_args))
     except Exception as error:
-        given = " ".join(["with --derainer_args", *args.derainer_args]) if args.derainer_args else ""
+        given = " ".join([" with --derainer_args", *args.derainer_args]) if args.derainer_args else ""
         raise DerainerError(
-            f"--derainer {args.derainer} {given}: {_short(error)}. Check the name, and give its arguments as "
+            f"--derainer {args.derainer}{given}: {_short(error)}. Check the name, and give its arguments as "
             "--derainer_args key=value ..."
         ) from None
     if not isinstance(net, nn.Module):

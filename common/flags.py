@@ -125,7 +125,7 @@ def add_run(
         derainer: whether one is trained, whose speed can be chosen.
     """
     run = parser.group("run")
-    run.add_argument("--resume", type=count, default=0, help="go back to epoch N; the same command alone goes on")
+    run.add_argument("--resume", type=count, default=0, help="start again from epoch N; without it a training goes on")
     add_switch(run, "--overwrite", "delete an earlier run")
     run.add_argument("--iters_per_epoch", type=positive_int, default=iters_per_epoch, help="steps of an epoch")
     run.add_argument("--save_every", type=positive_int, default=50, help="epochs between weight files; the last always")

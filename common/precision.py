@@ -32,7 +32,10 @@ def prepare(net: nn.Module, device: torch.device, precision: str, training: bool
     require_fast(precision, device)
     set_arithmetic(precision)
     if device.type == "cuda":
-        print(f"--precision {precision}: {ARITHMETIC[precision]}")
+        old = precision in ("auto", "tf32") and not torch.cuda.is_tf32_supported()
+        print(
+            f"--precision {precision}: {'this GPU has no TF32, it computes in fp32' if old else ARITHMETIC[precision]}"
+        )
     elif precision != "bf16" and not training and is_prenet(net) and has_bfloat16(device):
         print("this processor has bfloat16 instructions: --precision bf16 takes about half the time (docs/scaling.md)")
     if precision == "bf16":

@@ -131,7 +131,7 @@ def test_what_is_held_out_is_never_trained_on(sources):
     "flags, message",
     [
         (["--gain", 2, 1], "--gain: the lower bound 2 is above"),
-        (["--hold_out", 6], "--hold_out: 6 of 6 files leaves none for --part train"),
+        (["--hold_out", 6], "--hold_out: 6 of 6 files leaves none to use"),
         (["--part", "held_out"], "say how many are held out"),
         (["--clean", "nowhere"], "nowhere is not a folder. Name a folder of photos without rain"),
         (["--streaks", "empty"], "--streaks: no image"),

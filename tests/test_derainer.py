@@ -311,7 +311,7 @@ def test_a_folder_gives_its_newest_checkpoint(tmp_path, run, capsys):
         torch.save(PReNet(1).state_dict(), tmp_path / name)
     assert run("--model_dir", tmp_path, "--recurrent_iter", 1) == 0
     assert "taking Aug_DerainNet_state_11.pt" in capsys.readouterr().out
-    for name, message in (("rain", "without an Aug_DerainNet_state_N.pt"), ("x.pt", r"there is no \S+x.pt")):
+    for name, message in (("rain", "with no Aug_DerainNet_state_N.pt"), ("x.pt", r"there is no \S+x.pt")):
         with pytest.raises(UserError, match=f"--model_dir: .*{message}.*Train one with train_syn_aug.py"):
             run("--model_dir", tmp_path / "data" / name)
 

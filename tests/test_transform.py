@@ -180,9 +180,9 @@ def test_refused_images(generator, value, error, message):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"p": 1.5}, "p must be a number from 0 to 1"),
-        ({"intensity": 3}, "intensity must be a number from 0 to 2, or"),
-        ({"angle": (10, -10)}, "angle must be a number from -inf to inf, or .low, high. of such, got"),
+        ({"p": 1.5}, "p: expected a number or .low, high., from 0 to 1"),
+        ({"intensity": 3}, "intensity: expected a number or .low, high., from 0 to 2"),
+        ({"angle": (10, -10)}, "angle: expected a number or .low, high."),
         ({"width": 3}, "no argument width; the knobs are angle, density, thickness, brightness"),
     ],
 )

@@ -32,12 +32,13 @@ def free_memory() -> int:
 
 def decoded_bytes(pairs: Sequence[Pair]) -> float:
     """Bytes of all pairs decoded, estimated from samples of long lists. What can't be read counts as nothing."""
-    samples, needed = some_of(pairs), 0
+    samples, values, deepest = some_of(pairs), 0, 1
     for pair in samples:
         with contextlib.suppress(ImageError):  # the check that follows names it
             height, width, kind = pair.format()
-            needed += 6 * height * width * np.dtype(kind).itemsize
-    return needed * len(pairs) / len(samples)
+            values += 6 * height * width
+            deepest = max(deepest, np.dtype(kind).itemsize)  # one type for all
+    return values * deepest * len(pairs) / len(samples)
 
 
 def choose(args: argparse.Namespace, pairs: Sequence[Pair], device: torch.device) -> str:

@@ -55,8 +55,7 @@ def part_of(files: Sequence[T], hold_out: int, part: str) -> list[T]:
     kept_out = set(held_out(min(hold_out, len(files)), len(files)).tolist())
     chosen = [path for i, path in enumerate(files) if (i in kept_out) == (part == "held_out")]
     if not chosen:
-        text = f"{hold_out} of {len(files)} files leaves none for --part {part}"
-        raise UserError(f"--hold_out: {text}; give a smaller --hold_out")
+        raise UserError(f"--hold_out: {hold_out} of {len(files)} files leaves none to use; give a smaller number")
     return chosen
 
 

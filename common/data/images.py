@@ -137,7 +137,7 @@ def _format(image: Image.Image) -> tuple[int, int, type]:
     width, height = image.size
     if image.format == "TIFF":  # newer versions of Pillow turn this size by themselves, older ones do not
         width, height = image.tag_v2[256], image.tag_v2[257]
-    if _orientation(image) >= 5:
+    if _orientation(image) in (5, 6, 7, 8):
         height, width = width, height
     return height, width, np.uint16 if deep else np.uint8
 

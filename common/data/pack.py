@@ -128,7 +128,6 @@ class Pack(Sequence[PackedPair]):
 
     def _opened(self) -> list[h5py.Dataset]:
         if self._open is None or self._open[0] != os.getpid():  # a forked process must not use its parent's file
-            self._open = None
             file = h5py.File(self.path, "r", rdcc_nbytes=BUFFER)
             self._open = os.getpid(), file, [file[name] for name in self.meta["datasets"]]
         return self._open[2]

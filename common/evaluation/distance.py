@@ -271,10 +271,7 @@ def main(argv: list[str] | None = None) -> int:
     netED = load_generator(args.netED, "--netED").eval().requires_grad_(False).to(device)
     p, name = netED.patch_size, Path(args.netED).name
     layers = read_layers(Path(args.real), 2 * p)
-    try:
-        learnt, kept_out = (part_of(layers, args.hold_out, part) for part in ("train", "held_out"))
-    except ValueError as error:
-        raise UserError(f"--hold_out: {error}") from None
+    learnt, kept_out = (part_of(layers, args.hold_out, part) for part in ("train", "held_out"))
     print_result(f"real rain: {len(kept_out)} layers; classifiers learn from {len(learnt)} others")
     levels = [f"{p >> level}_px" for level in range(p.bit_length() - SMALLEST.bit_length() + 1)]
     judges = [f"{kind}_{side}" for kind, side in product((SMALL, STRICT), (p, 2 * p))]

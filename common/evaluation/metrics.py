@@ -19,7 +19,7 @@ import numpy as np
 
 from .. import cli, flags
 from ..data import page
-from ..data.images import ImageError, list_images, to_float
+from ..data.images import ImageError, image_format, list_images, to_float
 from ..data.pairs import Pair, Pairing, fail, find_pairs
 from ..errors import UserError
 from ..files import write_bytes
@@ -179,16 +179,20 @@ def _number(value: float, digits: int) -> str:
 
 
 def check_sizes(pairs: list[Pair], flags: str) -> None:
-    """Compare the sizes in the headers, before any work.
+    """Compare the sizes in the headers, before any work. A first image that can't be read is left for later.
 
     Args:
         flags: the flags that name the folders, for the message.
 
     Raises:
-        UserError: lists the images that can't be read, or differ in size from their partner.
+        UserError: lists the images that differ in size from their partner, or whose partner can't be read.
     """
     problems = []
     for pair in pairs:
+        try:
+            image_format(pair.rainy)
+        except ImageError:  # it is named when its turn comes
+            continue
         try:
             pair.format()
         except ImageError as error:

@@ -27,10 +27,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     out, netED = Path(args.out), load_generator(args.netED, "--netED")
-    if out.exists() and not args.overwrite:
-        raise UserError(f"--out: {out} exists; --overwrite replaces it")
+    if out.exists() and (not args.overwrite or out.samefile(args.netED)):
+        raise UserError(f"--out: {out} exists; --overwrite replaces a file that is not --netED itself")
+    state = {name: value.to(torch.float16) for name, value in netED.state_dict().items()}
+    if not all(torch.isfinite(value).all() for value in state.values()):
+        raise UserError(f"--netED: {args.netED} has weights beyond 65504, too large for half precision; keep the file")
     out.parent.mkdir(parents=True, exist_ok=True)
-    save({name: value.to(torch.float16) for name, value in netED.state_dict().items()}, out)
+    save(state, out)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB; patches of {netED.patch_size} px, nz {netED.nz}, nef {netED.nef}")
     return 0
 

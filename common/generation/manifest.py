@@ -28,7 +28,11 @@ def read(folder: Path) -> list[Row]:
         raise UserError(
             f"{path}: is in the way, its first line is not {','.join(COLUMNS)}; choose another --save_path, or move it"
         )
-    return list(table)
+    rows = list(table)
+    for row in rows:
+        if None in row.values() or Path(row["file"]).is_absolute() or ".." in Path(row["file"]).parts:
+            raise UserError(f"{path}: {row['file']!r} names no pair of this folder; choose another --save_path")
+    return rows
 
 
 def write(folder: Path, rows: Iterable[Row]) -> None:

@@ -193,7 +193,8 @@ def rain_on_photos(
             todo = [row for row in rows[photo] if not all((save / kind / row["file"]).exists() for kind in kinds)]
             counts["earlier"] += rain.num - len(todo)
             try:
-                clean = to_eight_bits(read_image(folder / photo)) if todo else None
+                clean = to_eight_bits(read_image(folder / photo))
+                _require_same_photo(clean, [save / "norain" / row["file"] for row in rows[photo] if row not in todo])
             except ImageError as error:
                 problems[photo] = str(error)
                 continue
@@ -216,6 +217,12 @@ def rain_on_photos(
     if problems:
         tell([problems[p] for p in photos if p in problems], f"{len(problems)} of {len(photos)} photos can't be used")
     return 1 if problems else 0
+
+
+def _require_same_photo(clean: np.ndarray, done: list[Path]) -> None:
+    """Raise ImageError if the first of the pairs that are there already was made of another photo."""
+    if done and not np.array_equal(read_image(done[0]), clean):
+        raise ImageError(f"{done[0]} was made of another photo; choose another --save_path, or give --overwrite")
 
 
 def _warn(texts: list[str]) -> None:

@@ -192,7 +192,7 @@ def _range(name: str, value: Any, low: float = -np.inf, high: float = np.inf) ->
     """A number or a pair of numbers as a pair, from low to high."""
     first, last = map(float, np.broadcast_to(np.asarray(value, float), 2))
     if not low <= first <= last <= high:
-        raise ValueError(f"{name} must be a number from {low} to {high}, or (low, high) of such, got {value}")
+        raise ValueError(f"{name}: expected a number or (low, high), from {low} to {high}; got {value}")
     return first, last
 
 

@@ -78,18 +78,21 @@ def newest(path: Path, flag: str, hint: str = "") -> Path:
     """The file itself, or of a folder of augmented training the weights of the most epochs; says which.
 
     Raises:
-        UserError: the folder holds none.
+        UserError: the folder holds none, or those of several trainings.
     """
     if not Path(path).is_dir():
         return Path(path)
-    epochs = {
-        int(match[1]): file
-        for file in Path(path).iterdir()
-        if (match := re.fullmatch(r".*Aug.*_DerainNet_state_(\d+)\.pt", file.name))
-    }
-    if not epochs:
-        raise UserError(f"{flag}: {path} is a folder without an Aug_DerainNet_state_N.pt; name a file. {hint}".strip())
-    file = epochs[max(epochs)]
+    epochs: dict[str, dict[int, Path]] = {}
+    for file in Path(path).iterdir():
+        if match := re.fullmatch(r"((?:No)?Aug\d*_DerainNet)_state_(\d+)\.pt", file.name):
+            epochs.setdefault(match[1], {})[int(match[2])] = file
+    if len(epochs) != 1:
+        what = (
+            f"weights of several trainings ({', '.join(sorted(epochs))})" if epochs else "no Aug_DerainNet_state_N.pt"
+        )
+        raise UserError(f"{flag}: {path} is a folder with {what}; name a file. {hint}".strip())
+    of_epoch = next(iter(epochs.values()))
+    file = of_epoch[max(of_epoch)]
     print(f"{flag}: {path} is a folder; taking {file.name}")
     return file
 

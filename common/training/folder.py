@@ -25,13 +25,14 @@ from ..errors import TrainingStopped, UserError
 from ..files import write_bytes
 from ..terminal import print_result
 from . import checkpoint, seeds
+from .kinds import kind_of
 from .optimizer import load_state, state_of
 
 VERSION = 1
 STATES = ("train_state_last.pt", "train_state_prev.pt")  # newest first
 LOCK_SECONDS = 10  # the workers of a killed training hold its lock for some seconds
 # Options that may change when a training goes on: how long, where and how fast, never what is computed.
-FREE = {"niter", "workers", "use_gpu", "gpu_id", "cache", "compile", "cuda_graphs", "save_every"}
+FREE = {"niter", "workers", "use_gpu", "gpu_id", "cache", "cuda_graphs", "save_every"}
 FREE |= {"log_every", "val_every", "pad_to", "pad_square", "log_dir"}
 # Files may move. Other data and another generator are told by their content, another network by its shapes.
 INPUTS = {"data_path", "gt_path", "val_data_path", "val_gt_path", "streaks", "clean"}
@@ -68,8 +69,9 @@ class TrainingFolder:
     # --- find ----------------------------------------------------------------------------------------------------
 
     def files(self) -> list[Path]:
-        """All files of a training with these prefixes."""
-        names = "|".join(self.prefixes)
+        """All files of a training with these prefixes, of whichever --fake_ratio and --ema."""
+        prefixes = [*self.prefixes, *(["ED_ema"] if "ED" in self.prefixes else [])]
+        names = "|".join(re.sub(r"\d+", r"\\d+", name) for name in prefixes)  # of any --fake_ratio
         own = re.compile(rf"(train_state_(last|prev)|({names})_(state_\d+|best))\.pt(\.tmp)?|({names})\.json")
         return sorted(path for path in self.path.glob("*") if own.fullmatch(path.name))
 
@@ -120,6 +122,8 @@ class TrainingFolder:
                 continue
             try:
                 state = checkpoint.load(path, "--model_dir")
+                if kind_of(state) != "state":
+                    raise UserError(f"{path} is no full training state")
             except UserError as error:
                 print(f"left out: {error}")
                 continue
@@ -133,7 +137,7 @@ class TrainingFolder:
     def _bare_epochs(self) -> str:
         pattern = rf"{self.prefixes[0]}_state_(\d+)\.pt"
         epochs = sorted(int(match[1]) for path in self.files() if (match := re.fullmatch(pattern, path.name)))
-        return f"There are weights for --resume {', '.join(map(str, epochs[-8:])) or '(none)'}."
+        return f"There are weights for --resume {', '.join(map(str, epochs[-8:]))}." if epochs else ""
 
     # --- go on ---------------------------------------------------------------------------------------------------
 
@@ -176,7 +180,7 @@ class TrainingFolder:
         differ = [
             f"--{key} is {_text(now[key])}, was {_text(stored[key])}"
             for key in sorted(now.keys() - FREE)
-            if now[key] != stored[key]
+            if _plain(key, now[key]) != _plain(key, stored[key])
         ]
         if differ:
             raise UserError(
@@ -256,6 +260,10 @@ class TrainingFolder:
 def _require_finite(name: str, tensors: Iterable[torch.Tensor]) -> None:
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
         raise TrainingStopped(f"weights of {name} are not finite; nothing was saved.")
+
+
+def _plain(key: str, value: object) -> object:
+    return derainer.values(value) if key == "derainer_args" else value  # in whatever order
 
 
 def _text(value: object) -> str:

@@ -73,6 +73,7 @@ class Log:
             write_bytes(self.csv, text.getvalue().encode())
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is left, as far as the disk takes it."""
         if self.writes:
-            self.writer.close()
+            with contextlib.suppress(OSError):
+                self.writer.close()

@@ -216,7 +216,7 @@ def fit(
                 loop.run_epoch(batches, stop, rates)
         except Exception as error:
             if reason := _explain(error):
-                raise TrainingStopped(f"{reason} {folder.last_good()}") from None
+                raise TrainingStopped(f"{reason.rstrip('.')}. {folder.last_good()}") from None
             raise
         finally:
             close()
@@ -268,7 +268,11 @@ class _Loop:
         if saving:
             folder.save_weights(nets, f"state_{epoch}")
         means = self.sums.means()
-        self.write_log(means, rates, scores, images, seconds)
+        try:
+            self.write_log(means, rates, scores, images, seconds)
+        except (OSError, UserError):
+            self.save()  # a full disk of logs loses no steps
+            raise
         folder.epoch, folder.step = epoch, 0  # after the log: a resume drops rows that are too new
         self.save()
         shown = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
@@ -313,7 +317,7 @@ class _Loop:
         if stopping or late or lost:
             self.save()
         if lost:
-            raise TrainingStopped(f"{next(filter(None, distributed.gather(problem)))}.")
+            raise TrainingStopped(f"{distributed.first_reason(problem)}.")
         if stopping:
             distributed.gather(None)  # until the first process has saved
             raise _stopped(self.folder)
