@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import cli, flags
+from common import cli, derainer, flags, weights
 from common.evaluation.derain_folder import derain_folder
 from common.training.checkpoint import load_derainer
 from common.training.device import pick_device
@@ -44,6 +44,9 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     device = pick_device(args.use_gpu, args.gpu_id)
+    if args.derainer == derainer.PRENET and "model_dir" not in args.given and not Path(args.model_dir).exists():
+        args.model_dir = str(weights.DERAINER)
+        print("the derainer of the project: common/weights/derainer_default.md; --model_dir takes another")
     net = load_derainer(args, CHECKPOINT)
     return derain_folder(net.to(device), args, device, weights=args.model_dir, hint=DATA)
 
