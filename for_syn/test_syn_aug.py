@@ -44,7 +44,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     device = pick_device(args.use_gpu, args.gpu_id)
-    if args.derainer == derainer.PRENET and "model_dir" not in args.given and not Path(args.model_dir).exists():
+    if not derainer.is_custom(args) and "model_dir" not in args.given and not Path(args.model_dir).exists():
         args.model_dir = str(weights.DERAINER)
         print("the derainer of the project: common/weights/derainer_default.md; --model_dir takes another")
     net = load_derainer(args, CHECKPOINT)

@@ -83,7 +83,7 @@ class LossSums:
 
     def last(self) -> Numbers:
         """The newest value of every loss; waits for the device."""
-        return {name: value.item() for name, value in self.newest.items()}
+        return dict(zip(self.newest, torch.stack(list(self.newest.values())).tolist(), strict=True))
 
     def means(self) -> Numbers:
         """Mean of every loss over the steps that report it; waits for the device."""
