@@ -5,8 +5,9 @@
 
 A cell is a kind of rain and a number of pairs. For each cell and seed PReNet is trained three times, with equal steps:
 without generated rain; with rain of a generator that saw the same few pairs alone ('same pairs'); with rain of one that
-saw more ('more data', the paper's protocol): --netED for light rain, the generator of heavy12 for heavy4. They are
-tested on other pairs. Finished work is kept: the same command goes on. Writes results.csv, results.md, claims.png.
+saw more ('more data', the paper's protocol): --netED for light rain, the generator of heavy12 for heavy4. One generator
+serves all seeds. The derainers are tested on other pairs. Finished work is kept: the same command goes on.
+Writes results.csv, results.md, claims.png.
 
 DATA holds rain100H_train18/ and rain100L_more/ (rain/, norain/) and clean/, streaks/ (see common/data/compose.py).
 """
@@ -98,12 +99,13 @@ def _flags(args: argparse.Namespace, name: str, seed: int) -> list:
     return [*words, "--patchSize", args.patchSize, *device_flags(args)]
 
 
-def train_generator(args: argparse.Namespace, name: str, seed: int) -> tuple[Path, float]:
-    """G on the pairs of a cell, by train_syn_generator.py; returns its file and minutes."""
-    model, last = Path(args.out, name, f"seed{seed}", "generator"), f"ED_ema_state_{EPOCHS}.pt"
+def train_generator(args: argparse.Namespace, name: str) -> Path:
+    """G on the pairs of a cell, by train_syn_generator.py; returns its file."""
+    model, last = Path(args.out, name, "generator"), f"ED_ema_state_{EPOCHS}.pt"
     words = ["--niter", EPOCHS, "--iters_per_epoch", math.ceil(args.generator_steps / EPOCHS), "--milestone", 7, 9]
     words += ["--batchSize", args.generator_batch, "--ema", 0.998]
-    return model / last, train("for_syn/train_syn_generator.py", model, last, [*_flags(args, name, seed), *words])
+    train("for_syn/train_syn_generator.py", model, last, [*_flags(args, name, 1), *words])
+    return model / last
 
 
 def run(args: argparse.Namespace, name: str, seed: int, way: str) -> dict:
@@ -115,17 +117,17 @@ def run(args: argparse.Namespace, name: str, seed: int, way: str) -> dict:
     test, stages = make_data(args, name) / "test", ["--recurrent_iter", args.recurrent_iter]
     words = [*_flags(args, name, seed), *stages, "--batchSize", args.batchSize]
     words += ["--val_data_path", test / "rain", "--val_gt_path", test / "norain"]
-    ratio, (with_, iters), generator_minutes = 0.0, steps_of(args.steps), 0.0
+    ratio, (with_, iters) = 0.0, steps_of(args.steps)
     if way != "without":
-        ratio, iters, netED = FAKE_RATIO, with_, args.netED
+        ratio, iters = FAKE_RATIO, with_
         source = name if way == "same pairs" else CELLS[name].more
-        if source != "--netED":
-            netED, generator_minutes = train_generator(args, source, seed)
-        words += ["--netED", netED]
+        words += ["--netED", args.netED if source == "--netED" else train_generator(args, source)]
     net, minutes = train_derainer(folder, iters, ratio, words)
     scores = measure(net, test, folder.with_name(f"{folder.name}_derained"), [*stages, *device_flags(args)])
-    row = {"cell": name, "seed": seed, "way": way, **scores["derained"], "rainy": scores["rainy"]}
-    row |= {"generator_minutes": generator_minutes, "minutes": minutes}
+    log = read_log(folder.with_name(f"{folder.name}_logs"))
+    curve = [log["step"].tolist(), log["val_psnr_y"].tolist()]
+    row = {"cell": name, "seed": seed, "way": way, **scores["derained"], "minutes": minutes}
+    row |= {"rainy": scores["rainy"], "curve": curve}
     write_bytes(done, json.dumps(row).encode())
     return row
 
@@ -152,8 +154,8 @@ def table(args: argparse.Namespace, rows: list[dict]) -> str:
             scores = f"{spread([row['psnr_y'] for row in own])} / {spread([row['ssim_y'] for row in own], 4)}"
             gains = [row["psnr_y"] - plain[row["seed"]] for row in own if row["seed"] in plain]
             gain = f"{np.mean(gains):+.2f} ({min(gains):+.2f} to {max(gains):+.2f})" if way != "without" else ""
-            minutes = sum(row["minutes"] + row["generator_minutes"] for row in own)
-            cells = [f"{CELLS[name].rain}, {CELLS[name].pairs}", way, scores, gain, str(len(own)), f"{minutes:.0f}"]
+            minutes = f"{sum(row['minutes'] for row in own):.0f}"
+            cells = [f"{CELLS[name].rain}, {CELLS[name].pairs}", way, scores, gain, str(len(own)), minutes]
             lines.append(f"| {' | '.join(cells)} |")
     rainy = {CELLS[row["cell"]].rain: row["rainy"] for row in rows}
     before = "; ".join(f"{kind} {v['psnr_y']:.2f} / {v['ssim_y']:.4f}" for kind, v in rainy.items())
@@ -162,7 +164,7 @@ def table(args: argparse.Namespace, rows: list[dict]) -> str:
     return "\n".join([*lines, "", f"On Y, in dB, mean and deviation over the seeds. Rainy: {before}. {how}."]) + "\n"
 
 
-def figure(out: Path, rows: list[dict]) -> np.ndarray:
+def figure(rows: list[dict]) -> np.ndarray:
     """The curves of all trainings on the test pairs, a panel for each cell: (H, W, 3) uint8."""
     cells = list(dict.fromkeys(row["cell"] for row in rows))
     drawing, axes = panels(1, len(cells), 4.2, 3.4)
@@ -170,9 +172,8 @@ def figure(out: Path, rows: list[dict]) -> np.ndarray:
     for name, axis in zip(cells, axes, strict=True):
         labels = set()
         for row in (row for row in rows if row["cell"] == name):
-            log = read_log(out / name / f"seed{row['seed']}" / f"{row['way'].replace(' ', '_')}_logs")
             label = None if row["way"] in labels else row["way"]
-            axis.plot(log["step"], log["val_psnr_y"], color=colors[row["way"]], marker=".", label=label)
+            axis.plot(*row["curve"], color=colors[row["way"]], marker=".", label=label)
             labels.add(row["way"])
         axis.set_title(f"{CELLS[name].rain} rain, {CELLS[name].pairs} pairs: PSNR on Y, dB", fontsize=9)
         axis.set_xlabel("steps", fontsize=8)
@@ -215,10 +216,10 @@ def main(argv: list[str] | None = None) -> int:
             problems += 1
             print(f"{name}, seed {seed}, {way}: {error}", file=sys.stderr)
     if rows := _rows(args):
-        write_rows(out / "results.csv", [{k: v for k, v in row.items() if k != "rainy"} for row in rows])
+        write_rows(out / "results.csv", [{k: v for k, v in row.items() if k not in ("rainy", "curve")} for row in rows])
         results = table(args, rows)
         write_bytes(out / "results.md", results.encode())
-        write_image(out / "claims.png", figure(out, rows))
+        write_image(out / "claims.png", figure(rows))
         print(f"{results}\nwritten: results.md, results.csv and claims.png in {out}")
     return 1 if problems else 0
 
