@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import cli, derainer, flags, weights
+from common import cli, flags
 from common.evaluation.derain_folder import derain_folder
 from common.training.checkpoint import load_derainer
 from common.training.device import pick_device
@@ -32,7 +32,7 @@ def parse_args(argv=None):
     model.add_path(
         "--model_dir",
         "./aug_syn100lmodels/Aug_DerainNet_state_200.pt",
-        help="weights of the derainer: a file, or a folder for its newest one",
+        help="weights: a file, or a folder for its newest one; without any the derainer of the project",
     )
     run = parser.group("run")
     flags.add_derainer(model, run)
@@ -44,9 +44,6 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     device = pick_device(args.use_gpu, args.gpu_id)
-    if not derainer.is_custom(args) and "model_dir" not in args.given and not Path(args.model_dir).exists():
-        args.model_dir = str(weights.DERAINER)
-        print("the derainer of the project: common/weights/derainer_default.md; --model_dir takes another")
     net = load_derainer(args, CHECKPOINT)
     return derain_folder(net.to(device), args, device, weights=args.model_dir, hint=DATA)
 

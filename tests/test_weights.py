@@ -14,6 +14,7 @@ from common.generation.measures import direction, measure
 from common.generation.rain import RainMaker
 from common.training.checkpoint import load_generator
 from for_spa import generate_rain as spa
+from for_spa import test_spa_aug
 from for_syn import generate_rain, test_disentanglement, test_interpolation, test_syn_aug, train_syn_aug
 from tests.conftest import photo
 
@@ -89,13 +90,14 @@ def test_its_pictures_have_one_wind_each(default, quick):
     assert np.median(np.abs(within)) < 5 and np.std(winds) > 2 * np.median(np.abs(within))
 
 
-def test_rain_is_removed_without_naming_a_derainer(tmp_path, capsys):
+@pytest.mark.parametrize("script", [test_syn_aug, test_spa_aug], ids=["syn", "spa"])
+def test_rain_is_removed_without_naming_a_derainer(script, tmp_path, capsys):
     clean = photo(120, 160, 0)
     layer = 255 * rain_layer((120, 160), 1, angle=8, length=14, density=0.1)
     write_image(tmp_path / "norain" / "a.png", clean)
     write_image(tmp_path / "rain" / "a.png", (clean + layer).clip(0, 255).astype(np.uint8))
     words = ["--data_path", tmp_path / "rain", "--gt_path", tmp_path / "norain", "--save_path", tmp_path / "out"]
-    assert cli.run(lambda: test_syn_aug.main([*map(str, words), "--use_gpu", "false"])) == 0
+    assert cli.run(lambda: script.main([*map(str, words), "--use_gpu", "false"])) == 0
     assert "derainer_default" in capsys.readouterr().out
     rainy, out = (psnr(to_float(read_image(tmp_path / name / "a.png")), clean / 255) for name in ("rain", "out"))
     assert out > rainy + 3

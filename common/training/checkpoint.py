@@ -13,6 +13,7 @@ from torch import nn
 from .. import derainer
 from ..errors import TrainingStopped, UserError, is_dead_worker
 from ..models import Derain, EDNet
+from ..weights import DERAINER
 from .kinds import KINDS, REMEDIES, kind_of, unwrapped
 
 
@@ -105,11 +106,15 @@ def kind_of_derainer(args: argparse.Namespace) -> str:
 def load_derainer(args: argparse.Namespace, hint: str = "") -> nn.Module:
     """The derainer that --model_dir, --derainer and the choice beside the weights name, filled, on the CPU.
 
-    Of a folder --model_dir becomes the file that is taken. Other flags may be set from the choice, see ``settle``.
+    Of a folder --model_dir becomes the file that is taken; where neither the flag nor the file of its default is there,
+    the derainer that comes with the project. Other flags may be set from the choice, see ``settle``.
 
     Raises:
         UserError: see ``newest``, ``load``, ``derainer.settle``, ``derainer.build`` and ``put_weights``.
     """
+    if not derainer.is_custom(args) and "model_dir" not in args.given and not Path(args.model_dir).exists():
+        args.model_dir = str(DERAINER)
+        print("the derainer of the project: common/weights/derainer_default.md; --model_dir takes another")
     path = newest(args.model_dir, "--model_dir", hint)
     args.model_dir, content = str(path), load(path, "--model_dir", hint)
     trained = derainer.settle(args, path)
@@ -178,17 +183,17 @@ def generator_of(args: argparse.Namespace, device: torch.device, hint: str) -> E
     return net.eval().requires_grad_(False).to(device)
 
 
-def load_weights(net: nn.Module, path: Path, kind: str, flag: str, hint: str = "") -> None:
+def load_weights(net: nn.Module, path: Path, kind: str, flag: str) -> None:
     """Load a released or own state dict into a network, in place.
 
     Args:
         kind: what is expected, see ``kind_of``.
-        flag, hint: see ``load``.
+        flag: names the file in messages.
 
     Raises:
         UserError: says what the file looks like, what was expected, and which keys or shapes differ.
     """
-    put_weights(net, load(path, flag, hint), kind, f"{flag}: {path}")
+    put_weights(net, load(path, flag), kind, f"{flag}: {path}")
 
 
 def put_weights(net: nn.Module, content: object, kind: str, where: str) -> None:
