@@ -8,7 +8,7 @@ import torch
 from common.errors import TrainingStopped, UserError
 from common.models import Derain, Discriminator, EDNet, PReNet
 from common.training import checkpoint
-from common.training.checkpoint import load_weights
+from common.training.checkpoint import load, load_weights
 from tests.golden import DATA, fill, needs_data
 
 KINDS = ("joint", "augmented", "ED", "D")
@@ -154,7 +154,7 @@ def test_files_that_are_no_checkpoints(tmp_path, content):  # that no code runs:
 
 def test_missing_files(tmp_path):
     with pytest.raises(UserError, match=r"--net: there is no \S+z.pt. Train it first"):
-        load_weights(Derain(1), tmp_path / "z.pt", "joint", "--net", "Train it first.")
+        load(tmp_path / "z.pt", "--net", "Train it first.")
     with pytest.raises(UserError, match="is a folder; name the checkpoint file in it"):
         load_weights(Derain(1), tmp_path, "joint", "--net")
 
