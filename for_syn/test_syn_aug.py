@@ -1,4 +1,4 @@
-"""Remove rain with a derainer of augmented training (A+), on the synthetic sets (Rain100L, Rain100H, Rain1400).
+"""Remove rain with a derainer of augmented training (A+), on the synthetic sets or any photos.
 
 Writes one derained image per input, under the same name, and report.html, a page with before/after sliders; with
 --gt_path also PSNR and SSIM as the paper computes them, on the screen, in that page and in metrics.csv. The original

@@ -1,6 +1,7 @@
 """Augmented training: the reference's steps, which samples get generated rain, and its scripts as a user meets them."""
 
 import importlib
+import inspect
 import shutil
 import sys
 
@@ -266,7 +267,12 @@ def test_spa_scripts_and_their_files(spa, generator, tmp_path, capsys):
 @pytest.mark.parametrize("family, w_adv", [("for_syn.train_syn_joint", 1.0), ("for_spa.train_spa_joint", 0.01)])
 def test_adversarial_weight_of_each_family(spa, tmp_path, monkeypatch, family, w_adv):  # T13
     script, weights, real = importlib.import_module(family), [], joint.g_step
-    monkeypatch.setattr(joint, "g_step", lambda *args: weights.append(args[-2]) or real(*args))
+
+    def noted(*args):
+        weights.append(inspect.signature(real).bind(*args).arguments["w_adv"])
+        return real(*args)
+
+    monkeypatch.setattr(joint, "g_step", noted)
     gt = ["--gt_path", str(spa / "norain")] if "syn" in family else []
     data = ["--data_path", str(spa / "rain" if gt else spa), *gt, "--model_dir", str(tmp_path / "m")]
     more = ["--niter", "1", "--iters_per_epoch", "2", "--workers", "0", "--use_gpu", "false"]

@@ -151,7 +151,7 @@ def changed_index(content):
     [
         (changed_meta(version=2), "holds 'vrgnet pairs' of version 2, this program reads 'vrgnet pairs' of version 1"),
         (changed_index, "is damaged, the checksum of its index is wrong; pack it again"),
-        (lambda content: content.pop("sha256"), "can't be read as a pack"),
+        (lambda content: content.pop("sha256"), "is no whole pack"),
     ],
 )
 def test_damaged_and_foreign_packs(packed, change, message):
@@ -170,7 +170,7 @@ def test_damaged_and_foreign_packs(packed, change, message):
 def test_truncated(packed, left):
     data = packed.read_bytes()
     packed.write_bytes(data[: int(len(data) * left)])
-    with pytest.raises(UserError, match=r"set.h5: can't be read as a pack .*; pack it again"):
+    with pytest.raises(UserError, match=r"set.h5: is no whole pack .*; make it with"):
         Pack(packed)
 
 
@@ -186,7 +186,7 @@ def test_missing_and_other_files(tmp_path):
         training_set(flags(tmp_path / "gone.h5"), CPU, "")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = np.zeros(3)
-    with pytest.raises(UserError, match="other.h5: can't be read as a pack"):
+    with pytest.raises(UserError, match="other.h5: is no whole pack"):
         Pack(tmp_path / "other.h5")
     os.rename(tmp_path / "other.h5", tmp_path / "other")
     (tmp_path / "text").write_text("no HDF5")

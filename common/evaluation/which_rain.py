@@ -160,8 +160,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_path("--out", required=True, help="folder for everything; the same one goes on")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of rain")
     parser.add_argument("--seeds", nargs="+", type=cli.seed, default=[1, 2, 3], help="of the trainings")
-    parser.add_argument("--steps", type=cli.positive_int, default=4000, help="of each training")
-    parser.add_argument("--batchSize", type=cli.positive_int, default=8, help="crops in a step")
+    parser.add_argument("--steps", type=cli.positive_int, default=3000, help="of each training")
+    parser.add_argument("--batchSize", type=cli.positive_int, default=4, help="crops in a step")
     flags.add_device(parser)
     return parser.parse_args(argv)
 

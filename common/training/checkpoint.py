@@ -106,13 +106,13 @@ def kind_of_derainer(args: argparse.Namespace) -> str:
 def load_derainer(args: argparse.Namespace, hint: str = "") -> nn.Module:
     """The derainer that --model_dir, --derainer and the choice beside the weights name, filled, on the CPU.
 
-    Of a folder --model_dir becomes the file that is taken; where neither the flag nor the file of its default is there,
-    the derainer that comes with the project. Other flags may be set from the choice, see ``settle``.
+    Of a folder --model_dir becomes the file that is taken. If the flag is not given and its default folder is missing,
+    it is the derainer that comes with the project. Other flags may be set from the choice, see ``settle``.
 
     Raises:
         UserError: see ``newest``, ``load``, ``derainer.settle``, ``derainer.build`` and ``put_weights``.
     """
-    if not derainer.is_custom(args) and "model_dir" not in args.given and not Path(args.model_dir).exists():
+    if not (derainer.is_custom(args) or "model_dir" in args.given or Path(args.model_dir).parent.exists()):
         args.model_dir = str(DERAINER)
         print("the derainer of the project: common/weights/derainer_default.md; --model_dir takes another")
     path = newest(args.model_dir, "--model_dir", hint)
