@@ -21,7 +21,7 @@ from common.training.seeds import seed_everything
 
 DATA = "Put two rainy images of SPA-Data there (Wang et al., CVPR 2019) and their clean partners into --gt_path."
 GENERATOR = (
-    "Train one with train_spa_joint.py, put the ED_state_800.pt there that the paper's authors released, or take the "
+    "Train one with train_spa_joint.py, name the authors' ED_state_800.pt with --netED, or take the "
     "generator that comes with the project: --netED default."
 )
 

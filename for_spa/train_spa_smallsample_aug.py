@@ -31,7 +31,7 @@ DATA = (
     "pairs, 'rainy_path clean_path' a line, relative to that folder. For pairs in two folders use for_syn's scripts."
 )
 GENERATOR = (
-    "Train one with train_spa_joint.py, put the ED_state_800.pt there that the paper's authors released, or take the "
+    "Train one with train_spa_joint.py, name the authors' ED_state_800.pt with --netED, or take the "
     "generator that comes with the project: --netED default."
 )
 

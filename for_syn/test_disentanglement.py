@@ -21,7 +21,7 @@ from common.training.checkpoint import generator_of
 from common.training.device import pick_device
 
 GENERATOR = (
-    "Train one with train_syn_joint.py, put the ED_state_700.pt there that the paper's authors released, or take the "
+    "Train one with train_syn_joint.py, name the authors' ED_state_700.pt with --netED, or take the "
     "generator that comes with the project: --netED default."
 )
 

@@ -32,7 +32,7 @@ def parse_args(argv=None):
     model.add_path(
         "--model_dir",
         "./aug_syn100lmodels/Aug_DerainNet_state_200.pt",
-        help="weights: a file, or a folder for its newest one; without any the derainer of the project",
+        help="weights: a file, or a folder for its newest one; without a default folder the project's derainer",
     )
     run = parser.group("run")
     flags.add_derainer(model, run)

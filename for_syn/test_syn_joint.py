@@ -17,9 +17,7 @@ from common.training.checkpoint import load_joint
 from common.training.device import pick_device
 
 DATA = "Put the rainy test images of Rain100L there (Yang et al., CVPR 2017), or name your own with --data_path."
-CHECKPOINT = (
-    "Train one with train_syn_joint.py, or put the DerainNet_state_700.pt there that the paper's authors released."
-)
+CHECKPOINT = "Train one with train_syn_joint.py, or name the authors' DerainNet_state_700.pt with --netDerain."
 
 
 def parse_args(argv=None):

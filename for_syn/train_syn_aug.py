@@ -32,7 +32,7 @@ DATA = (
     "into .../small/norain. Or name your own folders with --data_path and --gt_path."
 )
 GENERATOR = (
-    "Train one with train_syn_joint.py, put the ED_state_700.pt there that the paper's authors released, or take the "
+    "Train one with train_syn_joint.py, name the authors' ED_state_700.pt with --netED, or take the "
     "generator that comes with the project: --netED default."
 )
 

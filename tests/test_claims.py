@@ -1,6 +1,7 @@
 """The claim's script in small: every cell comes out, all ways take as many steps, finished work is kept."""
 
 import csv
+import json
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from common import cli
 from common.data.images import read_image
 from common.errors import TrainingStopped
 from common.evaluation import claims, experiment
+from common.evaluation.curves import read_log
 from tests.conftest import ROOT, write_claim_sets
 from tests.runs import THREADS
 
@@ -47,6 +49,9 @@ def test_cells_come_out_and_are_kept(data, calls, capsys):
     printed, text = capsys.readouterr().out, (data / "out" / "results.md").read_text()
     assert text in printed and "| heavy, 12 | same pairs |" in text and "| light, 5 | more data |" in text
     assert read_image(data / "out" / "claims.png").std() > 10
+    log = read_log(data / "out" / "light5" / "seed1" / "more_data_logs")
+    (row,) = (json.loads((data / "out" / "light5" / "seed1" / "more_data.json").read_text()),)
+    assert row["curve"] == [log["step"].tolist(), log["val_psnr_y"].tolist()] and len(row["curve"][0]) == claims.EPOCHS
     nets = [data / "out" / "light5" / "seed1" / way / "Aug_DerainNet_state_10.pt" for way in ("without", "more_data")]
     a, b = (torch.load(path, weights_only=True) for path in nets)
     assert any(not torch.equal(a[key], b[key]) for key in a)

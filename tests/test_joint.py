@@ -23,15 +23,15 @@ def batch(step, n=4):
     return torch.from_numpy((clean + rain).astype(np.float32)), torch.from_numpy(clean.astype(np.float32))
 
 
-def first_steps(number, dtype, w_adv):
-    """Of the run of golden/README.md: networks after it, and the scalars of its steps."""
+def seven_steps(dtype, w_adv):
+    """The run of golden/README.md: networks after it, and the scalars of its steps."""
     nets = fill(Derain(6), 21, 0.02), fill(EDNet(3, 128, 32), 22, 0.02), fill(Discriminator(64, 64), 23)
     netDerain, netED, netD = (net.to(dtype) for net in nets)
     optD = Adam((p for p in netD.parameters() if p.requires_grad), 4e-4)
     optDerain, optED = Adam(netDerain.parameters(), 2e-4), Adam(netED.parameters(), 1e-4)
     torch.manual_seed(7)
     rows = []
-    for step in range(number):
+    for step in range(7):
         rainy, clean = (x.to(dtype) for x in batch(step))
         learn = step % 5 == 0
         eps = torch.randn(4, 128).to(dtype)
@@ -59,15 +59,15 @@ def compare(rows, reference, rel, absolute):
             assert value == pytest.approx(expected[name], rel=rel, abs=absolute(name)), (expected["step"], name)
 
 
-def test_the_first_steps_in_double():  # which is slow; all seven: below, and of joint_spa.json in test_graphs.py
+def test_seven_steps_in_double():
     golden = golden_json("joint_syn.json")
-    _, rows = first_steps(3, torch.float64, golden["w_adv"])
-    compare(rows, golden["rows_float64"][:3], 1e-5, lambda name: 1e-6)
+    _, rows = seven_steps(torch.float64, golden["w_adv"])
+    compare(rows, golden["rows_float64"], 1e-5, lambda name: 1e-6)
 
 
 def test_seven_steps_in_single():
     golden = golden_json("joint_syn.json")
-    nets, rows = first_steps(7, torch.float32, golden["w_adv"])
+    nets, rows = seven_steps(torch.float32, golden["w_adv"])
     compare(rows, golden["rows_float32"], 1e-3, lambda name: {"gp": 1e-4, "errD": 2e-3}.get(name, 1e-6))
     rates = {"derain": 2e-4, "ed": 1e-4, "disc": 4e-4}
     for name, net in nets.items():

@@ -170,7 +170,7 @@ def test_damaged_and_foreign_packs(packed, change, message):
 def test_truncated(packed, left):
     data = packed.read_bytes()
     packed.write_bytes(data[: int(len(data) * left)])
-    with pytest.raises(UserError, match=r"set.h5: is no whole pack .*; make it with"):
+    with pytest.raises(UserError, match=r"set.h5: is no whole pack .*; pack it again"):
         Pack(packed)
 
 

@@ -1,5 +1,7 @@
 """The generator that comes with the project: whole, small, found by its word, and better than procedural rain."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -91,7 +93,8 @@ def test_its_pictures_have_one_wind_each(default, quick):
 
 
 @pytest.mark.parametrize("script", [test_syn_aug, test_spa_aug], ids=["syn", "spa"])
-def test_rain_is_removed_without_naming_a_derainer(script, tmp_path, capsys):
+def test_rain_is_removed_without_naming_a_derainer(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(script, "__file__", str(tmp_path / "script.py"))  # default paths count from there
     clean = photo(120, 160, 0)
     layer = 255 * rain_layer((120, 160), 1, angle=8, length=14, density=0.1)
     write_image(tmp_path / "norain" / "a.png", clean)
@@ -101,3 +104,7 @@ def test_rain_is_removed_without_naming_a_derainer(script, tmp_path, capsys):
     assert "derainer_default" in capsys.readouterr().out
     rainy, out = (psnr(to_float(read_image(tmp_path / name / "a.png")), clean / 255) for name in ("rain", "out"))
     assert out > rainy + 3
+    folder = Path(script.parse_args([]).model_dir).parent
+    folder.mkdir()  # of a training that is not done
+    assert folder.parent == tmp_path and cli.run(lambda: script.main([*map(str, words), "--use_gpu", "false"])) == 2
+    assert "there is no" in capsys.readouterr().err

@@ -162,7 +162,7 @@ def _read_index(path: Path) -> tuple[dict, np.ndarray, np.ndarray]:
         meta = json.loads(text.tobytes())
         kind, version, is_whole = meta["kind"], meta["version"], digest.tobytes() == _sha256(text, names, index)
     except Exception as error:  # h5py raises many kinds for damaged files
-        raise UserError(f"{path}: is no whole pack of this project ({error}); make it with common.data.pack") from None
+        raise UserError(f"{path}: is no whole pack of this project ({error}); pack it again") from None
     if (kind, version) != (KIND, VERSION):
         known = f"this program reads {KIND!r} of version {VERSION}"
         raise UserError(f"{path}: holds {kind!r} of version {version}, {known}; pack it again")

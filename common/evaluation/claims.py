@@ -6,8 +6,8 @@
 A cell is a kind of rain and a number of pairs. For each cell and seed PReNet is trained three times, with equal steps:
 without generated rain; with rain of a generator that saw the same few pairs alone ('same pairs'); with rain of one that
 saw more ('more data', the paper's protocol): --netED for light rain, the generator of heavy12 for heavy4. One generator
-serves all seeds. The derainers are tested on other pairs. Finished work is kept: the same command goes on.
-Writes results.csv, results.md, claims.png.
+serves all seeds. The derainers are tested on other pairs. Finished work is kept: the same command goes on; a second one
+may run beside it with other --cells. Writes results.csv, results.md, claims.png.
 
 DATA holds rain100H_train18/ and rain100L_more/ (rain/, norain/) and clean/, streaks/ (see common/data/compose.py).
 """
@@ -189,7 +189,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_path("--data", required=True, help="folder of the data sets, see above")
     parser.add_path("--out", required=True, help="folder for everything; the same one goes on")
     parser.add_argument("--cells", nargs="+", choices=list(CELLS), default=list(CELLS), help="kind of rain and pairs")
-    parser.add_argument("--seeds", nargs="+", type=cli.seed, default=[1, 2, 3], help="of all trainings")
+    parser.add_argument("--seeds", nargs="+", type=cli.seed, default=[1, 2, 3], help="of the derainers")
     parser.add_netED("default")
     parser.add_argument("--steps", type=cli.positive_int, default=1200, help="of each derainer")
     parser.add_argument("--batchSize", type=cli.number(int, 3), default=3, help="crops in a step of a derainer")
