@@ -122,9 +122,11 @@ def write_claim_sets(folder):
 @pytest.fixture
 def calls(monkeypatch):
     """The scripts that claims.py or which_rain.py calls, as (script, flags); they run in this process, in small."""
-    from common.evaluation import experiment
+    from common.evaluation import claims, experiment, which_rain
 
     made = []
+    for module in (claims, experiment, which_rain):
+        monkeypatch.setattr(module, "EPOCHS", 2)
 
     def call(words, log):
         script, *flags = map(str, words)

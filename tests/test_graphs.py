@@ -470,7 +470,7 @@ def test_the_trial_proves_small_networks(monkeypatch, recorder, right):
     ("work", "text", "remembered"),
     [
         ("pass", "", True),
-        ("import time; time.sleep(60)", "hung for 5 seconds", True),
+        ("import time; time.sleep(60)", "hung for 3 seconds", True),
         ("import os; os.abort()", "crashed (signal 6)", True),
         ("print('--cuda_graphs: differ'); raise SystemExit(3)", "failed: differ", True),
         ("raise RuntimeError('the GPU is busy')", "could not run (RuntimeError: the GPU is busy)", False),
@@ -479,7 +479,7 @@ def test_the_trial_proves_small_networks(monkeypatch, recorder, right):
 def test_the_result_of_a_trial_is_remembered(work, text, remembered, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(trial, "machine", lambda: "a GPU")
-    monkeypatch.setattr(trial, "LIMIT", 5)
+    monkeypatch.setattr(trial, "LIMIT", 3)
     monkeypatch.setattr(trial, "COMMAND", [sys.executable, "-c", work])
     gpu = torch.device("cuda", 0)
     reason = trial.reason("fp32", gpu)
