@@ -147,5 +147,5 @@ def test_mistakes(sources, tmp_path_factory, monkeypatch, capsys, flags, message
 def test_inputs_and_pictures_of_others_are_not_replaced(sources, capsys):
     write_image(sources / "set" / "rain" / "mine.png", photo(9, 9, 0))
     assert run(sources) == 2 and "holds rain/ or norain/ of another command" in capsys.readouterr().err
-    assert run(sources, out="clean/in") == 2 and "is in the input folder" in capsys.readouterr().err
+    assert run(sources, out="clean/in") == 2 and "lies in the input folder" in capsys.readouterr().err
     assert not (sources / "clean" / "in").exists()

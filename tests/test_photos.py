@@ -186,7 +186,7 @@ def test_pairs_never_land_on_photos(tmp_path, generator):
         write_image(tmp_path / f"x/{kind}/a.png", photo(20, 30, 0))
     before = files(tmp_path)
     for data in ("x/rain", "x/norain", "x/rain/a.png", "x"):
-        with pytest.raises(UserError, match="--save_path: .*(would be mixed with the photos|is the input folder)"):
+        with pytest.raises(UserError, match="--save_path: .*(would be mixed with the photos|lies in the input folder)"):
             run(tmp_path / data, tmp_path / "x", generator, "--overwrite")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "rain").symlink_to(tmp_path / "x" / "rain")
@@ -275,7 +275,7 @@ def test_orientation_depth_and_transparency(tmp_path, generator):
     "flags, message",
     [
         (["--data_path", "{}/none"], "--data_path: there is no .*none. Name a folder of clean photos"),
-        (["--save_path", "{}/photos/out"], "--save_path: .* is the input folder or lies in it"),
+        (["--save_path", "{}/photos/out"], "--save_path: .* lies in the input folder"),
         (["--netED", "{}/none.pt"], "--netED: there is no"),
         (["--save_path", "{}/table"], "manifest.csv: is in the way, its first line is not file,photo"),
     ],

@@ -30,7 +30,7 @@ from ..errors import UserError
 from ..files import write_bytes
 from ..terminal import progress_bar
 from . import pack
-from .images import image_size, images_in, read_image, to_eight_bits, write_image
+from .images import image_size, images_in, read_image, require_outside, to_eight_bits, write_image
 from .pairs import Pair
 
 NAME = "compose.json"
@@ -197,9 +197,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.part == "held_out" and not args.hold_out:
         raise UserError("--part held_out: say how many are held out, as for --part train: --hold_out N")
     out, sources = Path(args.out), {"--clean": Path(args.clean), "--streaks": Path(args.streaks)}
-    for flag, folder in sources.items():
-        if out.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"--out: {out} is in the input folder {flag} {folder}; choose another")
+    require_outside("--out", out, sources)
     hints = {"--clean": "photos without rain", "--streaks": "pictures of rain streaks on black"}
     found = {
         flag: [folder / name for name in images_in(folder, flag, f"Name a folder of {hints[flag]}.")]

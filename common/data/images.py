@@ -7,7 +7,7 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -73,6 +73,17 @@ def images_in(folder: Path, flag: str, hint: str = "") -> list[Path]:
     return images
 
 
+def require_outside(flag: str, out: Path, inputs: Mapping[str, Path]) -> None:
+    """Raise UserError if results would lie in an input folder, where they would be inputs the next time.
+
+    Args:
+        inputs: folders by their flags.
+    """
+    for source, folder in inputs.items():
+        if Path(out).resolve().is_relative_to(Path(folder).resolve()):
+            raise UserError(f"{flag}: {out} lies in the input folder {source} {folder}; choose another")
+
+
 def inputs(data_path: Path, save_path: Path, hint: str) -> tuple[Path, list[Path], int]:
     """The images that --data_path names, a folder or one image; results must not land among them.
 
@@ -95,8 +106,7 @@ def inputs(data_path: Path, save_path: Path, hint: str) -> tuple[Path, list[Path
         return data_path.parent, [Path(data_path.name)], 0
     if not data_path.exists():
         raise UserError(f"--data_path: there is no {data_path}. {hint}".rstrip())
-    if save_path.resolve().is_relative_to(data_path.resolve()):
-        raise UserError(f"--save_path: {save_path} is the input folder or lies in it; choose another one")
+    require_outside("--save_path", save_path, {"--data_path": data_path})
     names, others = list_images(data_path)
     if not names:
         raise UserError(f"--data_path: {NO_IMAGE} in {data_path}. {hint}".rstrip())

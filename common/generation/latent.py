@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.images import to_float, to_uint8, write_image
+from ..data.images import require_outside, to_float, to_uint8, write_image
 from ..data.pairs import Pair, find_pairs
 from ..data.pictures import beside, enlarged, reduced, row, sheet, strip, write_gif
 from ..errors import UserError
@@ -93,10 +93,9 @@ def run_interpolation(
         raise UserError(f"--data_path: two rainy images are needed, {data_path} holds one. {hint}".rstrip())
     if len(pairs) > 2:
         print(f"--data_path: {len(pairs)} images; the first two by name are taken")
-    for output in (save_patch, save_inputfake, save_rainfake):
-        for folder in (data_path, gt_path):  # there the results would be inputs the next time
-            if Path(output).resolve().is_relative_to(Path(folder).resolve()):
-                raise UserError(f"{output} is an input folder or lies in it; choose a folder outside {folder}")
+    outputs = {"--save_patch": save_patch, "--save_inputfake": save_inputfake, "--save_rainfake": save_rainfake}
+    for flag, output in outputs.items():
+        require_outside(flag, output, {"--data_path": data_path, "--gt_path": gt_path})
     names = [re.sub(r"\.jpe?g$", ".png", pair.name.replace("/", "_"), flags=re.I) for pair in pairs[:2]]
     rng = np.random.RandomState(CROP_SEED)
     crops = [_cropped(pair, netED.patch_size, rng) for pair in pairs[:2]]

@@ -19,6 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .. import derainer, distributed
+from ..data.images import require_outside
 from ..data.pairs import Pair
 from ..data.patches import PatchDataset
 from ..errors import TrainingStopped, UserError
@@ -272,12 +273,9 @@ def _text(value: object) -> str:
 
 def _require_apart(args: argparse.Namespace) -> None:
     """Raise UserError if --model_dir or --log_dir lies in an input folder, which is never written to."""
+    inputs = {f"--{flag}": folder for flag in sorted(INPUTS) if (folder := getattr(args, flag, None))}
     for flag in ("model_dir", "log_dir"):
-        written = Path(getattr(args, flag)).resolve()
-        for source in sorted(INPUTS):
-            folder = getattr(args, source, None)
-            if folder and Path(folder).is_dir() and written.is_relative_to(Path(folder).resolve()):
-                raise UserError(f"--{flag}: {written} lies in the input folder --{source} {folder}; choose another")
+        require_outside(f"--{flag}", getattr(args, flag), inputs)
 
 
 @contextlib.contextmanager
