@@ -156,6 +156,8 @@ def check(net: nn.Module, batch_size: int, patch_size: int, device: torch.device
     try:
         out.sum().backward()
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise DerainerError(f"--derainer: {type(net).__name__} can't be trained: {_short(error)}") from None
     net.zero_grad()
     net.load_state_dict(before)

@@ -147,7 +147,7 @@ def average_gradients(optimizer: Optimizer, weight: float) -> None:
         flat = torch.cat([gradient.flatten() for gradient in gradients]) * weight
         _together(lambda: dist.all_reduce(flat))
         for p, part in zip(weights, flat.split([p.numel() for p in weights]), strict=True):
-            p.grad = part.view_as(p)
+            p.grad = torch.empty_like(p).copy_(part.view_as(p))  # in its memory layout, which fused Adam asks for
 
     optimizer.register_step_pre_hook(reduce)
 

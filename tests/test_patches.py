@@ -167,3 +167,10 @@ def test_training_is_the_same_with_every_cache(pairs_folder, tmp_path, capsys):
             assert same(load(tmp_path / "none" / f"{net}_state_1.pt"), load(tmp_path / name / f"{net}_state_1.pt"))
     train_syn_joint.main(arguments(pairs_folder, tmp_path / "none", "--cache", "ram", "--niter", 2))
     assert "other data" not in capsys.readouterr().out
+
+
+def test_an_epoch_whose_steps_are_done_gives_no_batch_on_the_device(pairs_folder):
+    pairs = pairs_of(pairs_folder)
+    dataset = PatchDataset(pairs, 16, 0, decoded(pairs, "gpu"))
+    batches = list(crop_loader(dataset, CropSampler(2, 3, 0, 1, 2, skip=3), 0)[0])
+    assert [len(batch) for batch in batches] == [2, 2, 2]

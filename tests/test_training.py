@@ -1,5 +1,6 @@
 """Joint training as a user meets it: files, going on bit for bit, interruptions, refusals."""
 
+import argparse
 import json
 import os
 import signal
@@ -365,3 +366,14 @@ def test_input_folders_are_not_written_to(pairs_folder, tmp_path, flag):
     with pytest.raises(UserError, match=rf"{flag}: \S+ lies in the input folder --gt_path"):
         train(pairs_folder, tmp_path / "model", flag, pairs_folder / "norain" / "x")
     assert not (pairs_folder / "norain" / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("overwrite", "resume", "words"),
+    [(False, 0, ""), (True, 0, " without --overwrite"), (False, 3, " without --resume")],
+)
+def test_the_message_names_the_command_that_goes_on(tmp_path, overwrite, resume, words):
+    args = argparse.Namespace(model_dir=tmp_path, overwrite=overwrite, resume=resume)
+    (tmp_path / "train_state_last.pt").touch()
+    text = training_folder.TrainingFolder(args, "for_syn/train_syn_joint.py", ("DerainNet",)).last_good()
+    assert text.endswith(f"; the same command{words} goes on from there.")

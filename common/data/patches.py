@@ -120,6 +120,8 @@ class CropSampler(Sampler):
 def device_crops(dataset: PatchDataset, sampler: CropSampler) -> Iterator[Tensor]:
     """Batches for ``to_batch`` of images on the device; an epoch's places are brought there at once."""
     for numbers, places in sampler.epochs():
+        if not len(numbers):  # all steps of the epoch are done, its validation is not
+            continue
         images = dataset.images[numbers.ravel() % len(dataset.pairs)]
         table = dataset.decoded.table(images, places.reshape(-1, 2), dataset.patch_size)
         for part in table.split(numbers.shape[1], dim=1):

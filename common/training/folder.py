@@ -255,7 +255,12 @@ class TrainingFolder:
         state = next((self.path / name for name in STATES if (self.path / name).exists()), None)
         if state is None:
             return "No state was saved before."
-        return f"The last good state is {state}; the same command goes on from there."
+        return f"The last good state is {state}; {self.again()} goes on from there."
+
+    def again(self) -> str:
+        """The command that goes on with this training, in words."""
+        once = [f"--{flag}" for flag in ("overwrite", "resume") if getattr(self.args, flag)]  # they would start again
+        return "the same command" + (f" without {once[0]}" if once else "")
 
 
 def _require_finite(name: str, tensors: Iterable[torch.Tensor]) -> None:

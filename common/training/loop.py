@@ -138,7 +138,7 @@ def _say(text: str) -> None:
 
 def _stopped(folder: TrainingFolder) -> KeyboardInterrupt:
     done = f"{folder.epoch} epochs and {folder.step} steps"
-    return KeyboardInterrupt(f"stopped and saved after {done}. The same command goes on.")
+    return KeyboardInterrupt(f"stopped and saved after {done}. {folder.again().capitalize()} goes on.")
 
 
 def _explain(error: Exception) -> str:
