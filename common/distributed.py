@@ -188,7 +188,7 @@ def process_group() -> Iterator[None]:
         yield
         return
     if launch_rank():
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (as long as the process)
+        sys.stdout = sys.stderr = open(os.devnull, "w", errors="backslashreplace")  # noqa: SIM115 (as long as the process)
     os.environ.setdefault("NCCL_GRAPH_REGISTER", "0")  # buffers of CUDA graphs, at which some versions hang
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:

@@ -17,7 +17,7 @@ def hush() -> None:
     """Drop what is printed to the standard output from now on, except for results."""
     global _results
     if _results is None:
-        _results, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: SIM115 (as long as the command)
+        _results, sys.stdout = sys.stdout, open(os.devnull, "w", errors="backslashreplace")  # noqa: SIM115 (as long as the command)
 
 
 @contextlib.contextmanager

@@ -215,7 +215,7 @@ def test_paths_that_can_not_be(tmp_path, run, pairs_folder):
         (tmp_path / "link").is_symlink() or (tmp_path / "link").symlink_to(rain)
         with pytest.raises(UserError, match="--save_path: .* lies in the input folder"):
             run("--data_path", rain, "--save_path", save)
-    with pytest.raises(UserError, match=r"--save_path: \S+8.png is an input file and would be overwritten"):
+    with pytest.raises(UserError, match="--save_path: .* lies in the input folder --gt_path"):
         run("--data_path", rain, "--gt_path", norain, "--save_path", norain)
     with pytest.raises(UserError, match=r"--data_path: there is no \S+nothing. Put the rainy test images of Rain100L"):
         run("--data_path", tmp_path / "nothing")

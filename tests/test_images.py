@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from common.data import images
-from common.data.images import ImageError, image_size, read_image, write_image
+from common.data.images import ImageError, image_format, image_size, read_image, write_image
 from common.errors import UserError
 from tests.conftest import photo
 
@@ -135,3 +135,16 @@ def test_rounding():
     values = np.array([-1, 0, 0.9999 / 255, 0.5, 1, 2], np.float32)
     assert images.to_uint8(values).tolist() == [0, 0, 0, 127, 255, 255]
     assert images.to_uint8(values, "nearest").tolist() == [0, 0, 1, 128, 255, 255]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_an_orientation_after_the_pixels_does_not_count(tmp_path, kind):
+    """The header does not tell it; size and pixels must agree."""
+    path = tmp_path / "late.png"
+    data = cv2.imencode(".png", np.arange(20 * 30, dtype=kind).reshape(20, 30))[1].tobytes()
+    exif = Image.Exif()
+    exif[274] = 6
+    content = exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = len(content).to_bytes(4, "big") + b"eXIf" + content + zlib.crc32(b"eXIf" + content).to_bytes(4, "big")
+    path.write_bytes(data[:-12] + chunk + data[-12:])
+    assert read_image(path).shape[:2] == image_format(path)[:2] == (20, 30)

@@ -56,7 +56,7 @@ def list_images(folder: Path) -> tuple[list[Path], int]:
     """
     files = [Path(current, name) for current, _, names in os.walk(folder, followlinks=True) for name in names]
     images = [f.relative_to(folder) for f in files if f.suffix.lower() in EXTENSIONS and not f.name.startswith(".")]
-    return sorted(images, key=natural_key), len(files) - len(images)
+    return sorted(images, key=lambda path: (natural_key(path), str(path))), len(files) - len(images)
 
 
 def images_in(folder: Path, flag: str, hint: str = "") -> list[Path]:
@@ -174,9 +174,11 @@ def read_image(path: Path) -> np.ndarray:
     """
     try:
         with Image.open(path, formats=_FORMATS) as image:
+            turned = _orientation(image) != 1  # by the header alone, as ``image_format`` says it
             if _format(image)[2] == np.uint16:
                 data = np.fromfile(path, np.uint8)  # imread itself can't open every name on every system
-                pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+                how = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+                pixels = cv2.imdecode(data, how if turned else how | cv2.IMREAD_IGNORE_ORIENTATION)
                 if pixels is None:
                     raise ValueError("a damaged image of 16 bits")
                 pixels = pixels[..., ::-1]
@@ -184,7 +186,7 @@ def read_image(path: Path) -> np.ndarray:
                 raise ValueError(f"{image.mode} pixels are neither 8 nor 16 bits")
             else:
                 image.load()  # the whole file, before convert could take a part of it
-                pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+                pixels = np.asarray((ImageOps.exif_transpose(image) if turned else image).convert("RGB"))
         return np.ascontiguousarray(pixels)
     except Exception as error:  # Pillow raises many kinds for broken files
         raise _unreadable(path, error) from None

@@ -153,7 +153,9 @@ def table(args: argparse.Namespace, rows: list[dict]) -> str:
                 continue
             scores = f"{spread([row['psnr_y'] for row in own])} / {spread([row['ssim_y'] for row in own], 4)}"
             gains = [row["psnr_y"] - plain[row["seed"]] for row in own if row["seed"] in plain]
-            gain = f"{np.mean(gains):+.2f} ({min(gains):+.2f} to {max(gains):+.2f})" if way != "without" else ""
+            gain = (
+                f"{np.mean(gains):+.2f} ({min(gains):+.2f} to {max(gains):+.2f})" if gains and way != "without" else ""
+            )
             minutes = f"{sum(row['minutes'] for row in own):.0f}"
             cells = [f"{CELLS[name].rain}, {CELLS[name].pairs}", way, scores, gain, str(len(own)), minutes]
             lines.append(f"| {' | '.join(cells)} |")

@@ -221,7 +221,7 @@ def aucs(real: Rain, rain: Rain, p: int, device: torch.device) -> list[float]:
     """See ``largest_auc``, of each kind for crops of p and 2 p px; nan where there are none."""
     values = []
     for kind, side in product((SMALL, STRICT), (p, 2 * p)):
-        if side in rain.known:
+        if side in rain.known and side in rain.fresh:
             known, fresh = (real.known[side], rain.known[side]), (real.fresh[side], rain.fresh[side])
             values.append(largest_auc(known, fresh, device, kind, STEPS))
         else:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from .. import cli, flags
-from ..data.images import read_image, to_eight_bits, write_image
+from ..data.images import read_image, require_outside, to_eight_bits, write_image
 from ..data.page import render
 from ..data.pairs import find_pairs
 from ..data.pictures import sheet
@@ -24,6 +24,7 @@ ROWS = 4
 def compare(args: argparse.Namespace) -> Path:
     """Write a row for each of the first four pairs: rainy, derained, clean; returns the file."""
     out = flags.picture(args)
+    require_outside("--out", out, {"--rainy": args.rainy, "--derained": args.derained, "--clean": args.clean})
     pairs = find_pairs(args.rainy, args.clean, "--rainy, --clean")[0][:ROWS]
     names = [Path(pair.name) for pair in pairs]
     results = find_pairs(args.rainy, args.derained, "--rainy, --derained", names=names)[0]
