@@ -73,14 +73,14 @@ def images_in(folder: Path, flag: str, hint: str = "") -> list[Path]:
     return images
 
 
-def require_outside(flag: str, out: Path, inputs: Mapping[str, Path]) -> None:
+def require_outside(flag: str, out: Path, inputs: Mapping[str, Path | None]) -> None:
     """Raise UserError if results would lie in an input folder, where they would be inputs the next time.
 
     Args:
-        inputs: folders by their flags.
+        inputs: folders by their flags; None or empty for those that are not given.
     """
     for source, folder in inputs.items():
-        if Path(out).resolve().is_relative_to(Path(folder).resolve()):
+        if folder and Path(out).resolve().is_relative_to(Path(folder).resolve()):
             raise UserError(f"{flag}: {out} lies in the input folder {source} {folder}; choose another")
 
 

@@ -106,7 +106,8 @@ class CropSampler(Sampler):
             order, places = rng.permutation(length), rng.random((length, 2))
             batches = order.reshape(self.steps, self.batch_size)[:, distributed.share()]
             batches = batches[self.skip if epoch == self.first else 0 :]
-            yield (epoch - 1) * length + batches, places[batches]
+            if len(batches):  # else its steps are done, its validation is not
+                yield (epoch - 1) * length + batches, places[batches]
 
     def __iter__(self) -> Iterator[list[Key]]:
         for numbers, places in self.epochs():
@@ -120,8 +121,6 @@ class CropSampler(Sampler):
 def device_crops(dataset: PatchDataset, sampler: CropSampler) -> Iterator[Tensor]:
     """Batches for ``to_batch`` of images on the device; an epoch's places are brought there at once."""
     for numbers, places in sampler.epochs():
-        if not len(numbers):  # all steps of the epoch are done, its validation is not
-            continue
         images = dataset.images[numbers.ravel() % len(dataset.pairs)]
         table = dataset.decoded.table(images, places.reshape(-1, 2), dataset.patch_size)
         for part in table.split(numbers.shape[1], dim=1):

@@ -7,7 +7,7 @@ A cell is a kind of rain and a number of pairs. For each cell and seed PReNet is
 without generated rain; with rain of a generator that saw the same few pairs alone ('same pairs'); with rain of one that
 saw more ('more data', the paper's protocol): --netED for light rain, the generator of heavy12 for heavy4. One generator
 serves all seeds. The derainers are tested on other pairs. Finished work is kept: the same command goes on; a second one
-may run beside it with other --cells. Writes results.csv, results.md, claims.png.
+may run beside it with other --cells, heavy4 and heavy12 in one. Writes results.csv, results.md, claims.png.
 
 DATA holds rain100H_train18/ and rain100L_more/ (rain/, norain/) and clean/, streaks/ (see common/data/compose.py).
 """

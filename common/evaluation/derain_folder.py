@@ -59,8 +59,7 @@ def derain_folder(net: nn.Module, args: argparse.Namespace, device: torch.device
     """
     save, windows, pairing = Path(args.save_path), Windows.from_flags(args), Pairing.from_flags(args)
     folder, names, others = inputs(Path(args.data_path), save, hint)
-    if args.gt_path and Path(args.gt_path).is_dir():
-        require_outside("--save_path", save, {"--gt_path": args.gt_path})
+    require_outside("--save_path", save, {"--gt_path": args.gt_path})
     pairs = _partners(folder, names, args.gt_path, pairing)
     names = [name for name in names if not pairs or name in pairs]
     used = {path.resolve() for path in [*(folder / name for name in names), *(pair.clean for pair in pairs.values())]}

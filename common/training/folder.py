@@ -278,7 +278,7 @@ def _text(value: object) -> str:
 
 def _require_apart(args: argparse.Namespace) -> None:
     """Raise UserError if --model_dir or --log_dir lies in an input folder, which is never written to."""
-    inputs = {f"--{flag}": folder for flag in sorted(INPUTS) if (folder := getattr(args, flag, None))}
+    inputs = {f"--{flag}": getattr(args, flag, None) for flag in sorted(INPUTS)}
     for flag in ("model_dir", "log_dir"):
         require_outside(f"--{flag}", getattr(args, flag), inputs)
 
