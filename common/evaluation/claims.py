@@ -116,7 +116,7 @@ def run(args: argparse.Namespace, name: str, seed: int, way: str) -> dict:
         return json.loads(done.read_bytes())
     test, stages = make_data(args, name) / "test", ["--recurrent_iter", args.recurrent_iter]
     words = [*_flags(args, name, seed), *stages, "--batchSize", args.batchSize]
-    words += ["--val_data_path", test / "rain", "--val_gt_path", test / "norain"]
+    words += ["--val_data_path", test / "rain", "--val_gt_path", test / "norain", "--precision", args.precision]
     ratio, (with_, iters) = 0.0, steps_of(args.steps)
     if way != "without":
         ratio, iters = FAKE_RATIO, with_
@@ -199,6 +199,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--generator_batch", type=cli.positive_int, default=16, help="crops in a step of a generator")
     parser.add_argument("--recurrent_iter", type=cli.stages, default=3, help="stages of PReNet")
     parser.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px")
+    flags.add_speed(parser)
     flags.add_device(parser)
     return parser.parse_args(argv)
 
@@ -229,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
 def _require_same_settings(args: argparse.Namespace) -> None:
     path = Path(args.out, "settings.json")
     names = ("data", "netED", "steps", "batchSize", "generator_steps", "generator_batch", "recurrent_iter", "patchSize")
-    text = json.dumps({name: getattr(args, name) for name in names})
+    text = json.dumps({name: getattr(args, name) for name in (*names, "precision")})
     if path.exists() and path.read_text(errors="replace") != text:
         raise UserError(f"--out: {args.out} holds results of other settings ({path}); choose another folder")
     write_bytes(path, text.encode())
