@@ -32,6 +32,7 @@ def parse_args(argv=None):
     results = "./interpolation_results"
     data.add_path("--data_path", f"{results}/test_data/rain100L/rain", help="folder of two rainy images, A and B")
     data.add_path("--gt_path", f"{results}/test_data/rain100L/norain", help="folder of their clean partners")
+    flags.add_pairing(data)
     data.add_path("--save_patch", f"{results}/test_data/rain100L/crop_patch/", help="where the crops go")
     data.add_path(
         "--save_inputfake", f"{results}/generated_data/rain100L/input_fake/", help="where crops with new rain go"
@@ -52,17 +53,8 @@ def main(argv=None):
     args = parse_args(argv)
     device = pick_device(args.use_gpu, args.gpu_id)
     netED = generator_of(args, device, GENERATOR)
-    return run_interpolation(
-        netED=netED,
-        data_path=args.data_path,
-        gt_path=args.gt_path,
-        posterior=args.posterior,
-        seed=seed_everything(args.manualSeed) if args.posterior == "draw" else 0,
-        save_patch=args.save_patch,
-        save_inputfake=args.save_inputfake,
-        save_rainfake=args.save_rainfake,
-        hint=DATA,
-    )
+    seed = seed_everything(args.manualSeed) if args.posterior == "draw" else 0
+    return run_interpolation(args, netED, seed, DATA)
 
 
 if __name__ == "__main__":

@@ -106,6 +106,19 @@ def test_a_script_that_fails_does_not_stop_the_others(data, calls, monkeypatch, 
     assert run(data, "--cells", "heavy12", "light5") == 1
     assert "heavy12, seed 1, without: no memory" in capsys.readouterr().err
     assert {row["cell"] for row in results(data)} == {"light5"}
+    scores = data / "out" / "heavy12_derained"
+    scores.mkdir()
+    (scores / "metrics.csv").write_text("of the images before the one that failed")
+    (scores / "metrics.csv").rename(data / "part.csv")
+
+    def some(words, log):
+        (data / "part.csv").rename(scores / "metrics.csv")
+        raise TrainingStopped("1 of 2 images")
+
+    monkeypatch.setattr(experiment, "call", some)
+    with pytest.raises(TrainingStopped):
+        experiment.measure("net.pt", data, scores, [])
+    assert not (scores / "metrics.csv").exists()
 
 
 def test_missing_data_is_named(data, calls, capsys):

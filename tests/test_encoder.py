@@ -123,6 +123,9 @@ def test_files_and_resume_bit_for_bit(pairs_folder, tmp_path, generator):
     rows = [row.split(",") for row in (tmp_path / "a_logs" / "log.csv").read_text().splitlines()]
     assert {"code", "real", "val_correlation", "val_shuffled"} <= set(rows[0])
     assert all(-1 <= float(row[-2]) <= 1 for row in rows[1:])
+    torch.save({k: v + 0.1 for k, v in load(generator).items()}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match="--netED: .* has another generator"):
+        train(pairs_folder, tmp_path / "b", "--niter", 5, *more, "--netED", tmp_path / "other.pt")
 
 
 def test_streaks_and_photos_and_the_command_that_measures(streaks_folder, pairs_folder, tmp_path, generator, capsys):

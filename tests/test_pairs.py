@@ -202,6 +202,8 @@ def test_side_by_side(tmp_path, side):
         assert all(map(np.array_equal, dataset.pairs[0].read(), (rainy, clean)))
     with pytest.raises(UserError, match="--gt_path: .*elsewhere is not needed"):
         training_set(flags(tmp_path, tmp_path / "elsewhere", side_by_side=side, given=given), CPU, "")
+    with pytest.raises(UserError, match="--pair_by: --side_by_side takes both images from one file"):
+        training_set(flags(tmp_path, side_by_side=side, pair_by=["a{}", "b{}"]), CPU, "")
 
 
 def test_pairs_without_rain(tmp_path):

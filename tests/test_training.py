@@ -111,6 +111,10 @@ def test_logs_of_another_run_are_not_mixed(pairs_folder, whole, tmp_path):
     with pytest.raises(UserError, match="--log_dir: .*whole_logs holds the log of another training"):
         train(pairs_folder, tmp_path / "new", "--log_dir", tmp_path / "whole_logs")
     assert (tmp_path / "whole_logs" / "log.csv").read_bytes() == before
+    (tmp_path / "whole_logs" / "log.csv").write_text("a;b\n1;2\n")
+    with pytest.raises(UserError, match="--log_dir: .*log.csv can't be read"):
+        train(pairs_folder, whole, "--niter", 4)
+    assert (tmp_path / "whole_logs" / "log.csv").read_text() == "a;b\n1;2\n"
 
 
 def test_going_back_to_an_epoch(pairs_folder, whole, capsys):
@@ -153,10 +157,11 @@ def test_a_training_is_not_overwritten_by_accident(pairs_folder, whole):
 
 
 def test_options_that_differ_are_listed(pairs_folder, whole, tmp_path, capsys):
-    with pytest.raises(UserError) as error:
-        train(pairs_folder, whole, "--niter", 4, "--batchSize", 3, "--lrD", 0.1, "--stage", 1, "--workers", 1, seed=7)
-    text = str(error.value)
-    assert "--batchSize is 3, was 2; --lrD is 0.1, was 0.0004; --manualSeed is 7, was 5. Give the same" in text
+    for dry in [], ["--dry_run"]:
+        with pytest.raises(UserError) as error:
+            train(pairs_folder, whole, "--batchSize", 3, "--lrD", 0.1, "--stage", 1, "--workers", 1, *dry, seed=7)
+        text = str(error.value)
+        assert "--batchSize is 3, was 2; --lrD is 0.1, was 0.0004; --manualSeed is 7, was 5. Give the same" in text
     assert load(whole / "train_state_last.pt")["epoch"] == 3
     logs = tmp_path / "elsewhere"
     train(pairs_folder, whole, "--niter", 4, "--workers", 1, "--cache", "none", "--log_dir", logs, "--save_every", 9)

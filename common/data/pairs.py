@@ -127,6 +127,8 @@ def find_pairs(
     rainy = images_in(rainy_folder, rainy_flag, hint) if names is None else names
     one = clean_folder is None or os.path.realpath(rainy_folder) == os.path.realpath(clean_folder)
     if pairing.side_by_side:
+        if pairing.pair_by:
+            raise UserError("--pair_by: --side_by_side takes both images from one file; give one of the two flags")
         if not one:
             raise UserError(f"{clean_flag}: {clean_folder} is not needed, --side_by_side takes both from {rainy_flag}")
         pairs = [Pair(p.as_posix(), Path(rainy_folder, p), Path(rainy_folder, p), 0, pairing.halves) for p in rainy]

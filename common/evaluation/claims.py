@@ -27,16 +27,18 @@ import numpy as np
 from .. import cli, flags
 from ..data import compose
 from ..data.images import write_image
-from ..errors import TrainingStopped, UserError
+from ..errors import TrainingStopped
 from ..files import write_bytes
 from ..terminal import progress_bar
 from ..training.augment import steps_per_epoch
 from .curves import panels, picture, read_log
-from .experiment import EPOCHS, device_flags, measure, spread, train, train_derainer, write_rows
+from .experiment import EPOCHS, device_flags, measure, require_same_settings, spread, train, train_derainer, write_rows
 
 HEAVY_TEST = tuple(f"norain-{k}.png" for k in (3, 6, 9, 12, 15, 18))  # of the 18 pairs of Rain100H's training set
 HEAVY_TRAIN = tuple(f"norain-{k}.png" for k in (2, 4, 5, 7, 8, 11, 13, 14, 16, 17, 19, 20))
 FAKE_RATIO = 0.5
+SETTINGS = "data", "netED", "steps", "batchSize", "recurrent_iter", "patchSize", "precision"
+SETTINGS += "generator_steps", "generator_batch"
 WAYS = ("without", "same pairs", "more data")
 
 
@@ -207,9 +209,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     out, cells, seeds = Path(args.out), dict.fromkeys(args.cells), dict.fromkeys(args.seeds)
+    require_same_settings(args, SETTINGS)
     for name in cells:
         make_data(args, name)
-    _require_same_settings(args)
     jobs = [(name, seed, way) for seed in seeds for name in cells for way in WAYS if way != WAYS[2] or CELLS[name].more]
     problems = 0
     for name, seed, way in progress_bar(jobs, desc="derainers", unit="derainer"):
@@ -225,15 +227,6 @@ def main(argv: list[str] | None = None) -> int:
         write_image(out / "claims.png", figure(rows))
         print(f"{results}\nwritten: results.md, results.csv and claims.png in {out}")
     return 1 if problems else 0
-
-
-def _require_same_settings(args: argparse.Namespace) -> None:
-    path = Path(args.out, "settings.json")
-    names = ("data", "netED", "steps", "batchSize", "generator_steps", "generator_batch", "recurrent_iter", "patchSize")
-    text = json.dumps({name: getattr(args, name) for name in (*names, "precision")})
-    if path.exists() and path.read_text(errors="replace") != text:
-        raise UserError(f"--out: {args.out} holds results of other settings ({path}); choose another folder")
-    write_bytes(path, text.encode())
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import io
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import TrainingStopped
+from ..errors import TrainingStopped, UserError
 from ..files import write_bytes
 from .curves import read_log
 
@@ -22,6 +23,14 @@ SCORES = ("psnr_y", "ssim_y", "psnr_rgb")
 def device_flags(args: argparse.Namespace) -> list:
     """The flags of ``flags.add_device`` for a script."""
     return ["--use_gpu", str(args.use_gpu).lower(), "--gpu_id", args.gpu_id]
+
+
+def require_same_settings(args: argparse.Namespace, names: Sequence[str]) -> None:
+    """Keep these flags in --out; raise UserError if it holds the results of others."""
+    path, text = Path(args.out, "settings.json"), json.dumps({name: getattr(args, name) for name in names})
+    if path.exists() and path.read_text(errors="replace") != text:
+        raise UserError(f"--out: {args.out} holds results of other settings ({path}); choose another folder")
+    write_bytes(path, text.encode())
 
 
 def call(words: list, log: Path) -> None:
@@ -71,7 +80,11 @@ def measure(net: Path, pairs: Path, out: Path, flags: list) -> dict[str, dict[st
     """Derain rain/ of a folder by test_syn_aug.py; the mean scores of 'rainy' and 'derained' images, see SCORES."""
     if not (out / "metrics.csv").exists():
         paths = ["--data_path", pairs / "rain", "--gt_path", pairs / "norain", "--save_path", out]
-        call(["for_syn/test_syn_aug.py", "--model_dir", net, *paths, *flags], out.with_suffix(".txt"))
+        try:
+            call(["for_syn/test_syn_aug.py", "--model_dir", net, *paths, *flags], out.with_suffix(".txt"))
+        except TrainingStopped:
+            (out / "metrics.csv").unlink(missing_ok=True)  # of some of the images
+            raise
     *_, row = csv.DictReader(io.StringIO((out / "metrics.csv").read_text(errors="surrogateescape"), newline=""))
     return {which: {key: float(row[f"{which}_{key}"]) for key in SCORES} for which in ("rainy", "derained")}
 

@@ -27,7 +27,7 @@ from ..terminal import print_result, progress_bar
 from ..training.checkpoint import load_generator
 from ..training.device import pick_device
 from .distance import VARIED
-from .experiment import EPOCHS, device_flags, measure, spread, train_derainer, write_rows
+from .experiment import EPOCHS, device_flags, measure, require_same_settings, spread, train_derainer, write_rows
 
 VARIANTS = 8  # rains on each photo
 STAGES, PATCH = 3, 64  # of PReNet; px of a crop
@@ -111,7 +111,7 @@ def make_pairs(args: argparse.Namespace, kind: str, rain: Rain) -> Path:
         raise UserError(f"--clean: no image in {args.clean}")
     jobs = [(i, k) for i in range(len(names)) for k in range(VARIANTS)]
     for i, k in progress_bar(jobs, desc=f"rain: {kind}", unit="picture", leave=False):
-        name = f"{Path(names[i]).stem}_v{k}.png"
+        name = f"{i + 1}_v{k}.png"  # a.jpg and a.png may both be there
         if (folder / "norain" / name).exists():  # written last
             continue
         clean = to_eight_bits(read_image(Path(args.clean, names[i])))
@@ -173,9 +173,10 @@ def main(argv: list[str] | None = None) -> int:
     out, sets = Path(args.out), {}
     for text in args.test:
         name, equals, folder = text.partition("=")
-        if not (equals and name.isidentifier() and Path(folder, "rain").is_dir()):
-            raise UserError(f"--test {text}: give NAME=FOLDER, with rain/ and norain/ in the folder")
         sets[name] = Path(folder).expanduser().resolve()
+        if not (equals and name.isidentifier() and (sets[name] / "rain").is_dir()):
+            raise UserError(f"--test {text}: give NAME=FOLDER, with rain/ and norain/ in the folder")
+    require_same_settings(args, ("clean", "streaks", "hold_out", "netED", "test", "steps", "batchSize"))
     for kind, rain in rains(args).items():
         make_pairs(args, kind, rain)
     rows = []

@@ -1,5 +1,6 @@
 """What the rain code z means: from one rain to another, single dimensions, random rains (docs/rain.md)."""
 
+import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.images import require_outside, to_float, to_uint8, write_image
-from ..data.pairs import Pair, find_pairs
+from ..data.pairs import Pair, pairs_of
 from ..data.pictures import beside, enlarged, reduced, row, sheet, strip, write_gif
 from ..errors import UserError
 from ..files import write_bytes
@@ -71,31 +72,26 @@ def _pixels(layers: Tensor, rounding: str = "truncate") -> list[np.ndarray]:
     return list(to_uint8(layers.permute(0, 2, 3, 1).cpu().numpy(), rounding))
 
 
-def run_interpolation(
-    *,
-    netED: EDNet,  # on the device, in eval mode
-    data_path: str,  # folder of rainy images, of which the first two by name are A and B
-    gt_path: str,  # their clean partners
-    posterior: str,  # 'draw': z from its posterior by ``seed``; 'mean': mu
-    seed: int,
-    save_patch: str,  # the crops
-    save_inputfake: str,  # clean crops with the rain on the way from B to A
-    save_rainfake: str,  # that rain alone, and the sheet of it all
-    hint: str,  # what belongs into data_path, for the message when it is missing
-) -> int:
+def run_interpolation(args: argparse.Namespace, netED: EDNet, seed: int, hint: str) -> int:
     """The interpolation of the paper: every picture of it as a file, and a sheet; prints where.
+
+    Args:
+        args: flags of the script.
+        netED: on the device, in eval mode.
+        seed: of the codes, with --posterior draw.
+        hint: what belongs into --data_path, for the message when it is missing.
 
     Raises:
         UserError: fewer than two pairs, or images that are smaller than the patch or unlike their partners.
     """
-    pairs = find_pairs(data_path, gt_path, "--data_path, --gt_path", hint)[0]
+    pairs, save_patch, save_rainfake = pairs_of(args, hint)[0], args.save_patch, args.save_rainfake
     if len(pairs) < 2:
-        raise UserError(f"--data_path: two rainy images are needed, {data_path} holds one. {hint}".rstrip())
+        raise UserError(f"--data_path: two rainy images are needed, {args.data_path} holds one. {hint}".rstrip())
     if len(pairs) > 2:
         print(f"--data_path: {len(pairs)} images; the first two by name are taken")
-    outputs = {"--save_patch": save_patch, "--save_inputfake": save_inputfake, "--save_rainfake": save_rainfake}
-    for flag, output in outputs.items():
-        require_outside(flag, output, {"--data_path": data_path, "--gt_path": gt_path})
+    for flag in ("save_patch", "save_inputfake", "save_rainfake"):
+        inputs = {"--data_path": args.data_path, "--gt_path": args.gt_path}
+        require_outside(f"--{flag}", getattr(args, flag), inputs)
     names = [re.sub(r"\.jpe?g$", ".png", pair.name.replace("/", "_"), flags=re.I) for pair in pairs[:2]]
     rng = np.random.RandomState(CROP_SEED)
     crops = [_cropped(pair, netED.patch_size, rng) for pair in pairs[:2]]
@@ -104,7 +100,7 @@ def run_interpolation(
         for name, image in zip(names, _pixels(images), strict=True):
             write_image(Path(save_patch, prefix + name), image)
 
-    eps = base_code(netED.nz, seed, 2) if posterior == "draw" else torch.zeros(2, netED.nz)
+    eps = base_code(netED.nz, seed, 2) if args.posterior == "draw" else torch.zeros(2, netED.nz)
     device = next(netED.parameters()).device
     with torch.no_grad():
         z_a, z_b = netED(rainy.to(device), eps.to(device))[3].split(1)
@@ -113,13 +109,13 @@ def run_interpolation(
     fakes = [_pixels(image + rain) for image in clean]
     for k, w in enumerate(progress_bar(WEIGHTS, desc="saving", unit="weight")):
         write_image(Path(save_rainfake, f"{w:.2f}_rainfake.png"), bright[k])
-        write_image(Path(save_inputfake, f"{w:.2f}_O1fake.png"), fakes[0][k])
-        write_image(Path(save_inputfake, f"{w:.2f}_O2fake.png"), fakes[1][k])
+        write_image(Path(args.save_inputfake, f"{w:.2f}_O1fake.png"), fakes[0][k])
+        write_image(Path(args.save_inputfake, f"{w:.2f}_O2fake.png"), fakes[1][k])
     rows = [(bright, [f"w = {w:g}" for w in WEIGHTS])]
     rows += [(images, [f"on {name}", *[""] * (len(WEIGHTS) - 1)]) for images, name in zip(fakes, names, strict=True)]
     path = Path(save_rainfake, "interpolation.png")
     write_image(path, sheet([([enlarged(image, TILE) for image in images], labels) for images, labels in rows]))
-    print(f"crops: {save_patch}\nrain on them: {save_inputfake}\nrain: {save_rainfake}\npicture: {path}")
+    print(f"crops: {save_patch}\nrain on them: {args.save_inputfake}\nrain: {save_rainfake}\npicture: {path}")
     return 0
 
 

@@ -156,9 +156,9 @@ class TrainingFolder:
             UserError: an option or a network differs from the stored ones.
         """
         self._data = data
+        self.require_same_options()
         if self._state is not None:
             state, self._state = self._state, None  # its memory is needed
-            self._require_same_options(state["options"])
             if state["data"] != data:
                 print(f"other data than before ({state['data']}; now {data}): not bit for bit the same run")
             where = f"--model_dir: {state['path']}"
@@ -176,8 +176,12 @@ class TrainingFolder:
             for name, path in self._bare.items():
                 checkpoint.load_weights(nets[name], path, self._kind(name), "--resume")
 
-    def _require_same_options(self, stored: dict) -> None:
-        now, stored = self.options(), self.args.defaults | stored  # a flag that is newer than the state had its default
+    def require_same_options(self) -> None:
+        """Raise UserError if an option differs from those of the state to go on from."""
+        if self._state is None:
+            return
+        # A flag that is newer than the state had its default.
+        now, stored = self.options(), self.args.defaults | self._state["options"]
         differ = [
             f"--{key} is {_text(now[key])}, was {_text(stored[key])}"
             for key in sorted(now.keys() - FREE)
@@ -327,7 +331,8 @@ def describe(
     nets: dict[str, nn.Module | None],
     device: torch.device,
 ) -> None:
-    """Print what --dry_run tells: the options, the data, the sizes of the networks."""
+    """Print what --dry_run tells: the options, the data, the sizes of the networks; see ``require_same_options``."""
+    folder.require_same_options()
     print_result("options:")
     for key, value in folder.options().items():
         print_result(f"  --{key} {_text(value)}")

@@ -45,9 +45,12 @@ class Log:
             self.writer = SummaryWriter(folder, purge_step=step or None, max_queue=0)
         except OSError as error:
             raise UserError(f"--log_dir: {folder} can't be written to ({error.strerror})") from None
-        missing_or_changed = OSError, KeyError, ValueError, TypeError, csv.Error
-        with contextlib.suppress(*missing_or_changed), open(self.csv, newline="") as file:
-            self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epoch]
+        if self.csv.exists():
+            try:
+                with open(self.csv, newline="") as file:
+                    self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epoch]
+            except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
+                raise UserError(f"--log_dir: {self.csv} can't be read ({error!r}); mend it or move it away") from None
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Add scalars of one step."""

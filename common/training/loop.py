@@ -123,12 +123,14 @@ def stop_request() -> Iterator[Stop]:
         restore()
 
 
-def _digest(net: nn.Module) -> str:
-    """A few digits that change with the weights."""
+def _digest(frozen: nn.Module | None) -> str:
+    """', generator' and a few digits that change with the weights; empty without one."""
+    if frozen is None:
+        return ""
     digest = hashlib.sha256()
-    for value in net.state_dict().values():
+    for value in frozen.state_dict().values():
         digest.update(value.cpu().numpy().tobytes())
-    return digest.hexdigest()[:12]
+    return f", generator {digest.hexdigest()[:12]}"
 
 
 def _say(text: str) -> None:
@@ -178,10 +180,13 @@ def fit(
     """
     nets, optimizers = models.nets, models.optimizers
     device = next(next(iter(nets.values())).parameters()).device
-    data = dataset.fingerprint() + (f", generator {_digest(models.frozen)}" if models.frozen else "")
+    generator = _digest(models.frozen)
+    data = dataset.fingerprint() + generator
     distributed.require_same("--data_path, --netED", data)
     folder.restore(nets, optimizers, data)
     distributed.broadcast_weights(nets.values())
+    if _digest(models.frozen) != generator:  # it is a part of a network that goes on, as in train_syn_encoder.py
+        raise UserError("--netED: the training in --model_dir has another generator; name that one, or --overwrite")
     if folder.epoch >= args.niter:
         _say(f"nothing to do: {folder.epoch} epochs are done and --niter is {args.niter}")
         return
