@@ -52,10 +52,12 @@ def list_images(folder: Path) -> tuple[list[Path], int]:
     """All images below a folder, sub-folders and linked folders included, in natural order.
 
     Returns:
-        The paths relative to the folder, and the number of other files (hidden ones count as other).
+        The paths relative to the folder, and the number of other files (hidden ones and those in hidden folders, too).
     """
-    files = [Path(current, name) for current, _, names in os.walk(folder, followlinks=True) for name in names]
-    images = [f.relative_to(folder) for f in files if f.suffix.lower() in EXTENSIONS and not f.name.startswith(".")]
+    found = os.walk(folder, followlinks=True)
+    files = [Path(current, name).relative_to(folder) for current, _, names in found for name in names]
+    hidden = {f for f in files if any(part.startswith(".") for part in f.parts)}
+    images = [f for f in files if f.suffix.lower() in EXTENSIONS and f not in hidden]
     return sorted(images, key=lambda path: (natural_key(path), str(path))), len(files) - len(images)
 
 

@@ -7,7 +7,8 @@ A cell is a kind of rain and a number of pairs. For each cell and seed PReNet is
 without generated rain; with rain of a generator that saw the same few pairs alone ('same pairs'); with rain of one that
 saw more ('more data', the paper's protocol): --netED for light rain, the generator of heavy12 for heavy4. One generator
 serves all seeds. The derainers are tested on other pairs. Finished work is kept: the same command goes on; a second one
-may run beside it with other --cells, heavy4 and heavy12 in one. Writes results.csv, results.md, claims.png.
+may run beside it with other --cells, heavy4 and heavy12 in one. Writes results.csv, results.md, claims.png (curves) and
+rain.png (a real layer of each cell, and the rain of its generators).
 
 DATA holds rain100H_train18/ and rain100L_more/ (rain/, norain/) and clean/, streaks/ (see common/data/compose.py).
 """
@@ -22,21 +23,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from .. import cli, flags
 from ..data import compose
-from ..data.images import write_image
+from ..data.images import read_image, to_eight_bits, to_uint8, write_image
+from ..data.pictures import sheet
 from ..errors import TrainingStopped
 from ..files import write_bytes
+from ..generation.rain import RainMaker
 from ..terminal import progress_bar
 from ..training.augment import steps_per_epoch
+from ..training.checkpoint import load_generator
 from .curves import panels, picture, read_log
 from .experiment import EPOCHS, device_flags, measure, require_same_settings, spread, train, train_derainer, write_rows
 
 HEAVY_TEST = tuple(f"norain-{k}.png" for k in (3, 6, 9, 12, 15, 18))  # of the 18 pairs of Rain100H's training set
 HEAVY_TRAIN = tuple(f"norain-{k}.png" for k in (2, 4, 5, 7, 8, 11, 13, 14, 16, 17, 19, 20))
 FAKE_RATIO = 0.5
+HEIGHT, WIDTH = 200, 300  # px: of a layer to look at
 SETTINGS = "data", "netED", "steps", "batchSize", "recurrent_iter", "patchSize", "precision"
 SETTINGS += "generator_steps", "generator_batch"
 WAYS = ("without", "same pairs", "more data")
@@ -110,6 +116,12 @@ def train_generator(args: argparse.Namespace, name: str) -> Path:
     return model / last
 
 
+def generator(args: argparse.Namespace, name: str, way: str) -> Path:
+    """The file of the generator of a way."""
+    source = name if way == "same pairs" else CELLS[name].more
+    return Path(args.netED) if source == "--netED" else train_generator(args, source)
+
+
 def run(args: argparse.Namespace, name: str, seed: int, way: str) -> dict:
     """Train and test one derainer; returns a row of the results, which is kept in its folder."""
     folder = Path(args.out, name, f"seed{seed}", way.replace(" ", "_"))
@@ -122,8 +134,7 @@ def run(args: argparse.Namespace, name: str, seed: int, way: str) -> dict:
     ratio, (with_, iters) = 0.0, steps_of(args.steps)
     if way != "without":
         ratio, iters = FAKE_RATIO, with_
-        source = name if way == "same pairs" else CELLS[name].more
-        words += ["--netED", args.netED if source == "--netED" else train_generator(args, source)]
+        words += ["--netED", generator(args, name, way)]
     net, minutes = train_derainer(folder, iters, ratio, words)
     scores = measure(net, test, folder.with_name(f"{folder.name}_derained"), [*stages, *device_flags(args)])
     log = read_log(folder.with_name(f"{folder.name}_logs"))
@@ -185,6 +196,23 @@ def figure(rows: list[dict]) -> np.ndarray:
     return picture(drawing)
 
 
+def rain(args: argparse.Namespace, rows: list[dict]) -> np.ndarray:
+    """A row for each cell, a real layer of its pairs and one of each of its generators: (H, W, 3) uint8."""
+    lines = []
+    for name in dict.fromkeys(row["cell"] for row in rows):
+        pairs = make_data(args, name) / "train"
+        first = sorted((pairs / "rain").iterdir())[0].name
+        rainy, clean = (to_eight_bits(read_image(pairs / kind / first))[:HEIGHT, :WIDTH] for kind in ("rain", "norain"))
+        images, labels = [cv2.subtract(rainy, clean)], [f"{CELLS[name].rain}, {CELLS[name].pairs}: real"]
+        for way in [way for way in WAYS[1:] if any((row["cell"], row["way"]) == (name, way) for row in rows)]:
+            maker = RainMaker(load_generator(generator(args, name, way), "--netED"))
+            layer = maker.layer(*rainy.shape[:2], 0.5, np.random.RandomState(0))
+            images.append(to_uint8(layer.permute(1, 2, 0).numpy(), "nearest"))
+            labels.append(way)
+        lines.append((images, labels))
+    return sheet(lines)
+
+
 # --- the command ---------------------------------------------------------------------------------------------------
 
 
@@ -225,7 +253,8 @@ def main(argv: list[str] | None = None) -> int:
         results = table(args, rows)
         write_bytes(out / "results.md", results.encode())
         write_image(out / "claims.png", figure(rows))
-        print(f"{results}\nwritten: results.md, results.csv and claims.png in {out}")
+        write_image(out / "rain.png", rain(args, rows))
+        print(f"{results}\nwritten: results.md, results.csv, claims.png and rain.png in {out}")
     return 1 if problems else 0
 
 

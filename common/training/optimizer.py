@@ -19,9 +19,9 @@ def adam(
         recordable: fused, and with its rate in a tensor, fit for CUDA graphs; None: on a GPU.
     """
     parameters = [p for p in parameters if p.requires_grad]
-    device = parameters[0].device if parameters else torch.device("cpu")
-    if device.type == "cuda" if recordable is None else recordable:
-        rate = torch.tensor(lr, dtype=torch.float32, device=device)
+    on_gpu = any(p.is_cuda for p in parameters)  # Adam refuses an empty list
+    if on_gpu if recordable is None else recordable:
+        rate = torch.tensor(lr, dtype=torch.float32, device=parameters[0].device)
         optimizer = Adam(parameters, rate, betas, fused=True, capturable=True)
     else:
         optimizer = Adam(parameters, lr, betas)
