@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 
@@ -18,15 +19,22 @@ from common.training import folder as training_folder
 from common.training import joint
 from common.training.loop import LossSums, learning_rate
 from for_syn import train_syn_joint
-from tests.conftest import begin, photo
+from tests.conftest import begin, photo, write_pairs
 from tests.runs import THREADS, arguments, assert_same_run, load, log_of, same, train, wait_for
 
 
+@pytest.fixture(scope="module")
+def three_epochs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("three")
+    train(write_pairs(folder / "data"), folder / "whole", "--niter", 3)
+    return folder
+
+
 @pytest.fixture
-def whole(pairs_folder, tmp_path, capsys):
-    """A run of three epochs without interruption."""
-    train(pairs_folder, tmp_path / "whole", "--niter", 3)
-    capsys.readouterr()
+def whole(three_epochs, tmp_path):
+    """A copy of a run of three epochs without interruption; its data are those of ``pairs_folder``."""
+    for name in ("whole", "whole_logs"):
+        shutil.copytree(three_epochs / name, tmp_path / name)
     return tmp_path / "whole"
 
 

@@ -8,7 +8,7 @@ without generated rain; with rain of a generator that saw the same few pairs alo
 saw more ('more data', the paper's protocol): --netED for light rain, the generator of heavy12 for heavy4. One generator
 serves all seeds. The derainers are tested on other pairs. Finished work is kept: the same command goes on; a second one
 may run beside it with other --cells, heavy4 and heavy12 in one. Writes results.csv, results.md, claims.png (curves) and
-rain.png (a real layer of each cell, and the rain of its generators).
+rain.png (real rain of each cell, and that of its generators).
 
 DATA holds rain100H_train18/ and rain100L_more/ (rain/, norain/) and clean/, streaks/ (see common/data/compose.py).
 """
@@ -25,14 +25,17 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import torch
+from torchvision.utils import make_grid
 
 from .. import cli, flags
 from ..data import compose
-from ..data.images import read_image, to_eight_bits, to_uint8, write_image
+from ..data.images import crop_at, read_image, to_uint8, write_image
 from ..data.pictures import sheet
 from ..errors import TrainingStopped
 from ..files import write_bytes
-from ..generation.rain import RainMaker
+from ..generation.latent import base_code
+from ..generation.rain import sampled
 from ..terminal import progress_bar
 from ..training.augment import steps_per_epoch
 from ..training.checkpoint import load_generator
@@ -42,7 +45,7 @@ from .experiment import EPOCHS, device_flags, measure, require_same_settings, sp
 HEAVY_TEST = tuple(f"norain-{k}.png" for k in (3, 6, 9, 12, 15, 18))  # of the 18 pairs of Rain100H's training set
 HEAVY_TRAIN = tuple(f"norain-{k}.png" for k in (2, 4, 5, 7, 8, 11, 13, 14, 16, 17, 19, 20))
 FAKE_RATIO = 0.5
-HEIGHT, WIDTH = 200, 300  # px: of a layer to look at
+PATCHES = 12  # of a kind of rain, to look at
 SETTINGS = "data", "netED", "steps", "batchSize", "recurrent_iter", "patchSize", "precision"
 SETTINGS += "generator_steps", "generator_batch"
 WAYS = ("without", "same pairs", "more data")
@@ -197,19 +200,20 @@ def figure(rows: list[dict]) -> np.ndarray:
 
 
 def rain(args: argparse.Namespace, rows: list[dict]) -> np.ndarray:
-    """A row for each cell, a real layer of its pairs and one of each of its generators: (H, W, 3) uint8."""
+    """A row for each cell, crops of its real rain and patches of its generators: (H, W, 3) uint8."""
     lines = []
     for name in dict.fromkeys(row["cell"] for row in rows):
-        pairs = make_data(args, name) / "train"
-        first = sorted((pairs / "rain").iterdir())[0].name
-        rainy, clean = (to_eight_bits(read_image(pairs / kind / first))[:HEIGHT, :WIDTH] for kind in ("rain", "norain"))
-        images, labels = [cv2.subtract(rainy, clean)], [f"{CELLS[name].rain}, {CELLS[name].pairs}: real"]
+        folder, rng, p = make_data(args, name) / "train", np.random.RandomState(0), args.patchSize
+        names, crops = sorted(path.name for path in (folder / "rain").iterdir()), []
+        for k in range(PATCHES):
+            rainy, clean = (read_image(folder / kind / names[k % len(names)]) for kind in ("rain", "norain"))
+            crops.append(cv2.subtract(rainy, clean)[crop_at(rng.rand(2), *rainy.shape[:2], p)])
+        images = {f"{CELLS[name].rain}, {CELLS[name].pairs} pairs": torch.from_numpy(np.stack(crops) / 255)}
         for way in [way for way in WAYS[1:] if any((row["cell"], row["way"]) == (name, way) for row in rows)]:
-            maker = RainMaker(load_generator(generator(args, name, way), "--netED"))
-            layer = maker.layer(*rainy.shape[:2], 0.5, np.random.RandomState(0))
-            images.append(to_uint8(layer.permute(1, 2, 0).numpy(), "nearest"))
-            labels.append(way)
-        lines.append((images, labels))
+            netED = load_generator(generator(args, name, way), "--netED").eval()
+            images[way] = sampled(netED, base_code(netED.nz, 0, PATCHES)).permute(0, 2, 3, 1)
+        grids = [make_grid(image.permute(0, 3, 1, 2), nrow=6, pad_value=1) for image in images.values()]
+        lines.append(([to_uint8(grid.permute(1, 2, 0).numpy()) for grid in grids], list(images)))
     return sheet(lines)
 
 
