@@ -43,14 +43,15 @@ def test_kinds_come_out_and_are_kept(folder, calls, capsys):
         for k in range(3):
             for v in range(2):
                 rainy, clean = (
-                    read_image(folder / "out" / kind / part / f"{k + 1}_v{v}.png") for part in ("rain", "norain")
+                    read_image(folder / "out" / kind / part / f"{k}.png_v{v}.png") for part in ("rain", "norain")
                 )
                 assert (rainy >= clean).all() and (rainy > clean).any()
-    assert not np.array_equal(*(read_image(folder / "out" / "real" / "rain" / f"1_v{v}.png") for v in (0, 1)))
+    assert not np.array_equal(*(read_image(folder / "out" / "real" / "rain" / f"0.png_v{v}.png") for v in (0, 1)))
     assert "| procedural |" in (printed := capsys.readouterr().out) and "(rainy)" in printed
     before = len(calls)
     assert run(folder, "--kinds", "real", "procedural") == 0 and len(calls) == before
-    assert run(folder, "--kinds", "real", "--steps", 20) == 2 and "results of other settings" in capsys.readouterr().err
+    assert run(folder, "--kinds", "real", "--steps", 20) == 2
+    assert "has results of --steps 10, not 20" in capsys.readouterr().err
     trained = [flags for script, flags in calls if "train" in script]
     assert all(flags[flags.index("--fake_ratio") + 1] == "0" for flags in trained)
 

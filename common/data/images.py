@@ -56,8 +56,8 @@ def list_images(folder: Path) -> tuple[list[Path], int]:
     """
     found = os.walk(folder, followlinks=True)
     files = [Path(current, name).relative_to(folder) for current, _, names in found for name in names]
-    hidden = {f for f in files if any(part.startswith(".") for part in f.parts)}
-    images = [f for f in files if f.suffix.lower() in EXTENSIONS and f not in hidden]
+    shown = [f for f in files if not any(part.startswith(".") for part in f.parts)]
+    images = [f for f in shown if f.suffix.lower() in EXTENSIONS]
     return sorted(images, key=lambda path: (natural_key(path), str(path))), len(files) - len(images)
 
 

@@ -6,9 +6,9 @@
 A cell is a kind of rain and a number of pairs. For each cell and seed PReNet is trained three times, with equal steps:
 without generated rain; with rain of a generator that saw the same few pairs alone ('same pairs'); with rain of one that
 saw more ('more data', the paper's protocol): --netED for light rain, the generator of heavy12 for heavy4. One generator
-serves all seeds. The derainers are tested on other pairs. Finished work is kept: the same command goes on; a second one
-may run beside it with other --cells, heavy4 and heavy12 in one. Writes results.csv, results.md, claims.png (curves) and
-rain.png (real rain of each cell, and that of its generators).
+serves all seeds. The derainers are tested on other pairs. Finished work is kept: the same command goes on. A second one
+may run beside it with other --cells; keep heavy4 and heavy12 in one, they share a generator. Writes results.csv,
+results.md, claims.png (curves) and rain.png (real rain of each cell, and that of its generators).
 
 DATA holds rain100H_train18/ and rain100L_more/ (rain/, norain/) and clean/, streaks/ (see common/data/compose.py).
 """
@@ -25,13 +25,11 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import torch
-from torchvision.utils import make_grid
 
 from .. import cli, flags
 from ..data import compose
-from ..data.images import crop_at, read_image, to_uint8, write_image
-from ..data.pictures import sheet
+from ..data.images import crop_at, list_images, read_image, to_uint8, write_image
+from ..data.pictures import sheet, strip
 from ..errors import TrainingStopped
 from ..files import write_bytes
 from ..generation.latent import base_code
@@ -40,14 +38,14 @@ from ..terminal import progress_bar
 from ..training.augment import steps_per_epoch
 from ..training.checkpoint import load_generator
 from .curves import panels, picture, read_log
-from .experiment import EPOCHS, device_flags, measure, require_same_settings, spread, train, train_derainer, write_rows
+from .experiment import EPOCHS, device_flags, measure, one_setting, spread, train, train_derainer, write_rows
 
 HEAVY_TEST = tuple(f"norain-{k}.png" for k in (3, 6, 9, 12, 15, 18))  # of the 18 pairs of Rain100H's training set
 HEAVY_TRAIN = tuple(f"norain-{k}.png" for k in (2, 4, 5, 7, 8, 11, 13, 14, 16, 17, 19, 20))
 FAKE_RATIO = 0.5
 PATCHES = 12  # of a kind of rain, to look at
-SETTINGS = "data", "netED", "steps", "batchSize", "recurrent_iter", "patchSize", "precision"
-SETTINGS += "generator_steps", "generator_batch"
+SETTINGS = ("data", "netED", "steps", "batchSize", "recurrent_iter", "patchSize", "precision")  # of all cells
+SETTINGS += ("generator_steps", "generator_batch")
 WAYS = ("without", "same pairs", "more data")
 
 
@@ -110,19 +108,22 @@ def _flags(args: argparse.Namespace, name: str, seed: int) -> list:
     return [*words, "--patchSize", args.patchSize, *device_flags(args)]
 
 
-def train_generator(args: argparse.Namespace, name: str) -> Path:
-    """G on the pairs of a cell, by train_syn_generator.py; returns its file."""
-    model, last = Path(args.out, name, "generator"), f"ED_ema_state_{EPOCHS}.pt"
+def source_of(name: str, way: str) -> str:
+    """Whose generator a way takes: a cell's, or --netED."""
+    return name if way == "same pairs" else CELLS[name].more
+
+
+def generator(args: argparse.Namespace, source: str) -> Path:
+    """The file of that generator."""
+    return Path(args.netED) if source == "--netED" else Path(args.out, source, "generator", f"ED_ema_state_{EPOCHS}.pt")
+
+
+def train_generator(args: argparse.Namespace, name: str) -> None:
+    """Train G on the pairs of a cell, by train_syn_generator.py."""
+    file = generator(args, name)
     words = ["--niter", EPOCHS, "--iters_per_epoch", math.ceil(args.generator_steps / EPOCHS), "--milestone", 7, 9]
     words += ["--batchSize", args.generator_batch, "--ema", 0.998]
-    train("for_syn/train_syn_generator.py", model, last, [*_flags(args, name, 1), *words])
-    return model / last
-
-
-def generator(args: argparse.Namespace, name: str, way: str) -> Path:
-    """The file of the generator of a way."""
-    source = name if way == "same pairs" else CELLS[name].more
-    return Path(args.netED) if source == "--netED" else train_generator(args, source)
+    train("for_syn/train_syn_generator.py", file.parent, file.name, [*_flags(args, name, 1), *words])
 
 
 def run(args: argparse.Namespace, name: str, seed: int, way: str) -> dict:
@@ -137,7 +138,10 @@ def run(args: argparse.Namespace, name: str, seed: int, way: str) -> dict:
     ratio, (with_, iters) = 0.0, steps_of(args.steps)
     if way != "without":
         ratio, iters = FAKE_RATIO, with_
-        words += ["--netED", generator(args, name, way)]
+        source = source_of(name, way)
+        if source in CELLS:
+            train_generator(args, source)
+        words += ["--netED", generator(args, source)]
     net, minutes = train_derainer(folder, iters, ratio, words)
     scores = measure(net, test, folder.with_name(f"{folder.name}_derained"), [*stages, *device_flags(args)])
     log = read_log(folder.with_name(f"{folder.name}_logs"))
@@ -178,7 +182,7 @@ def table(args: argparse.Namespace, rows: list[dict]) -> str:
     rainy = {CELLS[row["cell"]].rain: row["rainy"] for row in rows}
     before = "; ".join(f"{kind} {v['psnr_y']:.2f} / {v['ssim_y']:.4f}" for kind, v in rainy.items())
     net = f"PReNet of {args.recurrent_iter} stages, {args.steps} steps of {args.batchSize} crops"
-    how = f"{net}; generators of the same pairs: {args.generator_steps} steps of {args.generator_batch}"
+    how = f"{net}, {args.precision}; generators of cells: {args.generator_steps} steps of {args.generator_batch}"
     return "\n".join([*lines, "", f"On Y, in dB, mean and deviation over the seeds. Rainy: {before}. {how}."]) + "\n"
 
 
@@ -204,16 +208,20 @@ def rain(args: argparse.Namespace, rows: list[dict]) -> np.ndarray:
     lines = []
     for name in dict.fromkeys(row["cell"] for row in rows):
         folder, rng, p = make_data(args, name) / "train", np.random.RandomState(0), args.patchSize
-        names, crops = sorted(path.name for path in (folder / "rain").iterdir()), []
+        names, crops = list_images(folder / "rain")[0], []
         for k in range(PATCHES):
             rainy, clean = (read_image(folder / kind / names[k % len(names)]) for kind in ("rain", "norain"))
             crops.append(cv2.subtract(rainy, clean)[crop_at(rng.rand(2), *rainy.shape[:2], p)])
-        images = {f"{CELLS[name].rain}, {CELLS[name].pairs} pairs": torch.from_numpy(np.stack(crops) / 255)}
-        for way in [way for way in WAYS[1:] if any((row["cell"], row["way"]) == (name, way) for row in rows)]:
-            netED = load_generator(generator(args, name, way), "--netED").eval()
-            images[way] = sampled(netED, base_code(netED.nz, 0, PATCHES)).permute(0, 2, 3, 1)
-        grids = [make_grid(image.permute(0, 3, 1, 2), nrow=6, pad_value=1) for image in images.values()]
-        lines.append(([to_uint8(grid.permute(1, 2, 0).numpy()) for grid in grids], list(images)))
+        images = {f"real: {CELLS[name].rain}, {CELLS[name].pairs} pairs": crops}
+        for way in WAYS[1:]:
+            source = source_of(name, way)
+            if source and (file := generator(args, source)).exists():
+                netED = load_generator(file, "--netED").eval()
+                made = sampled(netED, base_code(netED.nz, 0, PATCHES)).permute(0, 2, 3, 1)
+                images[way] = list(to_uint8(made.numpy(), "nearest"))
+        half = PATCHES // 2
+        grids = [strip([strip(part, 2) for part in (of[:half], of[half:])], 2, axis=0) for of in images.values()]
+        lines.append((grids, list(images)))
     return sheet(lines)
 
 
@@ -241,9 +249,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     out, cells, seeds = Path(args.out), dict.fromkeys(args.cells), dict.fromkeys(args.seeds)
-    require_same_settings(args, SETTINGS)
-    for name in cells:
-        make_data(args, name)
+    with one_setting(out, {name: getattr(args, name) for name in SETTINGS}):
+        for name in cells:
+            make_data(args, name)
     jobs = [(name, seed, way) for seed in seeds for name in cells for way in WAYS if way != WAYS[2] or CELLS[name].more]
     problems = 0
     for name, seed, way in progress_bar(jobs, desc="derainers", unit="derainer"):
@@ -256,9 +264,10 @@ def main(argv: list[str] | None = None) -> int:
         write_rows(out / "results.csv", [{k: v for k, v in row.items() if k not in ("rainy", "curve")} for row in rows])
         results = table(args, rows)
         write_bytes(out / "results.md", results.encode())
+        print(results)
         write_image(out / "claims.png", figure(rows))
         write_image(out / "rain.png", rain(args, rows))
-        print(f"{results}\nwritten: results.md, results.csv, claims.png and rain.png in {out}")
+        print(f"\nwritten: results.md, results.csv, claims.png and rain.png in {out}")
     return 1 if problems else 0
 
 

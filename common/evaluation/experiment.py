@@ -1,12 +1,13 @@
 """Pieces of the experiments: run a script of the project, train a derainer, measure it, write tables."""
 
 import argparse
+import contextlib
 import csv
 import io
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,20 @@ def device_flags(args: argparse.Namespace) -> list:
     return ["--use_gpu", str(args.use_gpu).lower(), "--gpu_id", args.gpu_id]
 
 
-def require_same_settings(args: argparse.Namespace, names: Sequence[str]) -> None:
-    """Keep these flags in --out; raise UserError if it holds the results of others."""
-    path, text = Path(args.out, "settings.json"), json.dumps({name: getattr(args, name) for name in names})
-    if path.exists() and path.read_text(errors="replace") != text:
-        raise UserError(f"--out: {args.out} holds results of other settings ({path}); choose another folder")
-    write_bytes(path, text.encode())
+@contextlib.contextmanager
+def one_setting(out: Path, settings: dict) -> Iterator[None]:
+    """Raise UserError if a folder has results of other settings; keep these, once what is done within it went well.
+
+    Args:
+        settings: flags without -- and their values; one that an older folder lacks is fine.
+    """
+    path = Path(out, "settings.json")
+    stored = json.loads(path.read_bytes()) if path.exists() else {}
+    differ = [f"--{flag} {stored[flag]}, not {now}" for flag, now in settings.items() if stored.get(flag, now) != now]
+    if differ:
+        raise UserError(f"--out: {out} has results of {'; '.join(differ)}. Give the same flags or another --out")
+    yield
+    write_bytes(path, json.dumps(stored | settings, indent=2).encode())
 
 
 def call(words: list, log: Path) -> None:

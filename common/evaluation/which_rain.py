@@ -27,7 +27,7 @@ from ..terminal import print_result, progress_bar
 from ..training.checkpoint import load_generator
 from ..training.device import pick_device
 from .distance import VARIED
-from .experiment import EPOCHS, device_flags, measure, require_same_settings, spread, train_derainer, write_rows
+from .experiment import EPOCHS, device_flags, measure, one_setting, spread, train_derainer, write_rows
 
 VARIANTS = 8  # rains on each photo
 STAGES, PATCH = 3, 64  # of PReNet; px of a crop
@@ -111,7 +111,7 @@ def make_pairs(args: argparse.Namespace, kind: str, rain: Rain) -> Path:
         raise UserError(f"--clean: no image in {args.clean}")
     jobs = [(i, k) for i in range(len(names)) for k in range(VARIANTS)]
     for i, k in progress_bar(jobs, desc=f"rain: {kind}", unit="picture", leave=False):
-        name = f"{i + 1}_v{k}.png"  # a.jpg and a.png may both be there
+        name = f"{'_'.join(names[i].parts)}_v{k}.png"
         if (folder / "norain" / name).exists():  # written last
             continue
         clean = to_eight_bits(read_image(Path(args.clean, names[i])))
@@ -176,12 +176,13 @@ def main(argv: list[str] | None = None) -> int:
         sets[name] = Path(folder).expanduser().resolve()
         if not (equals and name.isidentifier() and (sets[name] / "rain").is_dir()):
             raise UserError(f"--test {text}: give NAME=FOLDER, with rain/ and norain/ in the folder")
-    require_same_settings(args, ("clean", "streaks", "hold_out", "netED", "test", "steps", "batchSize"))
-    for kind, rain in rains(args).items():
-        make_pairs(args, kind, rain)
+    settings = {name: getattr(args, name) for name in ("clean", "streaks", "hold_out", "netED", "steps", "batchSize")}
+    with one_setting(out, settings | {f"test {name}": str(folder) for name, folder in sets.items()}):
+        for kind, rain in rains(args).items():
+            make_pairs(args, kind, rain)
     rows = []
     for seed in dict.fromkeys(args.seeds):
-        for kind in args.kinds:
+        for kind in dict.fromkeys(args.kinds):
             more, rainy = derain(args, kind, seed, sets)
             rows += more
             write_rows(out / "results.csv", rows)

@@ -89,8 +89,8 @@ def run_interpolation(args: argparse.Namespace, netED: EDNet, seed: int, hint: s
         raise UserError(f"--data_path: two rainy images are needed, {args.data_path} holds one. {hint}".rstrip())
     if len(pairs) > 2:
         print(f"--data_path: {len(pairs)} images; the first two by name are taken")
+    inputs = {"--data_path": args.data_path, "--gt_path": args.gt_path}
     for flag in ("save_patch", "save_inputfake", "save_rainfake"):
-        inputs = {"--data_path": args.data_path, "--gt_path": args.gt_path}
         require_outside(f"--{flag}", getattr(args, flag), inputs)
     names = [re.sub(r"\.jpe?g$", ".png", pair.name.replace("/", "_"), flags=re.I) for pair in pairs[:2]]
     rng = np.random.RandomState(CROP_SEED)

@@ -36,6 +36,13 @@ class Log:
         self.writes = distributed.is_first()
         if not self.writes:
             return
+        if self.csv.exists() and not overwrite:
+            try:
+                with open(self.csv, newline="") as file:
+                    self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epoch]
+            except (OSError, KeyError, ValueError, TypeError, csv.Error):
+                text = f"{self.csv} can't be read as a table of epochs; repair it or move it away"
+                raise UserError(f"--log_dir: {text}") from None
         try:
             if overwrite:
                 for path in [*Path(folder).glob("events.out.tfevents.*"), self.csv]:
@@ -45,12 +52,6 @@ class Log:
             self.writer = SummaryWriter(folder, purge_step=step or None, max_queue=0)
         except OSError as error:
             raise UserError(f"--log_dir: {folder} can't be written to ({error.strerror})") from None
-        if self.csv.exists():
-            try:
-                with open(self.csv, newline="") as file:
-                    self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epoch]
-            except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
-                raise UserError(f"--log_dir: {self.csv} can't be read ({error!r}); mend it or move it away") from None
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Add scalars of one step."""

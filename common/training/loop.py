@@ -186,7 +186,8 @@ def fit(
     folder.restore(nets, optimizers, data)
     distributed.broadcast_weights(nets.values())
     if _digest(models.frozen) != generator:  # it is a part of a network that goes on, as in train_syn_encoder.py
-        raise UserError("--netED: the training in --model_dir has another generator; name that one, or --overwrite")
+        text = f"{args.netED} is not the generator of the training in {folder.path}"
+        raise UserError(f"--netED: {text}; name that one, or another --model_dir")
     if folder.epoch >= args.niter:
         _say(f"nothing to do: {folder.epoch} epochs are done and --niter is {args.niter}")
         return
