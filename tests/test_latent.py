@@ -53,7 +53,7 @@ def test_sweeps_are_the_reference_with_the_base_code_kept():  # T2
     z = latent.base_code(128, 10)
     assert np.array_equal(z.numpy(), expected["disent/z_seed10"])
     for d in (0, 5):  # 5 after 0: a base code that drifts fails here
-        layers = latent._pixels(latent.sweep(golden_net(), z, d))
+        layers = latent.pixels(latent.sweep(golden_net(), z, d))
         for v in (-3.0, 0.2, 3.0):
             ours = layers[latent.VALUES.index(v)].astype(int)
             assert np.abs(ours - expected[f"disent/dim{d}_val{v}"]).max() <= 1

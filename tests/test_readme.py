@@ -200,6 +200,7 @@ def rename_weights(world):
 @pytest.mark.parametrize("heading", COMMANDS)
 def test_commands_run_in_small(heading, world, capsys, calls):
     names = {}
+    # Two photos are enough, where none are left out.
     if "--hold_out" not in " ".join(COMMANDS[heading]):
         for k in range(2, 24):
             (world / "PHOTOS" / f"{k}.png").unlink()

@@ -49,6 +49,11 @@ def strip(images: Sequence[np.ndarray], gap: int, axis: int = 1) -> np.ndarray:
     return np.concatenate(parts, axis)
 
 
+def grid(images: Sequence[np.ndarray], columns: int, gap: int) -> np.ndarray:
+    """Images of one size in rows of so many, with ``gap`` white px between them; see ``strip``."""
+    return strip([strip(images[i : i + columns], gap) for i in range(0, len(images), columns)], gap, axis=0)
+
+
 def beside(labels: Sequence[str], images: Sequence[np.ndarray], gap: int) -> np.ndarray:
     """Images of one size below each other, each with its label to the left."""
     font = ImageFont.load_default(14)

@@ -28,11 +28,11 @@ import numpy as np
 
 from .. import cli, flags
 from ..data import compose
-from ..data.images import crop_at, list_images, read_image, to_uint8, write_image
-from ..data.pictures import sheet, strip
+from ..data.images import crop_at, list_images, read_image, write_image
+from ..data.pictures import grid, sheet
 from ..errors import TrainingStopped
 from ..files import write_bytes
-from ..generation.latent import base_code
+from ..generation.latent import base_code, pixels
 from ..generation.rain import sampled
 from ..terminal import progress_bar
 from ..training.augment import steps_per_epoch
@@ -109,8 +109,8 @@ def _flags(args: argparse.Namespace, name: str, seed: int) -> list:
 
 
 def source_of(name: str, way: str) -> str:
-    """Whose generator a way takes: a cell's, or --netED."""
-    return name if way == "same pairs" else CELLS[name].more
+    """Whose generator a way takes: a cell's, or --netED; '' if it takes none."""
+    return dict(zip(WAYS, ("", name, CELLS[name].more), strict=True))[way]
 
 
 def generator(args: argparse.Namespace, source: str) -> Path:
@@ -136,9 +136,8 @@ def run(args: argparse.Namespace, name: str, seed: int, way: str) -> dict:
     words = [*_flags(args, name, seed), *stages, "--batchSize", args.batchSize]
     words += ["--val_data_path", test / "rain", "--val_gt_path", test / "norain", "--precision", args.precision]
     ratio, (with_, iters) = 0.0, steps_of(args.steps)
-    if way != "without":
+    if source := source_of(name, way):
         ratio, iters = FAKE_RATIO, with_
-        source = source_of(name, way)
         if source in CELLS:
             train_generator(args, source)
         words += ["--netED", generator(args, source)]
@@ -213,15 +212,11 @@ def rain(args: argparse.Namespace, rows: list[dict]) -> np.ndarray:
             rainy, clean = (read_image(folder / kind / names[k % len(names)]) for kind in ("rain", "norain"))
             crops.append(cv2.subtract(rainy, clean)[crop_at(rng.rand(2), *rainy.shape[:2], p)])
         images = {f"real: {CELLS[name].rain}, {CELLS[name].pairs} pairs": crops}
-        for way in WAYS[1:]:
-            source = source_of(name, way)
-            if source and (file := generator(args, source)).exists():
+        for way in WAYS:
+            if (source := source_of(name, way)) and (file := generator(args, source)).exists():
                 netED = load_generator(file, "--netED").eval()
-                made = sampled(netED, base_code(netED.nz, 0, PATCHES)).permute(0, 2, 3, 1)
-                images[way] = list(to_uint8(made.numpy(), "nearest"))
-        half = PATCHES // 2
-        grids = [strip([strip(part, 2) for part in (of[:half], of[half:])], 2, axis=0) for of in images.values()]
-        lines.append((grids, list(images)))
+                images[way] = pixels(sampled(netED, base_code(netED.nz, 0, PATCHES)), "nearest")
+        lines.append(([grid(patches, PATCHES // 2, 2) for patches in images.values()], list(images)))
     return sheet(lines)
 
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ..data.images import require_outside, to_float, to_uint8, write_image
 from ..data.pairs import Pair, pairs_of
-from ..data.pictures import beside, enlarged, reduced, row, sheet, strip, write_gif
+from ..data.pictures import beside, enlarged, grid, reduced, row, sheet, strip, write_gif
 from ..errors import UserError
 from ..files import write_bytes
 from ..models import EDNet
@@ -59,7 +59,7 @@ def generated(netED: EDNet, number: int, seed: int, side: int) -> tuple[list[np.
     """Rain of random codes, (s, s, 3) uint8 of about ``side`` px each, and the factor of its brightness, from 1 on."""
     rain = sampled(netED, base_code(netED.nz, seed, number))
     gain = brightening(rain)
-    return [enlarged(layer, side) for layer in _pixels(gain * rain, "nearest")], gain
+    return [enlarged(layer, side) for layer in pixels(gain * rain, "nearest")], gain
 
 
 def brightening(rain: Tensor) -> float:
@@ -67,7 +67,7 @@ def brightening(rain: Tensor) -> float:
     return float(np.clip(0.8 / max(np.quantile(rain.cpu().numpy(), 0.995), 1e-6), 1, 10).round(1))
 
 
-def _pixels(layers: Tensor, rounding: str = "truncate") -> list[np.ndarray]:
+def pixels(layers: Tensor, rounding: str = "truncate") -> list[np.ndarray]:
     """(N, 3, p, p) to (p, p, 3) uint8 each."""
     return list(to_uint8(layers.permute(0, 2, 3, 1).cpu().numpy(), rounding))
 
@@ -97,7 +97,7 @@ def run_interpolation(args: argparse.Namespace, netED: EDNet, seed: int, hint: s
     crops = [_cropped(pair, netED.patch_size, rng) for pair in pairs[:2]]
     rainy, clean = (torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) for images in zip(*crops, strict=True))
     for prefix, images in (("input", rainy), ("gt", clean), ("rain", rainy - clean)):
-        for name, image in zip(names, _pixels(images), strict=True):
+        for name, image in zip(names, pixels(images), strict=True):
             write_image(Path(save_patch, prefix + name), image)
 
     eps = base_code(netED.nz, seed, 2) if args.posterior == "draw" else torch.zeros(2, netED.nz)
@@ -105,8 +105,8 @@ def run_interpolation(args: argparse.Namespace, netED: EDNet, seed: int, hint: s
     with torch.no_grad():
         z_a, z_b = netED(rainy.to(device), eps.to(device))[3].split(1)
     rain = interpolate(netED, z_a, z_b)[:, None].expand(-1, 3, -1, -1).cpu()
-    bright = [np.floor(255 * (v / 255) ** GAMMA).astype(np.uint8) for v in _pixels(rain)]
-    fakes = [_pixels(image + rain) for image in clean]
+    bright = [np.floor(255 * (v / 255) ** GAMMA).astype(np.uint8) for v in pixels(rain)]
+    fakes = [pixels(image + rain) for image in clean]
     for k, w in enumerate(progress_bar(WEIGHTS, desc="saving", unit="weight")):
         write_image(Path(save_rainfake, f"{w:.2f}_rainfake.png"), bright[k])
         write_image(Path(args.save_inputfake, f"{w:.2f}_O1fake.png"), fakes[0][k])
@@ -171,7 +171,7 @@ def _sweep_all(netED: EDNet, seed: int, folder: Path, bar: tqdm) -> list[float]:
     rains, strips = [], []
     for d in range(netED.nz):
         rains.append(sweep(netED, base_code(netED.nz, seed), d))
-        tiles = _pixels(rains[-1])
+        tiles = pixels(rains[-1])
         write_image(folder / f"{d}.png", strip(tiles, WHITE))
         strips.append(strip([reduced(enlarged(tile, TILE), TILE) for tile in tiles], WHITE))
         bar.update()
@@ -180,7 +180,7 @@ def _sweep_all(netED: EDNet, seed: int, folder: Path, bar: tqdm) -> list[float]:
     order = np.argsort([-value for value in changes], kind="stable")[:TOP]
     gain = brightening(torch.cat([rains[d] for d in order]))
     labels = [f"z{d}: {changes[d]:.2g}" for d in order]
-    shown = [strip([enlarged(tile, TILE) for tile in _pixels(gain * rains[d])], WHITE) for d in order]
+    shown = [strip([enlarged(tile, TILE) for tile in pixels(gain * rains[d])], WHITE) for d in order]
     whole = beside(labels, shown, WHITE)
     title = f"one dimension of the code a row, from -3 to 3; change in grey levels a step; shown {gain:g}x brighter"
     write_image(folder / "sheet.png", row([whole], [title], whole.shape[1]))
@@ -189,7 +189,7 @@ def _sweep_all(netED: EDNet, seed: int, folder: Path, bar: tqdm) -> list[float]:
 
 def _to_and_fro(netED: EDNet, z: Tensor, dimension: int) -> list[np.ndarray]:
     """Frames of a sweep up and down again, without the ends twice; each says its value."""
-    tiles = [enlarged(tile, SIDE) for tile in _pixels(sweep(netED, z, dimension))]
+    tiles = [enlarged(tile, SIDE) for tile in pixels(sweep(netED, z, dimension))]
     frames = [row([t], [f"z{dimension} = {v:+.1f}"], max(t.shape[1], 96)) for t, v in zip(tiles, VALUES, strict=True)]
     return frames + frames[-2:0:-1]
 
@@ -198,7 +198,7 @@ def run_generated(netED: EDNet, save_fake: str, seed: int) -> int:
     """A sheet of 8x8 random rains, generated.png; prints where."""
     rain, gain = generated(netED, 64, seed, 2 * TILE)
     path = Path(save_fake, "generated.png")
-    write_image(path, strip([strip(rain[i : i + 8], WHITE) for i in range(0, 64, 8)], WHITE, axis=0))
+    write_image(path, grid(rain, 8, WHITE))
     print(f"picture: {path}{f' (rain shown {gain:g}x brighter)' if gain > 1 else ''}")
     return 0
 
