@@ -42,6 +42,7 @@ def parse_args(argv=None):
     flags.add_pairing(data)
     data.add_argument("--hold_out", type=cli.count, default=0, help="layers and photos, or pairs, to measure on")
     data.add_argument("--variants", type=cli.positive_int, default=8, help="of each layer: turned, scaled; in memory")
+    data.add_argument("--turn", type=cli.number(float, 0, 45), default=15, help="degrees a variant is turned at most")
     data.add_argument(
         "--batchSize", type=cli.positive_int, default=32, help="pairs in a step, beside a quarter of generated ones"
     )

@@ -5,6 +5,7 @@ training state to --model_dir, logs to --log_dir. The losses and their sources: 
 
     python train_syn_generator.py --streaks STREAKS
     python train_syn_generator.py --data_path rain --gt_path norain
+    python train_syn_generator.py --streaks STREAKS --init_ED default
 
 Next: train_syn_encoder.py trains RNet for it; generate_rain.py --netED ED_ema_state_N.pt makes rain;
 python -m common.evaluation.distance measures it.
@@ -19,6 +20,7 @@ from common import cli, flags
 from common.data.layers import layer_set
 from common.models import EDNet
 from common.precision import set_arithmetic
+from common.training.checkpoint import load_weights
 from common.training.device import pick_device
 from common.training.ema import EMA
 from common.training.folder import describe, open_folder
@@ -45,6 +47,7 @@ def parse_args(argv=None):
     flags.add_pairing(data)
     data.add_argument("--hold_out", type=cli.count, default=0, help="layers, spread evenly by name, that are left out")
     data.add_argument("--variants", type=cli.positive_int, default=12, help="of each layer: turned, scaled; in memory")
+    data.add_argument("--turn", type=cli.number(float, 0, 45), default=15, help="degrees a variant is turned at most")
     data.add_argument("--batchSize", type=cli.number(int, 2), default=32, help="crops in a step")
     data.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px, a power of two")
     model = parser.group("model")
@@ -52,7 +55,11 @@ def parse_args(argv=None):
     model.add_argument("--nz", type=cli.width, default=128, help="length of the rain code")
     model.add_argument("--nef", type=cli.width, default=32, help="width of G")
     model.add_argument("--ndf", type=cli.width, default=32, help="width of D")
+    help = "weights of RNet and G to start from; 'default': the generator that comes with the project"
+    model.add_argument("--init_ED", type=cli.generator_path, help=help)
     optim = parser.group("optimisation")
+    help = "steps at the start in which D learns alone; left alone: 300 with --init_ED, else 0"
+    optim.add_argument("--critic_first", type=cli.count, help=help)
     optim.add_argument("--niter", type=cli.positive_int, default=40, help="epochs")
     optim.add_argument("--w_gp", type=cli.nonnegative, default=0.5, help="weight of the gradient penalties R1 + R2")
     optim.add_argument("--milestone", type=cli.positive_int, nargs="+", default=[26, 34], help="epochs: rate x 0.5")
@@ -77,6 +84,10 @@ def main(argv=None):
         netED = EDNet(nc=args.nc, nz=args.nz, nef=args.nef, patch_size=args.patchSize).to(device)
         grey = all(layer.pixels.shape[2] == 1 for layer in dataset.pairs)
         init_decoder(netED.decoder, grey)
+        if args.init_ED and folder.is_new:
+            load_weights(netED, args.init_ED, "ED", "--init_ED")
+        if args.critic_first is None:  # a critic that knows nothing would spoil a G that is trained
+            args.critic_first = 300 if args.init_ED else 0
         netD = RainCritic(args.patchSize, args.ndf, 1 if grey else 3).to(device)
         if args.dry_run:
             return describe(folder, dataset, rule, [], {"netED": netED, "netD": netD}, device)
@@ -93,7 +104,7 @@ def main(argv=None):
             folder=folder,
             models=Models({"ED": netED, "D": netD, "ED_ema": ema.net}, optimizers, ema=ema),
             dataset=dataset,
-            draw=generator_draw(args.nz),
+            draw=generator_draw(args.nz, args.critic_first),
             step=record(step, args, LAZY, [netED, netD], optimizers),
             iters_per_epoch=args.iters_per_epoch,
             gamma=0.5,

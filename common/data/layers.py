@@ -71,14 +71,15 @@ def warped(layer: np.ndarray, degrees: float, scale: float) -> np.ndarray:
     return cv2.warpAffine(layer, matrix, (w, h), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
 
 
-def variant(layer: np.ndarray, rng: np.random.RandomState, smallest: int) -> np.ndarray:
+def variant(layer: np.ndarray, rng: np.random.RandomState, smallest: int, turn: float = TURN) -> np.ndarray:
     """A random variant of a layer: turned, scaled, mirrored, brighter or darker.
 
     Args:
         layer: (H, W, 1 or 3) uint8.
         smallest: px that each side keeps at least; where turning would leave less, the layer is scaled alone.
+        turn: degrees to either side at most.
     """
-    degrees, scale = rng.uniform(-TURN, TURN), np.exp(rng.uniform(*np.log(SCALE)))
+    degrees, scale = rng.uniform(-turn, turn), np.exp(rng.uniform(*np.log(SCALE)))
     mirrored, gain = rng.randint(2), rng.uniform(*GAIN)
     height, width = layer.shape[:2]
     if min(inner_size(height, width, degrees)) * scale - 2 < smallest:
@@ -110,13 +111,16 @@ def _require_patch(pixels: np.ndarray, path: Path, patch: int) -> None:
         raise ImageError(f"{path} is {size_text(pixels.shape)}, smaller than the {patch} px patch")
 
 
-def variants(sources: Sequence[Path | Pair], number: int, seed: int, patch: int) -> Iterator[RainLayer]:
+def variants(
+    sources: Sequence[Path | Pair], number: int, seed: int, patch: int, turn: float = TURN
+) -> Iterator[RainLayer]:
     """``number`` variants of each layer; which ones depends on the seed and the place in the list alone.
 
     Args:
         sources: files of rain on black, or pairs, of which O - B is taken.
         number: 0 for the layers as they are.
         patch: px that each side has at least.
+        turn: degrees that a variant is turned at most.
 
     Raises:
         UserError: a file can't be read, or is smaller than a patch.
@@ -126,7 +130,7 @@ def variants(sources: Sequence[Path | Pair], number: int, seed: int, patch: int)
         layer = rain_of(source) if isinstance(source, Pair) else read_layer(source)
         _require_patch(layer, path, patch)
         for k in range(number):
-            pixels = variant(layer, np.random.RandomState([seed, i, k]), patch)
+            pixels = variant(layer, np.random.RandomState([seed, i, k]), patch, turn)
             yield RainLayer(f"{k}_{source.name}", path, path, pixels=pixels)
         if not number:
             yield RainLayer(source.name, path, path, pixels=layer)
@@ -176,7 +180,8 @@ def layer_set(
     else:
         sources, rule = pairs_of(args, hint)
     number = args.variants if part == "train" else 0
-    layers = list(variants(part_of(sources, args.hold_out, part), number, args.manualSeed, args.patchSize))
+    chosen = part_of(sources, args.hold_out, part)
+    layers = list(variants(chosen, number, args.manualSeed, args.patchSize, args.turn))
     if "clean" in args:
         photos = _files(photos, "--clean", "photos without rain") if photos else sources
         layers = on_photos(layers, part_of(photos, args.hold_out, part), args.patchSize)

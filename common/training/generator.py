@@ -157,22 +157,32 @@ def generator_step(
     """The step for ``fit``: D, then G, each with rain of its own codes; penalties in every 8th step, times 8."""
     channels = netD.body[0].in_channels
 
-    def step(penalties: bool, rainy: Tensor, clean: Tensor, z_d: Tensor, z_g: Tensor) -> tuple[Tensors, Tensors]:
+    def step(
+        kind: tuple[bool, bool], rainy: Tensor, clean: Tensor, z_d: Tensor, z_g: Tensor
+    ) -> tuple[Tensors, Tensors]:
+        penalties, g_learns = kind
         rain = (rainy - clean).clamp(min=0)
         real = critic_view(rain, channels)
         with torch.no_grad():
             fake = critic_view(netED.sample(z_d), channels)
         losses = d_step(netD, optimizers["D"], real, fake, w_gp * LAZY if penalties else 0)
+        if not g_learns:
+            return losses, {"rain": rain}
         g_losses, generated = g_step(netED, netD, optimizers["ED"], real, z_g)
         return losses | g_losses, {"rain": rain, "generated_rain": generated}
 
     return step
 
 
-def generator_draw(nz: int) -> Callable[[Tensor, Tensor, int, int], tuple]:
-    """The inputs of a step for ``fit``: (whether it has penalties, rainy, clean, codes for D, codes for G)."""
+def generator_draw(nz: int, critic_first: int = 0) -> Callable[[Tensor, Tensor, int, int], tuple]:
+    """The inputs of a step for ``fit``: ((whether it has penalties, whether G learns), rainy, clean, codes for D and G).
+
+    Args:
+        critic_first: steps at the start in which D learns alone.
+    """
 
     def draw(rainy: Tensor, clean: Tensor, index: int, whole: int) -> tuple:
-        return index % LAZY == 0, rainy, clean, *torch.randn(2, whole, nz, device=rainy.device)
+        kind = index % LAZY == 0, index >= critic_first
+        return kind, rainy, clean, *torch.randn(2, whole, nz, device=rainy.device)
 
     return draw
