@@ -1,6 +1,7 @@
 """The flags that several scripts share, in groups; their types are those of cli.py."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from .cli import (
@@ -216,6 +217,26 @@ def check_figures(args: argparse.Namespace) -> None:
         raise UserError("--dims: it chooses dimensions to animate; add --gif")
 
 
+KNOBS = {
+    "angle": (-90, 90, "degrees from vertical, lower end to the right"),
+    "density": (0, 1, "share of rainy pixels"),
+    "thickness": (0, 1e3, "median width of streaks in px, at --scale 1"),
+    "brightness": (0, 1, "mean of the rain over rainy pixels"),
+    "layers": (1, 8, "showers in a picture, each with its own wind and kind of rain; the knobs are those of each"),
+}  # by name: lowest and highest number that is taken, help
+PRESETS = {
+    "light": {"angle": (-20, 20), "density": (0.03, 0.15), "brightness": (0.05, 0.15)},
+    "heavy": {"angle": (-30, 30), "density": (0.15, 0.4), "brightness": (0.1, 0.25), "layers": (2, 3)},
+    "any": {
+        "angle": (-45, 45),
+        "density": (0.03, 0.4),
+        "thickness": (1.5, 4),
+        "brightness": (0.05, 0.25),
+        "layers": (1, 3),
+    },
+}
+
+
 def add_rain(parser: Parser) -> Parser:
     """The flags of generate_rain.py beyond its paths and the generator. Returns the group of the run."""
     rain = parser.group("rain")
@@ -224,13 +245,14 @@ def add_rain(parser: Parser) -> Parser:
     rain.add_argument("--intensity", type=number(float, 0, 2), default=1.0, help="factor of the rain, 0 to 2")
     rain.add_argument("--coherence", type=number(float, 0, 1), default=0.5, help="how alike rain is all over a photo")
     add_switch(rain, "--grey", "rain without colours")
-    help = "factor of the size of the streaks; auto: 1 up to 512 px of the shorter side, growing with it beyond"
+    help = "factor of the size of the streaks; auto: 1 up to 512 px of the shorter side, longer and wider ones beyond"
     rain.add_argument("--scale", type=auto_or_scale, metavar="auto|S", help=help)
-    knobs = parser.group("knobs; one that is not set is left to chance")
-    knobs.add_argument("--angle", type=number(float, -90, 90), help="degrees from vertical, lower end to the right")
-    knobs.add_argument("--density", type=number(float, 0, 1), help="share of rainy pixels")
-    knobs.add_argument("--thickness", type=number(float, 0, 1e3), help="median width of streaks in px, at --scale 1")
-    knobs.add_argument("--brightness", type=number(float, 0, 1), help="mean of the rain over rainy pixels")
+    knobs = parser.group("knobs: a number, or two to draw one between for each picture; without it chance decides")
+    for name, (low, high, help) in KNOBS.items():
+        kind = number(int if name == "layers" else float, low, high)
+        knobs.add_argument(f"--{name}", type=kind, nargs="+", metavar="LOW HIGH", help=help)
+    help = "; ".join(f"{name}: {_as_flags(preset)}" for name, preset in PRESETS.items())
+    knobs.add_argument("--preset", choices=PRESETS, help=f"ranges of the knobs that are not set. {help}")
     run = parser.group("run")
     add_switch(run, "--save_layer", "also save the rain alone, in layer/")
     add_switch(run, "--overwrite", "first delete all pairs of an earlier run")
@@ -238,7 +260,26 @@ def add_rain(parser: Parser) -> Parser:
     return run
 
 
-def knobs(args: argparse.Namespace) -> dict[str, float]:
-    """The knobs of ``add_rain`` that were set."""
-    values = {name: getattr(args, name) for name in ("angle", "density", "thickness", "brightness")}
-    return {name: value for name, value in values.items() if value is not None}
+def knobs(args: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    """The ranges of the knobs of ``add_rain`` that were set, or that --preset sets; 'layers' among them.
+
+    Raises:
+        UserError: more than two numbers, or the first one is the larger one.
+    """
+    ranges = dict(PRESETS.get(args.preset, {}))
+    if ranges:
+        print(f"--preset {args.preset}: {_as_flags(ranges)}")
+    for name in KNOBS:
+        if values := getattr(args, name):
+            if len(values) > 2 or values[0] > values[-1]:
+                raise UserError(f"--{name}: give a number, or a lower and a higher one; got {_text(values)}")
+            ranges[name] = values[0], values[-1]
+    return ranges
+
+
+def _text(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
+
+def _as_flags(ranges: dict[str, tuple[float, float]]) -> str:
+    return " ".join(f"--{name} {_text(ends)}" for name, ends in ranges.items())

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from common import flags
+from common.errors import UserError
 from common.generation import knobs
-from common.generation.knobs import REACH, clamped, missed, set_knobs
+from common.generation.knobs import clamped, missed, set_knobs
 from common.generation.measures import Measures, measure
-from common.generation.rain import RainMaker
+from common.generation.rain import RainMaker, exposed
 from common.models import EDNet
 from for_syn import generate_rain
 from tests.drawn import Drawer
@@ -49,7 +51,7 @@ def natural(request):
         *(("angle", value) for value in (-45, 0, 45)),
         *(("density", value) for value in (0.02, 0.1, 0.3)),
         *(("thickness", value) for value in (1.5, 3, 6)),
-        *(("brightness", value) for value in (0.05, 0.15, 0.4)),
+        *(("brightness", value) for value in (0.05, 0.15, 0.25)),
     ],
 )
 def test_a_knob_reaches_what_is_asked_and_leaves_the_others(natural, name, value):
@@ -65,7 +67,7 @@ def test_a_knob_reaches_what_is_asked_and_leaves_the_others(natural, name, value
     "values",
     [
         {"angle": -30, "density": 0.25, "thickness": 3, "brightness": 0.1},
-        {"angle": 20, "brightness": 0.3},
+        {"angle": 20, "brightness": 0.25},
         {"density": 0.15, "thickness": 4},
     ],
 )
@@ -82,29 +84,74 @@ def test_scale_multiplies_the_thickness():
 
 
 def test_beyond_their_reach_knobs_warn_and_clamp():
-    found, warnings = clamped({"angle": 80.0, "density": 0.001, "thickness": 3.0, "brightness": 0.9})
-    assert found == {"angle": 60, "density": 0.01, "thickness": 3, "brightness": 0.5}
-    assert warnings[0] == "angle 80 is out of reach, -60 to 60; 60 is taken" and len(warnings) == 3
-    for name, (low, high) in {"angle": (-45, 45), "density": (0.02, 0.5), "thickness": (1.5, 6)}.items():
-        assert REACH[name][0] <= low and REACH[name][1] >= high
+    ranges = {"angle": (-80.0, 80.0), "density": (0.001, 0.1), "thickness": (3.0, 3.0), "layers": (2, 3)}
+    found, warnings = clamped(ranges)
+    assert found == {"angle": (-60, 60), "density": (0.01, 0.1), "thickness": (3, 3), "layers": (2, 3)}
+    assert warnings[1] == "angle 80 is out of reach, -60 to 60; 60 is taken" and len(warnings) == 3
+    assert clamped({"density": (0.9, 0.9)})[1] == ["density 0.9 is out of reach, 0.01 to 0.6; 0.6 is taken"]
 
 
 def test_knobs_that_hinder_each_other_warn_once():
     """By the median over the pictures; a quarter of the value is much, a few hundredths of the reach are not."""
 
-    def reached(*densities, brightness=0.05):
-        return [Measures(0.0, density, 2.0, brightness) for density in densities]
+    def reached(*densities, brightness=0.05, **wanted):
+        values = {"angle": 40.0, "density": 0.4, "brightness": 0.05} | wanted
+        return [(values, Measures(0.0, density, 2.0, brightness)) for density in densities]
 
-    values = {"angle": 40.0, "density": 0.4, "brightness": 0.05}
     expected = "density 0.4 is missed, the rain has 0.25; it does not go together with --angle 40, --brightness 0.05"
-    assert missed(values, reached(0.1, 0.25, 0.4)) == [expected]
-    assert missed(values, reached(0.1, 0.31, 0.4)) == [] == missed(values, [])
-    assert missed(values, reached(0.25, brightness=0.2))[0].startswith("brightness 0.05 is missed, the rain has 0.2;")
-    assert missed({"density": 0.01}, reached(0.02)) == []  # one streak more
-    assert missed({"thickness": 4.0}, [Measures(0.0, 0.0, float("nan"), float("nan"))]) == []
-    assert missed({"density": 0.6}, reached(0.3)) == [
-        "density 0.6 is missed, the rain has 0.3; this rain can't reach it"
-    ]
+    assert missed(reached(0.1, 0.25, 0.4)) == [expected]
+    assert missed(reached(0.1, 0.31, 0.4)) == [] == missed([])
+    assert missed(reached(0.25, brightness=0.2))[0].startswith("brightness 0.05 is missed, the rain has 0.2;")
+    ranges = reached(0.1) + reached(0.2, density=0.2) + reached(0.05, density=0.05)
+    assert missed(ranges) == []  # each picture is compared with what was drawn for it
+    assert missed([({"density": 0.01}, Measures(0.0, 0.02, 2.0, 0.1))]) == []  # one streak more
+    assert missed([({"thickness": 4.0}, Measures(0.0, 0.0, float("nan"), float("nan")))]) == []
+    alone = missed([({"density": 0.6}, Measures(0.0, 0.3, 2.0, 0.1))])
+    assert alone == ["density 0.6 is missed, the rain has 0.3; this rain can't reach it"]
+
+
+def mirrored(layer, depth=24):
+    """Largest correlation of a rim of the layer with the mirror image of what lies inside of it, of all four sides."""
+    found = []
+    for turn in range(4):
+        side = np.rot90(layer.max(2), turn)
+        for at in range(8, depth):  # where the mirror stands
+            rim, inside = side[:at][::-1], side[at + 1 : 2 * at + 1]
+            found.append(np.corrcoef(rim.ravel(), inside.ravel())[0, 1])
+    return max(found)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"brightness": 0.25},
+        {"thickness": 3, "density": 0.5, "brightness": 0.25, "angle": 30},
+        {"angle": 30, "density": 0.6, "thickness": 6},
+        {"thickness": 1.2},
+    ],
+)
+def test_nothing_is_mirrored_into_a_picture(values):
+    """And no border is black: the source is large enough, whatever the knobs do to the thickness."""
+    for seed in range(2):
+        shower = RainMaker(Drawer()).shower(0.5, np.random.RandomState(seed))
+        made = set_knobs(shower, 160, 240, values)
+        assert made.scale >= made.least_scale() * (1 - 1e-9)
+        layer = made.pixels()
+        assert mirrored(layer) < 0.8
+        rims = [layer[:12], layer[-12:], layer[:, :12], layer[:, -12:]]
+        assert all(rim.mean() > 0.2 * layer.mean() for rim in rims)
+    reflected = np.pad(layer, ((20, 0), (0, 0), (0, 0)), mode="reflect")
+    assert mirrored(reflected) > 0.99  # the measure sees it
+
+
+def test_bright_streaks_keep_their_profile():
+    """Brightened rain rises to less than white and never reaches it in a flat stroke; darker rain is in proportion."""
+    ramp = np.linspace(0, 1, 101, dtype=np.float32)
+    assert np.array_equal(exposed(ramp, 1.0), ramp) and np.allclose(exposed(ramp, 0.5), ramp / 2)
+    bright = exposed(ramp, 5.0)
+    assert np.allclose(bright[:8], 5 * ramp[:8]) and (np.diff(bright[:40]) > 0).all()
+    assert bright[:70].max() < 0.71 and (bright >= ramp).all()
+    assert np.allclose(exposed(ramp, 1.001), ramp, atol=1e-3)
 
 
 def test_no_knob_leaves_the_rain_as_it_is():
@@ -143,7 +190,7 @@ def test_no_rain_at_all_is_left_alone():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 90), (90, 1), (17, 40)])
-@pytest.mark.parametrize("values", [{"thickness": 6}, {"angle": 50, "density": 0.6, "brightness": 0.5}])
+@pytest.mark.parametrize("values", [{"thickness": 6}, {"angle": 50, "density": 0.6, "brightness": 0.25}])
 def test_small_pictures(size, values):
     shower = RainMaker(fill(EDNet(nz=8, nef=4, patch_size=16), 6)).shower(0.5, np.random.RandomState(0))
     layer = set_knobs(shower, *size, values).pixels()
@@ -181,10 +228,18 @@ def test_report_says_what_was_measured():
 
 
 def test_flags(capsys):
-    args = generate_rain.parse_args(["--data_path", "x", "--angle", "-10", "--scale", "2"])
-    assert args.angle == -10 and args.scale == 2 and args.density is None
+    args = generate_rain.parse_args(["--data_path", "x", "--angle", "-10", "--density", "0.1", "0.2", "--scale", "2"])
+    assert flags.knobs(args) == {"angle": (-10, -10), "density": (0.1, 0.2)} and args.scale == 2
     assert generate_rain.parse_args(["--data_path", "x", "--scale", "auto"]).scale is None
-    for flags in (["--angle", "91"], ["--density", "1.5"], ["--scale", "0"], ["--scale", "much"]):
+    args = generate_rain.parse_args(["--data_path", "x", "--preset", "heavy", "--angle", "5"])
+    assert flags.knobs(args) == flags.PRESETS["heavy"] | {"angle": (5, 5)}
+    assert "--preset heavy: --angle -30 30 --density" in capsys.readouterr().out
+    for preset in flags.PRESETS.values():
+        assert clamped(preset)[1] == []
+    for words in (["--angle", "9", "-9"], ["--layers", "1", "2", "3"]):
+        with pytest.raises(UserError, match=f"{words[0]}: give a number, or a lower and a higher one; got "):
+            flags.knobs(generate_rain.parse_args(["--data_path", "x", *words]))
+    for words in (["--angle", "91"], ["--density", "1.5"], ["--layers", "0"], ["--scale", "0"], ["--scale", "much"]):
         with pytest.raises(SystemExit):
-            generate_rain.parse_args(["--data_path", "x", *flags])
-        assert flags[0] in capsys.readouterr().err
+            generate_rain.parse_args(["--data_path", "x", *words])
+        assert words[0] in capsys.readouterr().err

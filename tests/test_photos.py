@@ -16,6 +16,7 @@ from PIL import Image
 from common.data.images import read_image, write_image
 from common.errors import UserError
 from common.generation import manifest, photos, rain
+from common.generation.knobs import REACH
 from common.generation.measures import measure
 from for_spa import generate_rain as spa
 from for_syn import generate_rain, train_syn_aug
@@ -84,8 +85,9 @@ def test_pairs(mine, tmp_path, generator, script, capsys):
     rows = list(csv.DictReader((out / "manifest.csv").open()))
     assert [row["file"] for row in rows] == ["a.jpg.png", "a.png.png", "trip/b.png", "trip/c.png"]
     assert rows[2] | {"checkpoint": ""} == {
-        "file": "trip/b.png", "photo": "trip/b.webp", "variant": "1", "seed": "0", "num": "1", "intensity": "1.0",
-        "coherence": "0.5", "grey": "False", "checkpoint": "", "version": str(rain.VERSION), "knobs": "",
+        "file": "trip/b.png", "photo": "trip/b.webp", "variant": "1", "drawn": "", "seed": "0", "num": "1",
+        "intensity": "1.0", "coherence": "0.5", "grey": "False", "checkpoint": "",
+        "version": str(rain.VERSION), "knobs": "",
     }  # fmt: skip
     assert len(rows[0]["checkpoint"]) == 64
     assert (out / "real_world.txt").read_text().splitlines()[2] == "rain/trip/b.png norain/trip/b.png"
@@ -112,15 +114,16 @@ def test_knobs_and_scale(mine, tmp_path, generator, capsys):
     """They do what they say, are in the manifest, and are settings of a folder as others are."""
     image, out = mine / "trip" / "b.webp", tmp_path / "out"
     write_image(image, np.zeros((160, 200, 3), np.uint8))
-    flags = ["--angle", "20", "--density", "0.2", "--brightness", "0.8", "--save_layer", "--scale", "2"]
+    flags = ["--angle", "20", "--density", "0.3", "--brightness", "0.8", "--save_layer", "--scale", "2"]
     assert run(image, out, generator, *flags) == 0
-    told = capsys.readouterr().err
-    assert told == "warning: --brightness 0.8 is out of reach, 0.03 to 0.5; 0.5 is taken\n"
+    told, most = capsys.readouterr().err, REACH["brightness"][1]
+    assert told == f"warning: --brightness 0.8 is out of reach, 0.03 to {most:g}; {most:g} is taken\n"
     found = measure(read_image(out / "layer/b.png").transpose(2, 0, 1).astype(np.float32) / 255)
-    assert found.density == pytest.approx(0.2, abs=0.06)  # random weights make blots, not streaks
-    assert found.brightness == pytest.approx(0.5, rel=0.1)
+    assert found.density == pytest.approx(0.3, abs=0.06)  # random weights make blots, not streaks
+    assert found.brightness == pytest.approx(most, rel=0.1)
     (row,) = csv.DictReader((out / "manifest.csv").open())
-    assert row["knobs"] == "angle=20 density=0.2 brightness=0.5 scale=2"
+    assert row["knobs"] == f"angle=20 density=0.3 brightness={most:g} scale=2"
+    assert row["drawn"] == f"angle=20 density=0.3 brightness={most:g}"
     with pytest.raises(UserError, match="made with knobs angle=20 .*, now knobs scale=3; choose another"):
         run(image, out, generator, "--save_layer", "--scale", "3")
     with pytest.raises(UserError, match="--intensity: it scales what --density and --brightness set"):
@@ -128,6 +131,19 @@ def test_knobs_and_scale(mine, tmp_path, generator, capsys):
     for name, more in (("auto", []), ("one", ["--scale", "1"])):  # up to 512 px the same
         assert run(image, tmp_path / name, generator, *more) == 0
     assert (tmp_path / "auto/rain/b.png").read_bytes() == (tmp_path / "one/rain/b.png").read_bytes()
+
+
+def test_ranges_and_layers_are_drawn_for_each_picture(mine, tmp_path, generator):
+    flags = ["--num", "3", "--save_layer", "--angle", "-40", "40", "--brightness", "0.1", "--layers", "1", "3"]
+    assert run(mine / "a.png", tmp_path / "out", generator, *flags) == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "manifest.csv").open()))
+    assert {row["knobs"] for row in rows} == {"angle=-40:40 brightness=0.1 layers=1:3"}
+    showers = [row["drawn"].split("; ") for row in rows]
+    assert {len(some) for some in showers} <= {1, 2, 3} and len({len(some) for some in showers}) > 1
+    angles = [float(one.split()[0].removeprefix("angle=")) for some in showers for one in some]
+    assert len(set(angles)) == len(angles) and -40 <= min(angles) < max(angles) <= 40
+    layers = [read_image(tmp_path / f"out/layer/a_v0{v}.png").mean() for v in (1, 2, 3)]
+    assert np.argmax(layers) == np.argmax([len(some) for some in showers])  # more showers, more rain
 
 
 def test_the_rain_depends_on_seed_path_and_variant_alone(mine, tmp_path, generator):

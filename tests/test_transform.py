@@ -168,6 +168,7 @@ def test_gradients_pass(generator):
         (torch.zeros(20, 20), ValueError, "C, H, W"),
         (torch.zeros(3, 20, 20, dtype=torch.int64), TypeError, "uint8 or floats, got torch.int64"),
         (torch.full((3, 20, 20), -2.0), ValueError, r"floats in \[0, 1\], got -2.00 to -2.00; put it before v2.Norm"),
+        (torch.full((3, 8, 8), float("nan")), ValueError, "not finite"),
         (np.zeros((8, 8, 3), np.uint8), TypeError, "got ndarray; put v2.ToImage"),
         (PIL.Image.fromarray(np.zeros((8, 8, 4), np.uint8)), TypeError, "mode RGB or L, got RGBA; convert it"),
     ],
@@ -230,7 +231,7 @@ def test_no_two_crops_are_alike(drawn):
     """Drawn 100 times from the two layers of the beginning: no crop agrees with another at the same place."""
     augment = drawn(p=1, intensity=1, seed=3, size=64)
     crops = torch.cat([augment(torch.zeros(10, 3, 64, 64))[:, 0] for _ in range(10)]).flatten(1)
-    assert len(augment._bank) == 3
+    assert len(augment._bank) == 2
     crops = crops - crops.mean(1, keepdim=True)
     crops = crops / crops.norm(dim=1, keepdim=True)
     alike = (crops @ crops.T)[~torch.eye(100, dtype=bool)]
@@ -240,12 +241,43 @@ def test_no_two_crops_are_alike(drawn):
 def test_images_larger_than_the_bank_get_a_layer_of_their_own(drawn):
     augment = drawn(p=1, seed=4, size=32)
     before, bank = augment.drawer.calls, [id(layer) for layer, _ in augment._bank]
-    large = augment(torch.zeros(3, 100, 160))
+    with pytest.warns(UserWarning, match="an image of 160x100 is larger than size=32 .* give size=160") as said:
+        large = augment(torch.zeros(2, 3, 100, 160))[1]
+    assert len(said) == 1
     assert augment.drawer.calls > before and [id(layer) for layer, _ in augment._bank] == bank
     assert large.shape == (3, 100, 160)
     assert (large.amax(0).reshape(2, 50, 4, 40).amax((1, 3)) > 0.05).all()  # all over the image
     before = augment.drawer.calls
     assert augment(torch.zeros(3, 32, 9)).max() > 0 and augment.drawer.calls == before
+    for shape in ((3, 1, 300), (3, 300, 1), (3, 2, 90)):
+        assert augment(torch.zeros(shape)).shape == shape
+
+
+def test_under_autocast_and_other_default_types(generator):
+    """Layers are made in fp32, whatever surrounds the call."""
+    image, plain = torch.zeros(40, 3, 16, 16), RainAugment(generator, p=1, seed=3)
+    expected = [plain(image) for _ in range(5)]  # 200 crops: a layer is added
+    assert len(plain._bank) == 3
+    for kind in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", kind):
+            augment = RainAugment(generator, p=1, seed=3)
+            assert all(torch.equal(augment(image), one) for one in expected)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(RainAugment(generator, p=1, seed=3)(image), expected[0])
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_layers_add_up_each_with_its_own_wind(drawn):
+    one, many = (drawn(p=1, seed=2, size=64, intensity=1, layers=layers) for layers in (1, (2, 3)))
+    first, more = (augment(torch.zeros(40, 3, 64, 64)).mean() for augment in (one, many))
+    assert more == pytest.approx(2.5 * first.item(), rel=0.35)
+    assert many.layers == (2, 3) and "layers=(2, 3)" in repr(many)
+
+
+def test_repr_names_the_knobs(generator):
+    assert "angle=(-5.0, 5.0), density=(0.2, 0.2)" in repr(RainAugment(generator, angle=(-5, 5), density=0.2))
 
 
 def test_knobs(drawn):

@@ -10,7 +10,7 @@ from ..files import write_bytes
 
 NAME = "manifest.csv"
 SETTINGS = ["seed", "num", "intensity", "coherence", "grey", "checkpoint", "version", "knobs"]  # of all pairs
-COLUMNS = ["file", "photo", "variant", *SETTINGS]
+COLUMNS = ["file", "photo", "variant", "drawn", *SETTINGS]  # drawn: the knobs of each shower
 Row = dict[str, str]
 
 

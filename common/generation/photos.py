@@ -21,7 +21,7 @@ from ..files import write_bytes
 from ..models import EDNet
 from ..terminal import progress_bar, tell
 from . import manifest
-from .knobs import clamped, measured, missed, set_knobs
+from .knobs import Knobs, clamped, measured, missed, set_knobs
 from .manifest import Row
 from .measures import RAINY, Measures
 from .rain import VERSION, RainMaker, auto_scale, fingerprint
@@ -41,7 +41,7 @@ class Rain:
     coherence: float  # correlation of the codes of a picture, see Shower
     grey: bool  # the maximum over the channels in all of them
     scale: float | None  # factor of the size of the streaks; None: see auto_scale
-    knobs: dict[str, float]  # angle, density, thickness, brightness: those that are set
+    knobs: dict[str, tuple[float, float]]  # ranges of angle, density, thickness, brightness, layers: those that are set
 
 
 def draws(seed: int, photo: str, variant: int) -> np.random.RandomState:
@@ -57,20 +57,31 @@ def output_names(photos: list[Path]) -> dict[Path, str]:
     return {photo: photo.as_posix() if number[stem.casefold()] > 1 else stem for photo, stem in stems.items()}
 
 
+def showers(rain: Rain, rng: np.random.RandomState) -> list[Knobs]:
+    """What the knobs of each shower of a picture are set to, drawn from their ranges."""
+    low, high = rain.knobs.get("layers", (1, 1))
+    ranges = {name: ends for name, ends in rain.knobs.items() if name != "layers"}
+    return [{name: rng.uniform(*ends) for name, ends in ranges.items()} for _ in range(rng.randint(low, high + 1))]
+
+
 def pictures(
     maker: RainMaker, rain: Rain, photo: str, variant: int, clean: np.ndarray
-) -> tuple[dict[str, np.ndarray], Measures | None]:
-    """The clean picture, the rain and their sum, by folder, (H, W, 3) uint8; and measures of the rain, with knobs."""
+) -> tuple[dict[str, np.ndarray], list[tuple[Knobs, Measures]]]:
+    """The clean picture, the rain and their sum, by folder, (H, W, 3) uint8; and what was set and reached."""
     made = {"norain": clean, "layer": np.empty_like(clean), "rain": np.empty_like(clean)}
     height, width = clean.shape[:2]
-    shower = maker.shower(rain.coherence, draws(rain.seed, photo, variant))
-    scale = rain.scale or auto_scale(height, width)
-    layer = set_knobs(shower, height, width, rain.knobs, scale)
-    for rows, columns, tile in layer.tiles():
-        tile = rain.intensity * (np.repeat(tile.max(2, keepdims=True), 3, 2) if rain.grey else tile)
-        made["layer"][rows, columns] = to_uint8(tile, "nearest")
-        made["rain"][rows, columns] = cv2.add(clean[rows, columns].copy(), to_uint8(tile, "nearest"))  # up to 255
-    return made, measured(layer, scale) if rain.knobs.keys() - {"angle"} else None
+    rng = draws(rain.seed, photo, variant)
+    scale, stretch = (rain.scale, 1.0) if rain.scale else auto_scale(height, width)
+    values = showers(rain, rng)
+    layers = [set_knobs(maker.shower(rain.coherence, rng), height, width, one, scale, stretch) for one in values]
+    for tiles in zip(*(layer.tiles() for layer in layers), strict=True):
+        (rows, columns, _), tile = tiles[0], rain.intensity * sum(tile for *_, tile in tiles)
+        tile = to_uint8(np.repeat(tile.max(2, keepdims=True), 3, 2) if rain.grey else tile, "nearest")
+        made["layer"][rows, columns] = tile
+        made["rain"][rows, columns] = cv2.add(clean[rows, columns].copy(), tile)  # up to 255
+    if not rain.knobs.keys() - {"angle", "layers"}:
+        return made, []
+    return made, [(one, measured(layer, scale)) for one, layer in zip(values, layers, strict=True)]
 
 
 def contact_sheet(folder: Path, rows: list[Row]) -> None:
@@ -186,7 +197,7 @@ def rain_on_photos(
         _prepare(save, [row for some in rows.values() for row in some], overwrite)
     distributed.gather(None)  # the others wait for that
     maker, kinds, counts, problems = RainMaker(netED), KINDS if save_layer else ("norain", "rain"), Counter(), {}
-    reached: list[Measures | None] = []
+    reached: list[tuple[Knobs, Measures]] = []
     mine = photos[distributed.share()]
     try:
         for photo in progress_bar(mine, unit="photo"):
@@ -200,7 +211,7 @@ def rain_on_photos(
                 continue
             for row in todo:
                 made, measures = pictures(maker, rain, row["photo"], int(row["variant"]), clean)
-                reached.append(measures)
+                reached += measures
                 for kind in kinds:
                     write_image(save / kind / row["file"], made[kind])
                 counts["made"] += 1
@@ -211,7 +222,7 @@ def rain_on_photos(
     made, earlier = (sum(counts[what] for counts, _, _ in parts) for what in ("made", "earlier"))
     problems = {photo: text for _, some, _ in parts for photo, text in some.items()}
     print(f"{made} pairs made in {save}, {earlier} were there already, {others} other files skipped")
-    _warn(missed(knobs, [measures for _, _, some in parts for measures in some if measures]))
+    _warn(missed([one for _, _, some in parts for one in some]))
     if distributed.is_first():
         _finish(save)
     if problems:
@@ -232,13 +243,16 @@ def _warn(texts: list[str]) -> None:
 
 def _planned(photos: list[Path], rain: Rain, checkpoint: str) -> dict[Path, list[Row]]:
     """The rows of all pairs to make, by photo."""
-    values = {**rain.knobs, "scale": rain.scale}
-    knobs = " ".join(f"{name}={value:.4g}" for name, value in values.items() if value is not None)
+    ranges = {**rain.knobs, **({"scale": (rain.scale, rain.scale)} if rain.scale else {})}
+    knobs = " ".join(f"{name}={low:.4g}" + f":{high:.4g}" * (low != high) for name, (low, high) in ranges.items())
     settings = {name: str(value) for name, value in vars(rain).items() if name in manifest.SETTINGS}
     settings |= {"checkpoint": checkpoint, "version": str(VERSION), "knobs": knobs}
     rows: dict[Path, list[Row]] = {photo: [] for photo in photos}
     for photo, name in output_names(photos).items():
         for k in range(1, rain.num + 1):
             file = f"{name}_v{k:02d}.png" if rain.num > 1 else f"{name}.png"
-            rows[photo].append({"file": file, "photo": photo.as_posix(), "variant": str(k), **settings})
+            one = {"file": file, "photo": photo.as_posix(), "variant": str(k)}
+            drawn = showers(rain, draws(rain.seed, one["photo"], k))
+            one["drawn"] = "; ".join(" ".join(f"{name}={v:.4g}" for name, v in shower.items()) for shower in drawn)
+            rows[photo].append(one | settings)
     return rows

@@ -5,6 +5,7 @@ into one wind and quilted (``quilt``). Turning and scaling the whole then sets t
 """
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -13,38 +14,52 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.layers import warped
+from ..data.layers import inner_size, warped
 from ..errors import UserError
 from ..models import EDNet
 from .measures import direction
 from .quilt import quilt
 
 BATCH = 2**18  # px of patches at a time, whatever the picture, so that the same codes give the same bytes
-VERSION = 2  # goes up when the same codes give another layer
-POOL = 384  # patches that are drawn, of which the better half is used
+VERSION = 3  # goes up when the same codes give another layer
+POOL = 160  # patches that are drawn,
+KEPT = 0.5  # the share of them that is used: those that need least turning
+CUTS = 3  # out of each patch
 TURN = 12.0  # degrees: by how much a patch is turned at most
 JITTER = 0.5  # degrees: standard deviation of the angle within a picture
 TILE = 1024  # px: side of the parts that are turned and scaled one by one
 FULL_SIZE = 512  # px: pictures whose shorter side is longer get larger streaks, see auto_scale
+SHOULDER, CEILING = 0.4, 0.7  # brightness from which on brightened rain rises more slowly, and where it ends
+ROOM = 8  # px around what a picture shows of its source, for the interpolation
 
 
 @dataclass(frozen=True)
 class Layer:
     """Rain for a picture, and how it is turned and scaled into it."""
 
-    source: np.ndarray  # (H, W, nc) float16 >= 0, large enough for the picture turned and scaled back
+    source: np.ndarray  # (H, W, 1 or nc) float16 >= 0, large enough for the picture turned and scaled back
     height: int  # of the picture in px
     width: int
     turn: float = 0.0  # degrees; positive: the lower ends of the streaks move to the right
     scale: float = 1.0  # factor of the size of the streaks
-    gain: float = 1.0  # factor of the brightness
+    gain: float = 1.0  # factor of the brightness, see exposed
+    stretch: float = 1.0  # a further factor of their length,
+    wind: float = 0.0  # along this angle of the streaks in the source, in degrees
+    nc: int = 1  # channels of the picture, where the source has only one
 
     def matrix(self) -> np.ndarray:
         """From a place (x, y) in the picture to the one in the source: (2, 3)."""
         sin, cos = np.sin(np.radians(self.turn)), np.cos(np.radians(self.turn))
-        a = np.array([[cos, -sin], [sin, cos]]) / self.scale
+        along = np.array([np.sin(np.radians(self.wind)), np.cos(np.radians(self.wind))])
+        shrink = np.eye(2) - (1 - 1 / self.stretch) * np.outer(along, along)
+        a = shrink @ [[cos, -sin], [sin, cos]] / self.scale
         middle = np.array([self.width - 1, self.height - 1]) / 2
         return np.hstack([a, (np.array(self.source.shape[1::-1]) - 1)[:, None] / 2 - (a @ middle)[:, None]])
+
+    def least_scale(self) -> float:
+        """The smallest scale at which the source is large enough."""
+        needed = np.abs(self.matrix()[:, :2]) @ (self.width, self.height)
+        return float(self.scale * (needed / (np.array(self.source.shape[1::-1]) - ROOM)).max())
 
     def tile(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         """The rain of a part of the picture: (height, width, nc) float32 >= 0."""
@@ -52,15 +67,17 @@ class Layer:
         m[:, 2] += m[:, :2] @ (left, top)
         if np.array_equal(m[:, :2], np.eye(2)) and np.array_equal(m[:, 2], np.rint(m[:, 2])):
             x, y = m[:, 2].astype(int)
-            return self.gain * self.source[y : y + height, x : x + width].astype(np.float32)
-        corners = m[:, :2] @ [[0, width - 1, 0, width - 1], [0, 0, height - 1, height - 1]] + m[:, 2:]
-        first = np.maximum(np.floor(corners.min(1)).astype(int) - 3, 0)
-        last = np.ceil(corners.max(1)).astype(int) + 4
-        part = np.ascontiguousarray(self.source[first[1] : last[1], first[0] : last[0]], np.float32)
-        m[:, 2] -= first
-        flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-        made = cv2.warpAffine(part, m, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
-        return self.gain * np.maximum(made.reshape(height, width, -1), 0)
+            made = self.source[y : y + height, x : x + width].astype(np.float32)
+        else:
+            corners = m[:, :2] @ [[0, width - 1, 0, width - 1], [0, 0, height - 1, height - 1]] + m[:, 2:]
+            first = np.maximum(np.floor(corners.min(1)).astype(int) - 3, 0)
+            last = np.ceil(corners.max(1)).astype(int) + 4
+            part = np.ascontiguousarray(self.source[first[1] : last[1], first[0] : last[0]], np.float32)
+            m[:, 2] -= first
+            flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+            made = cv2.warpAffine(part, m, (width, height), flags=flags)  # nothing is ever mirrored into a picture
+            made = np.maximum(made.reshape(height, width, -1), 0)
+        return np.broadcast_to(exposed(made, self.gain), (height, width, max(self.nc, made.shape[2])))
 
     def tiles(self) -> Iterator[tuple[slice, slice, np.ndarray]]:
         """Rows and columns of the picture, and the rain there, (rows, columns, nc), part by part to save memory."""
@@ -71,7 +88,7 @@ class Layer:
 
     def pixels(self) -> np.ndarray:
         """The whole rain layer, (height, width, nc) float32 >= 0."""
-        made = np.empty((self.height, self.width, self.source.shape[2]), np.float32)
+        made = np.empty((self.height, self.width, max(self.nc, self.source.shape[2])), np.float32)
         for rows, columns, tile in self.tiles():
             made[rows, columns] = tile
         return made
@@ -86,51 +103,60 @@ class Shower:
 
     Attributes:
         wind: degrees from vertical, that of a random patch, so that winds are distributed as in the generator's rain.
-        pool: (N, side, side, nc) patches, turned into the wind.
+        pool: (N, CUTS, side, side, nc or 1) patches, turned into the wind; 1 where all channels are the same.
     """
 
     def __init__(self, netED: EDNet, coherence: float, rng: np.random.RandomState) -> None:
         self._netED, self._coherence, self._rng = netED, coherence, rng
         self._shared = rng.standard_normal(netED.nz)
-        self.side, self.overlap = 3 * netED.patch_size // 4, netED.patch_size // 4  # px: of a patch that was turned
-        patches = self._drawn(POOL)
-        self.wind = next((float(a) for a in _angles(patches) if np.isfinite(a)), 0.0)
-        self.pool = self._aligned(patches, POOL // 2)
+        self.side = 2 * int((inner_size(netED.patch_size, netED.patch_size, TURN)[0] - 1) // 2)  # px: of a turned patch
+        patches, angles = self._drawn()
+        self.wind = next((float(a) for a in angles if np.isfinite(a)), 0.0)
+        self.pool = self._aligned(patches, angles)
 
-    def layer(self, height: int, width: int, turn: float = 0.0, scale: float = 1.0, spare: float = 1.0) -> Layer:
+    def layer(
+        self, height: int, width: int, turn: float = 0.0, scale: float = 1.0, spare: float = 1.0, stretch: float = 1.0
+    ) -> Layer:
         """A layer of this rain, turned and scaled; see ``Layer``. The source is ``spare`` times larger than needed."""
-        layer = Layer(np.empty((0, 0, 0)), height, width, turn, scale / spare)
-        room = 8 if turn or scale != 1 else 0  # px, for the interpolation
+        empty = np.empty((0, 0, self.pool.shape[-1]), np.float16)
+        layer = Layer(empty, height, width, turn, scale / spare, 1.0, stretch, self.wind, self._netED.nc)
+        room = 0 if turn == 0 and scale == spare == stretch == 1 else ROOM
         w, h = (np.ceil(np.abs(layer.matrix()[:, :2]) @ (width, height)) + room).astype(int)
         layer = replace(layer, source=np.empty((h, w, 0)))
+        return replace(layer, source=self.source(layer), scale=scale)
+
+    def source(self, layer: Layer) -> np.ndarray:
+        """Another texture of this rain, as large as the source of a layer, where its picture needs it."""
         back = cv2.invertAffineTransform(layer.matrix())
 
-        def wanted(top: int, left: int) -> bool:
-            """Whether a patch of the source reaches into the picture."""
-            x, y = back @ (left + self.side / 2, top + self.side / 2, 1)
-            reach = (self.side / 2**0.5 + room) * layer.scale
-            return -reach < x < width + reach and -reach < y < height + reach
+        def wanted(tops: np.ndarray, lefts: np.ndarray) -> np.ndarray:
+            """Whether patches of the source reach into the picture."""
+            x, y = back @ (lefts + self.side / 2, tops + self.side / 2, np.ones(len(tops)))
+            reach = (self.side / 2**0.5 + ROOM) * layer.scale * layer.stretch
+            return (-reach < x) & (x < layer.width + reach) & (-reach < y) & (y < layer.height + reach)
 
-        def fresh(number: int) -> np.ndarray:
-            return self._aligned(self._drawn(2 * number), number)
+        pools = itertools.chain([self.pool], (self._aligned(*self._drawn()) for _ in itertools.count()))
+        return quilt(*layer.source.shape[:2], pools.__next__, self._rng, wanted)
 
-        pool = self.pool[self._rng.permutation(len(self.pool))]  # another beginning for each layer
-        return replace(layer, source=quilt(h, w, pool, fresh, self.overlap, wanted), scale=scale)
+    def _drawn(self) -> tuple[np.ndarray, np.ndarray]:
+        """Patches of one kind of rain, (POOL, p, p, nc), or of one channel where all are the same; and their angles."""
+        codes = draw_codes(POOL, self._shared, self._coherence, self._rng)
+        patches = sampled(self._netED, codes).permute(0, 2, 3, 1).cpu().numpy()
+        patches = patches[..., :1] if (patches == patches[..., :1]).all() else patches
+        return patches, np.array([direction(patch.mean(2)) for patch in patches])
 
-    def _drawn(self, number: int) -> np.ndarray:
-        codes = draw_codes(number, self._shared, self._coherence, self._rng)
-        return sampled(self._netED, codes).permute(0, 2, 3, 1).cpu().numpy()
-
-    def _aligned(self, patches: np.ndarray, number: int) -> np.ndarray:
-        """The patches that need least turning, in the wind: (M, p, p, nc) -> (number, side, side, nc)."""
-        off = np.nan_to_num((_angles(patches) - self.wind + 90) % 180 - 90)  # no rain: no direction
-        chosen = np.sort(np.abs(off).argsort(kind="stable")[:number])
-        cut = np.empty((number, self.side, self.side, patches.shape[3]), np.float32)
-        for i, k in enumerate(chosen):
+    def _aligned(self, patches: np.ndarray, angles: np.ndarray) -> np.ndarray:
+        """The patches that need least turning, in the wind, cut: (M, p, p, C) -> (N, CUTS, side, side, C)."""
+        off = np.nan_to_num((angles - self.wind + 90) % 180 - 90)  # no rain: no direction
+        chosen = np.sort(np.abs(off).argsort(kind="stable")[: round(KEPT * len(patches))])
+        cut = np.empty((len(chosen), CUTS, self.side, self.side, patches.shape[3]), np.float32)
+        for patch, k in zip(cut, chosen, strict=True):
             turn = np.clip(JITTER * self._rng.standard_normal() - off[k], -TURN, TURN)
             turned = warped(patches[k], float(turn), 1.0)
-            y, x = (self._rng.randint(0, size - self.side + 1) for size in turned.shape[:2])
-            cut[i] = turned[y : y + self.side, x : x + self.side]
+            turned = turned[..., None] if turned.ndim == 2 else turned
+            for one in patch:
+                y, x = (self._rng.randint(0, size - self.side + 1) for size in turned.shape[:2])
+                one[:] = turned[y : y + self.side, x : x + self.side]
         return np.maximum(cut, 0)
 
 
@@ -156,15 +182,13 @@ class RainMaker:
         return torch.from_numpy(made).permute(2, 0, 1)
 
 
-def _angles(patches: np.ndarray) -> np.ndarray:
-    return np.array([direction(patch.mean(2)) for patch in patches])
-
-
 @torch.no_grad()
 def sampled(netED: EDNet, codes: Tensor) -> Tensor:
     """Rain codes (N, nz), however many, to rain layers (N, nc, p, p) >= 0 on the generator's device."""
-    parts = codes.to(next(netED.parameters()).device).split(max(1, BATCH // netED.patch_size**2))
-    return torch.cat([netED.sample(part) for part in parts])
+    device = next(netED.parameters()).device
+    parts = codes.float().to(device).split(max(1, BATCH // netED.patch_size**2))
+    with torch.autocast(device.type, enabled=False):  # of a training that surrounds it
+        return torch.cat([netED.sample(part) for part in parts])
 
 
 def draw_codes(number: int, shared: np.ndarray, coherence: float, rng: np.random.RandomState) -> Tensor:
@@ -182,6 +206,24 @@ def fingerprint(netED: EDNet) -> str:
     return digest.hexdigest()
 
 
-def auto_scale(height: int, width: int) -> float:
-    """The size of streaks that suits a picture: 1 up to 512 px of its shorter side, growing with it beyond."""
-    return max(1.0, min(height, width) / FULL_SIZE)
+def auto_scale(height: int, width: int) -> tuple[float, float]:
+    """What suits a picture: factor of the size of the streaks, and a further one of their length.
+
+    Both are 1 up to 512 px of the shorter side. Beyond, the length grows with the picture and the thickness with its
+    root: streaks that grow in both directions get blurred. A streak is long because it moves while the shutter is open.
+    """
+    root = max(1.0, min(height, width) / FULL_SIZE) ** 0.5
+    return root, root
+
+
+def exposed(rain: np.ndarray, gain: float) -> np.ndarray:
+    """Rain made brighter or darker: in proportion up to SHOULDER, then ever more slowly up to CEILING.
+
+    So a bright streak keeps its profile and lets the photo shine through, where a cut at 1 would leave white strokes
+    with hard edges. What was brighter than that before stays as it is.
+    """
+    if gain <= 1:
+        return rain if gain == 1 else np.float32(gain) * rain
+    more, room = np.float32(gain) * rain, CEILING - SHOULDER
+    soft = SHOULDER + room * (1 - np.exp(np.minimum(SHOULDER - more, 0) / room))
+    return np.maximum(rain, np.where(more > SHOULDER, soft, more))

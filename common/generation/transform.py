@@ -19,10 +19,11 @@ from ..training.checkpoint import load_generator
 from ..weights import GENERATOR
 from .knobs import REACH, clamped, set_knobs
 from .measures import direction
-from .rain import RainMaker, auto_scale
+from .rain import ROOM, RainMaker, auto_scale
 
-FIRST, LAYERS = 2, 16  # layers of the bank: at the start, and at most
-EARLY, LATE = 50, 1000  # crops from one new layer to the next, until the bank is full, and then
+FIRST, LAYERS = 2, 24  # layers of the bank: at the start, and at most
+EARLY, LATE = 150, 1000  # crops from one new layer to the next, until the bank is full, and then
+SIDE = 1.6  # side of a layer of the bank, as a multiple of `size`: room for a crop that is turned by 45 degrees
 TURN, ZOOM = 5.0, 0.1  # degrees and share by which a crop is turned and scaled where no knob sets that
 
 
@@ -38,13 +39,15 @@ class _Rain:
 
     def crop(self, height: int, width: int, rng: np.random.RandomState) -> np.ndarray:
         """(height, width, C) float32 >= 0 from a random place of the layer."""
+        room = np.array(self.layer.shape[1::-1]) - (width, height)
+        if np.array_equal(self.matrix, np.eye(2)):
+            x, y = (rng.uniform(size=2) * (room + 1)).astype(int)
+            return self.layer[y : y + height, x : x + width] * np.float32(self.gain / 255)
         half = np.abs(self.matrix) @ (width - 1, height - 1) / 2
         room = np.array(self.layer.shape[1::-1]) - 1 - 2 * half
-        centre = half + rng.uniform(size=2) * np.maximum(room, 0)
-        shift = centre - self.matrix @ ((width - 1) / 2, (height - 1) / 2)
-        flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-        m = np.hstack([self.matrix, shift[:, None]])
-        made = cv2.warpAffine(self.layer, m, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+        shift = half + rng.uniform(size=2) * np.maximum(room, 0) - self.matrix @ ((width - 1) / 2, (height - 1) / 2)
+        m, flags = np.hstack([self.matrix, shift[:, None]]), cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+        made = cv2.warpAffine(self.layer, m, (width, height), flags=flags)
         return made.reshape(height, width, -1) * np.float32(self.gain / 255)
 
 
@@ -57,9 +60,9 @@ class RainAugment(v2.Transform):
     Of plain tensors in a sample only the first one is an image, as everywhere in torchvision. The frames of a video
     share wind and kind of streaks, at other places.
 
-    Rain comes from a bank of layers: two at the start (some seconds), up to 16 later, of which the oldest are replaced.
-    Each crop is turned, scaled, mirrored and cut at random. In each worker the bank takes up to 64 * size**2 bytes,
-    three times that for coloured rain. Larger images get layers of their own, which takes seconds.
+    Rain comes from a bank of layers: two at the start, up to 24 later, of which the oldest are replaced. Each crop is
+    turned, scaled, mirrored and cut at random. In each worker the bank takes up to 62 * size**2 bytes, three times that
+    for coloured rain. Larger images get layers of their own, which takes a second, and a warning.
 
     Args:
         checkpoint: weights of RNet and G (ED_state_N.pt); 'default': those that come with the project.
@@ -71,8 +74,9 @@ class RainAugment(v2.Transform):
         seed: None draws from torch's generator, which DataLoader seeds anew for every worker and epoch. A number gives
             the same stream in every run of one process; in workers it also depends on the DataLoader's seed.
         size: longer side in px of the largest image that takes its rain from the bank.
-        knobs: angle, density, thickness, brightness of the rain (see ``measures.Measures``), each a number or the range
-            (low, high) to draw it from. Beyond ``knobs.REACH`` they warn and clamp.
+        layers: showers in an image, whose rain is added, a number or the range (low, high) to draw it from.
+        knobs: angle, density, thickness, brightness of each shower (see ``measures.Measures``), each a number or the
+            range (low, high) to draw it from. Beyond ``knobs.REACH`` they warn and clamp.
 
     Raises:
         UserError: the checkpoint is missing or the wrong one.
@@ -91,6 +95,7 @@ class RainAugment(v2.Transform):
         seed: int | None = None,
         *,
         size: int = 256,
+        layers: int | Sequence[int] = 1,
         **knobs: float | Sequence[float] | None,
     ) -> None:
         super().__init__()
@@ -103,45 +108,57 @@ class RainAugment(v2.Transform):
             intensity = 1 if ranges.keys() & {"density", "brightness"} else (0.5, 1.5)
         self.p, self.intensity, self.size = p, _range("intensity", intensity, 0, 2), size
         self.coherence, self.grey, self.seed = coherence, grey, seed
-        (low, first), (high, second) = (clamped({name: r[side] for name, r in ranges.items()}) for side in (0, 1))
-        for text in dict.fromkeys(first + second):
+        self.layers = tuple(int(end) for end in _range("layers", layers, 1, 8))
+        self.knobs, texts = clamped(ranges)
+        for text in texts:
             warnings.warn(f"RainAugment: {text}", stacklevel=2)
-        self.knobs = {name: (low[name], high[name]) for name in ranges}
         path = GENERATOR if checkpoint == "default" else Path(checkpoint).expanduser()
-        self._maker = RainMaker(load_generator(path, "checkpoint"))
+        self._maker = RainMaker(load_generator(path, "checkpoint").float())  # whatever torch's default dtype is
         self._bank: list[tuple[np.ndarray, float]] = []  # layers and their angles, the oldest first
         self._calls = self._crops = 0
+        self._warned = False
         start = torch.randint(2**32, (1,)).item() if seed is None else seed
         for k in range(FIRST):
             self._add_layer(np.random.RandomState([start, k]))
 
     def _add_layer(self, rng: np.random.RandomState) -> None:
-        side = 2 * self.size
-        layer = self._layer(side, side, 1.0, rng)
+        side = round(SIDE * self.size) + ROOM
+        layer = self._layer(side, side, rng)
         angle = direction(layer.mean(2, dtype=np.float32))
         self._bank = [*self._bank, (layer, angle if np.isfinite(angle) else 0.0)][-LAYERS:]
         self._crops = 0
 
-    def _layer(self, height: int, width: int, scale: float, rng: np.random.RandomState, **more: float) -> np.ndarray:
+    def _layer(
+        self, height: int, width: int, rng: np.random.RandomState, scale: float = 1, stretch: float = 1, **more: float
+    ) -> np.ndarray:
         """A layer (height, width, C) uint8 with knobs from their ranges, but for the angle; C is 1 for grey rain."""
         knobs = {name: rng.uniform(*ends) for name, ends in self.knobs.items() if name != "angle"} | more
         shower = self._maker.shower(self.coherence, rng)
-        rain = np.rint(255 * np.minimum(set_knobs(shower, height, width, knobs, scale).pixels(), 1)).astype(np.uint8)
+        layer = set_knobs(shower, height, width, knobs, scale, stretch)
+        rain = np.rint(255 * np.minimum(layer.pixels(), 1)).astype(np.uint8)
         return rain.max(2, keepdims=True) if self.grey or (rain == rain[..., :1]).all() else rain
 
     def _rain(self, height: int, width: int, frames: int, rng: np.random.RandomState) -> _Rain:
-        """The rain for an image, or for the frames of a video, of this size."""
+        """A shower for an image, or for the frames of a video, of this size."""
         angle = {"angle": rng.uniform(*self.knobs["angle"])} if "angle" in self.knobs else {}
         gain = rng.uniform(*self.intensity)
         if max(height, width) > self.size:
+            if not self._warned:
+                text = f"an image of {width}x{height} is larger than size={self.size} and gets layers of its own, which"
+                warnings.warn(f"RainAugment: {text} takes seconds; give size={max(height, width)}", stacklevel=2)
+                self._warned = True
             height += height // 2 * (frames > 1)  # room to fall
-            return _Rain(self._layer(height, width, auto_scale(height, width), rng, **angle), gain)
+            return _Rain(self._layer(height, width, rng, *auto_scale(height, width), **angle), gain)
         layer, own = self._bank[rng.randint(len(self._bank))]
         self._crops += 1
         zoom = 1.0 if "thickness" in self.knobs else float(np.exp(rng.uniform(-ZOOM, ZOOM)))
         if angle:
             return _Rain(layer, gain, angle["angle"] - own, zoom)
         return _Rain(layer, gain, rng.uniform(-TURN, TURN), zoom, rng.uniform() < 0.5)
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows: the arguments."""
+        return ", ".join([super().extra_repr(), *(f"{name}={ends}" for name, ends in self.knobs.items())])
 
     def check_inputs(self, flat_inputs: list[Any]) -> None:
         images = tuple(kind for kind in self._transformed_types if isinstance(kind, type))
@@ -178,8 +195,9 @@ class RainAugment(v2.Transform):
     def _rained_on(self, clip: Tensor, rng: np.random.RandomState) -> Tensor:
         """One rain on all frames (T, C, H, W)."""
         frames, channels, height, width = clip.shape
-        rain = self._rain(height, width, frames, rng)
-        crops = np.stack([rain.crop(height, width, rng) for _ in clip])
+        number = rng.randint(self.layers[0], self.layers[1] + 1)
+        showers = [self._rain(height, width, frames, rng) for _ in range(number)]
+        crops = np.stack([sum(rain.crop(height, width, rng) for rain in showers) for _ in clip])
         layer = torch.from_numpy(crops).permute(0, 3, 1, 2).to(clip.device)
         layer = layer.amax(1, keepdim=True) if channels == 1 else layer
         if clip.dtype == torch.uint8:
@@ -201,6 +219,8 @@ def _check(image: Tensor) -> None:
         raise ValueError(f"RainAugment takes images (..., C, H, W) with C of 3 or 1, got {tuple(image.shape)}")
     if image.dtype != torch.uint8 and not image.is_floating_point():
         raise TypeError(f"RainAugment takes uint8 or floats, got {image.dtype}; put v2.ToDtype(...) before it")
+    if image.is_floating_point() and not torch.isfinite(image).all():
+        raise ValueError("RainAugment takes floats in [0, 1], got some that are not finite (nan or inf)")
     # Cubic resizing leaves values a little outside of [0, 1].
     if image.is_floating_point() and image.numel() and not (image.min() >= -0.5 and image.max() <= 1.5):
         found = f"{image.min():.2f} to {image.max():.2f}"

@@ -175,7 +175,7 @@ def generator_step(
 
 
 def generator_draw(nz: int, critic_first: int = 0) -> Callable[[Tensor, Tensor, int, int], tuple]:
-    """The inputs of a step for ``fit``: ((whether it has penalties, whether G learns), rainy, clean, codes for D and G).
+    """The inputs of a step for ``fit``: ((with penalties?, does G learn?), rainy, clean, codes for D, codes for G).
 
     Args:
         critic_first: steps at the start in which D learns alone.
