@@ -1,6 +1,7 @@
 """Joint training as a user meets it: files, going on bit for bit, interruptions, refusals."""
 
 import argparse
+import errno
 import json
 import os
 import shutil
@@ -9,11 +10,12 @@ import sys
 
 import pytest
 import torch
-from filelock import FileLock
 
+from common import lock
 from common.data.images import write_image
 from common.errors import TrainingStopped, UserError
 from common.evaluation import derain
+from common.lock import locked
 from common.models import EDNet
 from common.training import folder as training_folder
 from common.training import joint
@@ -138,13 +140,29 @@ def test_other_data_on_resume_are_noticed(pairs_folder, whole, capsys):
     assert "other data than before (4 pairs, " in capsys.readouterr().out
 
 
-def test_a_second_training_in_the_same_folder_is_refused(pairs_folder, tmp_path, monkeypatch):
-    model = tmp_path / "model"
-    model.mkdir()
-    monkeypatch.setattr(training_folder, "LOCK_SECONDS", 0.1)
-    with FileLock(model / ".lock"), pytest.raises(UserError, match="another training runs in .*model now"):
-        train(pairs_folder, model, "--niter", 1)
-    train(pairs_folder, model, "--niter", 1)
+@pytest.mark.parametrize("shared", ["model", "model_logs"])
+def test_a_second_training_in_the_same_folder_is_refused(pairs_folder, tmp_path, monkeypatch, shared):
+    monkeypatch.setattr(lock, "SECONDS", 0.1)
+    told = rf"--(model|log)_dir: another run writes to \S*/{shared} now"
+    with locked(tmp_path / shared, "--x"), pytest.raises(UserError, match=told):
+        train(pairs_folder, tmp_path / "model", "--niter", 1)
+    assert not list(tmp_path.glob("model*"))
+    train(pairs_folder, tmp_path / "model", "--niter", 1)
+
+
+def test_models_and_logs_in_one_folder(pairs_folder, tmp_path):
+    for niter in (1, 2):
+        train(pairs_folder, tmp_path / "model", "--log_dir", tmp_path / "model", "--niter", niter)
+    assert (tmp_path / "model" / "log.csv").exists() and not (tmp_path / "model" / ".lock").exists()
+
+
+def test_a_training_on_a_file_system_without_locks(pairs_folder, tmp_path, monkeypatch, capsys):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    train(pairs_folder, tmp_path / "model", "--niter", 1)
+    assert capsys.readouterr().err.count("without locks (No locks available)") == 2  # of --model_dir and --log_dir
 
 
 def test_a_training_is_not_overwritten_by_accident(pairs_folder, whole):
