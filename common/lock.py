@@ -16,15 +16,15 @@ MISSING = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # how file systems wit
 
 
 @contextlib.contextmanager
-def locked(folder: Path, flag: str, name: str = ".lock") -> Iterator[None]:
+def locked(place: Path, flag: str, is_file: bool = False) -> Iterator[None]:
     """Hold the lock of a folder; of several processes the first one does, for all. No lock file stays behind.
 
     Where the file system has no locks, a file stands for one.
 
     Args:
-        folder: is created; if it is empty in the end, it is deleted again.
-        flag: names the folder, for messages.
-        name: of the lock file.
+        place: a folder, which is created; if it is empty in the end, it is deleted again.
+        flag: names it, for messages.
+        is_file: whether it is a single file in such a folder instead.
 
     Raises:
         UserError: another run holds the lock, or the folder can't be written to.
@@ -32,10 +32,11 @@ def locked(folder: Path, flag: str, name: str = ".lock") -> Iterator[None]:
     if not distributed.is_first():
         yield
         return
+    folder, file = (place.parent, place.with_name(f".{place.name}.lock")) if is_file else (place, place / ".lock")
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = _acquire(folder / name, flag)
+        held = _acquire(file, flag, place)
     except OSError as error:
         raise UserError(f"{flag}: {folder} can't be written to ({error.strerror})") from None
     try:
@@ -49,13 +50,13 @@ def locked(folder: Path, flag: str, name: str = ".lock") -> Iterator[None]:
                 folder.rmdir()
 
 
-def _acquire(file: Path, flag: str) -> BaseFileLock:
+def _acquire(file: Path, flag: str, place: Path) -> BaseFileLock:
     """Wait some seconds for a lock; says so where a file has to stand for it."""
-    soft, busy = file.with_name(f"{file.name}.soft"), f"{flag}: another run writes to {file.parent} now"
+    soft, busy = file.with_name(f"{file.name}.soft"), f"{flag}: another run writes to {place} now"
     try:
         return FileLock(file, fallback_to_soft=False).acquire(SECONDS).lock
     except Timeout:
-        raise UserError(f"{busy}; wait for it, or name another folder") from None
+        raise UserError(f"{busy}; wait for it, or name another one") from None
     except OSError as error:
         if error.errno not in MISSING:
             raise
@@ -66,5 +67,5 @@ def _acquire(file: Path, flag: str) -> BaseFileLock:
         return SoftFileLock(soft).acquire(SECONDS).lock
     except Timeout:
         process, host, *_ = [*soft.read_text().split(), "?", "?"]
-        text = f"{busy} (process {process} of {host.partition('?')[0]}). Wait for it, or name another folder"
+        text = f"{busy} (process {process} of {host.partition('?')[0]}). Wait for it, or name another one"
         raise UserError(f"{text}. If that run is gone, delete {soft}") from None

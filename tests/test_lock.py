@@ -34,7 +34,7 @@ def refused(folder):
 
 def test_the_second_run_is_refused(tmp_path):
     with locked(tmp_path, "--x"):
-        assert refused(tmp_path) == f"--x: another run writes to {tmp_path} now; wait for it, or name another folder"
+        assert refused(tmp_path) == f"--x: another run writes to {tmp_path} now; wait for it, or name another one"
     with locked(tmp_path, "--x"):  # the first one is gone
         pass
     assert list(tmp_path.iterdir()) == []
