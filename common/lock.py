@@ -61,7 +61,7 @@ def _acquire(file: Path, flag: str, place: Path) -> BaseFileLock:
         if error.errno not in MISSING:
             raise
         file.unlink(missing_ok=True)
-        text = f"{file.parent} is on a file system without locks ({error.strerror}). {soft} keeps other runs out instead"
+        text = f"{file.parent} is on a file system without locks ({error.strerror}); {soft} keeps other runs out"
         print(f"warning: {flag}: {text}", file=sys.stderr)
     try:
         return SoftFileLock(soft).acquire(SECONDS).lock

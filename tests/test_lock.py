@@ -66,4 +66,4 @@ def test_a_file_stands_for_the_lock_where_there_are_none(tmp_path, no_locks, cap
 def test_what_a_lost_machine_left_is_named_with_the_remedy(tmp_path, no_locks):
     (tmp_path / ".lock.soft").write_text("71\nnode7\n")
     told = refused(tmp_path)
-    assert f"(process 71 of node7)" in told and f"If that run is gone, delete {tmp_path}/.lock.soft" in told
+    assert "(process 71 of node7)" in told and f"If that run is gone, delete {tmp_path}/.lock.soft" in told

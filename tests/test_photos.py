@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common import lock
 from common.data.images import read_image, write_image
 from common.errors import UserError
 from common.generation import manifest, photos, rain
@@ -179,6 +180,21 @@ def test_what_is_there_is_not_overwritten(mine, tmp_path, generator, capsys):
     # what was deleted is made again
     (out / "norain/trip/c.png").unlink()
     assert run(mine, out, generator, "--seed", "1") == 0 and (out / "norain/trip/c.png").exists()
+
+
+def test_a_second_run_into_the_same_folder_is_refused(mine, tmp_path, generator, monkeypatch):
+    def refused(path, pixels):
+        monkeypatch.setattr(photos, "write_image", write_image)
+        with pytest.raises(UserError, match="--save_path: another run writes to .*out now"):
+            run(mine / "trip", out, generator)
+        write_image(path, pixels)
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(lock, "SECONDS", 0.1)
+    monkeypatch.setattr(photos, "write_image", refused)
+    assert run(mine, out, generator) == 0 and photos.write_image is write_image
+    run(mine, tmp_path / "whole", generator)
+    assert files(out) == files(tmp_path / "whole")
 
 
 def test_pairs_never_land_on_photos(tmp_path, generator):

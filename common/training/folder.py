@@ -288,7 +288,9 @@ def _require_apart(args: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def open_folder(args: argparse.Namespace, script: str, *prefixes: str) -> Iterator[TrainingFolder]:
-    """Open --model_dir for a training script: lock it and --log_dir, find the state to go on from. --dry_run only looks.
+    """Open --model_dir for a training script: lock it and --log_dir, find the state to go on from.
+
+    A --dry_run only looks.
 
     Args:
         args: flags of the script; a seed that was drawn before is put into it.
