@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from common.training import joint
 from common.training.loop import LossSums, learning_rate
 from for_syn import train_syn_joint
 from tests.conftest import begin, photo, write_pairs
-from tests.runs import THREADS, arguments, assert_same_run, load, log_of, same, train, wait_for
+from tests.runs import THREADS, arguments, assert_same_run, load, log_of, same, tensorboard_of, train, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,26 @@ def test_a_failure_in_validation_does_not_lose_the_epoch(pairs_folder, tmp_path,
     a, b = (load(folder / "train_state_last.pt") for folder in (model, tmp_path / "other"))
     assert same(a["nets"], b["nets"]) and a["best"] == b["best"]
     assert same(load(model / "DerainNet_best.pt"), load(tmp_path / "other" / "DerainNet_best.pt"))
+
+
+def test_tensorboard_shows_every_point_once(pairs_folder, tmp_path, monkeypatch):
+    def train_on(model, niter):
+        train(pairs_folder, tmp_path / model, *val, "--niter", niter, "--log_every", 1, "--save_minutes", 1e-9)
+
+    def failing(real, number):
+        calls = itertools.count(1)
+        return lambda *args, **more: real(*args, **more) if next(calls) != number else 1 / 0
+
+    val = ["--val_data_path", pairs_folder / "rain", "--val_gt_path", pairs_folder / "norain"]
+    train_on("whole", 3)
+    train_on("parts", 1)
+    saving = (training_folder, "_require_finite", 1)  # the logs are written, the state is not
+    for place, name, call in ((joint, "d_step", 3), saving, (derain, "validate", 1), (joint, "d_step", 1)):
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr(place, name, failing(getattr(place, name), call))
+            train_on("parts", 3)
+    train_on("parts", 3)
+    assert tensorboard_of(tmp_path / "parts") == tensorboard_of(tmp_path / "whole")
 
 
 def test_logs_of_another_run_are_not_mixed(pairs_folder, whole, tmp_path):
@@ -371,7 +392,7 @@ def test_loss_sums_count_each_kind_of_step_by_itself():
     assert sums.means() == {"mse": 1.0, "kl": 4.0} and sums.last() == {"mse": 2.0, "kl": 4.0}
     again = LossSums(sums.plain())
     again.add({"mse": torch.tensor(3.0)})
-    assert again.means() == {"mse": 1.5, "kl": 4.0}
+    assert again.means() == {"mse": 1.5, "kl": 4.0} and again.last() == {"mse": 3.0, "kl": 4.0}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
