@@ -191,7 +191,7 @@ def run(main: Callable[[], int | None], torchrun: bool = False) -> int:
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # file names may hold anything
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)  # file names may hold anything
     if distributed.is_launched() and not torchrun:
         _complain("error: this command runs in one process; start it with python, not with torchrun")
         return 2

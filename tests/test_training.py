@@ -46,6 +46,7 @@ def test_files_and_logs(pairs_folder, tmp_path, capsys):
     val = ["--val_data_path", pairs_folder / "rain", "--val_gt_path", pairs_folder / "norain", "--val_every", 2]
     assert train(pairs_folder, model, "--niter", 3, *val) is None
     printed = capsys.readouterr().out
+    assert "training from epoch 1/3, step 1/6, on cpu\n" in printed
     assert "epoch 2/3" in printed and "mse" in printed and "val psnr_y" in printed
     weights = {f"{name}_state_{n}.pt" for name in ("DerainNet", "ED", "D") for n in (2, 3)}  # T6: every 2, and the last
     assert {p.name for p in model.glob("*.pt")} == weights | {
