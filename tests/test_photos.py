@@ -305,9 +305,22 @@ def test_refused(mine, tmp_path, generator, flags, message):
 
 
 def test_names_are_free_of_clashes():
-    names = photos.output_names([Path(n) for n in ("a.jpg", "a.png", "b/a.jpg", "B.png", "b.jpg")])
-    assert len({name.casefold() for name in names.values()}) == 5
+    files = [
+        "a.jpg",
+        "a.png",
+        "a.png.png",
+        "b/a.jpg",
+        "B.png",
+        "b.jpg",
+        "c.jpg.png",
+        "c.png",
+        "c.jpg",
+        "c.jpg.png.webp",
+    ]
+    names = photos.output_names([Path(file) for file in files])
+    assert len({name.casefold() for name in names.values()}) == len(files)
     assert names[Path("b/a.jpg")] == "b/a" and names[Path("B.png")] == "B.png"
+    assert names[Path("a.png")] == "a.png" and names[Path("a.png.png")] == "a.png.png"
 
 
 def test_the_pairs_train_as_they_are(tmp_path, generator):

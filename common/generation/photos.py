@@ -52,10 +52,14 @@ def draws(seed: int, photo: str, variant: int) -> np.random.RandomState:
 
 
 def output_names(photos: list[Path]) -> dict[Path, str]:
-    """Paths of the outputs below rain/ and norain/, without variant and .png; equal stems keep their extension."""
-    stems = {photo: photo.with_suffix("").as_posix() for photo in photos}
-    number = Counter(stem.casefold() for stem in stems.values())  # some file systems do not tell A from a
-    return {photo: photo.as_posix() if number[stem.casefold()] > 1 else stem for photo, stem in stems.items()}
+    """Paths of the outputs below rain/ and norain/, without variant and .png; where these clash, with the extension."""
+    names = {photo: photo.with_suffix("").as_posix() for photo in photos}
+    while True:
+        number = Counter(name.casefold() for name in names.values())  # some file systems do not tell A from a
+        clash = {photo: photo.as_posix() for photo, name in names.items() if number[name.casefold()] > 1}
+        if clash.items() <= names.items():
+            return names
+        names |= clash
 
 
 def pictures(
