@@ -38,11 +38,11 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose default paths count from the script's own folder, and which knows what was given.
+    """An ArgumentParser that knows what was given. All paths, defaults too, count from the folder one is in.
 
     Args:
         doc: the docstring, shown by --help.
-        script: the script's ``__file__``; None where no path has a default.
+        script: the script's ``__file__``.
         module: in place of a script, the name of a module that ``python -m`` runs.
     """
 
@@ -50,7 +50,6 @@ class Parser(argparse.ArgumentParser):
         name = Path(script).name if script else f"python -m {module}" if module else None
         super().__init__(prog=name, description=doc, epilog=EXIT_CODES, formatter_class=_Formatter, allow_abbrev=False)
         self.usage = "%(prog)s [FLAGS]"
-        self.folder = Path(script).resolve().parent if script else Path.cwd()
         self.add_argument("--quiet", type=boolean, nargs="?", const=True, default=False, help=QUIET)
 
     def group(self, title: str) -> "Parser":
@@ -81,11 +80,8 @@ class Parser(argparse.ArgumentParser):
         args = super().parse_args(argv, argparse.Namespace(**{action.dest: missing for action in actions}))
         defaults = {action.dest: action.default for action in actions}
         for action in actions:
-            default = action.default
-            if action.type in (path, generator_path) and default not in (None, DEFAULT):
-                defaults[action.dest] = os.path.normpath(self.folder / default)
-            elif action.type is generator_path and default == DEFAULT:
-                defaults[action.dest] = str(weights.GENERATOR)
+            if action.type in (path, generator_path) and action.default is not None:
+                defaults[action.dest] = action.type(action.default)
         args.given = {name for name in defaults if getattr(args, name) is not missing}
         for name in defaults.keys() - args.given:
             setattr(args, name, defaults[name])
@@ -96,7 +92,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def path(text: str) -> str:
-    """A path that the user gives counts from the working directory."""
+    """A path counts from the working directory."""
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
     return os.path.abspath(os.path.expanduser(text))
@@ -191,7 +187,7 @@ def run(main: Callable[[], int | None], torchrun: bool = False) -> int:
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # file names may hold anything
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)  # file names may hold anything
     if distributed.is_launched() and not torchrun:
         _complain("error: this command runs in one process; start it with python, not with torchrun")
         return 2

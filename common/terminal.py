@@ -1,4 +1,4 @@
-"""Output of the commands: progress bars only on a terminal; with --quiet only results, warnings and errors."""
+"""Output of the commands: progress bars, in a file as lines; with --quiet only results, warnings and errors."""
 
 import contextlib
 import os
@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from . import distributed
 
+EVERY = 50  # seconds between lines of progress in a file: at least one a minute, as tqdm may be ten seconds late
 _results: TextIO | None = None  # with --quiet, where results go
 
 
@@ -42,8 +43,25 @@ def print_result(text: object) -> None:
 
 
 def progress_bar(iterable: Iterable | None = None, hidden: bool = False, **options) -> tqdm:
-    """A progress bar on stderr, if that is a terminal, without --quiet and unless ``hidden``; options are tqdm's."""
-    return tqdm(iterable, disable=True if hidden or _results else None, **options)
+    """A progress bar on stderr, without --quiet and unless ``hidden``; options are tqdm's.
+
+    Where stderr is no terminal, it is a line from time to time, and nothing for what is done before the first one.
+    """
+    if not sys.stderr.isatty():
+        options |= {"file": _Lines(), "delay": EVERY, "mininterval": EVERY, "maxinterval": EVERY}
+    return tqdm(iterable, disable=bool(hidden or _results), **options)
+
+
+class _Lines:
+    """Takes what tqdm would draw over what it drew before, and writes it to stderr as a line."""
+
+    def write(self, text: str) -> None:
+        if text := text.strip():
+            with contextlib.suppress(OSError):  # whoever read it is gone
+                print(text, file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        pass
 
 
 def tell(problems: list[str], headline: str) -> None:

@@ -3,8 +3,10 @@
 import csv
 import os
 import time
+from pathlib import Path
 
 import torch
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from for_syn import train_syn_joint
 from tests.conftest import folders
@@ -54,6 +56,20 @@ def log_of(model):
     """The rows of a run's log.csv without the seconds, as text."""
     with open(f"{model}_logs/log.csv", newline="") as file:
         return [{name: text for name, text in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def tensorboard_of(model):
+    """What TensorBoard shows of a run's logs, as (tag, step): where a session starts, it drops what is not before it."""
+    shown = []
+    for path in sorted(Path(f"{model}_logs").glob("events*")):
+        data = path.read_bytes()
+        while data:  # length, checksum, event, checksum
+            end = 12 + int.from_bytes(data[:8], "little")
+            event, data = Event.FromString(data[12:end]), data[end + 4 :]
+            if event.session_log.status == SessionLog.START:
+                shown = [(tag, step) for tag, step in shown if step < event.step]
+            shown += [(value.tag, event.step) for value in event.summary.value]
+    return sorted(shown)
 
 
 def numbers_of(model):

@@ -107,7 +107,7 @@ def test_the_generator_sets_the_sizes_that_were_left_alone(pairs_folder, generat
     printed = capsys.readouterr().out
     assert "--netED: this generator has nz 4, nef 2, patchSize 16; the flags follow it" in printed
     assert {p.name for p in (tmp_path / "model").glob("*")} == {
-        *("Aug_DerainNet_state_2.pt", "Aug_DerainNet.json", "train_state_last.pt", "train_state_prev.pt", ".lock")
+        *("Aug_DerainNet_state_2.pt", "Aug_DerainNet.json", "train_state_last.pt", "train_state_prev.pt")
     }
     state = load(tmp_path / "model" / "train_state_last.pt")
     assert state["options"]["patchSize"] == 16 and state["options"]["nz"] == 4 and "generator" in state["data"]

@@ -21,18 +21,30 @@ DEFAULTS = golden_json("cli_defaults.json")  # of the reference
 @pytest.mark.parametrize("script", DEFAULTS)
 def test_flags_and_defaults_of_the_reference(script):
     args = vars(importlib.import_module(script.removesuffix(".py").replace("/", ".")).parse_args([]))
-    folder = ROOT / script.split("/")[0]
     for flag, default in DEFAULTS[script].items():
         if isinstance(default, str) and default.startswith("./"):
-            default = os.path.normpath(folder / default)
+            default = os.path.abspath(default)
         assert (args[flag] == default and type(args[flag]) is type(default)) or args[flag] == default == 10, flag
 
 
-def test_paths_count_from_the_working_directory_and_defaults_from_the_script(tmp_path, monkeypatch):
+def test_all_paths_count_from_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    args = train_syn_joint.parse_args(["--model_dir", "./syn100lmodels/", "--data_path", "~/x"])
-    assert args.model_dir == str(tmp_path / "syn100lmodels") and args.log_dir == str(ROOT / "for_syn" / "syn100llogs")
+    args = train_syn_joint.parse_args(["--model_dir", "models", "--data_path", "~/x"])
+    assert args.model_dir == str(tmp_path / "models") and args.log_dir == str(tmp_path / "syn100llogs")
     assert args.data_path == os.path.expanduser("~/x") and args.given == {"model_dir", "data_path"}
+
+
+def test_default_folders_form_a_chain(tmp_path, monkeypatch):
+    """What one script reads by default, another one writes by default, wherever one stands."""
+    monkeypatch.chdir(tmp_path)
+    written, read = set(), set()
+    for script in ROOT.glob("for_*/t*.py"):
+        args = importlib.import_module(f"{script.parent.name}.{script.stem}").parse_args([])
+        if script.stem.startswith("train"):
+            written.add(args.model_dir)
+        names = ["netED", "netDerain", *(["model_dir"] if script.stem.startswith("test") else [])]
+        read |= {os.path.dirname(getattr(args, name)) for name in names if getattr(args, name, None)}
+    assert read <= written and len(read) == 5 and {os.path.dirname(path) for path in written} == {str(tmp_path)}
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,15 @@ def test_files_of_an_interpolation(small, script, capsys):
     assert before == {path: path.read_bytes() for path in (small / "data").rglob("*.png")}
 
 
+def test_two_images_of_one_name_have_files_each(small):
+    for folder in ("rain", "norain"):
+        (small / "data" / folder / "1").mkdir()
+        for old, new in (("9.png", "1/0.png"), ("10.png", "1_0.png")):
+            (small / "data" / folder / old).rename(small / "data" / folder / new)
+    assert interpolate(test_interpolation, small, "--posterior", "mean") == 0
+    assert len(list((small / "out" / "patch").iterdir())) == 6
+
+
 def test_the_posterior_is_drawn_from_the_seed(small):
     shown = []
     for flags in (["--manualSeed", "1"], ["--manualSeed", "1"], ["--manualSeed", "2"], ["--posterior", "mean"]):

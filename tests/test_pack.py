@@ -1,5 +1,6 @@
 """Packs: round trip, version 1 of the format, damage, kills, readers side by side."""
 
+import fcntl
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from common import lock
 from common.data import pack
 from common.data.images import write_image
 from common.data.pack import Pack, is_pack, main, write
@@ -231,6 +233,21 @@ def test_after_a_kill_the_same_command_starts_again(pairs_folder, tmp_path):
     assert same_pixels(Pack(out), pairs_of(pairs_folder)) and not (tmp_path / "set.h5.part").exists()
 
 
+def test_the_second_command_leaves_the_first_alone(pairs_folder, tmp_path, monkeypatch):
+    def planes(*images, real=pack.planes):
+        if not refused:
+            refused.append(True)
+            with pytest.raises(UserError, match="--out: another run writes to .*set.h5 now"):
+                main(command(pairs_folder, out))
+        return real(*images)
+
+    refused, out = [], tmp_path / "set.h5"
+    monkeypatch.setattr(lock, "SECONDS", 0.1)
+    monkeypatch.setattr(pack, "planes", planes)
+    assert main(command(pairs_folder, out, "--workers", "1")) == 0 and refused
+    assert same_pixels(Pack(out), pairs_of(pairs_folder)) and [p.name for p in tmp_path.glob("*.h5*")] == ["set.h5"]
+
+
 @pytest.mark.parametrize(
     "error, raised, message",
     [
@@ -286,6 +303,12 @@ def test_readers_side_by_side(packed, method):
     reader.start()
     assert results.get() == here == crops(dataset).numpy().tobytes()
     reader.join()
+
+
+def test_a_pack_is_read_without_a_lock(packed, pairs_folder):
+    with open(packed) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as hard to get as one on NFS without locks
+        assert same_pixels(Pack(packed), pairs_of(pairs_folder))
 
 
 def test_a_pack_that_vanishes_says_so(packed):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common import lock
 from common.data.images import read_image, write_image
 from common.errors import UserError
 from common.generation import manifest, photos, rain
@@ -197,6 +198,21 @@ def test_what_is_there_is_not_overwritten(mine, tmp_path, generator, capsys):
     assert run(mine, out, generator, "--seed", "1") == 0 and (out / "norain/trip/c.png").exists()
 
 
+def test_a_second_run_into_the_same_folder_is_refused(mine, tmp_path, generator, monkeypatch):
+    def refused(path, pixels):
+        monkeypatch.setattr(photos, "write_image", write_image)
+        with pytest.raises(UserError, match="--save_path: another run writes to .*out now"):
+            run(mine / "trip", out, generator)
+        write_image(path, pixels)
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(lock, "SECONDS", 0.1)
+    monkeypatch.setattr(photos, "write_image", refused)
+    assert run(mine, out, generator) == 0 and photos.write_image is write_image
+    run(mine, tmp_path / "whole", generator)
+    assert files(out) == files(tmp_path / "whole")
+
+
 def test_pairs_never_land_on_photos(tmp_path, generator):
     for kind in ("rain", "norain"):
         write_image(tmp_path / f"x/{kind}/a.png", photo(20, 30, 0))
@@ -305,9 +321,22 @@ def test_refused(mine, tmp_path, generator, flags, message):
 
 
 def test_names_are_free_of_clashes():
-    names = photos.output_names([Path(n) for n in ("a.jpg", "a.png", "b/a.jpg", "B.png", "b.jpg")])
-    assert len({name.casefold() for name in names.values()}) == 5
+    files = [
+        "a.jpg",
+        "a.png",
+        "a.png.png",
+        "b/a.jpg",
+        "B.png",
+        "b.jpg",
+        "c.jpg.png",
+        "c.png",
+        "c.jpg",
+        "c.jpg.png.webp",
+    ]
+    names = photos.output_names([Path(file) for file in files])
+    assert len({name.casefold() for name in names.values()}) == len(files)
     assert names[Path("b/a.jpg")] == "b/a" and names[Path("B.png")] == "B.png"
+    assert names[Path("a.png")] == "a.png" and names[Path("a.png.png")] == "a.png.png"
 
 
 def test_the_pairs_train_as_they_are(tmp_path, generator):

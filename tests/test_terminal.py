@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from common import cli, files
+from common import cli, files, terminal
 from common.data.images import write_image
 from common.errors import UserError
 from common.evaluation import metrics
@@ -84,6 +84,25 @@ def test_quiet_training_says_nothing_and_is_no_option_of_the_run(pairs_folder, t
     assert '"quiet"' not in (tmp_path / "m_logs" / "options.json").read_text()
     assert cli.run(lambda: train_syn_joint.main([*flags, "--niter", "2", "--dry_run", "--quiet"])) == 0
     assert "would train" in capsys.readouterr().out  # that is the result
+
+
+def test_progress_in_a_file_is_a_line_from_time_to_time(monkeypatch, capsys):
+    list(terminal.progress_bar(range(3), desc="turning"))
+    assert capsys.readouterr().err == ""  # done before the first line
+    monkeypatch.setattr(terminal, "EVERY", 1e-9)
+    list(terminal.progress_bar(range(3), desc="turning", leave=False))
+    lines = capsys.readouterr().err.split("\n")
+    assert [line.partition("%")[0] for line in lines] == ["turning:  33", "turning:  67", "turning: 100", ""]
+
+
+def test_what_is_printed_into_a_file_is_there_at_once(tmp_path, monkeypatch):
+    def main():
+        print("begun")
+        assert (tmp_path / "out").read_text() == "begun\n"
+
+    with open(tmp_path / "out", "w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        assert cli.run(main) == 0
 
 
 def test_a_full_disk_is_no_mistake_in_the_flags(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,8 @@
 """Joint training as a user meets it: files, going on bit for bit, interruptions, refusals."""
 
 import argparse
+import errno
+import itertools
 import json
 import os
 import shutil
@@ -9,18 +11,19 @@ import sys
 
 import pytest
 import torch
-from filelock import FileLock
 
+from common import lock
 from common.data.images import write_image
 from common.errors import TrainingStopped, UserError
 from common.evaluation import derain
+from common.lock import locked
 from common.models import EDNet
 from common.training import folder as training_folder
 from common.training import joint
 from common.training.loop import LossSums, learning_rate
 from for_syn import train_syn_joint
 from tests.conftest import begin, photo, write_pairs
-from tests.runs import THREADS, arguments, assert_same_run, load, log_of, same, train, wait_for
+from tests.runs import THREADS, arguments, assert_same_run, load, log_of, same, tensorboard_of, train, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,7 @@ def test_files_and_logs(pairs_folder, tmp_path, capsys):
     val = ["--val_data_path", pairs_folder / "rain", "--val_gt_path", pairs_folder / "norain", "--val_every", 2]
     assert train(pairs_folder, model, "--niter", 3, *val) is None
     printed = capsys.readouterr().out
+    assert "training from epoch 1/3, step 1/6, on cpu\n" in printed
     assert "epoch 2/3" in printed and "mse" in printed and "val psnr_y" in printed
     weights = {f"{name}_state_{n}.pt" for name in ("DerainNet", "ED", "D") for n in (2, 3)}  # T6: every 2, and the last
     assert {p.name for p in model.glob("*.pt")} == weights | {
@@ -114,6 +118,26 @@ def test_a_failure_in_validation_does_not_lose_the_epoch(pairs_folder, tmp_path,
     assert same(load(model / "DerainNet_best.pt"), load(tmp_path / "other" / "DerainNet_best.pt"))
 
 
+def test_tensorboard_shows_every_point_once(pairs_folder, tmp_path, monkeypatch):
+    def train_on(model, niter):
+        train(pairs_folder, tmp_path / model, *val, "--niter", niter, "--log_every", 1, "--save_minutes", 1e-9)
+
+    def failing(real, number):
+        calls = itertools.count(1)
+        return lambda *args, **more: real(*args, **more) if next(calls) != number else 1 / 0
+
+    val = ["--val_data_path", pairs_folder / "rain", "--val_gt_path", pairs_folder / "norain"]
+    train_on("whole", 3)
+    train_on("parts", 1)
+    saving = (training_folder, "_require_finite", 1)  # the logs are written, the state is not
+    for place, name, call in ((joint, "d_step", 3), saving, (derain, "validate", 1), (joint, "d_step", 1)):
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr(place, name, failing(getattr(place, name), call))
+            train_on("parts", 3)
+    train_on("parts", 3)
+    assert tensorboard_of(tmp_path / "parts") == tensorboard_of(tmp_path / "whole")
+
+
 def test_logs_of_another_run_are_not_mixed(pairs_folder, whole, tmp_path):
     before = (tmp_path / "whole_logs" / "log.csv").read_bytes()
     with pytest.raises(UserError, match="--log_dir: .*whole_logs holds the log of another training"):
@@ -138,13 +162,29 @@ def test_other_data_on_resume_are_noticed(pairs_folder, whole, capsys):
     assert "other data than before (4 pairs, " in capsys.readouterr().out
 
 
-def test_a_second_training_in_the_same_folder_is_refused(pairs_folder, tmp_path, monkeypatch):
-    model = tmp_path / "model"
-    model.mkdir()
-    monkeypatch.setattr(training_folder, "LOCK_SECONDS", 0.1)
-    with FileLock(model / ".lock"), pytest.raises(UserError, match="another training runs in .*model now"):
-        train(pairs_folder, model, "--niter", 1)
-    train(pairs_folder, model, "--niter", 1)
+@pytest.mark.parametrize("shared", ["model", "model_logs"])
+def test_a_second_training_in_the_same_folder_is_refused(pairs_folder, tmp_path, monkeypatch, shared):
+    monkeypatch.setattr(lock, "SECONDS", 0.1)
+    told = rf"--(model|log)_dir: another run writes to \S*/{shared} now"
+    with locked(tmp_path / shared, "--x"), pytest.raises(UserError, match=told):
+        train(pairs_folder, tmp_path / "model", "--niter", 1)
+    assert not list(tmp_path.glob("model*"))
+    train(pairs_folder, tmp_path / "model", "--niter", 1)
+
+
+def test_models_and_logs_in_one_folder(pairs_folder, tmp_path):
+    for niter in (1, 2):
+        train(pairs_folder, tmp_path / "model", "--log_dir", tmp_path / "model", "--niter", niter)
+    assert (tmp_path / "model" / "log.csv").exists() and not (tmp_path / "model" / ".lock").exists()
+
+
+def test_a_training_on_a_file_system_without_locks(pairs_folder, tmp_path, monkeypatch, capsys):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    train(pairs_folder, tmp_path / "model", "--niter", 1)
+    assert capsys.readouterr().err.count("without locks (No locks available)") == 2  # of --model_dir and --log_dir
 
 
 def test_a_training_is_not_overwritten_by_accident(pairs_folder, whole):
@@ -353,7 +393,7 @@ def test_loss_sums_count_each_kind_of_step_by_itself():
     assert sums.means() == {"mse": 1.0, "kl": 4.0} and sums.last() == {"mse": 2.0, "kl": 4.0}
     again = LossSums(sums.plain())
     again.add({"mse": torch.tensor(3.0)})
-    assert again.means() == {"mse": 1.5, "kl": 4.0}
+    assert again.means() == {"mse": 1.5, "kl": 4.0} and again.last() == {"mse": 3.0, "kl": 4.0}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

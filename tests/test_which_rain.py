@@ -1,5 +1,6 @@
 """Which rain is worth training on, in small: kinds make pairs, derainers learn from them, what is done is kept."""
 
+import argparse
 import csv
 
 import numpy as np
@@ -54,6 +55,14 @@ def test_kinds_come_out_and_are_kept(folder, calls, capsys):
     assert "has results of --steps 10, not 20" in capsys.readouterr().err
     trained = [flags for script, flags in calls if "train" in script]
     assert all(flags[flags.index("--fake_ratio") + 1] == "0" for flags in trained)
+
+
+def test_every_photo_has_pairs_of_its_own(folder):
+    for name in ("a_b.png", "a/b.png"):
+        write_image(folder / "some" / name, photo(40, 50, len(name)))
+    args = argparse.Namespace(clean=str(folder / "some"), out=str(folder / "out"))
+    which_rain.make_pairs(args, "procedural", which_rain.procedural)
+    assert len(list((folder / "out" / "procedural" / "rain").rglob("*.png"))) == 4
 
 
 def test_rain_of_the_libraries_is_repeatable(folder):

@@ -28,6 +28,7 @@ import numpy as np
 from .. import cli, flags
 from ..errors import UserError
 from ..files import write_bytes
+from ..lock import locked
 from ..terminal import progress_bar
 from . import pack
 from .images import image_size, images_in, read_image, require_outside, to_eight_bits, write_image
@@ -156,14 +157,17 @@ def _write_folder(pairs: Sequence[ComposedPair], out: Path, settings: dict) -> N
         for pair in pairs
     ]
     text = json.dumps({"settings": settings, "pairs": table}, indent=1).encode("utf-8", "replace")
-    if any((out / folder).exists() for folder in FOLDERS) and not _holds(out / NAME, text):
-        raise UserError(f"--out: {out} holds rain/ or norain/ of another command; choose another folder, or delete it")
-    write_bytes(out / NAME, text)
-    for pair in progress_bar(pairs, desc="composing", unit="pair"):
-        files = [out / folder / pair.name for folder in FOLDERS]
-        if not all(file.exists() for file in files):  # files appear whole
-            for file, pixels in zip(files, pair.read(), strict=True):
-                write_image(file, pixels)
+    with locked(out, "--out"):
+        if any((out / folder).exists() for folder in FOLDERS) and not _holds(out / NAME, text):
+            raise UserError(
+                f"--out: {out} holds rain/ or norain/ of another command; choose another folder, or delete it"
+            )
+        write_bytes(out / NAME, text)
+        for pair in progress_bar(pairs, desc="composing", unit="pair"):
+            files = [out / folder / pair.name for folder in FOLDERS]
+            if not all(file.exists() for file in files):  # files appear whole
+                for file, pixels in zip(files, pair.read(), strict=True):
+                    write_image(file, pixels)
 
 
 def _holds(path: Path, text: bytes) -> bool:

@@ -33,6 +33,7 @@ import numpy as np
 
 from .. import cli, flags
 from ..errors import Unwritable, UserError
+from ..lock import locked
 from ..terminal import progress_bar
 from .images import ImageError, crop_at, planes
 from .pairs import LIST, Pair, PairList, fail, fingerprint, pairs_of, require_no_pairing, require_rain
@@ -128,7 +129,7 @@ class Pack(Sequence[PackedPair]):
 
     def _opened(self) -> list[h5py.Dataset]:
         if self._open is None or self._open[0] != os.getpid():  # a forked process must not use its parent's file
-            file = h5py.File(self.path, "r", rdcc_nbytes=BUFFER)
+            file = h5py.File(self.path, "r", locking=False, rdcc_nbytes=BUFFER)
             self._open = os.getpid(), file, [file[name] for name in self.meta["datasets"]]
         return self._open[2]
 
@@ -157,7 +158,7 @@ def _read_index(path: Path) -> tuple[dict, np.ndarray, np.ndarray]:
     if not path.is_file():
         raise UserError(f"{path}: there is no such pack; make it with python -m common.data.pack --out {path.name}")
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:  # NFS and Lustre are often mounted without locks
             text, names, index, digest = (file[name][:] for name in ("meta", "names", "index", "sha256"))
         meta = json.loads(text.tobytes())
         kind, version, is_whole = meta["kind"], meta["version"], digest.tobytes() == _sha256(text, names, index)
@@ -197,7 +198,8 @@ def write(pairs: Sequence[Pair], out: Path, workers: int) -> None:
         workers: threads that decode.
 
     Raises:
-        UserError: pairs can't be read (the first ten are named), no pair has rain, or the disk is too small.
+        UserError: pairs can't be read (the first ten are named), no pair has rain, the disk is too small, or another
+            run writes the same file.
         Unwritable: the file can't be written.
     """
     part = out.with_name(out.name + ".part")
@@ -211,23 +213,21 @@ def write(pairs: Sequence[Pair], out: Path, workers: int) -> None:
             problems.append(str(error))
     _refuse(problems, len(pairs))
     print(f"{len(pairs)} pairs, {needed / 1e9:.2f} GB")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with locked(out, "--out", is_file=True):
         if needed > (free := shutil.disk_usage(out.parent).free):
             raise UserError(f"--out: {free / 1e9:.2f} GB are free in {out.parent}; make room or name another folder")
         try:
-            with h5py.File(part, "w") as file:
+            with h5py.File(part, "w", locking=False) as file:
                 for name, count in Counter(names).items():
                     height, width, kind = _format_of(name)
                     rows, columns = (math.ceil(length / math.ceil(length / CHUNK)) for length in (height, width))
                     file.create_dataset(name, (count, 6, height, width), kind, chunks=(1, 6, rows, columns))
                 _fill(file, pairs, names, workers)
             os.replace(part, out)
-        except BaseException:  # Ctrl-C, a full disk, a bad pair
+        except (OSError, RuntimeError) as error:  # HDF5 raises the second kind if closing fails
+            raise Unwritable(f"--out: {part} can't be written ({error}); check the folder and the disk") from None
+        finally:  # it is gone where all went well
             part.unlink(missing_ok=True)
-            raise
-    except (OSError, RuntimeError) as error:  # HDF5 raises the second kind if closing fails
-        raise Unwritable(f"--out: {part} can't be written ({error}); check the folder and the disk") from None
     print(f"{out}: {len(pairs)} pairs, {out.stat().st_size / 1e9:.2f} GB. Train with --data_path {out}")
 
 

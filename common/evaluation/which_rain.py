@@ -111,7 +111,7 @@ def make_pairs(args: argparse.Namespace, kind: str, rain: Rain) -> Path:
         raise UserError(f"--clean: no image in {args.clean}")
     jobs = [(i, k) for i in range(len(names)) for k in range(VARIANTS)]
     for i, k in progress_bar(jobs, desc=f"rain: {kind}", unit="picture", leave=False):
-        name = f"{'_'.join(names[i].parts)}_v{k}.png"
+        name = f"{names[i].as_posix()}_v{k}.png"
         if (folder / "norain" / name).exists():  # written last
             continue
         clean = to_eight_bits(read_image(Path(args.clean, names[i])))

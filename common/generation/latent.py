@@ -93,6 +93,8 @@ def run_interpolation(args: argparse.Namespace, netED: EDNet, seed: int, hint: s
     for flag in ("save_patch", "save_inputfake", "save_rainfake"):
         require_outside(f"--{flag}", getattr(args, flag), inputs)
     names = [re.sub(r"\.jpe?g$", ".png", pair.name.replace("/", "_"), flags=re.I) for pair in pairs[:2]]
+    if names[0] == names[1]:  # a.jpg and a.png, a/b.png and a_b.png
+        names = [f"A_{names[0]}", f"B_{names[1]}"]
     rng = np.random.RandomState(CROP_SEED)
     crops = [_cropped(pair, netED.patch_size, rng) for pair in pairs[:2]]
     rainy, clean = (torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) for images in zip(*crops, strict=True))

@@ -18,6 +18,7 @@ from ..data.pairs import LIST
 from ..data.pictures import sheet, thumbnail
 from ..errors import UserError
 from ..files import write_bytes
+from ..lock import locked
 from ..models import EDNet
 from ..terminal import progress_bar, tell
 from . import manifest
@@ -51,10 +52,14 @@ def draws(seed: int, photo: str, variant: int) -> np.random.RandomState:
 
 
 def output_names(photos: list[Path]) -> dict[Path, str]:
-    """Paths of the outputs below rain/ and norain/, without variant and .png; equal stems keep their extension."""
-    stems = {photo: photo.with_suffix("").as_posix() for photo in photos}
-    number = Counter(stem.casefold() for stem in stems.values())  # some file systems do not tell A from a
-    return {photo: photo.as_posix() if number[stem.casefold()] > 1 else stem for photo, stem in stems.items()}
+    """Paths of the outputs below rain/ and norain/, without variant and .png; where these clash, with the extension."""
+    names = {photo: photo.with_suffix("").as_posix() for photo in photos}
+    while True:
+        number = Counter(name.casefold() for name in names.values())  # some file systems do not tell A from a
+        clash = {photo: photo.as_posix() for photo, name in names.items() if number[name.casefold()] > 1}
+        if clash.items() <= names.items():
+            return names
+        names |= clash
 
 
 def showers(rain: Rain, rng: np.random.RandomState) -> list[Knobs]:
@@ -179,8 +184,8 @@ def rain_on_photos(
         Exit code: 0, or 1 where a photo could not be read; the other photos are done.
 
     Raises:
-        UserError: paths that are missing, empty or overlap; pairs of other settings in save_path; results that can't
-            be written.
+        UserError: paths that are missing, empty or overlap; pairs of other settings in save_path, or another run that
+            writes there; results that can't be written.
     """
     save = Path(save_path)
     folder, photos, others = inputs(Path(data_path), save, hint)
@@ -193,41 +198,46 @@ def rain_on_photos(
     _warn(warnings)
     rain = replace(rain, knobs=knobs)
     rows = _planned(photos, rain, fingerprint(netED))
-    if distributed.is_first():
-        _prepare(save, [row for some in rows.values() for row in some], overwrite)
-    distributed.gather(None)  # the others wait for that
-    maker, kinds, counts, problems = RainMaker(netED), KINDS if save_layer else ("norain", "rain"), Counter(), {}
-    reached: list[tuple[Knobs, Measures]] = []
-    mine = photos[distributed.share()]
-    try:
-        for photo in progress_bar(mine, unit="photo"):
-            todo = [row for row in rows[photo] if not all((save / kind / row["file"]).exists() for kind in kinds)]
-            counts["earlier"] += rain.num - len(todo)
-            try:
-                clean = to_eight_bits(read_image(folder / photo))
-                _require_same_photo(clean, [save / "norain" / row["file"] for row in rows[photo] if row not in todo])
-            except ImageError as error:
-                problems[photo] = str(error)
-                continue
-            for row in todo:
-                made, measures = pictures(maker, rain, row["photo"], int(row["variant"]), clean)
-                reached += measures
-                for kind in kinds:
-                    write_image(save / kind / row["file"], made[kind])
-                counts["made"] += 1
-    except KeyboardInterrupt as stop:
-        rest = f"pairs are in {save}; the same command {'without --overwrite ' * overwrite}goes on"
-        raise distributed.stopped(stop, counts.total(), rain.num * len(mine), rest) from None
-    parts = distributed.gather((counts, problems, reached))
-    made, earlier = (sum(counts[what] for counts, _, _ in parts) for what in ("made", "earlier"))
-    problems = {photo: text for _, some, _ in parts for photo, text in some.items()}
-    print(f"{made} pairs made in {save}, {earlier} were there already, {others} other files skipped")
-    _warn(missed([one for _, _, some in parts for one in some]))
-    if distributed.is_first():
-        _finish(save)
-    if problems:
-        tell([problems[p] for p in photos if p in problems], f"{len(problems)} of {len(photos)} photos can't be used")
-    return 1 if problems else 0
+    with locked(save, "--save_path"):
+        if distributed.is_first():
+            _prepare(save, [row for some in rows.values() for row in some], overwrite)
+        distributed.gather(None)  # the others wait for that
+        maker, kinds, counts, problems = RainMaker(netED), KINDS if save_layer else ("norain", "rain"), Counter(), {}
+        reached: list[tuple[Knobs, Measures]] = []
+        mine = photos[distributed.share()]
+        try:
+            for photo in progress_bar(mine, unit="photo"):
+                todo = [row for row in rows[photo] if not all((save / kind / row["file"]).exists() for kind in kinds)]
+                counts["earlier"] += rain.num - len(todo)
+                try:
+                    clean = to_eight_bits(read_image(folder / photo))
+                    _require_same_photo(
+                        clean, [save / "norain" / row["file"] for row in rows[photo] if row not in todo]
+                    )
+                except ImageError as error:
+                    problems[photo] = str(error)
+                    continue
+                for row in todo:
+                    made, measures = pictures(maker, rain, row["photo"], int(row["variant"]), clean)
+                    reached += measures
+                    for kind in kinds:
+                        write_image(save / kind / row["file"], made[kind])
+                    counts["made"] += 1
+        except KeyboardInterrupt as stop:
+            rest = f"pairs are in {save}; the same command {'without --overwrite ' * overwrite}goes on"
+            raise distributed.stopped(stop, counts.total(), rain.num * len(mine), rest) from None
+        parts = distributed.gather((counts, problems, reached))
+        made, earlier = (sum(counts[what] for counts, _, _ in parts) for what in ("made", "earlier"))
+        problems = {photo: text for _, some, _ in parts for photo, text in some.items()}
+        print(f"{made} pairs made in {save}, {earlier} were there already, {others} other files skipped")
+        _warn(missed([one for _, _, some in parts for one in some]))
+        if distributed.is_first():
+            _finish(save)
+        if problems:
+            tell(
+                [problems[p] for p in photos if p in problems], f"{len(problems)} of {len(photos)} photos can't be used"
+            )
+        return 1 if problems else 0
 
 
 def _require_same_photo(clean: np.ndarray, done: list[Path]) -> None:

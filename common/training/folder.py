@@ -1,4 +1,4 @@
-"""The folder of a training, --model_dir: its lock, the state to go on from, saving (T5, T6).
+"""The folder of a training, --model_dir: the state to go on from, saving (T5, T6).
 
 It holds ``PREFIX_state_N.pt`` (bare state dicts after N epochs), ``PREFIX_best.pt``, ``PREFIX.json`` (which derainer,
 of how many stages), and the full state ``train_state_last.pt`` with its predecessor ``train_state_prev.pt``. The same
@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from torch import nn
 from torch.optim import Optimizer
 
@@ -24,6 +23,7 @@ from ..data.pairs import Pair
 from ..data.patches import PatchDataset
 from ..errors import TrainingStopped, UserError
 from ..files import write_bytes
+from ..lock import locked
 from ..terminal import print_result
 from . import checkpoint, seeds
 from .kinds import kind_of
@@ -31,7 +31,6 @@ from .optimizer import load_state, state_of
 
 VERSION = 1
 STATES = ("train_state_last.pt", "train_state_prev.pt")  # newest first
-LOCK_SECONDS = 10  # the workers of a killed training hold its lock for some seconds
 # Options that may change when a training goes on: how long, where and how fast, never what is computed.
 FREE = {"niter", "workers", "use_gpu", "gpu_id", "cache", "cuda_graphs", "save_every"}
 FREE |= {"log_every", "val_every", "pad_to", "pad_square", "log_dir"}
@@ -289,7 +288,9 @@ def _require_apart(args: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def open_folder(args: argparse.Namespace, script: str, *prefixes: str) -> Iterator[TrainingFolder]:
-    """Open --model_dir for a training script: lock it and find the state to go on from. A --dry_run only looks.
+    """Open --model_dir for a training script: lock it and --log_dir, find the state to go on from.
+
+    A --dry_run only looks.
 
     Args:
         args: flags of the script; a seed that was drawn before is put into it.
@@ -297,30 +298,18 @@ def open_folder(args: argparse.Namespace, script: str, *prefixes: str) -> Iterat
         prefixes: names of the network files, ``DerainNet`` for ``DerainNet_state_N.pt``, the derainer's first.
 
     Raises:
-        UserError: see ``TrainingFolder.find``; or another process trains in the same folder.
+        UserError: see ``TrainingFolder.find``; or another process trains in one of the folders.
     """
     _require_apart(args)
     folder = TrainingFolder(args, script, prefixes)
-    lock, is_fresh = FileLock(folder.path / ".lock", thread_local=False), not folder.path.exists()
-    if not args.dry_run and distributed.is_first():
-        try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=LOCK_SECONDS)
-        except Timeout:
-            raise UserError(
-                f"--model_dir: another training runs in {folder.path} now; wait for it or name another folder"
-            ) from None
-        except OSError as error:
-            raise UserError(f"--model_dir: {folder.path} can't be written to ({error.strerror})") from None
-    try:
+    with contextlib.ExitStack() as locks:
+        if not args.dry_run:
+            locks.enter_context(locked(folder.path, "--model_dir"))
+            if not (logs := Path(args.log_dir)).exists() or not logs.samefile(folder.path):
+                locks.enter_context(locked(logs, "--log_dir"))
         folder.find()
         distributed.require_same("--model_dir", f"{folder.epoch} epochs and {folder.step} steps")
         yield folder
-    finally:
-        lock.release()
-        if is_fresh and [path.name for path in folder.path.glob("*")] == [".lock"]:  # nothing came of it
-            (folder.path / ".lock").unlink()
-            folder.path.rmdir()
 
 
 def describe(

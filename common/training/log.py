@@ -4,10 +4,13 @@ import contextlib
 import csv
 import io
 import json
+import time
 from pathlib import Path
 
 import torch
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from torchvision.utils import make_grid
 
 from .. import distributed
@@ -48,22 +51,35 @@ class Log:
                 for path in [*Path(folder).glob("events.out.tfevents.*"), self.csv]:
                     path.unlink(missing_ok=True)
             write_bytes(Path(folder, "options.json"), f"{json.dumps(options, indent=2)}\n".encode())
-            # An endless queue: once the disk is full, a bounded one would block the training for ever.
-            self.writer = SummaryWriter(folder, purge_step=step or None, max_queue=0)
+            # A file of its own, also if the last one began in this second.
+            self.file = EventsWriter(str(Path(folder, "events")), f".{step:09}")
+            # TensorBoard forgets what a training that was cut off wrote after the state that it goes on from.
+            self.events = [Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))]
         except OSError as error:
             raise UserError(f"--log_dir: {folder} can't be written to ({error.strerror})") from None
 
     def scalars(self, values: dict[str, float], step: int) -> None:
-        """Add scalars of one step."""
-        if self.writes:
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
+        """Add scalars after so many steps."""
+        for name, value in values.items():
+            self._add(step, summary.scalar(name, value))
 
     def images(self, images: dict[str, torch.Tensor], step: int) -> None:
         """Add a grid of the first images of each (N, 3, H, W) batch, clamped to [0, 1]."""
+        for name, batch in images.items() if self.writes else ():
+            grid = make_grid(batch[:GRID].float().clamp(0, 1).cpu(), nrow=GRID)
+            self._add(step, summary.image(name, grid))
+
+    def _add(self, step: int, content: summary.Summary) -> None:
         if self.writes:
-            for name, batch in images.items():
-                self.writer.add_image(name, make_grid(batch[:GRID].float().clamp(0, 1).cpu(), nrow=GRID), step)
+            self.events.append(Event(wall_time=time.time(), step=step, summary=content))
+
+    def flush(self) -> None:
+        """Write what was added for TensorBoard; before a state is saved, so that no kill loses it."""
+        if self.writes:
+            events, self.events = self.events, []
+            for event in events:
+                self.file.write_event(event)
+            self.file.flush()
 
     def epoch(self, row: dict[str, float | str]) -> None:
         """Add a row to log.csv, which is rewritten as a whole."""
@@ -80,4 +96,6 @@ class Log:
         """Write what is left, as far as the disk takes it."""
         if self.writes:
             with contextlib.suppress(OSError):
-                self.writer.close()
+                self.flush()
+            with contextlib.suppress(OSError):
+                self.file.close()

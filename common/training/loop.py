@@ -55,11 +55,12 @@ class LossSums:
     """
 
     def __init__(self, stored: dict) -> None:
+        kinds = stored.get("kinds", stored)  # older states have no newest values
         self.kinds = {
             tuple(names.split()): (torch.tensor(total, dtype=torch.float64), steps)
-            for names, (total, steps) in stored.items()
+            for names, (total, steps) in kinds.items()
         }
-        self.newest: Tensors = {}
+        self.newest = {name: torch.tensor(x, dtype=torch.float64) for name, x in stored.get("newest", {}).items()}
 
     def add(self, losses: Tensors) -> None:
         """Take the detached 0-dim losses of one step; does not wait for the device."""
@@ -83,7 +84,7 @@ class LossSums:
 
     def last(self) -> Numbers:
         """The newest value of every loss; waits for the device."""
-        return dict(zip(self.newest, torch.stack(list(self.newest.values())).tolist(), strict=True))
+        return {name: value.item() for name, value in self.newest.items()}
 
     def means(self) -> Numbers:
         """Mean of every loss over the steps that report it; waits for the device."""
@@ -96,7 +97,8 @@ class LossSums:
 
     def plain(self) -> dict:
         """Plain values from which new sums go on."""
-        return {" ".join(names): (total.tolist(), steps) for names, (total, steps) in self.kinds.items()}
+        kinds = {" ".join(names): (total.tolist(), steps) for names, (total, steps) in self.kinds.items()}
+        return {"kinds": kinds, "newest": self.last()}
 
 
 @contextlib.contextmanager
@@ -212,6 +214,7 @@ def fit(
     loop = _Loop(args, folder, models, iters_per_epoch, train_on, validate)
     sampler = CropSampler(args.batchSize, iters_per_epoch, dataset.seed, folder.epoch + 1, args.niter, folder.step)
     loader, close = crop_loader(dataset, sampler, args.workers, pin_memory=device.type == "cuda")
+    _say(f"training from epoch {folder.epoch + 1}/{args.niter}, step {folder.step + 1}/{iters_per_epoch}, on {device}")
     with stop_request() as stop:
         try:
             batches = iter(loader)
@@ -255,7 +258,10 @@ class _Loop:
         """Save the full state, if all losses are finite."""
         self.sums.require_finite(self.index - 1)
         self.folder.sums = self.sums.plain() if self.folder.step else {}
-        self.folder.save_state(self.models.nets, self.models.optimizers)
+        try:
+            self.log.flush()
+        finally:  # a full disk of logs loses no steps
+            self.folder.save_state(self.models.nets, self.models.optimizers)
         self.saved_at = time.monotonic()
 
     def run_epoch(self, batches: Iterator[Tensor], stop: Stop, rates: Numbers) -> None:
@@ -263,7 +269,7 @@ class _Loop:
         args, folder, nets = self.args, self.folder, self.models.nets
         epoch, steps, began = folder.epoch + 1, self.iters_per_epoch - folder.step, time.monotonic()
         self.sums = LossSums(folder.sums)
-        images = self.run_steps(batches, stop)
+        self.run_steps(batches, stop, rates)
         seconds = time.monotonic() - began
         distributed.broadcast_weights(nets.values(), trainable=False)
         is_last = epoch == args.niter
@@ -275,9 +281,9 @@ class _Loop:
             folder.save_weights(nets, f"state_{epoch}")
         means = self.sums.means()
         try:
-            self.write_log(means, rates, scores, images, seconds)
-        except (OSError, UserError):
-            self.save()  # a full disk of logs loses no steps
+            self.write_log(means, rates, scores, seconds)
+        except UserError:
+            self.save()  # as above
             raise
         folder.epoch, folder.step = epoch, 0  # after the log: a resume drops rows that are too new
         self.save()
@@ -287,8 +293,8 @@ class _Loop:
         speed = steps / max(seconds, 1e-9)
         _say(f"epoch {epoch}/{args.niter}  {shown}{measured}  ({seconds:.0f} s, {speed:.2f} steps/s){files}")
 
-    def run_steps(self, batches: Iterator[Tensor], stop: Stop) -> Tensors:
-        """The steps that the epoch lacks; returns the images of the last one."""
+    def run_steps(self, batches: Iterator[Tensor], stop: Stop, rates: Numbers) -> None:
+        """The steps that the epoch lacks, and their logs."""
         folder, length = self.folder, self.iters_per_epoch
         images: Tensors = {}
         title = f"epoch {folder.epoch + 1}/{self.args.niter}"
@@ -302,9 +308,11 @@ class _Loop:
                 if folder.step % self.args.log_every == 0 or folder.step == length:
                     self.sums.require_finite(index)
                     newest = self.sums.last()
-                    self.log.scalars({f"loss/{name}": value for name, value in newest.items()}, index)
+                    self.log.scalars({f"loss/{name}": value for name, value in newest.items()}, index + 1)
                     bar.set_postfix({name: f"{value:.3g}" for name, value in newest.items()}, refresh=False)
-        return images
+        if images:  # not of an epoch that lacked its validation alone
+            self.log.scalars({f"lr/{name}": rate for name, rate in rates.items()}, self.index)
+            self.log.images(images, self.index)
 
     def next_batch(self, batches: Iterator[Tensor], stop: Stop) -> Tensor:
         """The crops of the next step. Saves when it is time to; then stops where it has to.
@@ -345,11 +353,10 @@ class _Loop:
             folder.save_weights({first: self.models.nets[first]}, "best")
         return scores
 
-    def write_log(self, means: Numbers, rates: Numbers, scores: Numbers, images: Tensors, seconds: float) -> None:
+    def write_log(self, means: Numbers, rates: Numbers, scores: Numbers, seconds: float) -> None:
         """Log an epoch whose steps are done."""
         epoch, end = self.folder.epoch + 1, self.index
-        rates = {f"lr/{name}": rate for name, rate in rates.items()}
-        self.log.scalars(rates | {f"val/{name}": value for name, value in scores.items()}, end)
-        self.log.images(images, end)
-        columns = means | rates | {f"val_{name}": value for name, value in scores.items()}
+        self.log.scalars({f"val/{name}": value for name, value in scores.items()}, end)
+        columns = means | {f"lr/{name}": rate for name, rate in rates.items()}
+        columns |= {f"val_{name}": value for name, value in scores.items()}
         self.log.epoch({"epoch": epoch, "step": end, "seconds": f"{seconds:.1f}"} | columns)

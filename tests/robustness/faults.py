@@ -5,7 +5,8 @@
 A training starts in a forked process in which the kill is wired to a moment; the product knows nothing of it.
 
 After every kill each .pt must load and no saved step may be lost. At the end networks, Adam, random numbers, best score
-and log.csv (apart from the seconds) must equal those of the undisturbed training, bit for bit.
+and log.csv (apart from the seconds) must equal those of the undisturbed training, bit for bit; TensorBoard shows the
+same points.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from common.models import EDNet
 from for_syn import train_syn_aug, train_syn_joint
 from tests.conftest import folders, write_pairs
 from tests.golden import fill
-from tests.runs import content, differing, load, log_of
+from tests.runs import content, differing, load, log_of, tensorboard_of
 
 WORKER = "a worker, as it reads"
 KINDS = {  # how many moments of a kind one start has at least; the kill hits one of them
@@ -167,7 +168,11 @@ class Arena:
         if code:
             self.report.problems.append(f"{model}: the last part ended with {code}: {text}")
         elif not self.report.problems:
-            runs = [content(folder) | {"log.csv": log_of(folder)} for folder in (self.whole, model)]
+            # As a set: a kill between the log and the state of an epoch repeats the points of its validation.
+            runs = [
+                content(run) | {"log.csv": log_of(run), "events": sorted(set(tensorboard_of(run)))}
+                for run in (self.whole, model)
+            ]
             self.report.problems += [f"{model}: {name} differs" for name in differing(*runs)]
 
     def _start(self, model: Path, kind: str | None = None) -> tuple[int, str]:
