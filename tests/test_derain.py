@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.optim.swa_utils import AveragedModel
 
 from common.data.images import read_image, to_float, to_uint8, write_image
 from common.errors import UserError
@@ -75,6 +76,33 @@ def test_tiles_give_the_result_of_the_whole_image(net, size):  # T10
     for tile in (16, 33, 200):
         assert torch.allclose(derain(net, rainy, tile=tile), whole, rtol=0, atol=1e-6)
     assert whole.shape == rainy.shape
+
+
+def wrapped(kind, net):
+    """A network that calls ``net`` unchanged."""
+    if kind == "compile":
+        return torch.compile(net, backend="eager")
+    return {"data parallel": torch.nn.DataParallel, "average": AveragedModel}[kind](net)
+
+
+@pytest.mark.parametrize("kind", ["data parallel", "average", "compile"])
+def test_tiles_of_a_wrapped_network_have_its_halo(kind):
+    net, rainy = fill(PReNet(2), 3).eval(), torch.rand(1, 3, 40, 50)
+    whole = derain(net, rainy, tile=0)
+    assert torch.allclose(derain(wrapped(kind, net), rainy, tile=32), whole, rtol=0, atol=1e-6)
+    assert torch.allclose(derain(torch.nn.DataParallel(wrapped(kind, net)), rainy, 32), whole, rtol=0, atol=1e-6)
+
+
+def test_tiles_without_a_known_halo_are_refused():
+    class Wider(PReNet):
+        """It may see farther than its parent."""
+
+    rainy = torch.rand(1, 3, 40, 50)
+    for net in (fill(Wider(1), 3), torch.nn.Sequential(fill(PReNet(1), 3)), torch.nn.DataParallel(Wider(1))):
+        for how in ({"tile": 32}, {"halo": 4}):
+            with pytest.raises(UserError, match="tile, halo.*needs both"):
+                derain(net, rainy, **how)
+        assert derain(net, rainy, 32, halo=13).shape == derain(net, rainy).shape == rainy.shape
 
 
 def test_the_halo_is_as_small_as_it_can_be_and_large_enough():
