@@ -24,7 +24,7 @@ KINDS = {
     "ablation": ("a PReNet with another recurrent unit than the LSTM (GRU, say)", _OTHER),
 }
 _WANTED = "Wanted are weights of PyTorch: a state_dict in a .pt, .pth or .safetensors file"
-# How files begin that are no weights of PyTorch (and what torch.load says of archives) -> what they are, and the remedy.
+# How files begin that are no weights of PyTorch (and what torch.load says of archives) -> what they are, the remedy.
 FOREIGN = {
     rb"\Z|Ran out of input": ("is empty", "Fetch it again"),
     rb"\s*<": ("is a web page", "Fetch the file itself (on GitHub: 'Download raw file')"),
