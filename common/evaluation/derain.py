@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import derainer, distributed
-from ..data.cache import free_memory
 from ..data.pairs import Pair, fingerprint
 from ..data.patches import floats
 from ..errors import UserError
+from ..memory import free_memory
 from ..precision import order
 from ..terminal import progress_bar
 from . import metrics
