@@ -1,6 +1,7 @@
 """Deraining as a user meets it: the published numbers, any size, any format, tiles, and every refusal."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from common.data.images import read_image, to_float, to_uint8, write_image
 from common.errors import UserError
 from common.evaluation import derain as module
 from common.evaluation.derain import derain, tile_size
+from common.evaluation.derain_folder import result_names
 from common.models import Derain, PReNet
 from for_spa import test_spa_joint
 from for_syn import test_syn_joint
@@ -182,13 +184,41 @@ def test_real_photos_of_all_kinds(tmp_path, run, capsys):
     sizes = {p.relative_to(out).as_posix(): read_image(p).shape[:2] for p in out.rglob("*.*")}
     assert sizes == {
         "a.png": (20, 30),
-        "sub/deep/b.jpg": (31, 17),
+        "sub/deep/b.png": (31, 17),
         "one.BMP": (25, 1),
         "c.webp": (12, 9),
         "deep.tif": (10, 12),
-        "turned.jpg": (40, 14),
+        "turned.png": (40, 14),
     }
     assert read_image(out / "deep.tif").dtype == np.uint8
+
+
+def test_the_result_of_a_jpeg_is_a_png_and_pairs(tmp_path, run):
+    """Pixels are those of the network, and metrics of the folder finds the same partners."""
+    for k, name in enumerate(("one/a.jpg", "b.JPEG", "c.png")):
+        write_image(tmp_path / "rain" / name.lower(), photo(24, 30, k))
+        write_image(tmp_path / "clean" / Path(name).with_suffix(".jpg"), photo(24, 30, k + 5))
+    (tmp_path / "rain" / "b.jpeg").rename(tmp_path / "rain" / "b.JPEG")
+    assert run("--data_path", tmp_path / "rain", "--gt_path", tmp_path / "clean") == 0
+    out = tmp_path / "out"
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*.png")} == {"one/a.png", "b.png", "c.png"}
+    rows = table(out)
+    command = ["--pred", out, "--gt", tmp_path / "clean", "--csv", tmp_path / "again" / "metrics.csv"]
+    assert module.metrics.main(list(map(str, command))) == 0
+    again = table(tmp_path / "again")
+    assert {row["derained_psnr_y"] for row in rows.values()} == {row["result_psnr_y"] for row in again.values()}
+    assert "b.JPEG" in rows and not list(out.rglob("*.jp*"))
+    run("--data_path", tmp_path / "rain", "--keep_format")
+    assert (out / "b.JPEG").exists() and (out / "one" / "a.jpg").exists()
+
+
+def test_results_of_equal_stems_get_names_of_their_own():
+    names = ["a.jpg", "A.png", "a.jpeg", "a.jpg.png", "b/a.jpg", "b.bmp"]
+    found = result_names(list(map(Path, names)), keep_format=False)
+    assert list(map(str, (found[Path(name)] for name in names))) == [
+        *("a.jpg.jpg.png", "A.png", "a.jpeg.png", "a.jpg.png", "b/a.png", "b.bmp")
+    ]
+    assert result_names([Path("a.jpg")], keep_format=True) == {Path("a.jpg"): Path("a.jpg")}
 
 
 def test_one_image_and_its_ground_truth(tmp_path, run, pairs_folder):
