@@ -44,7 +44,7 @@ def derain_folder(net: nn.Module, args: argparse.Namespace, device: torch.device
 
     Args:
         net: Derain, PReNet or another derainer, on ``device``.
-        args: the flags --data_path (a folder, sub-folders kept, or one image), --save_path (names as in ``result_names``),
+        args: the flags --data_path (a folder, sub-folders kept, or one image), --save_path (see ``result_names``),
             --gt_path (None for no metrics), and those of ``flags.add_pairing`` and ``flags.add_deraining``.
         weights: file of the derainer's weights, for the page.
         hint: what belongs into --data_path, for the message when it is missing.
