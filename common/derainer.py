@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from .errors import UserError, is_dead_worker, is_out_of_memory
 from .models import Derain, PReNet
@@ -38,9 +39,17 @@ class DerainerError(UserError):
     """A derainer of the user's that can't be loaded, breaks the contract or fails."""
 
 
+def inner(net: nn.Module) -> nn.Module:
+    """The network that DataParallel, torch.compile or an average of weights calls unchanged."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+    while isinstance(net, wrappers) or hasattr(net, "_orig_mod"):
+        net = net.module if isinstance(net, wrappers) else net._orig_mod
+    return net
+
+
 def is_prenet(net: nn.Module) -> bool:
     """PReNet in either head: of known receptive field, fit for every size."""
-    return type(net) in (PReNet, Derain)  # a subclass may do anything
+    return type(inner(net)) in (PReNet, Derain)  # a subclass may do anything
 
 
 def is_custom(args: argparse.Namespace) -> bool:

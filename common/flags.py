@@ -108,6 +108,7 @@ def add_deraining(group: argparse.ArgumentParser) -> None:
     group.add_argument("--tile", type=number(int, -1), default=-1, help=help)
     help = "to 8 bits; the published images are truncated, nearest gains about 0.1 dB"
     group.add_argument("--rounding", choices=("truncate", "nearest"), default="truncate", help=help)
+    add_switch(group, "--keep_format", "write JPEG where the image is one; else it becomes PNG, which loses nothing")
     add_speed(group)
     add_device(group)
 

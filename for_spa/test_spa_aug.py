@@ -1,6 +1,6 @@
 """Remove rain with a derainer of augmented training (A+), on SPA-Data, Internet-Data or any photos.
 
-Writes one derained image per input, under the same name, and report.html, a page with before/after sliders; with
+Writes one derained image per input, under the same name (a PNG for a JPEG), and report.html, a page with sliders; with
 --gt_path also PSNR and SSIM as the paper computes them, on the screen, in that page and in metrics.csv. The original
 PReNet release loads as well.
 

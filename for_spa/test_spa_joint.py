@@ -1,6 +1,6 @@
 """Remove rain with BNet of joint training, on SPA-Data, Internet-Data or any photos.
 
-Writes one derained image per input, under the same name, and report.html, a page with before/after sliders; with
+Writes one derained image per input, under the same name (a PNG for a JPEG), and report.html, a page with sliders; with
 --gt_path also PSNR and SSIM as the paper computes them, on the screen, in that page and in metrics.csv.
 
     python test_spa_joint.py --data_path rain --gt_path norain --netDerain DerainNet_state_800.pt --save_path derained

@@ -1,9 +1,11 @@
 """Checkpoints of ours and of other projects: what loads, and one message for each file that does not."""
 
 import io
+import zipfile
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from common.errors import TrainingStopped, UserError
 from common.models import Derain, Discriminator, EDNet, PReNet
@@ -23,6 +25,14 @@ def saved(value):
     """A value as the bytes of a checkpoint."""
     out = io.BytesIO()
     torch.save(value, out)
+    return out.getvalue()
+
+
+def zipped(name):
+    """The bytes of an archive with one file."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr(name, b"x")
     return out.getvalue()
 
 
@@ -142,9 +152,49 @@ def test_a_network_whose_own_names_begin_like_that(tmp_path):
         assert torch.equal(net.module.weight, other.module.weight)
 
 
+def test_a_wrapped_network_takes_weights_with_and_without_the_wrapper(tmp_path):
+    wrappers = (lambda net: net, torch.nn.DataParallel, lambda net: torch.compile(net, backend="eager"))
+    for saving in wrappers:
+        net = PReNet(1)
+        torch.save(saving(net).state_dict(), tmp_path / "x.pt")
+        for loading in wrappers:
+            other = PReNet(1)
+            load_weights(loading(other), tmp_path / "x.pt", "augmented", "--net")
+            assert torch.equal(net.conv[0].weight, other.conv[0].weight)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_safetensors(tmp_path, kind):
+    net, other = (small_nets()[kind] for _ in range(2))
+    save_file(after("module.", net.state_dict()), tmp_path / "x.pth")  # known by its content
+    load_weights(other, tmp_path / "x.pth", kind, "--net")
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in net.state_dict().items())
+    (tmp_path / "x.pth").write_bytes((tmp_path / "x.pth").read_bytes()[:-9])
+    with pytest.raises(UserError, match="is damaged"):
+        load_weights(other, tmp_path / "x.pth", kind, "--net")
+
+
+@pytest.mark.parametrize(
+    "content, what",
+    [
+        (b"\n<!DOCTYPE html><html>", "a web page.*'Download raw file'"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS.*git lfs pull"),
+        (b"\x08\x08\x12\x07pytorch\x1a\x05", "an ONNX model.*weights of PyTorch"),
+        (b"\x89HDF\r\n\x1a\n", "an HDF5 file.*weights of PyTorch"),
+        (b"\x1f\x8b\x08", "an archive. Unpack it"),
+        (zipped("net.pt"), "an archive. Unpack it"),
+        (b"", "empty. Fetch it again"),
+    ],
+)
+def test_files_of_other_kinds_are_named(tmp_path, content, what):
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(UserError, match=rf"--net: \S+x.pt is {what}"):
+        load(tmp_path / "x.pt", "--net")
+
+
 @pytest.mark.parametrize(
     "content",
-    [saved(Derain(1).state_dict())[:2000], b"", b"hello", saved(Derain(1)), saved({"a": print})],
+    [saved(Derain(1).state_dict())[:2000], b"hello", saved(Derain(1)), saved({"a": print})],
 )
 def test_files_that_are_no_checkpoints(tmp_path, content):  # that no code runs: tests/robustness/test_corpus.py
     (tmp_path / "x.pt").write_bytes(content)

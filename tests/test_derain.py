@@ -1,16 +1,19 @@
 """Deraining as a user meets it: the published numbers, any size, any format, tiles, and every refusal."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.optim.swa_utils import AveragedModel
 
 from common.data.images import read_image, to_float, to_uint8, write_image
 from common.errors import UserError
 from common.evaluation import derain as module
 from common.evaluation.derain import derain, tile_size
+from common.evaluation.derain_folder import result_names
 from common.models import Derain, PReNet
 from for_spa import test_spa_joint
 from for_syn import test_syn_joint
@@ -75,6 +78,33 @@ def test_tiles_give_the_result_of_the_whole_image(net, size):  # T10
     for tile in (16, 33, 200):
         assert torch.allclose(derain(net, rainy, tile=tile), whole, rtol=0, atol=1e-6)
     assert whole.shape == rainy.shape
+
+
+def wrapped(kind, net):
+    """A network that calls ``net`` unchanged."""
+    if kind == "compile":
+        return torch.compile(net, backend="eager")
+    return {"data parallel": torch.nn.DataParallel, "average": AveragedModel}[kind](net)
+
+
+@pytest.mark.parametrize("kind", ["data parallel", "average", "compile"])
+def test_tiles_of_a_wrapped_network_have_its_halo(kind):
+    net, rainy = fill(PReNet(2), 3).eval(), torch.rand(1, 3, 40, 50)
+    whole = derain(net, rainy, tile=0)
+    assert torch.allclose(derain(wrapped(kind, net), rainy, tile=32), whole, rtol=0, atol=1e-6)
+    assert torch.allclose(derain(torch.nn.DataParallel(wrapped(kind, net)), rainy, 32), whole, rtol=0, atol=1e-6)
+
+
+def test_tiles_without_a_known_halo_are_refused():
+    class Wider(PReNet):
+        """It may see farther than its parent."""
+
+    rainy = torch.rand(1, 3, 40, 50)
+    for net in (fill(Wider(1), 3), torch.nn.Sequential(fill(PReNet(1), 3)), torch.nn.DataParallel(Wider(1))):
+        for how in ({"tile": 32}, {"halo": 4}):
+            with pytest.raises(UserError, match="tile, halo.*needs both"):
+                derain(net, rainy, **how)
+        assert derain(net, rainy, 32, halo=13).shape == derain(net, rainy).shape == rainy.shape
 
 
 def test_the_halo_is_as_small_as_it_can_be_and_large_enough():
@@ -149,18 +179,46 @@ def test_real_photos_of_all_kinds(tmp_path, run, capsys):
     assert "6 images derained" in printed and "2 other files" in printed
     out = tmp_path / "out"
     page = (out / "report.html").read_text()
-    assert "Rain removed from 6 images" in page and page.count("<figure>") == 6 and "<table" not in page
+    assert "Rain removed from 6 images" in page and page.count("<figure ") == 6 and "<table" not in page
     (out / "report.html").unlink()
     sizes = {p.relative_to(out).as_posix(): read_image(p).shape[:2] for p in out.rglob("*.*")}
     assert sizes == {
         "a.png": (20, 30),
-        "sub/deep/b.jpg": (31, 17),
+        "sub/deep/b.png": (31, 17),
         "one.BMP": (25, 1),
         "c.webp": (12, 9),
         "deep.tif": (10, 12),
-        "turned.jpg": (40, 14),
+        "turned.png": (40, 14),
     }
     assert read_image(out / "deep.tif").dtype == np.uint8
+
+
+def test_the_result_of_a_jpeg_is_a_png_and_pairs(tmp_path, run):
+    """Pixels are those of the network, and metrics of the folder finds the same partners."""
+    for k, name in enumerate(("one/a.jpg", "b.JPEG", "c.png")):
+        write_image(tmp_path / "rain" / name.lower(), photo(24, 30, k))
+        write_image(tmp_path / "clean" / Path(name).with_suffix(".jpg"), photo(24, 30, k + 5))
+    (tmp_path / "rain" / "b.jpeg").rename(tmp_path / "rain" / "b.JPEG")
+    assert run("--data_path", tmp_path / "rain", "--gt_path", tmp_path / "clean") == 0
+    out = tmp_path / "out"
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*.png")} == {"one/a.png", "b.png", "c.png"}
+    rows = table(out)
+    command = ["--pred", out, "--gt", tmp_path / "clean", "--csv", tmp_path / "again" / "metrics.csv"]
+    assert module.metrics.main(list(map(str, command))) == 0
+    again = table(tmp_path / "again")
+    assert {row["derained_psnr_y"] for row in rows.values()} == {row["result_psnr_y"] for row in again.values()}
+    assert "b.JPEG" in rows and not list(out.rglob("*.jp*"))
+    run("--data_path", tmp_path / "rain", "--keep_format")
+    assert (out / "b.JPEG").exists() and (out / "one" / "a.jpg").exists()
+
+
+def test_results_of_equal_stems_get_names_of_their_own():
+    names = ["a.jpg", "A.png", "a.jpeg", "a.jpg.png", "b/a.jpg", "b.bmp"]
+    found = result_names(list(map(Path, names)), keep_format=False)
+    assert list(map(str, (found[Path(name)] for name in names))) == [
+        *("a.jpg.jpg.png", "A.png", "a.jpeg.png", "a.jpg.png", "b/a.png", "b.bmp")
+    ]
+    assert result_names([Path("a.jpg")], keep_format=True) == {Path("a.jpg"): Path("a.jpg")}
 
 
 def test_one_image_and_its_ground_truth(tmp_path, run, pairs_folder):

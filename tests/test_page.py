@@ -49,8 +49,8 @@ def test_few_are_all_shown_the_worst_first_and_of_many_the_ends(tmp_path, monkey
     assert [item.name for item in page.picked(some, None)] == [ODD, "1.png", "2.png", "3.png"]
     page.write(tmp_path / page.NAME, "t", [], some, ("rainy", "derained"), None, "PSNR-Y")
     text = (tmp_path / page.NAME).read_text()
-    assert "4 of 6 images, the worst and the best, by PSNR-Y" in text and text.count("<tr>") == 1 + 6
-    assert text.count("<figure>") == 4
+    assert "4 of 6 images, the worst and the best, by PSNR-Y" in text and text.count("data-value") == 6 * 3
+    assert text.count("<figure ") == 4
 
 
 def test_a_picture_that_is_gone_leaves_its_row(tmp_path):
@@ -58,7 +58,7 @@ def test_a_picture_that_is_gone_leaves_its_row(tmp_path):
     some[1].pictures["derained"].unlink()
     page.write(tmp_path / page.NAME, "t", [], some, ("rainy", "derained"))
     text = (tmp_path / page.NAME).read_text()
-    assert text.count("<figure>") == 1 and text.count("<tr>") == 3
+    assert text.count("<figure ") == 1 and text.count("data-value") == 2 * 3
 
 
 def test_large_pictures_are_made_smaller_for_the_page(tmp_path):
@@ -66,6 +66,7 @@ def test_large_pictures_are_made_smaller_for_the_page(tmp_path):
     page.write(tmp_path / page.NAME, "t", [], [page.Item("large", {"a": tmp_path / "large.png"}, {})], ("a", "a"))
     text = (tmp_path / page.NAME).read_text()
     assert f"aspect-ratio:{page.SIDE}/{page.SIDE // 2}" in text and len(text) < 500_000
+    assert "<h2>Before and after</h2>\n<div" in text  # no number of pictures beside that of the lead
 
 
 def test_the_table_of_metrics_as_a_page(tmp_path):
@@ -76,10 +77,14 @@ def test_the_table_of_metrics_as_a_page(tmp_path):
     pictures = {f"{k}.png": {"rainy": tmp_path / f"{k}.png"} for k in range(2)}
     table.page(tmp_path / "r.html", "t", pictures, ("rainy", "rainy"), {})
     text = (tmp_path / "r.html").read_text()
-    rows = [re.findall(r">([^<>]*)</td>", row) for row in re.findall("<tr>.*?</tr>", text)[1:]]
+    rows = [re.findall(r">([^<>]*)</td>", row) for row in re.findall("<tr><td.*?</tr>", text)]
     assert rows[0][-6:] == ["20.00", "0.5000", "21.00", "30.00", "0.9000", "\N{INFINITY}"]
     assert rows[2][-6:] == ["20.50", "0.5000", "21.00", "31.50", "0.9000", "n/a"]  # the means
     assert "by derained PSNR-Y" in text
+    caption = re.search("(?s)<figcaption>.*?</figcaption>", text)[0]
+    assert " ".join(re.sub("<[^>]*>", " ", caption).split()) == (
+        "0.png PSNR-Y SSIM-Y PSNR-RGB rainy 20.00 0.5000 21.00 derained 30.00 0.9000 \N{INFINITY}"
+    )
 
 
 def test_the_command_of_metrics_writes_it(tmp_path, capsys):
@@ -132,3 +137,34 @@ def test_in_a_browser_of_400_px(written):
     assert answer["hit"] and answer["clip"] == ["inset(0px 50% 0px 0px)", "inset(0px 80% 0px 0px)"]
     assert abs(answer["handle"]) <= 2 and answer["both"] == ["left right", ""] and answer["loaded"]
     assert answer["width"][0] == 400 and answer["width"][1] <= 400
+
+
+@needs_chromium
+@pytest.mark.parametrize("width, across", [(400, 1), (1280, 2), (1920, 3)])
+def test_pictures_fill_the_page(tmp_path, width, across):
+    """As many side by side as have room in full size, choices at their edges, tall ones as long as wide ones."""
+    shapes = [(320, 480), (480, 320), (320, 480), (320, 480)]
+    for k, shape in enumerate(shapes):
+        write_image(tmp_path / f"{k}.png", photo(*shape, k))
+    some = [page.Item(f"{k}.png", {"a": tmp_path / f"{k}.png"}, {"a PSNR": 1.0 * k, "a SSIM": 0.5}) for k in range(4)]
+    page.write(tmp_path / page.NAME, "t", [], some, ("a", "a"), None, "a PSNR")
+    answer, console = ask(
+        tmp_path / page.NAME,
+        """
+        const box = element => element.getBoundingClientRect(), all = name => [...document.querySelectorAll(name)];
+        const room = box(document.querySelector('.figures'));
+        const views = all('.view').map(box), last = all('select[name=right]').map(box);
+        return {
+          across: views.filter(view => view.top === views[0].top || view.bottom === views[0].bottom).length,
+          filled: (views[0].width * Math.round(room.width / views[0].width)) / room.width,
+          edges: Math.max(...views.map((view, k) => Math.abs(view.right - last[k].right))),
+          longer: views.map(view => Math.max(view.width, view.height)),
+          shape: views[1].width / views[1].height,
+          out: document.documentElement.scrollWidth - innerWidth,
+        };
+        """,
+        width,
+    )
+    assert console == [] and answer["out"] <= 0 and answer["edges"] < 2
+    assert answer["across"] == across and answer["filled"] > 0.93 and answer["shape"] == pytest.approx(2 / 3, abs=0.01)
+    assert max(answer["longer"]) - min(answer["longer"]) < 0.05 * max(answer["longer"])

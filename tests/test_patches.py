@@ -128,14 +128,6 @@ def test_a_batch_across_a_resumed_epoch_is_the_same_on_the_device(pairs_folder):
     assert len(found[0]) == 8 and torch.equal(*found)
 
 
-def test_free_memory_is_at_most_that_of_the_container(monkeypatch):
-    files = {"/proc/meminfo": "MemTotal: 8000 kB MemAvailable: 5000 kB", "/sys/fs/cgroup/memory.max": "max"}
-    monkeypatch.setattr(cache.Path, "read_text", lambda path: files[str(path)])
-    assert cache.free_memory() == 5_120_000
-    files["/sys/fs/cgroup/memory.max"] = "2000000"
-    assert cache.free_memory() == 2_000_000
-
-
 def test_bad_files_are_found_while_decoding(pairs_folder):
     (pairs_folder / "rain" / "9.png").write_bytes((pairs_folder / "rain" / "9.png").read_bytes()[:200])
     write_image(pairs_folder / "norain" / "10.png", photo(24, 30, 0))

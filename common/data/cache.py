@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,23 +10,13 @@ from torch import Tensor
 
 from .. import distributed
 from ..errors import UserError
+from ..memory import free_memory
 from ..terminal import progress_bar
 from .images import ImageError, crop_at, planes, widened
 from .pairs import Pair, some_of
 
 SHARE = 1 / 3  # of the memory, up to which --cache auto keeps images there
 GIB = 2**30
-
-
-def free_memory() -> int:
-    """Bytes of RAM that are free now, at most those of its container; 8 GiB where the system does not say."""
-    free = 8 * GIB
-    with contextlib.suppress(OSError, ValueError):
-        words = Path("/proc/meminfo").read_text().split()
-        free = 1024 * int(words[words.index("MemAvailable:") + 1])
-    with contextlib.suppress(OSError, ValueError):  # no container, or "max"
-        free = min(free, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return free
 
 
 def decoded_bytes(pairs: Sequence[Pair]) -> float:

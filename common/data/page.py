@@ -106,4 +106,13 @@ def _figure(item: Item, halves: Mapping[str, str]) -> dict[str, object]:
         data = io.BytesIO()
         Image.fromarray(pixels).save(data, "JPEG", quality=QUALITY, subsampling=0)
         pictures.append((label, base64.b64encode(data.getvalue()).decode()))
-    return {"item": item, "pictures": pictures, "width": width, "height": height}
+    return {"item": item, "pictures": pictures, "width": width, "height": height, "rows": _rows(item.values)}
+
+
+def _rows(values: Mapping[str, float]) -> dict[str, Mapping[str, float]]:
+    """Values as a small table, row -> column -> value: 'rainy PSNR-Y' stands in row 'rainy', if all rows are alike."""
+    rows: dict[str, dict[str, float]] = {}
+    for name, value in values.items():
+        row, _, column = name.rpartition(" ")
+        rows.setdefault(row, {})[column] = value
+    return rows if len({tuple(row) for row in rows.values()}) < 2 else {"": values}

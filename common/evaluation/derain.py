@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import derainer, distributed
-from ..data.cache import free_memory
 from ..data.pairs import Pair, fingerprint
 from ..data.patches import floats
 from ..errors import UserError
+from ..memory import free_memory
 from ..precision import order
 from ..terminal import progress_bar
 from . import metrics
@@ -51,16 +51,21 @@ class Windows(NamedTuple):
         tile, halo = getattr(args, "tile", -1), getattr(args, "tile_halo", None)
         how = cls(tile, halo, getattr(args, "pad_to", 1), getattr(args, "pad_square", False))
         if derainer.is_custom(args):
-            if (tile > 0) != (halo is not None):
-                raise UserError("--tile, --tile_halo: a derainer of your own needs both, or neither for whole images")
+            how.require_halo("--tile, --tile_halo")
         elif how != cls(tile):
             raise UserError("--tile_halo, --pad_to, --pad_square: prenet needs none of them; leave them out")
         return how
 
+    def require_halo(self, names: str) -> None:
+        """Raise UserError if a derainer of unknown receptive field would get tiles without a halo, or the reverse."""
+        if (self.tile > 0) != (self.halo is not None):
+            raise UserError(f"{names}: a derainer of your own needs both, or neither for whole images")
+
     def of(self, net: nn.Module, height: int, width: int, device: torch.device, number: int = 1) -> list[Tile]:
         """The tiles of ``number`` images of one size."""
         if derainer.is_prenet(net):
-            core, halo = tile_size(self.tile, height, width, net.halo, device, number), net.halo
+            halo = derainer.inner(net).halo
+            core = tile_size(self.tile, height, width, halo, device, number)
         else:
             core, halo = max(self.tile, 0), self.halo or 0
         lines = (_line(length, core, halo) for length in (height, width))
@@ -129,22 +134,26 @@ def derain(net: nn.Module, rainy: Tensor, tile: int = -1, **windows) -> Tensor:
 
     Args:
         net: Derain, PReNet or any other derainer, on the device of ``rainy`` and in the mode that is wanted (eval).
+            DataParallel, torch.compile or AveragedModel may be around it.
         rainy: (N, 3, H, W) in [0, 1], H and W at least 1.
         tile: core of a tile in px; 0 for the whole image; -1 for tiles only where the whole image needs more than
             half of the free memory, or on a CPU more than 1 GB, beyond what the process holds.
-        windows: halo, pad_to, pad_square for other derainers, see ``Windows``.
+        windows: halo, pad_to, pad_square for other derainers (a subclass of PReNet, too), see ``Windows``.
 
     Returns:
         (N, 3, H, W) on the same device, not clamped.
 
     Raises:
         ValueError: rainy has another shape.
+        UserError: tiles for another derainer without a halo, or the reverse.
         DerainerError: another derainer failed, on this size perhaps.
     """
     if rainy.ndim != 4 or rainy.shape[1] != 3 or 0 in rainy.shape:
         raise ValueError(f"expected rainy images (N, 3, H, W), got {tuple(rainy.shape)}")
     number, _, height, width = rainy.shape
     how = Windows(tile, **windows)
+    if not derainer.is_prenet(net):
+        how.require_halo("tile, halo")
     derained = torch.empty_like(rainy)
     for inside, window, keep in how.of(net, height, width, rainy.device, number):
         derained[..., *inside] = _infer(net, rainy[..., *window], how)[..., *keep]

@@ -44,7 +44,7 @@ def derain_folder(net: nn.Module, args: argparse.Namespace, device: torch.device
 
     Args:
         net: Derain, PReNet or another derainer, on ``device``.
-        args: the flags --data_path (a folder, sub-folders kept, or one image), --save_path (the same names below it),
+        args: the flags --data_path (a folder, sub-folders kept, or one image), --save_path (see ``result_names``),
             --gt_path (None for no metrics), and those of ``flags.add_pairing`` and ``flags.add_deraining``.
         weights: file of the derainer's weights, for the page.
         hint: what belongs into --data_path, for the message when it is missing.
@@ -62,8 +62,9 @@ def derain_folder(net: nn.Module, args: argparse.Namespace, device: torch.device
     require_outside("--save_path", save, {"--gt_path": args.gt_path})
     pairs = _partners(folder, names, args.gt_path, pairing)
     names = [name for name in names if not pairs or name in pairs]
+    results = {name: save / result for name, result in result_names(names, args.keep_format).items()}
     used = {path.resolve() for path in [*(folder / name for name in names), *(pair.clean for pair in pairs.values())]}
-    if over := [save / name for name in names if (save / name).resolve() in used]:
+    if over := [path for path in results.values() if path.resolve() in used]:
         raise UserError(f"--save_path: {over[0]} is an input file and would be overwritten; choose another folder")
     prepare(net.eval(), device, args.precision)
     done: dict[Path, Result] = {}
@@ -74,12 +75,12 @@ def derain_folder(net: nn.Module, args: argparse.Namespace, device: torch.device
             rainy, began = half_of(read_image(folder / name), pairing.halves[0]), time.perf_counter()
             derained = derain_pixels(net, rainy, device, windows, args.rounding)
             result.seconds = time.perf_counter() - began if number or len(mine) == 1 else None
-            write_image(save / name, derained)
+            write_image(results[name], derained)
             result.written = True
             if name in pairs:
                 truth = half_of(read_image(pairs[name].clean), pairing.halves[1])
                 pairs[name].require_one_size(rainy.shape, truth.shape)
-                rainy_score, derained_score = (metrics.score(x, truth) for x in (rainy, read_image(save / name)))
+                rainy_score, derained_score = (metrics.score(x, truth) for x in (rainy, read_image(results[name])))
                 result.scores = {"rainy": rainy_score, "derained": derained_score}
         except KeyboardInterrupt as asked:
             raise distributed.stopped(asked, number, len(mine), f"images are in {save}") from None
@@ -102,7 +103,7 @@ def derain_folder(net: nn.Module, args: argparse.Namespace, device: torch.device
         table, pictures = _report(done, save, device), {}
         for name in (name for name, result in done.items() if result.written):
             clean = {"clean": pairs[name].clean} if name in pairs else {}
-            pictures[name.as_posix()] = {"rainy": folder / name, "derained": save / name, **clean}
+            pictures[name.as_posix()] = {"rainy": folder / name, "derained": results[name], **clean}
         halves = dict(zip(("rainy", "clean"), pairing.halves, strict=True))
         if pictures:
             title = f"Rain removed from {len(pictures)} images with {Path(weights).name}"
@@ -112,6 +113,24 @@ def derain_folder(net: nn.Module, args: argparse.Namespace, device: torch.device
     if problems:
         tell(problems, f"{len(problems)} of {len(done)} images could not be derained or measured")
     return 1 if problems else 0
+
+
+def result_names(names: list[Path], keep_format: bool) -> dict[Path, Path]:
+    """The names of the results: those of the images, but PNG in place of JPEG, which would change pixels once more.
+
+    Args:
+        keep_format: keep JPEG, too.
+    """
+    found = {name: name for name in names if keep_format or name.suffix.lower() not in (".jpg", ".jpeg")}
+    taken = {str(name).casefold() for name in found}  # some file systems do not tell A from a
+    for name in names:
+        if name not in found:
+            stem = name.with_suffix("")
+            while f"{stem}.png".casefold() in taken:  # a.png beside a.jpg, which becomes a.jpg.png
+                stem = stem.with_name(stem.name + name.suffix)
+            found[name] = stem.with_name(f"{stem.name}.png")
+            taken.add(str(found[name]).casefold())
+    return found
 
 
 def _partners(folder: Path, names: list[Path], gt_path: str | None, pairing: Pairing) -> dict[Path, Pair]:

@@ -8,13 +8,14 @@ import warnings
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from .. import derainer
 from ..errors import TrainingStopped, UserError, is_dead_worker
 from ..models import Derain, EDNet
 from ..weights import DERAINER
-from .kinds import KINDS, REMEDIES, kind_of, unwrapped
+from .kinds import FOREIGN, KINDS, REMEDIES, kind_of, unwrapped
 
 
 def save(value: object, path: Path, keep: Path | None = None) -> None:
@@ -50,25 +51,32 @@ def save(value: object, path: Path, keep: Path | None = None) -> None:
 
 
 def load(path: Path, flag: str, hint: str = "") -> object:
-    """Read a checkpoint, new zip or old format, from any device, onto the CPU. T11: code in it is never run.
+    """Read a checkpoint, new zip or old format or safetensors, from any device, onto the CPU.
+
+    T11: code in it is never run.
 
     Args:
         flag: the flag that named the file, for messages.
         hint: where the file comes from, for the message when it is missing.
 
     Raises:
-        UserError: it is missing, broken, or holds more than weights.
+        UserError: it is missing, broken, of another kind, or holds more than weights.
     """
     if Path(path).is_dir():
         raise UserError(f"{flag}: {path} is a folder; name the checkpoint file in it")
     if not Path(path).exists():
         raise UserError(f"{flag}: there is no {path}. {hint}".strip())
+    with open(path, "rb") as file:
+        start = file.read(64)
     try:
+        if re.match(rb"(?s).{5}\0\0\0{", start):  # the length of a header in JSON
+            return load_file(path)
         with warnings.catch_warnings(action="ignore"):  # of broken files, one message is enough
             return torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError:
-        raise
-    except Exception:  # the readers of damaged files raise many kinds
+    except Exception as error:  # the readers of damaged files raise many kinds
+        for pattern, (is_a, remedy) in FOREIGN.items():
+            if re.match(pattern, start + str(error).encode(), re.DOTALL):
+                raise UserError(f"{flag}: {path} {is_a}. {remedy}.") from None
         raise UserError(
             f"{flag}: {path} is no PyTorch checkpoint, is damaged, or holds code or objects besides weights; nothing "
             "of it was run. Fetch it again, or save the network's state_dict() alone and load that."
@@ -198,7 +206,7 @@ def load_weights(net: nn.Module, path: Path, kind: str, flag: str) -> None:
 
 def put_weights(net: nn.Module, content: object, kind: str, where: str) -> None:
     """``load_weights`` for a file that is read already; ``where`` names it in messages. Raises the same."""
-    expected = KINDS[kind][0]
+    expected, net = KINDS[kind][0], derainer.inner(net)
     content = unwrapped(content, net.state_dict().keys(), kind, where)
     actual = kind_of(content)
     if actual == "PReNet_r" and kind == "augmented":

@@ -23,6 +23,20 @@ KINDS = {
     "PReNet_x": ("PReNet_x, a PReNet whose stages do not see the rainy image", _OTHER),
     "ablation": ("a PReNet with another recurrent unit than the LSTM (GRU, say)", _OTHER),
 }
+_WANTED = "Wanted are weights of PyTorch: a state_dict in a .pt, .pth or .safetensors file"
+# How files begin that are no weights of PyTorch (and what torch.load says of archives) -> what they are, the remedy.
+FOREIGN = {
+    rb"\Z|Ran out of input": ("is empty", "Fetch it again"),
+    rb"\s*<": ("is a web page", "Fetch the file itself (on GitHub: 'Download raw file')"),
+    rb"version https://git-lfs": ("is a pointer of Git LFS, not the file", "Fetch the file: git lfs pull"),
+    rb"\x08.[\x12\x1a\x22\x2a\x32\x3a\x42]": ("is an ONNX model", _WANTED),
+    rb"\x89HDF": ("is an HDF5 file: a pack of images, or of Keras", _WANTED),
+    rb"PK.*TorchScript": ("is a TorchScript program", _WANTED),
+    rb"\x1f\x8b|7z|Rar!|PK.*(not found|not in a subdirectory)": (
+        "is an archive",
+        "Unpack it, and name the file in it",
+    ),
+}
 # What to do where names or shapes differ; PReNet and BNet have no sizes to set.
 REMEDIES = {
     "ED": "Set the flags of the network (--nz, --nef, --patchSize) as in its training.",
