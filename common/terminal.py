@@ -11,6 +11,7 @@ from tqdm import tqdm
 from . import distributed
 
 _results: TextIO | None = None  # with --quiet, where results go
+_warned: set[str] = set()
 
 
 def hush() -> None:
@@ -44,6 +45,14 @@ def print_result(text: object) -> None:
 def progress_bar(iterable: Iterable | None = None, hidden: bool = False, **options) -> tqdm:
     """A progress bar on stderr, if that is a terminal, without --quiet and unless ``hidden``; options are tqdm's."""
     return tqdm(iterable, disable=True if hidden or _results else None, **options)
+
+
+def warn_once(text: str, key: str) -> None:
+    """Print a warning on stderr, unless this process printed one of the same key; in any of several processes."""
+    if key not in _warned:
+        _warned.add(key)
+        stream = sys.__stderr__ if distributed.is_launched() else sys.stderr  # that of other ranks is closed
+        tqdm.write(printable(f"warning: {text}"), stream)
 
 
 def tell(problems: list[str], headline: str) -> None:

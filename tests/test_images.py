@@ -1,7 +1,9 @@
 """Images: formats, depths, orientation, damage, whole files."""
 
+import os
 import struct
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -26,7 +28,40 @@ def test_natural_order(tmp_path):  # T12
     (tmp_path / "here" / "c").symlink_to(tmp_path / "linked")
     names, others = images.list_images(tmp_path / "here")
     expected = ["IMG3.PNG", "b/1.png", "c/2.png", "img2.png", "img2b.jpg", "img10.png"]
-    assert [str(n) for n in names] == expected and others == 3
+    assert [str(n) for n in names] == expected and others == 2  # .hidden.png, notes.txt
+
+
+def test_a_real_folder_is_read_once(tmp_path, capsys):
+    """Links to parents, to folders that are read already, and back and forth between two folders."""
+    for name in ("data/z/1.png", "data/2.png", "else/3.png", "else/.git/4.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    links = {"data/z/up": "data", "data/top": ".", "data/a": "data/z", "data/b": "else", "else/c": "data/z"}
+    for link, target in links.items():
+        (tmp_path / link).symlink_to(tmp_path / target)
+    assert [str(n) for n in images.list_images(tmp_path / "data")[0]] == ["2.png", "b/3.png", "z/1.png"]
+    images.list_images(tmp_path / "data")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: 4 links below {tmp_path / 'data'} are left out") and "z/up" in line
+
+
+def test_a_folder_that_can_not_be_read_is_an_error(tmp_path, monkeypatch):  # permissions would not stop root
+    for name in ("here/shut", "here/.hidden"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "here/1.png").touch()
+    real = os.scandir
+
+    def scandir(path):
+        if Path(path).name in shut:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    shut = {".hidden"}
+    assert images.list_images(tmp_path / "here") == ([Path("1.png")], 0)
+    for shut in ({"shut"}, {"here"}):
+        with pytest.raises(UserError, match=rf"{shut.copy().pop()}: the folder can't be read \(Permission denied\); "):
+            images.list_images(tmp_path / "here")
 
 
 @pytest.mark.parametrize("inside", ["folder.png", "file/x.png", "file/deeper/x.png"])

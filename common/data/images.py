@@ -7,8 +7,9 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import cv2
 import numpy as np
@@ -16,10 +17,12 @@ from PIL import Image, ImageOps
 
 from ..errors import UserError
 from ..files import write_bytes
+from ..terminal import warn_once
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 NO_IMAGE = "no image (PNG, JPEG, BMP, WebP, TIFF)"
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
+LINKS_SHOWN = 4  # in a message
 _ORIENTATION = 274  # tag of EXIF
 _JPEG, _TIFF = {"format": "JPEG", "quality": 95, "subsampling": 0}, {"format": "TIFF", "compression": "tiff_deflate"}
 _WRITTEN = {  # ending -> options of Pillow
@@ -48,16 +51,45 @@ def natural_key(path: str | Path) -> list:
     ]
 
 
+def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """A folder and those below it with the names of their files, each real folder once; hidden ones are left out.
+
+    Links that lead to a folder that was read already, or that holds ``folder``, are left out, with a warning.
+
+    Raises:
+        UserError: a folder can't be read; one that is left out with its images would not be noticed.
+    """
+
+    def refuse(error: OSError) -> NoReturn:
+        remedy = "make it readable, or move it elsewhere"
+        raise UserError(f"{error.filename}: the folder can't be read ({error.strerror}); {remedy}") from None
+
+    root, seen, left_out, todo = os.path.realpath(folder), set(), [], [str(folder)]
+    for start in todo:  # real folders first; links are added while it runs
+        for current, inner, names in os.walk(start, onerror=refuse):
+            real = os.path.realpath(current)
+            if real in seen or (seen and Path(root).is_relative_to(real)):
+                left_out.append(os.path.relpath(current, folder))
+                inner.clear()
+                continue
+            seen.add(real)
+            inner[:] = sorted(name for name in inner if not name.startswith("."))
+            todo += [path for name in inner if os.path.islink(path := os.path.join(current, name))]
+            yield Path(current).relative_to(folder), names
+    if left_out:
+        shown = ", ".join(left_out[:LINKS_SHOWN]) + ", ..." * (len(left_out) > LINKS_SHOWN)
+        text = f"{len(left_out)} links below {folder} are left out, since each real folder is read once: {shown}"
+        warn_once(text, text)
+
+
 def list_images(folder: Path) -> tuple[list[Path], int]:
-    """All images below a folder, sub-folders and linked folders included, in natural order.
+    """All images below a folder, sub-folders and linked folders included, in natural order; see ``_walk``.
 
     Returns:
-        The paths relative to the folder, and the number of other files (hidden ones and those in hidden folders, too).
+        The paths relative to the folder, and the number of other files (hidden ones, too).
     """
-    found = os.walk(folder, followlinks=True)
-    files = [Path(current, name).relative_to(folder) for current, _, names in found for name in names]
-    shown = [f for f in files if not any(part.startswith(".") for part in f.parts)]
-    images = [f for f in shown if f.suffix.lower() in EXTENSIONS]
+    files = [current / name for current, names in _walk(Path(folder)) for name in names]
+    images = [f for f in files if f.suffix.lower() in EXTENSIONS and not f.name.startswith(".")]
     return sorted(images, key=lambda path: (natural_key(path), str(path))), len(files) - len(images)
 
 
