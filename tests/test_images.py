@@ -10,12 +10,93 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common import terminal
 from common.data import images
 from common.data.images import ImageError, image_format, image_size, read_image, write_image
 from common.errors import UserError
-from tests.conftest import photo
+from tests.conftest import SRGB, photo
 
 PHOTO = photo(40, 50, 0)
+
+
+@pytest.fixture
+def warnings(monkeypatch, capsys):
+    """A function that returns the lines on stderr, as of a fresh command."""
+    monkeypatch.setattr(terminal, "_warned", set())
+    return lambda: capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize("name", ["8.png", "8.webp", "8.tif", "16.png", "16.tif", "grey.png", "palette.png"])
+def test_transparent_parts_become_white_or_black(tmp_path, name, warnings):
+    """The colours under them, here a photo, must not become the picture."""
+    path, alpha = tmp_path / name, np.full((40, 50, 1), 255, np.uint8)
+    alpha[:20], alpha[20:30] = 0, 51
+    if name.startswith("16"):
+        cv2.imwrite(str(path), np.concatenate((PHOTO[..., ::-1], alpha), 2).astype(np.uint16) * 257)
+    elif name == "palette.png":
+        Image.fromarray(alpha[..., 0] // 51).convert("P").save(path, transparency=bytes([0, 51, *[255] * 254]))
+    else:
+        image = Image.fromarray(np.concatenate((PHOTO, alpha), 2))
+        image.convert("LA" if "grey" in name else "RGBA").save(path, **{"lossless": True} if "webp" in name else {})
+    seen = {"grey.png": np.asarray(Image.fromarray(PHOTO).convert("L"))[..., None], "palette.png": alpha // 51}
+    for ground in (images.WHITE, images.BLACK):
+        pixels = images.to_eight_bits(read_image(path, ground)).astype(int)
+        assert (pixels[:20] == ground).all() and np.array_equal(
+            pixels[30:], seen.get(name, PHOTO)[30:] + 0 * pixels[30:]
+        )
+        assert np.abs(pixels[20:30] - (0.2 * seen.get(name, PHOTO)[20:30] + 0.8 * ground)).max() <= 0.5
+        read_image(path, ground)
+    white, black = warnings()
+    assert "transparent parts become white" in white and "transparent parts become black" in black and name in white
+
+
+def test_an_alpha_channel_that_hides_nothing_is_no_news(tmp_path, warnings):
+    Image.fromarray(PHOTO).convert("RGBA").save(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png"), PHOTO) and not warnings()
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.webp"])
+def test_only_the_first_of_several_pictures_is_read(tmp_path, name, warnings):
+    first, second = Image.fromarray(PHOTO), Image.fromarray(PHOTO[::-1].copy())
+    first.save(tmp_path / name, save_all=True, append_images=[second], **{"lossless": True} if "webp" in name else {})
+    assert np.array_equal(read_image(tmp_path / name), PHOTO)
+    (line,) = warnings()
+    assert f"{name} holds several pictures; only the first is read" in line
+
+
+def test_colour_profiles(tmp_path, profile, warnings):
+    """Colours become those of sRGB, or stay together with the profile, which here exchanges red and green."""
+    exchanged = PHOTO[..., [1, 0, 2]]
+    for name in ("a.png", "a.jpg", "a.webp", "a.tif"):
+        write_image(tmp_path / name, PHOTO, profile)
+        stored, kept = images.read_stored(tmp_path / name)
+        error = np.abs(stored.astype(int) - PHOTO).max()
+        assert kept == profile and error <= (6 if name == "a.jpg" else 0)
+        assert np.abs(read_image(tmp_path / name).astype(int) - exchanged).max() <= error + 1
+    deep = images.in_srgb(images.widened(PHOTO), profile)  # Pillow writes no such image
+    assert deep.dtype == np.uint16 and np.abs(deep.astype(int) - 257 * exchanged.astype(int)).max() <= 257
+    assert not warnings()
+
+
+def test_a_profile_of_srgb_changes_nothing_and_one_that_does_not_fit_is_named(tmp_path, warnings):
+    Image.fromarray(PHOTO).save(tmp_path / "a.png", icc_profile=SRGB)
+    assert np.array_equal(read_image(tmp_path / "a.png"), PHOTO) and not warnings()
+    Image.fromarray(PHOTO).save(tmp_path / "b.png", icc_profile=b"no profile")
+    assert np.array_equal(read_image(tmp_path / "b.png"), PHOTO)
+    assert "b.png: its colour profile can't be used" in "".join(warnings())
+    Image.fromarray(PHOTO[..., 0]).save(tmp_path / "grey.jpg", icc_profile=SRGB, quality=100)  # as some programs do
+    assert read_image(tmp_path / "grey.jpg").shape == PHOTO.shape and not warnings()
+
+
+def test_grey_images_with_a_profile_of_grey_become_srgb(tmp_path):
+    """An RGB image can't keep such a profile. It has one curve, here a straight line above the darkest levels."""
+    grey = SRGB.replace(b"RGB ", b"GRAY").replace(b"rTRC", b"kTRC").replace(b"\0\2\x66\x66", b"\0\1\0\0")
+    Image.fromarray(PHOTO[..., 0]).save(tmp_path / "a.png", icc_profile=grey)
+    pixels, profile = images.read_stored(tmp_path / "a.png")
+    linear = (PHOTO[..., :1] / 255 + 0.055) / 1.055
+    expected = 255 * (1.055 * linear ** (1 / 2.4) - 0.055)
+    assert profile is None and np.abs(pixels - expected)[PHOTO[..., 0] > 20].max() < 1.5
+    assert np.array_equal(read_image(tmp_path / "a.png"), pixels)
 
 
 def test_natural_order(tmp_path):  # T12

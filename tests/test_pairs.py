@@ -233,7 +233,8 @@ def test_grey_alpha_and_16_bit_files_train(tmp_path):
     (tmp_path / "rain").mkdir()
     (tmp_path / "norain").mkdir()
     cv2.imwrite(str(tmp_path / "rain" / "1.png"), grey.astype(np.uint16) * 257)
-    cv2.imwrite(str(tmp_path / "norain" / "1.png"), np.concatenate([grey] * 4, -1) // 2)
+    clean = np.concatenate([*[grey // 2] * 3, np.full_like(grey, 255)], -1)
+    cv2.imwrite(str(tmp_path / "norain" / "1.png"), clean)
     dataset, _ = training_set(flags(tmp_path / "rain", tmp_path / "norain"), CPU, "")
     rainy, clean = dataset[0, 0.5, 0.5]
     assert rainy.dtype == torch.float32 and torch.allclose(rainy, 2 * clean, atol=1 / 255) and rainy.max() <= 1

@@ -30,7 +30,7 @@ from ..errors import UserError
 from ..files import write_bytes
 from ..terminal import progress_bar
 from . import pack
-from .images import image_size, images_in, read_image, require_outside, to_eight_bits, write_image
+from .images import BLACK, image_size, images_in, read_image, require_outside, to_eight_bits, write_image
 from .pairs import Pair
 
 NAME = "compose.json"
@@ -88,7 +88,7 @@ def composed(clean: np.ndarray, layers: Sequence[np.ndarray], gains: Sequence[fl
 
 @functools.lru_cache(KEPT)
 def _streaks(path: Path) -> np.ndarray:
-    return to_eight_bits(read_image(path))
+    return to_eight_bits(read_image(path, BLACK))
 
 
 @functools.lru_cache(1)

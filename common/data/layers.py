@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..precision import require_fast
 from ..terminal import progress_bar
 from .compose import composed, part_of
-from .images import ImageError, crop_at, images_in, planes, read_image, size_text, to_eight_bits
+from .images import BLACK, ImageError, crop_at, images_in, planes, read_image, size_text, to_eight_bits
 from .pack import Pack, is_pack
 from .pairs import Pair, pairs_of
 from .patches import PatchDataset
@@ -92,7 +92,7 @@ def variant(layer: np.ndarray, rng: np.random.RandomState, smallest: int, turn: 
 
 def read_layer(path: Path) -> np.ndarray:
     """(H, W, 1) uint8 where all channels are the same, else (H, W, 3)."""
-    return _slim(to_eight_bits(read_image(path)))
+    return _slim(to_eight_bits(read_image(path, BLACK)))
 
 
 def rain_of(pair: Pair) -> np.ndarray:

@@ -32,7 +32,7 @@ import torch
 from .. import cli, flags
 from ..data.compose import part_of
 from ..data.demo import PLAIN, rain_layer
-from ..data.images import read_image, size_text, to_float
+from ..data.images import BLACK, read_image, size_text, to_float
 from ..data.layers import variant
 from ..data.pairs import images_in
 from ..errors import UserError
@@ -141,7 +141,7 @@ def read_layers(folder: Path, smallest: int) -> list[np.ndarray]:
     """
     layers = []
     for name in images_in(folder, "--real", "Name one of pictures of rain on black."):
-        pixels = read_image(folder / name)
+        pixels = read_image(folder / name, BLACK)
         if min(pixels.shape[:2]) < smallest:
             text = f"{folder / name} is {size_text(pixels.shape)}, smaller than the {smallest} px that are compared"
             raise UserError(f"--real: {text}")

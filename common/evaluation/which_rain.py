@@ -20,7 +20,7 @@ import numpy as np
 from .. import cli, flags
 from ..data.compose import composed, fitted, part_of
 from ..data.demo import add_rain, rain_layer
-from ..data.images import list_images, read_image, to_eight_bits, to_float, to_uint8, write_image
+from ..data.images import BLACK, list_images, read_image, to_eight_bits, to_float, to_uint8, write_image
 from ..errors import UserError
 from ..generation.rain import RainMaker
 from ..terminal import print_result, progress_bar
@@ -38,7 +38,7 @@ Rain = Callable[[np.ndarray, np.random.RandomState], np.ndarray]  # (H, W, 3) ui
 
 def real(layers: list[Path], clean: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
     """A real layer, as compose.py adds it."""
-    layer = to_eight_bits(read_image(layers[rng.randint(len(layers))]))
+    layer = to_eight_bits(read_image(layers[rng.randint(len(layers))], BLACK))
     return composed(clean, [fitted(layer, clean.shape[0], clean.shape[1], rng)], [rng.uniform(*GAIN)])
 
 
