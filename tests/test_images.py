@@ -100,7 +100,7 @@ def test_grey_images_with_a_profile_of_grey_become_srgb(tmp_path):
 
 
 def test_natural_order(tmp_path):  # T12
-    hidden = ".hidden.png", ".thumbnails/1.png"
+    hidden = ".hidden.png", ".thumbnails/1.png", "@eaDir/img2.png/SYNOPHOTO_THUMB_M.jpg", "$Recycle.Bin/$R1.png"
     for name in ("img10.png", "img2.png", "b/1.png", "img2b.jpg", "notes.txt", "IMG3.PNG", *hidden):
         (tmp_path / "here" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "here" / name).touch()
@@ -109,7 +109,17 @@ def test_natural_order(tmp_path):  # T12
     (tmp_path / "here" / "c").symlink_to(tmp_path / "linked")
     names, others = images.list_images(tmp_path / "here")
     expected = ["IMG3.PNG", "b/1.png", "c/2.png", "img2.png", "img2b.jpg", "img10.png"]
-    assert [str(n) for n in names] == expected and others == 2  # .hidden.png, notes.txt
+    assert [
+        str(n) for n in names
+    ] == expected and others == 2  # .hidden.png, notes.txt; folders of the system not at all
+
+
+def test_images_of_formats_that_are_not_read_are_counted(tmp_path, warnings):
+    for name in ("1.HEIC", "2.heic", "3.gif", "4.txt", "5.jfif"):
+        (tmp_path / name).touch()
+    assert images.list_images(tmp_path) == ([Path("5.jfif")], 4)
+    (line,) = warnings()
+    assert line.startswith(f"warning: 3 images below {tmp_path} are left out (.gif, .heic); convert them")
 
 
 def test_a_real_folder_is_read_once(tmp_path, capsys):
@@ -219,6 +229,40 @@ def test_half_a_file_is_an_error(tmp_path, ending):  # T9
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ImageError, match=rf"x.{ending}: can't be read as an image.*replace or remove the file"):
         read_image(path)
+
+
+def tiff(path, pixels, bits, **tags):
+    """Write a TIFF by hand: (H, W, C) pixels of 16 bits, or packed ones (H, bytes), and what its tags say."""
+    height, channels = len(pixels), pixels.shape[2] if pixels.ndim == 3 else 1
+    width, data = pixels[0].nbytes * 8 // bits // channels, pixels.tobytes()
+    values = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 277: channels, 278: height, 279: len(data)}
+    values |= {int(tag[1:]): value for tag, value in tags.items()}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(values.items()))
+    path.write_bytes(
+        struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + struct.pack("<H", len(values)) + entries + bytes(4)
+    )
+
+
+def test_deep_tiffs_that_would_be_read_wrongly_are_refused(tmp_path):
+    deep = PHOTO[..., :1].astype(np.uint16) * 257
+    tiff(tmp_path / "good.tif", deep, 16)
+    assert np.array_equal(read_image(tmp_path / "good.tif"), deep.repeat(3, 2))
+    tiff(tmp_path / "white.tif", 65535 - deep, 16, t262=0)  # 0 is white
+    tiff(tmp_path / "planes.tif", deep, 16, t284=2)  # one plane after the other
+    tiff(tmp_path / "12.tif", PHOTO[:, :, 0], 12)
+    tiff(tmp_path / "times_alpha.tif", np.concatenate((deep, deep, deep, deep), 2), 16, t262=2, t338=1)
+    for name in ("white.tif", "planes.tif", "12.tif", "times_alpha.tif"):
+        with pytest.raises(ImageError, match=f"{name}: can't be read as an image .* save it as PNG"):
+            read_image(tmp_path / name)
+
+
+def test_the_largest_photos_of_phones_are_read(tmp_path):
+    """200 megapixels, which Pillow takes for an attack; here without the pixels."""
+    data = bytearray(cv2.imencode(".png", PHOTO)[1].tobytes())
+    data[16:24] = struct.pack(">II", 16320, 12240)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    (tmp_path / "a.png").write_bytes(data)
+    assert image_size(tmp_path / "a.png") == (12240, 16320)
 
 
 def test_what_is_no_image(tmp_path):

@@ -33,6 +33,7 @@ def sets(folder, patch=16, hold_out=0, part="train", number=2, **more):
     args = argparse.Namespace(
         pair_by=None,
         side_by_side=None,
+        dark_rain=False,
         given=set(),
         streaks=None,
         precision="fp32",

@@ -22,7 +22,9 @@ from ..errors import UserError
 from ..files import write_bytes
 from ..terminal import warn_once
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff")
+_UNREAD = (".heic", ".heif", ".avif", ".gif", ".jxl", ".jp2", ".ppm", ".exr", ".dng", ".cr2", ".cr3", ".nef", ".arw")
+_FOREIGN = ("@eadir", "#recycle", "$recycle.bin", "__macosx", "lost+found", "system volume information")  # of systems
 NO_IMAGE = "no image (PNG, JPEG, BMP, WebP, TIFF)"
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 WHITE, BLACK = 255, 0  # what transparent parts become
@@ -34,6 +36,7 @@ _WRITTEN = {  # ending -> options of Pillow
     ".png": {"format": "PNG", "compress_level": 4},
     ".jpg": _JPEG,
     ".jpeg": _JPEG,
+    ".jfif": _JPEG,
     ".webp": {"format": "WEBP", "lossless": True},
     ".tif": _TIFF,
     ".tiff": _TIFF,
@@ -41,6 +44,7 @@ _WRITTEN = {  # ending -> options of Pillow
 }
 
 warnings.filterwarnings("ignore", module="PIL")  # of broken files, one message is enough
+Image.MAX_IMAGE_PIXELS = 2**30  # as many as OpenCV reads; Pillow takes photos of 200 megapixels for attacks
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
@@ -57,8 +61,9 @@ def natural_key(path: str | Path) -> list:
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """A folder and those below it with the names of their files, each real folder once; hidden ones are left out.
+    """A folder and those below it with the names of their files, each real folder once.
 
+    Hidden folders are left out, and those in which systems keep thumbnails and deleted files.
     Links that lead to a folder that was read already, or that holds ``folder``, are left out, with a warning.
 
     Raises:
@@ -78,7 +83,7 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
                 inner.clear()
                 continue
             seen.add(real)
-            inner[:] = sorted(name for name in inner if not name.startswith("."))
+            inner[:] = sorted(name for name in inner if not name.startswith(".") and name.lower() not in _FOREIGN)
             todo += [path for name in inner if os.path.islink(path := os.path.join(current, name))]
             yield Path(current).relative_to(folder), names
     if left_out:
@@ -94,7 +99,12 @@ def list_images(folder: Path) -> tuple[list[Path], int]:
         The paths relative to the folder, and the number of other files (hidden ones, too).
     """
     files = [current / name for current, names in _walk(Path(folder)) for name in names]
-    images = [f for f in files if f.suffix.lower() in EXTENSIONS and not f.name.startswith(".")]
+    shown = [f for f in files if not f.name.startswith(".")]
+    images = [f for f in shown if f.suffix.lower() in EXTENSIONS]
+    if unread := [f.suffix.lower() for f in shown if f.suffix.lower() in _UNREAD]:
+        endings = ", ".join(sorted(set(unread)))
+        text = f"{len(unread)} images below {folder} are left out ({endings}); convert them to PNG"
+        warn_once(text, text)
     return sorted(images, key=lambda path: (natural_key(path), str(path))), len(files) - len(images)
 
 
@@ -229,10 +239,10 @@ def read_stored(path: Path, ground: int = WHITE) -> tuple[np.ndarray, bytes | No
             if _is_series(image):
                 warn_once(f"{path} holds several pictures; only the first is read", f"{path}")
             if _format(image)[2] == np.uint16:
-                pixels, alpha = _deep(path, turned, image.has_transparency_data and "RGB" in image.mode)
+                pixels, alpha = _deep(image, path, turned)
                 profile = _fitting(path, profile, ["RGB"])[0]
-            elif image.mode in ("I", "F"):
-                raise ValueError(f"{image.mode} pixels are neither 8 nor 16 bits")
+            elif image.mode[0] in "IF":
+                raise ValueError(f"{image.mode} pixels are neither 8 nor 16 bits; save it as PNG")
             else:
                 image.load()  # the whole file, before convert could take a part of it
                 image = ImageOps.exif_transpose(image) if turned else image
@@ -256,8 +266,13 @@ def _is_series(image: Image.Image) -> bool:
     return bool(image.tag_v2.next) if image.format == "TIFF" else image.format in ("PNG", "WEBP") and image.is_animated
 
 
-def _deep(path: Path, turned: bool, is_transparent: bool) -> tuple[np.ndarray, np.ndarray | None]:
+def _deep(image: Image.Image, path: Path, turned: bool) -> tuple[np.ndarray, np.ndarray | None]:
     """The colours (H, W, 3) of an image of 16 bits, and its alpha channel (H, W, 1), if it has one."""
+    is_transparent = image.has_transparency_data and "RGB" in image.mode
+    if image.format == "TIFF":  # where 0 is white, in planes, or multiplied with alpha: OpenCV would not notice
+        plain = image.tag_v2.get(262) in (1, 2) and image.tag_v2.get(284) != 2
+        if not plain or "RGBa" in str(image.tile):
+            raise ValueError("a rare kind of TIFF of 16 bits; save it as PNG")
     if turned and is_transparent:
         raise ValueError("of 16 bits, transparent and turned; save it upright")
     how = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import cli, flags
-from ..data.compose import composed, fitted, part_of
+from ..data.compose import composed, fitted, part_of, rain_pictures
 from ..data.demo import add_rain, rain_layer
 from ..data.images import BLACK, list_images, read_image, to_eight_bits, to_float, to_uint8, write_image
 from ..errors import UserError
@@ -90,7 +90,7 @@ def rains(args: argparse.Namespace) -> dict[str, Rain]:
     """
     found: dict[str, Rain] = {"procedural": procedural, "albumentations": by_albumentations, "kornia": by_kornia}
     if "real" in args.kinds:
-        layers = [Path(args.streaks, name) for name in list_images(Path(args.streaks))[0]]
+        layers = rain_pictures(args.streaks, "--streaks")
         found["real"] = functools.partial(real, part_of(layers, args.hold_out, "train"))
     if "generated" in args.kinds:
         netED = load_generator(args.netED, "--netED").to(pick_device(args.use_gpu, args.gpu_id))
