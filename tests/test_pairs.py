@@ -233,14 +233,16 @@ def test_rainy_and_clean_that_are_exchanged_are_refused(pairs_folder):  # rain a
     training_set(flags(norain, rain), CPU, "")  # some pairs, in a set of many
 
 
-def test_of_many_pairs_a_dozen_are_looked_at(tmp_path, monkeypatch):
-    looked_at = []
-    monkeypatch.setattr(
-        Pair, "read", lambda pair: looked_at.append(pair) or (np.ones(3, np.uint8), np.zeros(3, np.uint8))
-    )
+def test_of_many_pairs_a_dozen_are_looked_at_and_two_that_are_right_will_do(tmp_path, monkeypatch):
+    looked_at, levels = [], np.array([[1], [2]], np.uint8)
+    monkeypatch.setattr(Pair, "read", lambda pair: looked_at.append(pair.line) or levels)
     pairs = spa_list(tmp_path, "a b\n" * 1000)
+    with pytest.raises(UserError, match="in 12 of 12 pairs"):
+        require_light(pairs, "--data_path")
+    assert [looked_at[0], looked_at[-1]] == [1, 1000] and len(looked_at) == 12
+    levels = levels[::-1]
     require_light(pairs, "--data_path")
-    assert [pair.line for pair in (looked_at[0], looked_at[-1])] == [1, 1000] and len(looked_at) == 12
+    assert len(looked_at) == 12 + 2
 
 
 def test_flags_of_pairing_are_refused_where_they_change_nothing(tmp_path):

@@ -331,21 +331,22 @@ def require_rain(same: list[str], number: int, flags: str) -> None:
 
 
 def require_light(pairs: Sequence[Pair], flags: str) -> None:
-    """Look at a dozen pairs, to notice that rainy and clean are exchanged: rain adds light.
+    """Look at a dozen pairs at most, to notice that rainy and clean are exchanged: rain adds light.
 
     Raises:
-        UserError: nearly all of the rainy images are darker than their clean partners.
+        UserError: nearly all of these rainy images are darker than their clean partners.
     """
-    darker = []
-    for i in np.linspace(0, len(pairs) - 1, min(len(pairs), LOOKED_AT)).astype(int):
+    darker, others, numbers = 0, 0, np.linspace(0, len(pairs) - 1, min(len(pairs), LOOKED_AT)).astype(int)
+    for i in numbers:
         with contextlib.suppress(ImageError):  # the check that decodes it names it
             rainy, clean = (image.mean() / np.iinfo(image.dtype).max for image in pairs[i].read())
-            darker.append(bool(rainy < clean))
-    if sum(darker) > 0.9 * len(darker):
-        found = f"in {sum(darker)} of {len(darker)} pairs looked at the rainy image is darker than the clean one"
+            darker, others = darker + (rainy < clean), others + (rainy >= clean)
+        if others > len(numbers) // 10:
+            return
+    if darker:
         raise UserError(
-            f"{flags}: rain adds light, but {found}. "
-            "Exchange rainy and clean; or, if rain does darken these images, give --dark_rain"
+            f"{flags}: rain adds light, but in {darker} of {darker + others} pairs the rainy image is darker than the "
+            "clean one. Exchange rainy and clean; or, if rain does darken these images, give --dark_rain"
         )
 
 
