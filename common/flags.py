@@ -29,8 +29,12 @@ def add_switch(group: argparse.ArgumentParser, flag: str, help: str) -> None:
     group.add_argument(flag, type=boolean, nargs="?", const=True, default=False, help=help)
 
 
-def add_pairing(group: argparse.ArgumentParser) -> None:
-    """--pair_by and --side_by_side, for every pair of folders of a command, see ``pairs.Pairing``."""
+def add_pairing(group: argparse.ArgumentParser, rain: bool = True) -> None:
+    """--pair_by and --side_by_side, for every pair of folders of a command, see ``pairs.Pairing``.
+
+    Args:
+        rain: whether the pairs are rainy and clean images, for which there is --dark_rain.
+    """
     group.add_argument(
         "--pair_by",
         type=pattern,
@@ -43,6 +47,10 @@ def add_pairing(group: argparse.ArgumentParser) -> None:
         choices=("left", "right"),
         help="the half that is rainy, where each image holds both; leave the folder of clean images out then",
     )
+    if rain:
+        add_switch(
+            group, "--dark_rain", "rain darkens these images; else rainy ones that are darker than clean ones stop"
+        )
 
 
 def add_derainer(group: argparse.ArgumentParser, sizes: argparse.ArgumentParser) -> None:

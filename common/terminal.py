@@ -12,6 +12,7 @@ from . import distributed
 
 EVERY = 50  # seconds between lines of progress in a file: at least one a minute, as tqdm may be ten seconds late
 _results: TextIO | None = None  # with --quiet, where results go
+_warned: set[str] = set()
 
 
 def hush() -> None:
@@ -62,6 +63,14 @@ class _Lines:
 
     def flush(self) -> None:
         pass
+
+
+def warn_once(text: str, key: str) -> None:
+    """Print a warning on stderr, unless this process printed one of the same key; in any of several processes."""
+    if key not in _warned:
+        _warned.add(key)
+        stream = sys.__stderr__ if distributed.is_launched() else sys.stderr  # that of other ranks is closed
+        tqdm.write(printable(f"warning: {text}"), stream)
 
 
 def tell(problems: list[str], headline: str) -> None:

@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from PIL import ImageCms
 
 from common import cli
 from common.data.cache import Decoded
@@ -44,6 +45,15 @@ def write_pairs(folder):
         write_image(folder / "norain" / f"{i + 8}.png", clean)
         write_image(folder / "rain" / f"{i + 8}.png", rainy.clip(0, 255).astype(np.uint8))
     return folder
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.fixture
+def profile():
+    """An ICC profile like sRGB, but with red and green exchanged."""
+    return SRGB.replace(b"rXYZ", b"    ").replace(b"gXYZ", b"rXYZ").replace(b"    ", b"gXYZ")
 
 
 @pytest.fixture
@@ -146,7 +156,8 @@ CPU = torch.device("cpu")
 def flags(data_path, gt_path=None, patch_size=16, **more):
     """What the scripts give to training_set and listed_set."""
     values = {"data_path": str(data_path), "gt_path": gt_path and str(gt_path), "patchSize": patch_size}
-    values |= {"pair_by": None, "side_by_side": None, "val_data_path": None, "precision": "fp32", "manualSeed": 0}
+    values |= {"pair_by": None, "side_by_side": None, "dark_rain": False, "val_data_path": None}
+    values |= {"precision": "fp32", "manualSeed": 0}
     return argparse.Namespace(**values | {"cache": "none", "dry_run": False, "given": set()} | more)
 
 

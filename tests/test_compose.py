@@ -10,6 +10,7 @@ from common import cli
 from common.data import compose
 from common.data.images import read_image, write_image
 from common.data.pack import Pack
+from common.errors import UserError
 from tests.conftest import photo
 
 
@@ -82,6 +83,16 @@ def test_the_same_seed_makes_the_same_pairs_and_fewer_are_the_first_of_many(sour
     first, again, other, few = (read_set(sources / name) for name in ("set", "again", "other", "few"))
     assert str(first) == str(again) != str(other)
     assert str(few) == str(dict(list(first.items())[:3]))
+
+
+def test_photos_and_streaks_that_are_exchanged_are_refused(sources, capsys):
+    assert run(sources, "--clean", sources / "streaks", "--streaks", sources / "clean") == 2
+    assert "--streaks: " in (told := capsys.readouterr().err) and "half of the pixels of 0.png" in told
+    with pytest.raises(UserError, match="--real: .* has no pictures of rain on black"):
+        compose.rain_pictures(sources / "clean", "--real")
+    for i in range(4):
+        write_image(sources / "streaks" / f"bright{i}.png", np.full((9, 9, 3), 200, np.uint8))
+    assert run(sources) == 0  # most are dark
 
 
 def test_an_interrupted_set_goes_on(sources, monkeypatch, capsys):

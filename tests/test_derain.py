@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from torch.optim.swa_utils import AveragedModel
 
-from common.data.images import read_image, to_float, to_uint8, write_image
+from common.data.images import in_srgb, read_image, read_stored, to_float, to_uint8, write_image
 from common.errors import UserError
 from common.evaluation import derain as module
 from common.evaluation.derain import derain, tile_size
 from common.evaluation.derain_folder import result_names
+from common.evaluation.metrics import score
 from common.models import Derain, PReNet
 from for_spa import test_spa_joint
 from for_syn import test_syn_joint
@@ -243,8 +244,6 @@ def test_deraining_that_makes_it_worse_is_warned_of(tmp_path, run, pairs_folder,
 
 
 def test_metrics_come_from_the_saved_file(tmp_path, run, pairs_folder):
-    from common.evaluation.metrics import score
-
     assert run("--data_path", pairs_folder / "rain", "--gt_path", pairs_folder / "norain", "--tile", 8) == 0
     rows = table(tmp_path / "out")
     assert list(rows) == ["8.png", "9.png", "10.png", "11.png", "mean"]  # T12
@@ -253,6 +252,17 @@ def test_metrics_come_from_the_saved_file(tmp_path, run, pairs_folder):
     assert float(rows["9.png"]["derained_psnr_rgb"]) == pytest.approx(expected.psnr_rgb, abs=1e-5)
     mean = np.mean([float(rows[f"{i}.png"]["rainy_ssim_y"]) for i in range(8, 12)])
     assert float(rows["mean"]["rainy_ssim_y"]) == pytest.approx(mean, abs=1e-5)
+
+
+def test_the_result_keeps_the_colours_of_its_image(tmp_path, run, profile):
+    """Measured are the colours of sRGB, as a ground truth of another kind of file has them."""
+    write_image(tmp_path / "rain" / "a.png", photo(24, 30, 0), profile)
+    write_image(tmp_path / "norain" / "a.png", photo(24, 30, 0)[..., [1, 0, 2]])
+    assert run("--data_path", tmp_path / "rain", "--gt_path", tmp_path / "norain") == 0
+    derained, kept = read_stored(tmp_path / "out" / "a.png")
+    assert kept == profile and table(tmp_path / "out")["a.png"]["rainy_psnr_rgb"] > "45"
+    expected = score(in_srgb(derained, profile), read_image(tmp_path / "norain" / "a.png"))
+    assert float(table(tmp_path / "out")["a.png"]["derained_psnr_rgb"]) == pytest.approx(expected.psnr_rgb, abs=1e-5)
 
 
 def test_ground_truth_is_checked_before_any_work(tmp_path, run, pairs_folder):

@@ -1,23 +1,106 @@
 """Images: formats, depths, orientation, damage, whole files."""
 
+import os
 import struct
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+from common import terminal
 from common.data import images
 from common.data.images import ImageError, image_format, image_size, read_image, write_image
 from common.errors import UserError
-from tests.conftest import photo
+from tests.conftest import SRGB, photo
 
 PHOTO = photo(40, 50, 0)
 
 
+@pytest.fixture
+def warnings(monkeypatch, capsys):
+    """A function that returns the lines on stderr, as of a fresh command."""
+    monkeypatch.setattr(terminal, "_warned", set())
+    return lambda: capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize("name", ["8.png", "8.webp", "8.tif", "16.png", "16.tif", "grey.png", "palette.png"])
+def test_transparent_parts_become_white_or_black(tmp_path, name, warnings):
+    """The colours under them, here a photo, must not become the picture."""
+    path, alpha = tmp_path / name, np.full((40, 50, 1), 255, np.uint8)
+    alpha[:20], alpha[20:30] = 0, 51
+    if name.startswith("16"):
+        cv2.imwrite(str(path), np.concatenate((PHOTO[..., ::-1], alpha), 2).astype(np.uint16) * 257)
+    elif name == "palette.png":
+        Image.fromarray(alpha[..., 0] // 51).convert("P").save(path, transparency=bytes([0, 51, *[255] * 254]))
+    else:
+        image = Image.fromarray(np.concatenate((PHOTO, alpha), 2))
+        image.convert("LA" if "grey" in name else "RGBA").save(path, **{"lossless": True} if "webp" in name else {})
+    seen = {"grey.png": np.asarray(Image.fromarray(PHOTO).convert("L"))[..., None], "palette.png": alpha // 51}
+    for ground in (images.WHITE, images.BLACK):
+        pixels = images.to_eight_bits(read_image(path, ground)).astype(int)
+        assert (pixels[:20] == ground).all() and np.array_equal(
+            pixels[30:], seen.get(name, PHOTO)[30:] + 0 * pixels[30:]
+        )
+        assert np.abs(pixels[20:30] - (0.2 * seen.get(name, PHOTO)[20:30] + 0.8 * ground)).max() <= 0.5
+        read_image(path, ground)
+    white, black = warnings()
+    assert "transparent parts become white" in white and "transparent parts become black" in black and name in white
+
+
+def test_an_alpha_channel_that_hides_nothing_is_no_news(tmp_path, warnings):
+    Image.fromarray(PHOTO).convert("RGBA").save(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png"), PHOTO) and not warnings()
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.webp"])
+def test_only_the_first_of_several_pictures_is_read(tmp_path, name, warnings):
+    first, second = Image.fromarray(PHOTO), Image.fromarray(PHOTO[::-1].copy())
+    first.save(tmp_path / name, save_all=True, append_images=[second], **{"lossless": True} if "webp" in name else {})
+    assert np.array_equal(read_image(tmp_path / name), PHOTO)
+    (line,) = warnings()
+    assert f"{name} holds several pictures; only the first is read" in line
+
+
+def test_colour_profiles(tmp_path, profile, warnings):
+    """Colours become those of sRGB, or stay together with the profile, which here exchanges red and green."""
+    exchanged = PHOTO[..., [1, 0, 2]]
+    for name in ("a.png", "a.jpg", "a.webp", "a.tif"):
+        write_image(tmp_path / name, PHOTO, profile)
+        stored, kept = images.read_stored(tmp_path / name)
+        error = np.abs(stored.astype(int) - PHOTO).max()
+        assert kept == profile and error <= (6 if name == "a.jpg" else 0)
+        assert np.abs(read_image(tmp_path / name).astype(int) - exchanged).max() <= error + 1
+    deep = images.in_srgb(images.widened(PHOTO), profile)  # Pillow writes no such image
+    assert deep.dtype == np.uint16 and np.abs(deep.astype(int) - 257 * exchanged.astype(int)).max() <= 257
+    assert not warnings()
+
+
+def test_a_profile_of_srgb_changes_nothing_and_one_that_does_not_fit_is_named(tmp_path, warnings):
+    Image.fromarray(PHOTO).save(tmp_path / "a.png", icc_profile=SRGB)
+    assert np.array_equal(read_image(tmp_path / "a.png"), PHOTO) and not warnings()
+    Image.fromarray(PHOTO).save(tmp_path / "b.png", icc_profile=b"no profile")
+    assert np.array_equal(read_image(tmp_path / "b.png"), PHOTO)
+    assert "b.png: its colour profile can't be used" in "".join(warnings())
+    Image.fromarray(PHOTO[..., 0]).save(tmp_path / "grey.jpg", icc_profile=SRGB, quality=100)  # as some programs do
+    assert read_image(tmp_path / "grey.jpg").shape == PHOTO.shape and not warnings()
+
+
+def test_grey_images_with_a_profile_of_grey_become_srgb(tmp_path):
+    """An RGB image can't keep such a profile. It has one curve, here a straight line above the darkest levels."""
+    grey = SRGB.replace(b"RGB ", b"GRAY").replace(b"rTRC", b"kTRC").replace(b"\0\2\x66\x66", b"\0\1\0\0")
+    Image.fromarray(PHOTO[..., 0]).save(tmp_path / "a.png", icc_profile=grey)
+    pixels, profile = images.read_stored(tmp_path / "a.png")
+    linear = (PHOTO[..., :1] / 255 + 0.055) / 1.055
+    expected = 255 * (1.055 * linear ** (1 / 2.4) - 0.055)
+    assert profile is None and np.abs(pixels - expected)[PHOTO[..., 0] > 20].max() < 1.5
+    assert np.array_equal(read_image(tmp_path / "a.png"), pixels)
+
+
 def test_natural_order(tmp_path):  # T12
-    hidden = ".hidden.png", ".thumbnails/1.png"
+    hidden = ".hidden.png", ".thumbnails/1.png", "@eaDir/img2.png/SYNOPHOTO_THUMB_M.jpg", "$Recycle.Bin/$R1.png"
     for name in ("img10.png", "img2.png", "b/1.png", "img2b.jpg", "notes.txt", "IMG3.PNG", *hidden):
         (tmp_path / "here" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "here" / name).touch()
@@ -26,7 +109,50 @@ def test_natural_order(tmp_path):  # T12
     (tmp_path / "here" / "c").symlink_to(tmp_path / "linked")
     names, others = images.list_images(tmp_path / "here")
     expected = ["IMG3.PNG", "b/1.png", "c/2.png", "img2.png", "img2b.jpg", "img10.png"]
-    assert [str(n) for n in names] == expected and others == 3
+    assert [
+        str(n) for n in names
+    ] == expected and others == 2  # .hidden.png, notes.txt; folders of the system not at all
+
+
+def test_images_of_formats_that_are_not_read_are_counted(tmp_path, warnings):
+    for name in ("1.HEIC", "2.heic", "3.gif", "4.txt", "5.jfif"):
+        (tmp_path / name).touch()
+    assert images.list_images(tmp_path) == ([Path("5.jfif")], 4)
+    (line,) = warnings()
+    assert line.startswith(f"warning: 3 images below {tmp_path} are left out (.gif, .heic); convert them")
+
+
+def test_a_real_folder_is_read_once(tmp_path, capsys):
+    """Links to parents, to folders that are read already, and back and forth between two folders."""
+    for name in ("data/z/1.png", "data/2.png", "else/3.png", "else/.git/4.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    links = {"data/z/up": "data", "data/top": ".", "data/a": "data/z", "data/b": "else", "else/c": "data/z"}
+    for link, target in links.items():
+        (tmp_path / link).symlink_to(tmp_path / target)
+    assert [str(n) for n in images.list_images(tmp_path / "data")[0]] == ["2.png", "b/3.png", "z/1.png"]
+    images.list_images(tmp_path / "data")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: 4 links below {tmp_path / 'data'} are left out") and "z/up" in line
+
+
+def test_a_folder_that_can_not_be_read_is_an_error(tmp_path, monkeypatch):  # permissions would not stop root
+    for name in ("here/shut", "here/.hidden"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "here/1.png").touch()
+    real = os.scandir
+
+    def scandir(path):
+        if Path(path).name in shut:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    shut = {".hidden"}
+    assert images.list_images(tmp_path / "here") == ([Path("1.png")], 0)
+    for shut in ({"shut"}, {"here"}):
+        with pytest.raises(UserError, match=rf"{shut.copy().pop()}: the folder can't be read \(Permission denied\); "):
+            images.list_images(tmp_path / "here")
 
 
 @pytest.mark.parametrize("inside", ["folder.png", "file/x.png", "file/deeper/x.png"])
@@ -103,6 +229,40 @@ def test_half_a_file_is_an_error(tmp_path, ending):  # T9
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ImageError, match=rf"x.{ending}: can't be read as an image.*replace or remove the file"):
         read_image(path)
+
+
+def tiff(path, pixels, bits, **tags):
+    """Write a TIFF by hand: (H, W, C) pixels of 16 bits, or packed ones (H, bytes), and what its tags say."""
+    height, channels = len(pixels), pixels.shape[2] if pixels.ndim == 3 else 1
+    width, data = pixels[0].nbytes * 8 // bits // channels, pixels.tobytes()
+    values = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 277: channels, 278: height, 279: len(data)}
+    values |= {int(tag[1:]): value for tag, value in tags.items()}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(values.items()))
+    path.write_bytes(
+        struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + struct.pack("<H", len(values)) + entries + bytes(4)
+    )
+
+
+def test_deep_tiffs_that_would_be_read_wrongly_are_refused(tmp_path):
+    deep = PHOTO[..., :1].astype(np.uint16) * 257
+    tiff(tmp_path / "good.tif", deep, 16)
+    assert np.array_equal(read_image(tmp_path / "good.tif"), deep.repeat(3, 2))
+    tiff(tmp_path / "white.tif", 65535 - deep, 16, t262=0)  # 0 is white
+    tiff(tmp_path / "planes.tif", deep, 16, t284=2)  # one plane after the other
+    tiff(tmp_path / "12.tif", PHOTO[:, :, 0], 12)
+    tiff(tmp_path / "times_alpha.tif", np.concatenate((deep, deep, deep, deep), 2), 16, t262=2, t338=1)
+    for name in ("white.tif", "planes.tif", "12.tif", "times_alpha.tif"):
+        with pytest.raises(ImageError, match=f"{name}: can't be read as an image .* save it as PNG"):
+            read_image(tmp_path / name)
+
+
+def test_the_largest_photos_of_phones_are_read(tmp_path):
+    """200 megapixels, which Pillow takes for an attack; here without the pixels."""
+    data = bytearray(cv2.imencode(".png", PHOTO)[1].tobytes())
+    data[16:24] = struct.pack(">II", 16320, 12240)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    (tmp_path / "a.png").write_bytes(data)
+    assert image_size(tmp_path / "a.png") == (12240, 16320)
 
 
 def test_what_is_no_image(tmp_path):

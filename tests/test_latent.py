@@ -140,8 +140,8 @@ def test_the_posterior_is_drawn_from_the_seed(small):
 def test_refused_by_the_interpolation(small, flags, message):
     write_image(small / "data/one/9.png", photo(30, 40, 0))
     for name in "ab":
-        write_image(small / f"data/small/{name}.png", photo(30, 15, 0))
-        write_image(small / f"data/plain/{name}.png", photo(30, 15, 1))
+        write_image(small / f"data/small/{name}.png", photo(30, 15, 1))
+        write_image(small / f"data/plain/{name}.png", photo(30, 15, 0))
     with pytest.raises(UserError, match=message):
         interpolate(test_interpolation, small, *[flag.format(small) for flag in flags])
     assert not (small / "out").exists()

@@ -6,13 +6,17 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from common.data import compose
 from common.data.demo import rain_layer
 from common.data.images import read_image, write_image
-from common.data.layers import GAIN, SCALE, TURN, inner_size, layer_set, rain_of, variant, variants, warped
+from common.data.layers import GAIN, SCALE, TURN, inner_size, layer_set, rain_of, read_layer, variant, variants, warped
 from common.data.pairs import find_pairs
 from common.data.patches import CropSampler, to_batch
 from common.errors import UserError
+from common.evaluation import which_rain
+from common.evaluation.distance import eight_bits, read_layers
 from common.generation.measures import measure
 from tests.conftest import photo
 
@@ -29,6 +33,7 @@ def sets(folder, patch=16, hold_out=0, part="train", number=2, **more):
     args = argparse.Namespace(
         pair_by=None,
         side_by_side=None,
+        dark_rain=False,
         given=set(),
         streaks=None,
         precision="fp32",
@@ -36,6 +41,7 @@ def sets(folder, patch=16, hold_out=0, part="train", number=2, **more):
         variants=number,
         manualSeed=4,
         patchSize=patch,
+        turn=TURN,
     )
     args.data_path, args.gt_path = str(folder / "rain"), str(folder / "norain")
     vars(args).update(more)
@@ -102,6 +108,18 @@ def test_rain_of_pairs_is_o_minus_b_and_not_below_0(tmp_path):
     assert np.array_equal(rain_of(pair), np.maximum(rainy - clean, 0))
     (dataset,) = [sets(tmp_path)]
     assert len(dataset.pairs) == 2 and dataset.pairs[0].pixels.shape[2] == 3
+
+
+def test_streaks_on_nothing_are_streaks_on_black(tmp_path):
+    """White pixels whose alpha channel is the rain, as programs of drawing save it."""
+    rain = np.zeros((20, 20, 1), np.uint8)
+    rain[5:9] = 80
+    Image.fromarray(np.concatenate((np.full((20, 20, 3), 255, np.uint8), rain), 2)).save(tmp_path / "a.png")
+    assert np.array_equal(read_layer(tmp_path / "a.png"), rain)
+    assert np.array_equal(compose._streaks(tmp_path / "a.png"), rain.repeat(3, 2))
+    assert np.array_equal(eight_bits(read_layers(tmp_path, 16)[0]), rain[..., 0])
+    photo = which_rain.real([tmp_path / "a.png"], np.zeros((20, 20, 3), np.uint8), np.random.RandomState(0))
+    assert not photo[:5].any() and photo[5:9].all()
 
 
 def test_layers_that_are_grey_take_one_channel(streaks_folder):

@@ -10,7 +10,7 @@ import torch
 from common.data import pairs as module
 from common.data.images import write_image
 from common.data.names import match
-from common.data.pairs import Pairing, PairList, find_pairs, small_sample
+from common.data.pairs import Pair, Pairing, PairList, find_pairs, require_light, small_sample, validation_pairs
 from common.data.patches import CropSampler, PatchDataset, listed_set, training_set
 from common.errors import UserError
 from tests.conftest import CPU, crops, flags, pairs_of, photo, spa_list
@@ -192,7 +192,7 @@ def test_pair_by(tmp_path, capsys):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_side_by_side(tmp_path, side):
-    rainy, clean = photo(20, 17, 0), photo(20, 17, 1)
+    rainy, clean = photo(20, 17, 1), photo(20, 17, 0)
     both = (rainy, clean) if side == "left" else (clean, rainy)
     write_image(tmp_path / "1.png", np.concatenate(both, 1))
     given = {"gt_path"}  # which may name the folder once more
@@ -216,6 +216,35 @@ def test_pairs_without_rain(tmp_path):
     training_set(flags(tmp_path / "rain", tmp_path / "norain"), CPU, "")
 
 
+def test_rainy_and_clean_that_are_exchanged_are_refused(pairs_folder):  # rain adds light
+    rain, norain, told = pairs_folder / "rain", pairs_folder / "norain", r"in 4 of 4 pairs .* darker.*--dark_rain"
+    with pytest.raises(UserError, match=f"--data_path, --gt_path: .*{told}"):
+        training_set(flags(norain, rain), CPU, "")
+    with pytest.raises(UserError, match=f"--val_data_path, --val_gt_path: .*{told}"):
+        validation_pairs(flags("", val_data_path=str(norain), val_gt_path=str(rain)))
+    spa_list(pairs_folder, "".join(f"norain/{i}.png rain/{i}.png\n" for i in range(8, 12)))
+    with pytest.raises(UserError, match=f"--data_path: .*{told}"):
+        listed_set(flags(pairs_folder), CPU, "")
+    training_set(flags(norain, rain, dark_rain=True), CPU, "")
+    listed_set(flags(pairs_folder, dark_rain=True), CPU, "")
+    (rain / "8.png").rename(rain / "x.png")
+    (norain / "8.png").rename(rain / "8.png")
+    (rain / "x.png").rename(norain / "8.png")
+    training_set(flags(norain, rain), CPU, "")  # some pairs, in a set of many
+
+
+def test_of_many_pairs_a_dozen_are_looked_at_and_two_that_are_right_will_do(tmp_path, monkeypatch):
+    looked_at, levels = [], np.array([[1], [2]], np.uint8)
+    monkeypatch.setattr(Pair, "read", lambda pair: looked_at.append(pair.line) or levels)
+    pairs = spa_list(tmp_path, "a b\n" * 1000)
+    with pytest.raises(UserError, match="in 12 of 12 pairs"):
+        require_light(pairs, "--data_path")
+    assert [looked_at[0], looked_at[-1]] == [1, 1000] and len(looked_at) == 12
+    levels = levels[::-1]
+    require_light(pairs, "--data_path")
+    assert len(looked_at) == 12 + 2
+
+
 def test_flags_of_pairing_are_refused_where_they_change_nothing(tmp_path):
     spa_list(tmp_path, "r/1.png c/1.png")
     with pytest.raises(UserError, match="--side_by_side: the pack or real_world.txt says what pairs already"):
@@ -233,7 +262,8 @@ def test_grey_alpha_and_16_bit_files_train(tmp_path):
     (tmp_path / "rain").mkdir()
     (tmp_path / "norain").mkdir()
     cv2.imwrite(str(tmp_path / "rain" / "1.png"), grey.astype(np.uint16) * 257)
-    cv2.imwrite(str(tmp_path / "norain" / "1.png"), np.concatenate([grey] * 4, -1) // 2)
+    clean = np.concatenate([*[grey // 2] * 3, np.full_like(grey, 255)], -1)
+    cv2.imwrite(str(tmp_path / "norain" / "1.png"), clean)
     dataset, _ = training_set(flags(tmp_path / "rain", tmp_path / "norain"), CPU, "")
     rainy, clean = dataset[0, 0.5, 0.5]
     assert rainy.dtype == torch.float32 and torch.allclose(rainy, 2 * clean, atol=1 / 255) and rainy.max() <= 1
@@ -372,10 +402,10 @@ def test_a_long_spa_list_is_checked_by_samples(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "read_image", lambda path: opened.append(path) or real(path))
     spa_list(tmp_path, "a.png b.png\n" * 5 + "gone.png gone.png\n" + "a.png b.png\n" * 5)
     with pytest.raises(UserError, match=r"1 of 3 pairs can't be used(.|\n)*line 6 of"):
-        listed_set(flags(tmp_path), CPU, "")
+        listed_set(flags(tmp_path, dark_rain=True), CPU, "")
     spa_list(tmp_path, "a.png b.png\n" * 4 + "gone.png gone.png\n" + "a.png b.png\n" * 6)
     opened.clear()
-    dataset, _ = listed_set(flags(tmp_path), CPU, "")
+    dataset, _ = listed_set(flags(tmp_path, dark_rain=True), CPU, "")
     pairs = dataset.pairs
     assert len(pairs) == 11 and len(opened) == 6 and "3 of them checked now" in capsys.readouterr().out
 

@@ -140,8 +140,8 @@ def test_bad_files_are_found_while_decoding(pairs_folder):
 
 
 def test_a_long_list_is_decoded_whole_where_it_fits(tmp_path, monkeypatch, capsys):
-    write_image(tmp_path / "a.png", photo(20, 20, 0))
-    write_image(tmp_path / "b.png", photo(20, 20, 1))
+    write_image(tmp_path / "a.png", photo(20, 20, 1))
+    write_image(tmp_path / "b.png", photo(20, 20, 0))
     spa_list(tmp_path, "a.png b.png\n" * (CHECK_ALL + 1))
     dataset, _ = listed_set(flags(tmp_path, cache="auto"), CPU, "")
     assert dataset.decoded is not None and "checked now" not in capsys.readouterr().out

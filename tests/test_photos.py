@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from common import lock
-from common.data.images import read_image, write_image
+from common.data.images import read_image, read_stored, write_image
 from common.errors import UserError
 from common.generation import manifest, photos, rain
 from common.generation.knobs import REACH
@@ -48,7 +48,7 @@ def stopped_at(number, monkeypatch):
     """Ctrl-C instead of the picture of that number."""
     calls = []
 
-    def stop(path, pixels):
+    def stop(path, pixels, profile=None):
         calls.append(path)
         if len(calls) == number:
             raise KeyboardInterrupt
@@ -293,14 +293,24 @@ def test_orientation_depth_and_transparency(tmp_path, generator):
     exif = Image.Exif()
     exif[274] = 6
     Image.fromarray(pixels).save(folder / "turned.png", exif=exif)
-    Image.fromarray(np.dstack((pixels, np.full((20, 30), 90, np.uint8)))).save(folder / "clear.png")
+    Image.fromarray(np.dstack((pixels, np.zeros((20, 30), np.uint8)))).save(folder / "clear.png")
     import cv2
 
     cv2.imwrite(str(folder / "deep.png"), (pixels[..., ::-1].astype(np.uint16) * 257 + 100))
     assert run(folder, tmp_path / "out", generator) == 0
     assert np.array_equal(read_image(tmp_path / "out/norain/turned.png"), np.rot90(pixels, -1))
-    assert np.array_equal(read_image(tmp_path / "out/norain/clear.png"), pixels)
+    assert (read_image(tmp_path / "out/norain/clear.png") == 255).all()
     assert np.array_equal(read_image(tmp_path / "out/norain/deep.png"), pixels)
+
+
+def test_pairs_keep_the_colours_of_their_photo(tmp_path, generator, profile):
+    write_image(tmp_path / "photos/a.png", photo(20, 30, 0), profile)
+    assert run(tmp_path / "photos", tmp_path / "out", generator) == 0
+    stored = [read_stored(tmp_path / folder / "a.png") for folder in ("photos", "out/norain", "out/rain")]
+    assert [kept for _, kept in stored] == [profile] * 3
+    (mine, _), (clean, _), (rainy, _) = stored
+    assert np.array_equal(mine, clean) and (rainy >= clean).all()
+    assert run(tmp_path / "photos", tmp_path / "out", generator, "--num", "1") == 0  # it is known to be the same
 
 
 @pytest.mark.parametrize(

@@ -31,11 +31,12 @@ from ..files import write_bytes
 from ..lock import locked
 from ..terminal import progress_bar
 from . import pack
-from .images import image_size, images_in, read_image, require_outside, to_eight_bits, write_image
+from .images import BLACK, image_size, images_in, read_image, require_outside, to_eight_bits, write_image
 from .pairs import Pair
 
 NAME = "compose.json"
 FOLDERS = ("rain", "norain")
+LOOKED_AT, DARK = 12, 64  # pictures of rain on black; grey level above which black ends
 KEPT = 8  # decoded streak layers in memory
 PHOTO, STREAKS = 0, 1  # first number of a seed: the order of the photos, the rain on them
 
@@ -89,7 +90,25 @@ def composed(clean: np.ndarray, layers: Sequence[np.ndarray], gains: Sequence[fl
 
 @functools.lru_cache(KEPT)
 def _streaks(path: Path) -> np.ndarray:
-    return to_eight_bits(read_image(path))
+    return to_eight_bits(read_image(path, BLACK))
+
+
+def rain_pictures(folder: Path, flag: str) -> list[Path]:
+    """The pictures of rain on black in a folder that a flag names, in natural order.
+
+    Raises:
+        UserError: see ``images_in``; or in most of those looked at half of the pixels are bright, as in photos.
+    """
+    files = [
+        Path(folder, name) for name in images_in(Path(folder), flag, "Name a folder of pictures of rain on black.")
+    ]
+    some = [files[i] for i in held_out(min(len(files), LOOKED_AT), len(files))]
+    if np.median([np.median(_streaks(path)) for path in some]) > DARK:
+        raise UserError(
+            f"{flag}: {folder} has no pictures of rain on black; half of the pixels of {some[0].name} and others are "
+            f"brighter than {DARK} of 255. Name the folder of rain, not that of photos"
+        )
+    return files
 
 
 @functools.lru_cache(1)
@@ -202,12 +221,11 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("--part held_out: say how many are held out, as for --part train: --hold_out N")
     out, sources = Path(args.out), {"--clean": Path(args.clean), "--streaks": Path(args.streaks)}
     require_outside("--out", out, sources)
-    hints = {"--clean": "photos without rain", "--streaks": "pictures of rain streaks on black"}
-    found = {
-        flag: [folder / name for name in images_in(folder, flag, f"Name a folder of {hints[flag]}.")]
-        for flag, folder in sources.items()
-    }
-    photos, streaks = (part_of(files, args.hold_out, args.part) for files in found.values())
+    clean = [
+        Path(args.clean, name) for name in images_in(args.clean, "--clean", "Name a folder of photos without rain.")
+    ]
+    streaks = rain_pictures(args.streaks, "--streaks")
+    photos, streaks = (part_of(files, args.hold_out, args.part) for files in (clean, streaks))
     settings = {
         "clean": [str(path) for path in photos],
         "streaks": [str(path) for path in streaks],

@@ -1,31 +1,42 @@
-"""Read and write RGB images: any common format in, EXIF orientation applied, whole files only.
+"""Read and write RGB images: any common format in, upright, without transparency, in sRGB, whole files only.
 
 Pillow decodes, because it notices truncated files; OpenCV decodes the 16-bit ones, which Pillow would cut to 8 bits.
 """
 
+import contextlib
+import functools
 import io
+import itertools
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from ..errors import UserError
 from ..files import write_bytes
+from ..terminal import warn_once
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff")
+_UNREAD = (".heic", ".heif", ".avif", ".gif", ".jxl", ".jp2", ".ppm", ".exr", ".dng", ".cr2", ".cr3", ".nef", ".arw")
+_FOREIGN = ("@eadir", "#recycle", "$recycle.bin", "__macosx", "lost+found", "system volume information")  # of systems
 NO_IMAGE = "no image (PNG, JPEG, BMP, WebP, TIFF)"
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
+WHITE, BLACK = 255, 0  # what transparent parts become
+ROUNDED = 2  # levels by which the profiles of sRGB that programs write differ
+LINKS_SHOWN = 4  # in a message
 _ORIENTATION = 274  # tag of EXIF
 _JPEG, _TIFF = {"format": "JPEG", "quality": 95, "subsampling": 0}, {"format": "TIFF", "compression": "tiff_deflate"}
 _WRITTEN = {  # ending -> options of Pillow
     ".png": {"format": "PNG", "compress_level": 4},
     ".jpg": _JPEG,
     ".jpeg": _JPEG,
+    ".jfif": _JPEG,
     ".webp": {"format": "WEBP", "lossless": True},
     ".tif": _TIFF,
     ".tiff": _TIFF,
@@ -33,6 +44,7 @@ _WRITTEN = {  # ending -> options of Pillow
 }
 
 warnings.filterwarnings("ignore", module="PIL")  # of broken files, one message is enough
+Image.MAX_IMAGE_PIXELS = 2**30  # as many as OpenCV reads; Pillow takes photos of 200 megapixels for attacks
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
@@ -48,16 +60,51 @@ def natural_key(path: str | Path) -> list:
     ]
 
 
+def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """A folder and those below it with the names of their files, each real folder once.
+
+    Hidden folders are left out, and those in which systems keep thumbnails and deleted files.
+    Links that lead to a folder that was read already, or that holds ``folder``, are left out, with a warning.
+
+    Raises:
+        UserError: a folder can't be read; one that is left out with its images would not be noticed.
+    """
+
+    def refuse(error: OSError) -> NoReturn:
+        remedy = "make it readable, or move it elsewhere"
+        raise UserError(f"{error.filename}: the folder can't be read ({error.strerror}); {remedy}") from None
+
+    root, seen, left_out, todo = os.path.realpath(folder), set(), [], [str(folder)]
+    for start in todo:  # real folders first; links are added while it runs
+        for current, inner, names in os.walk(start, onerror=refuse):
+            real = os.path.realpath(current)
+            if real in seen or (seen and Path(root).is_relative_to(real)):
+                left_out.append(os.path.relpath(current, folder))
+                inner.clear()
+                continue
+            seen.add(real)
+            inner[:] = sorted(name for name in inner if not name.startswith(".") and name.lower() not in _FOREIGN)
+            todo += [path for name in inner if os.path.islink(path := os.path.join(current, name))]
+            yield Path(current).relative_to(folder), names
+    if left_out:
+        shown = ", ".join(left_out[:LINKS_SHOWN]) + ", ..." * (len(left_out) > LINKS_SHOWN)
+        text = f"{len(left_out)} links below {folder} are left out, since each real folder is read once: {shown}"
+        warn_once(text, text)
+
+
 def list_images(folder: Path) -> tuple[list[Path], int]:
-    """All images below a folder, sub-folders and linked folders included, in natural order.
+    """All images below a folder, sub-folders and linked folders included, in natural order; see ``_walk``.
 
     Returns:
-        The paths relative to the folder, and the number of other files (hidden ones and those in hidden folders, too).
+        The paths relative to the folder, and the number of other files (hidden ones, too).
     """
-    found = os.walk(folder, followlinks=True)
-    files = [Path(current, name).relative_to(folder) for current, _, names in found for name in names]
-    shown = [f for f in files if not any(part.startswith(".") for part in f.parts)]
+    files = [current / name for current, names in _walk(Path(folder)) for name in names]
+    shown = [f for f in files if not f.name.startswith(".")]
     images = [f for f in shown if f.suffix.lower() in EXTENSIONS]
+    if unread := [f.suffix.lower() for f in shown if f.suffix.lower() in _UNREAD]:
+        endings = ", ".join(sorted(set(unread)))
+        text = f"{len(unread)} images below {folder} are left out ({endings}); convert them to PNG"
+        warn_once(text, text)
     return sorted(images, key=lambda path: (natural_key(path), str(path))), len(files) - len(images)
 
 
@@ -165,8 +212,11 @@ def _orientation(image: Image.Image) -> int:
     return image.getexif().get(_ORIENTATION, 1)
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Decode a whole image to RGB; grey is repeated, alpha dropped, EXIF orientation applied.
+def read_image(path: Path, ground: int = WHITE) -> np.ndarray:
+    """Decode a whole image to sRGB; grey is repeated, EXIF orientation applied, transparent parts lie on ``ground``.
+
+    Args:
+        ground: WHITE, or BLACK for pictures of rain, in which black is nothing.
 
     Returns:
         (H, W, 3) array, uint8, or uint16 where the file has 16 bits a channel.
@@ -174,24 +224,112 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         ImageError: the file is missing, truncated, not an image, or not of 8 or 16 bits.
     """
+    return in_srgb(*read_stored(path, ground))
+
+
+def read_stored(path: Path, ground: int = WHITE) -> tuple[np.ndarray, bytes | None]:
+    """``read_image`` in the colours of the file, and the ICC profile that tells which these are; None for sRGB.
+
+    What is made of this image alone keeps both. Images of print or of grey, with a profile, come in sRGB.
+    """
     try:
         with Image.open(path, formats=_FORMATS) as image:
             turned = _orientation(image) != 1  # by the header alone, as ``image_format`` says it
+            profile, alpha = image.info.get("icc_profile"), None
+            if _is_series(image):
+                warn_once(f"{path} holds several pictures; only the first is read", f"{path}")
             if _format(image)[2] == np.uint16:
-                data = np.fromfile(path, np.uint8)  # imread itself can't open every name on every system
-                how = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
-                pixels = cv2.imdecode(data, how if turned else how | cv2.IMREAD_IGNORE_ORIENTATION)
-                if pixels is None:
-                    raise ValueError("a damaged image of 16 bits")
-                pixels = pixels[..., ::-1]
-            elif image.mode in ("I", "F"):
-                raise ValueError(f"{image.mode} pixels are neither 8 nor 16 bits")
+                pixels, alpha = _deep(image, path, turned)
+                profile = _fitting(path, profile, ["RGB"])[0]
+            elif image.mode[0] in "IF":
+                raise ValueError(f"{image.mode} pixels are neither 8 nor 16 bits; save it as PNG")
             else:
                 image.load()  # the whole file, before convert could take a part of it
-                pixels = np.asarray((ImageOps.exif_transpose(image) if turned else image).convert("RGB"))
-        return np.ascontiguousarray(pixels)
+                image = ImageOps.exif_transpose(image) if turned else image
+                if image.has_transparency_data:
+                    alpha = np.asarray(image.convert("RGBA"))[..., 3:]
+                plain = image.convert({"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK"}.get(image.mode, "RGB"))
+                profile, transform = _fitting(path, profile, [plain.mode, "RGB"])
+                converted = ImageCms.applyTransform(plain, transform) if transform else plain.convert("RGB")
+                pixels = np.asarray(converted)
+        if alpha is not None and (alpha < np.iinfo(alpha.dtype).max).any():
+            colour = "black" if ground == BLACK else "white"
+            warn_once(f"{path}: transparent parts become {colour}; so do those of other images", colour)
+            pixels = _on(ground, pixels, alpha)
+        return np.ascontiguousarray(pixels), profile
     except Exception as error:  # Pillow raises many kinds for broken files
         raise _unreadable(path, error) from None
+
+
+def _is_series(image: Image.Image) -> bool:
+    """Whether a file holds further pages or frames. What phones put behind a JPEG, no program shows."""
+    return bool(image.tag_v2.next) if image.format == "TIFF" else image.format in ("PNG", "WEBP") and image.is_animated
+
+
+def _deep(image: Image.Image, path: Path, turned: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """The colours (H, W, 3) of an image of 16 bits, and its alpha channel (H, W, 1), if it has one."""
+    is_transparent = image.has_transparency_data and "RGB" in image.mode
+    if image.format == "TIFF":  # where 0 is white, in planes, or multiplied with alpha: OpenCV would not notice
+        plain = image.tag_v2.get(262) in (1, 2) and image.tag_v2.get(284) != 2
+        if not plain or "RGBa" in str(image.tile):
+            raise ValueError("a rare kind of TIFF of 16 bits; save it as PNG")
+    if turned and is_transparent:
+        raise ValueError("of 16 bits, transparent and turned; save it upright")
+    how = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+    how = cv2.IMREAD_UNCHANGED if is_transparent else how if turned else how | cv2.IMREAD_IGNORE_ORIENTATION
+    pixels = cv2.imdecode(np.fromfile(path, np.uint8), how)  # imread itself can't open every name on every system
+    if pixels is None:
+        raise ValueError("a damaged image of 16 bits")
+    return pixels[..., 2::-1], pixels[..., 3:] if is_transparent else None
+
+
+def _on(ground: int, pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Pixels (H, W, 3) with an alpha channel (H, W, 1), both uint8 or uint16, on a ground of one level, 0 or 255."""
+    top = np.iinfo(pixels.dtype).max
+    weight = alpha.astype(np.uint32)
+    return ((pixels * weight + ground // 255 * top * (top - weight) + top // 2) // top).astype(pixels.dtype)
+
+
+# --- colours -------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(16)
+def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """From the colours of an ICC profile to sRGB, for a mode of Pillow; None where they are the same.
+
+    Raises:
+        PyCMSError: the profile is damaged, or not one of such images.
+    """
+    source, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+    transform = ImageCms.buildTransform(source, srgb, mode, "RGB")
+    if mode == "RGB":
+        levels = range(0, 256, 15)
+        colours = Image.fromarray(np.array([[*itertools.product(levels, levels, levels)]], np.uint8))
+        change = np.subtract(ImageCms.applyTransform(colours, transform), colours, dtype=int)
+        transform = transform if np.abs(change).max() > ROUNDED else None
+    return transform
+
+
+def _fitting(
+    path: Path, profile: bytes | None, modes: Sequence[str]
+) -> tuple[bytes | None, ImageCms.ImageCmsTransform | None]:
+    """A profile that an RGB image can keep; or None, and the transform to sRGB for an image of another mode."""
+    for mode in modes if profile else ():
+        with contextlib.suppress(ImageCms.PyCMSError, OSError):  # in turn for another mode, for no profile
+            transform = _to_srgb(profile, mode)
+            return (profile, None) if mode == "RGB" else (None, transform)
+    if profile:
+        warn_once(f"{path}: its colour profile can't be used; colours are read as sRGB", f"profile of {path}")
+    return None, None
+
+
+def in_srgb(pixels: np.ndarray, profile: bytes | None) -> np.ndarray:
+    """Colours of ``read_stored`` in sRGB: (H, W, 3) uint8, or uint16, which are rounded to 8 bits on the way."""
+    transform = _to_srgb(profile, "RGB") if profile else None
+    if transform is None:
+        return pixels
+    converted = np.asarray(ImageCms.applyTransform(Image.fromarray(to_eight_bits(pixels)), transform))
+    return widened(converted) if pixels.dtype == np.uint16 else converted
 
 
 # --- pixels and writing --------------------------------------------------------------------------------------------
@@ -243,14 +381,17 @@ def planes(rainy: np.ndarray, clean: np.ndarray) -> np.ndarray:
     return both
 
 
-def write_image(path: Path, pixels: np.ndarray) -> None:
+def write_image(path: Path, pixels: np.ndarray, profile: bytes | None = None) -> None:
     """Write (H, W, 3) uint8 RGB in the format of the name's ending: all lossless, but JPEG (quality 95, 4:4:4).
 
     The file appears whole or not at all; folders are created.
+
+    Args:
+        profile: ICC profile that tells which colours these are, see ``read_stored``; a BMP can't hold one.
 
     Raises:
         UserError: the folder can't be written to, or the disk is full.
     """
     encoded = io.BytesIO()  # not into the file itself: on a full disk Pillow may end without an error
-    Image.fromarray(pixels).save(encoded, **_WRITTEN[Path(path).suffix.lower()])
+    Image.fromarray(pixels).save(encoded, icc_profile=profile, **_WRITTEN[Path(path).suffix.lower()])
     write_bytes(path, encoded.getvalue())

@@ -12,8 +12,8 @@ import torch
 from ..errors import UserError
 from ..precision import require_fast
 from ..terminal import progress_bar
-from .compose import composed, part_of
-from .images import ImageError, crop_at, images_in, planes, read_image, size_text, to_eight_bits
+from .compose import composed, part_of, rain_pictures
+from .images import BLACK, ImageError, crop_at, images_in, planes, read_image, size_text, to_eight_bits
 from .pack import Pack, is_pack
 from .pairs import Pair, pairs_of
 from .patches import PatchDataset
@@ -92,7 +92,7 @@ def variant(layer: np.ndarray, rng: np.random.RandomState, smallest: int, turn: 
 
 def read_layer(path: Path) -> np.ndarray:
     """(H, W, 1) uint8 where all channels are the same, else (H, W, 3)."""
-    return _slim(to_eight_bits(read_image(path)))
+    return _slim(to_eight_bits(read_image(path, BLACK)))
 
 
 def rain_of(pair: Pair) -> np.ndarray:
@@ -165,7 +165,7 @@ def layer_set(
         The data set, and where its layers come from, in words.
 
     Raises:
-        UserError: see ``images_in``, ``pairs_of``, ``Pack``, ``variants`` and ``on_photos``.
+        UserError: see ``rain_pictures``, ``images_in``, ``pairs_of``, ``Pack``, ``variants`` and ``on_photos``.
     """
     require_fast(args.precision, device)
     photos = getattr(args, "clean", None)
@@ -174,7 +174,7 @@ def layer_set(
 
     sources: Sequence[Path | Pair]
     if args.streaks:
-        sources, rule = _files(args.streaks, "--streaks", "pictures of rain on black"), "rain on black"
+        sources, rule = rain_pictures(args.streaks, "--streaks"), "rain on black"
     elif is_pack(args.data_path):
         sources, rule = Pack(Path(args.data_path)), "O - B of a pack"
     else:
@@ -183,10 +183,7 @@ def layer_set(
     chosen = part_of(sources, args.hold_out, part)
     layers = list(variants(chosen, number, args.manualSeed, args.patchSize, args.turn))
     if "clean" in args:
-        photos = _files(photos, "--clean", "photos without rain") if photos else sources
+        hint = "Name a folder of photos without rain."
+        photos = [Path(photos, name) for name in images_in(photos, "--clean", hint)] if photos else sources
         layers = on_photos(layers, part_of(photos, args.hold_out, part), args.patchSize)
     return PatchDataset(layers, args.patchSize, args.manualSeed), rule
-
-
-def _files(folder: str, flag: str, what: str) -> list[Path]:
-    return [Path(folder, name) for name in images_in(Path(folder), flag, f"Name a folder of {what}.")]

@@ -23,15 +23,17 @@ class Pairing:
     Attributes:
         pair_by: patterns of the rainy and of the clean names: {} is the part that both share, * is anything.
         side_by_side: the half that is rainy, 'left' or 'right', of images that hold both.
+        dark_rain: rainy images may be darker than clean ones, see ``pairs.require_light``.
     """
 
     pair_by: Sequence[str] | None = None
     side_by_side: str | None = None
+    dark_rain: bool = False
 
     @classmethod
     def from_flags(cls, args: argparse.Namespace) -> "Pairing":
         """The pairing that the flags of a script describe."""
-        return cls(args.pair_by, args.side_by_side)
+        return cls(args.pair_by, args.side_by_side, args.dark_rain)
 
     @property
     def halves(self) -> tuple[str, str]:

@@ -36,7 +36,7 @@ from ..errors import Unwritable, UserError
 from ..lock import locked
 from ..terminal import progress_bar
 from .images import ImageError, crop_at, planes
-from .pairs import LIST, Pair, PairList, fail, fingerprint, pairs_of, require_no_pairing, require_rain
+from .pairs import LIST, Pair, PairList, fail, fingerprint, pairs_of, require_light, require_no_pairing, require_rain
 
 VERSION = 1
 KIND = "vrgnet pairs"
@@ -299,6 +299,8 @@ def main(argv: list[str] | None = None) -> int:
     else:
         require_no_pairing(args, LIST)
         pairs = PairList(Path(args.data_path), "For pairs in two folders give --gt_path, too.")
+        if not args.dark_rain:
+            require_light(pairs, "--data_path")
     write(pairs, Path(args.out), args.workers)
     return 0
 

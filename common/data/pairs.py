@@ -1,6 +1,7 @@
 """Rainy/clean pairs in two folders or in a list, and their checks."""
 
 import argparse
+import contextlib
 import hashlib
 import os
 import random
@@ -24,6 +25,7 @@ REMEDY = (
     f"For other names give {PAIR_BY}."
 )
 LIST = "real_world.txt"  # SPA-Data's list of pairs, in --data_path
+LOOKED_AT = 12  # pairs, to notice that rainy and clean are exchanged
 CHECK_ALL, CHECK_SOME = 1000, 200  # longer lists are checked by so many samples, so that training starts in seconds
 
 
@@ -121,7 +123,7 @@ def find_pairs(
         The pairs, and the naming rule with an example.
 
     Raises:
-        UserError: a folder is missing or empty, or a rainy image has no partner or several.
+        UserError: a folder is missing or empty, a rainy image has no partner or several, or see ``require_light``.
     """
     pairing, (rainy_flag, clean_flag) = pairing or Pairing(), flags.split(", ")
     rainy = images_in(rainy_folder, rainy_flag, hint) if names is None else names
@@ -144,6 +146,8 @@ def find_pairs(
             print_result(f"note: left out of {rainy_folder}: {len(unused)} images ({shown})")
         rule = f"{rule} ({pairs[0].name} with {partners[Path(pairs[0].name)].as_posix()})"
     print(f"{len(pairs)} pairs in {rainy_folder} by the rule: {rule}")
+    if not pairing.dark_rain:
+        require_light(pairs, flags)
     return pairs, rule
 
 
@@ -323,6 +327,26 @@ def require_rain(same: list[str], number: int, flags: str) -> None:
     if same:
         tell(
             same[:PROBLEMS_SHOWN], f"warning: {len(same)} of {number} pairs have no rain, rainy and clean are the same"
+        )
+
+
+def require_light(pairs: Sequence[Pair], flags: str) -> None:
+    """Look at a dozen pairs at most, to notice that rainy and clean are exchanged: rain adds light.
+
+    Raises:
+        UserError: nearly all of these rainy images are darker than their clean partners.
+    """
+    darker, others, numbers = 0, 0, np.linspace(0, len(pairs) - 1, min(len(pairs), LOOKED_AT)).astype(int)
+    for i in numbers:
+        with contextlib.suppress(ImageError):  # the check that decodes it names it
+            rainy, clean = (image.mean() / np.iinfo(image.dtype).max for image in pairs[i].read())
+            darker, others = darker + (rainy < clean), others + (rainy >= clean)
+        if others > len(numbers) // 10:
+            return
+    if darker:
+        raise UserError(
+            f"{flags}: rain adds light, but in {darker} of {darker + others} pairs the rainy image is darker than the "
+            "clean one. Exchange rainy and clean; or, if rain does darken these images, give --dark_rain"
         )
 
 

@@ -18,7 +18,18 @@ from ..errors import UserError
 from ..precision import require_fast
 from . import cache, pack
 from .images import widened
-from .pairs import LIST, Pair, PairList, check_pairs, fingerprint, pairs_of, require_no_pairing, small_sample, some_of
+from .pairs import (
+    LIST,
+    Pair,
+    PairList,
+    check_pairs,
+    fingerprint,
+    pairs_of,
+    require_light,
+    require_no_pairing,
+    small_sample,
+    some_of,
+)
 
 DRAWN = 2  # version of how a seed makes crops; raised with every change of CropSampler
 Key = tuple[int, float, float]  # number of the crop over the whole training, and its place in the image
@@ -207,7 +218,7 @@ def listed_set(args: argparse.Namespace, device: torch.device, hint: str) -> tup
         The data set, and where the pairs come from, in words.
 
     Raises:
-        UserError: see ``PairList``, ``small_sample``, ``check_pairs`` and ``Pack``.
+        UserError: see ``PairList``, ``require_light``, ``small_sample``, ``check_pairs`` and ``Pack``.
     """
     require_fast(args.precision, device)
     require_no_pairing(args, f"the pack or {LIST}")
@@ -219,6 +230,8 @@ def listed_set(args: argparse.Namespace, device: torch.device, hint: str) -> tup
             raise UserError(f"--data_path: {text}; choose a smaller --patchSize")
     else:
         pairs = PairList(path, hint)
+        if not args.dark_rain:
+            require_light(pairs, "--data_path")
     source = f"{name}, {len(pairs)} pairs"
     if number := getattr(args, "train_num", None):
         pairs = small_sample(pairs, number, args.seed, name)

@@ -11,7 +11,17 @@ from torch import nn
 
 from .. import derainer, distributed
 from ..data import page
-from ..data.images import ImageError, image_size, inputs, read_image, require_outside, size_text, write_image
+from ..data.images import (
+    ImageError,
+    image_size,
+    in_srgb,
+    inputs,
+    read_image,
+    read_stored,
+    require_outside,
+    size_text,
+    write_image,
+)
 from ..data.pairs import Pair, Pairing, find_pairs, half_of
 from ..errors import UserError, is_out_of_memory
 from ..precision import prepare
@@ -72,16 +82,17 @@ def derain_folder(net: nn.Module, args: argparse.Namespace, device: torch.device
     for number, name in enumerate(progress_bar(mine, unit="image")):
         result = done[name] = Result()
         try:
-            rainy, began = half_of(read_image(folder / name), pairing.halves[0]), time.perf_counter()
+            pixels, profile = read_stored(folder / name)
+            rainy, began = half_of(pixels, pairing.halves[0]), time.perf_counter()
             derained = derain_pixels(net, rainy, device, windows, args.rounding)
             result.seconds = time.perf_counter() - began if number or len(mine) == 1 else None
-            write_image(results[name], derained)
+            write_image(results[name], derained, profile)
             result.written = True
             if name in pairs:
                 truth = half_of(read_image(pairs[name].clean), pairing.halves[1])
                 pairs[name].require_one_size(rainy.shape, truth.shape)
-                rainy_score, derained_score = (metrics.score(x, truth) for x in (rainy, read_image(results[name])))
-                result.scores = {"rainy": rainy_score, "derained": derained_score}
+                versions = {"rainy": in_srgb(rainy, profile), "derained": read_image(results[name])}
+                result.scores = {label: metrics.score(image, truth) for label, image in versions.items()}
         except KeyboardInterrupt as asked:
             raise distributed.stopped(asked, number, len(mine), f"images are in {save}") from None
         except ImageError as error:  # the input or its ground truth; errors of writing are others and end the run

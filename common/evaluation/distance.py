@@ -30,11 +30,10 @@ import numpy as np
 import torch
 
 from .. import cli, flags
-from ..data.compose import part_of
+from ..data.compose import part_of, rain_pictures
 from ..data.demo import PLAIN, rain_layer
-from ..data.images import read_image, size_text, to_float
+from ..data.images import BLACK, read_image, size_text, to_float
 from ..data.layers import variant
-from ..data.pairs import images_in
 from ..errors import UserError
 from ..files import write_bytes
 from ..generation.latent import base_code
@@ -137,13 +136,13 @@ def read_layers(folder: Path, smallest: int) -> list[np.ndarray]:
     """All pictures of a folder as grey layers.
 
     Raises:
-        UserError: the folder is missing or empty, or a picture can't be read or is too small.
+        UserError: see ``rain_pictures``; or a picture can't be read or is too small.
     """
     layers = []
-    for name in images_in(folder, "--real", "Name one of pictures of rain on black."):
-        pixels = read_image(folder / name)
+    for path in rain_pictures(folder, "--real"):
+        pixels = read_image(path, BLACK)
         if min(pixels.shape[:2]) < smallest:
-            text = f"{folder / name} is {size_text(pixels.shape)}, smaller than the {smallest} px that are compared"
+            text = f"{path} is {size_text(pixels.shape)}, smaller than the {smallest} px that are compared"
             raise UserError(f"--real: {text}")
         layers.append(to_float(pixels).mean(2))
     return layers

@@ -82,6 +82,7 @@ def train_derainer(model: Path, iters: int, fake_ratio: float, flags: list) -> t
     """
     last = f"Aug_DerainNet_state_{EPOCHS}.pt"
     words = ["--fake_ratio", fake_ratio, "--niter", EPOCHS, "--iters_per_epoch", iters, "--milestone", 6, 8]
+    words += ["--dark_rain"]  # as some libraries draw it
     return model / last, train("for_syn/train_syn_aug.py", model, last, [*flags, *words])
 
 

@@ -205,7 +205,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__, module=__spec__.name)
     parser.add_path("--pred", required=True, nargs="+", help="folder of derained images, of any method; or several")
     parser.add_path("--gt", required=True, help="folder of clean images (names: docs/data.md)")
-    flags.add_pairing(parser)
+    flags.add_pairing(parser, rain=False)
     parser.add_path("--csv", help="also write the table to this file")
     parser.add_path("--report", help="also write a page with the table and before/after sliders to this file (.html)")
     return parser.parse_args(argv)
@@ -226,9 +226,9 @@ def _rows(pairs: list[Pair]) -> dict[object, Pair]:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     columns = labels(args.pred) if len(args.pred) > 1 else ["result"]
-    half, methods = Pairing.from_flags(args).halves[1], {}
+    half, methods = Pairing(side_by_side=args.side_by_side).halves[1], {}
     for label, folder in zip(columns, args.pred, strict=True):
-        pairs, _ = find_pairs(folder, args.gt, "--pred, --gt", pairing=Pairing(args.pair_by))
+        pairs, _ = find_pairs(folder, args.gt, "--pred, --gt", pairing=Pairing(args.pair_by, dark_rain=True))  # no rain
         pairs = [replace(pair, halves=("", half)) for pair in pairs]
         check_sizes(pairs, "--pred, --gt")
         methods[label] = _rows(pairs)

@@ -13,7 +13,7 @@ from pathlib import Path
 from .. import cli, flags
 from ..data.images import read_image, require_outside, to_eight_bits, write_image
 from ..data.page import render
-from ..data.pairs import find_pairs
+from ..data.pairs import Pairing, find_pairs
 from ..data.pictures import sheet
 from ..errors import UserError
 from ..files import write_bytes
@@ -25,9 +25,10 @@ def compare(args: argparse.Namespace) -> Path:
     """Write a row for each of the first four pairs: rainy, derained, clean; returns the file."""
     out = flags.picture(args)
     require_outside("--out", out, {"--rainy": args.rainy, "--derained": args.derained, "--clean": args.clean})
-    pairs = find_pairs(args.rainy, args.clean, "--rainy, --clean")[0][:ROWS]
+    any_light = Pairing(dark_rain=True)  # of either; the second pairs have no clean image
+    pairs = find_pairs(args.rainy, args.clean, "--rainy, --clean", pairing=any_light)[0][:ROWS]
     names = [Path(pair.name) for pair in pairs]
-    results = find_pairs(args.rainy, args.derained, "--rainy, --derained", names=names)[0]
+    results = find_pairs(args.rainy, args.derained, "--rainy, --derained", names=names, pairing=any_light)[0]
     derained, rows = {result.name: result.clean for result in results}, []
     for pair in pairs:
         images = [to_eight_bits(read_image(path)) for path in (pair.rainy, derained[pair.name], pair.clean)]

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from .. import cli, flags
-from ..data.compose import composed, fitted, part_of
+from ..data.compose import composed, fitted, part_of, rain_pictures
 from ..data.demo import add_rain, rain_layer
-from ..data.images import list_images, read_image, to_eight_bits, to_float, to_uint8, write_image
+from ..data.images import BLACK, list_images, read_image, to_eight_bits, to_float, to_uint8, write_image
 from ..errors import UserError
 from ..generation.rain import RainMaker
 from ..terminal import print_result, progress_bar
@@ -38,7 +38,7 @@ Rain = Callable[[np.ndarray, np.random.RandomState], np.ndarray]  # (H, W, 3) ui
 
 def real(layers: list[Path], clean: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
     """A real layer, as compose.py adds it."""
-    layer = to_eight_bits(read_image(layers[rng.randint(len(layers))]))
+    layer = to_eight_bits(read_image(layers[rng.randint(len(layers))], BLACK))
     return composed(clean, [fitted(layer, clean.shape[0], clean.shape[1], rng)], [rng.uniform(*GAIN)])
 
 
@@ -90,7 +90,7 @@ def rains(args: argparse.Namespace) -> dict[str, Rain]:
     """
     found: dict[str, Rain] = {"procedural": procedural, "albumentations": by_albumentations, "kornia": by_kornia}
     if "real" in args.kinds:
-        layers = [Path(args.streaks, name) for name in list_images(Path(args.streaks))[0]]
+        layers = rain_pictures(args.streaks, "--streaks")
         found["real"] = functools.partial(real, part_of(layers, args.hold_out, "train"))
     if "generated" in args.kinds:
         netED = load_generator(args.netED, "--netED").to(pick_device(args.use_gpu, args.gpu_id))

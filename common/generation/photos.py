@@ -13,7 +13,16 @@ import numpy as np
 
 from .. import distributed
 from ..data import page
-from ..data.images import ImageError, inputs, natural_key, read_image, to_eight_bits, to_uint8, write_image
+from ..data.images import (
+    ImageError,
+    inputs,
+    natural_key,
+    read_image,
+    read_stored,
+    to_eight_bits,
+    to_uint8,
+    write_image,
+)
 from ..data.pairs import LIST
 from ..data.pictures import sheet, thumbnail
 from ..errors import UserError
@@ -210,7 +219,8 @@ def rain_on_photos(
                 todo = [row for row in rows[photo] if not all((save / kind / row["file"]).exists() for kind in kinds)]
                 counts["earlier"] += rain.num - len(todo)
                 try:
-                    clean = to_eight_bits(read_image(folder / photo))
+                    stored, profile = read_stored(folder / photo)
+                    clean = to_eight_bits(stored)
                     _require_same_photo(
                         clean, [save / "norain" / row["file"] for row in rows[photo] if row not in todo]
                     )
@@ -221,7 +231,7 @@ def rain_on_photos(
                     made, measures = pictures(maker, rain, row["photo"], int(row["variant"]), clean)
                     reached += measures
                     for kind in kinds:
-                        write_image(save / kind / row["file"], made[kind])
+                        write_image(save / kind / row["file"], made[kind], profile)
                     counts["made"] += 1
         except KeyboardInterrupt as stop:
             rest = f"pairs are in {save}; the same command {'without --overwrite ' * overwrite}goes on"
@@ -242,7 +252,7 @@ def rain_on_photos(
 
 def _require_same_photo(clean: np.ndarray, done: list[Path]) -> None:
     """Raise ImageError if the first of the pairs that are there already was made of another photo."""
-    if done and not np.array_equal(read_image(done[0]), clean):
+    if done and not np.array_equal(read_stored(done[0])[0], clean):
         raise ImageError(f"{done[0]} was made of another photo; choose another --save_path, or give --overwrite")
 
 
