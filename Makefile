@@ -24,10 +24,10 @@ EPOCHS := 40
 generator: $(VENV)/run-ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh docs/generator.sh "$(STREAKS)" "$(CLEAN)" "$(MADE)" $(EPOCHS)
 
-# The paper's claim in small: with and without generated pairs. DATA: see python -m common.evaluation.claims --help.
+# The paper's claim in small: with and without generated pairs. DATA: see python experiments/claims.py --help.
 DATA ?= data
 claims: $(VENV)/run-ready
-	$(BIN)/python -m common.evaluation.claims --data $(DATA) --out $(DEMO)_claims
+	$(BIN)/python experiments/claims.py --data $(DATA) --out $(DEMO)_claims
 
 # On a machine with a CUDA GPU: whether recorded steps agree, one table of speeds and memory of all precisions, run and
 # recorded, to paste into a report; then the tests that only a GPU can run.

@@ -1,6 +1,7 @@
 """RNet for a generator whose G is trained: from a rainy patch to the code of its rain. Not the paper's joint training.
 
 Writes ED_state_N.pt (RNet, and G as it was) and the full training state to --model_dir, logs to --log_dir.
+At the end also ED_half.pt: the same in half precision, 11.5 MB, to send to others. Every script loads it.
 The two losses: common/training/encoder.py.
 
     python train_syn_encoder.py --netED ED_ema_state_40.pt --streaks STREAKS --clean PHOTOS --hold_out 20
@@ -19,7 +20,7 @@ from common import cli, flags
 from common.data.layers import layer_set
 from common.evaluation.recovery import recovery_on
 from common.precision import set_arithmetic
-from common.training.checkpoint import generator_of
+from common.training.checkpoint import generator_of, save
 from common.training.device import pick_device
 from common.training.encoder import WARM_UP, encoder_draw, encoder_step, init_encoder
 from common.training.folder import describe, open_folder
@@ -92,6 +93,7 @@ def main(argv=None):
             warm_up=WARM_UP,
             validate=recovery_on(netED, held_out, device) if held_out else None,
         )
+        save({name: value.half().cpu() for name, value in netED.state_dict().items()}, folder.path / "ED_half.pt")
 
 
 if __name__ == "__main__":

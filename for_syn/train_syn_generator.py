@@ -8,7 +8,7 @@ training state to --model_dir, logs to --log_dir. The losses and their sources: 
     python train_syn_generator.py --streaks STREAKS --init_ED default
 
 Next: train_syn_encoder.py trains RNet for it; generate_rain.py --netED ED_ema_state_N.pt makes rain;
-python -m common.evaluation.distance measures it.
+python experiments/distance.py measures it.
 """
 
 import sys

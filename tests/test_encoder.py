@@ -120,6 +120,7 @@ def test_files_and_resume_bit_for_bit(pairs_folder, tmp_path, generator):
     assert same(made, load(tmp_path / "b" / "ED_state_4.pt"))
     for name, value in load(generator).items():
         assert torch.equal(value, made[name]) == name.startswith("decoder"), name
+    assert same(load(tmp_path / "a" / "ED_half.pt"), {name: value.half() for name, value in made.items()})
     rows = [row.split(",") for row in (tmp_path / "a_logs" / "log.csv").read_text().splitlines()]
     assert {"code", "real", "val_correlation", "val_shuffled"} <= set(rows[0])
     assert all(-1 <= float(row[-2]) <= 1 for row in rows[1:])
