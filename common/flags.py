@@ -77,12 +77,12 @@ ROUNDED = (
 )
 
 
-def add_speed(group: argparse.ArgumentParser, several: bool = False) -> None:
+def add_speed(group: argparse.ArgumentParser, default: str = "auto", several: bool = False) -> None:
     """--precision, of which ``several`` may be allowed."""
     group.add_argument(
         "--precision",
         choices=("auto", "fp32", "tf32", "bf16"),
-        default=["fp32"] if several else "auto",
+        default=[default] if several else default,
         **({"nargs": "+"} if several else {}),
         help=f"{ROUNDED}; bf16: the derainer in bfloat16 (8 bits), the rest as tf32 on a GPU and as fp32 on a CPU. "
         "Weights and losses stay fp32",
@@ -91,8 +91,7 @@ def add_speed(group: argparse.ArgumentParser, several: bool = False) -> None:
 
 def add_recording(group: argparse.ArgumentParser) -> None:
     """--cuda_graphs."""
-    help = "on a GPU, in one process, record whole steps and replay them; auto: with networks of this project"
-    group.add_argument("--cuda_graphs", choices=("auto", "on", "off"), default="auto", help=help)
+    add_switch(group, "--cuda_graphs", "on a GPU, in one process: record whole steps and replay them (docs/scaling.md)")
 
 
 def add_device(group: argparse.ArgumentParser) -> None:
@@ -107,7 +106,7 @@ def add_deraining(group: argparse.ArgumentParser) -> None:
     group.add_argument("--tile", type=number(int, -1), default=-1, help=help)
     help = "to 8 bits; the published images are truncated, nearest gains about 0.1 dB"
     group.add_argument("--rounding", choices=("truncate", "nearest"), default="truncate", help=help)
-    add_speed(group)
+    add_speed(group, default="fp32")  # as published tables are made
     add_device(group)
 
 

@@ -26,7 +26,6 @@ from common.training.encoder import WARM_UP, encoder_draw, encoder_step, init_en
 from common.training.folder import describe, open_folder
 from common.training.loop import Models, fit
 from common.training.optimizer import adam
-from common.training.proof import record
 from common.training.seeds import seed_everything
 
 DATA = "Name folders of pairs, or rain on black and photos: --streaks STREAKS --clean PHOTOS."
@@ -80,14 +79,13 @@ def main(argv=None):
             return describe(folder, dataset, rule, held_out.pairs if held_out else [], {"netED": netED}, device)
         set_arithmetic(args.precision)
         optimizers = {"ED": adam(netED.encoder.parameters(), args.lr)}
-        step = encoder_step(netED, optimizers["ED"], args.w_real)
         fit(
             args=args,
             folder=folder,
             models=Models({"ED": netED}, optimizers, frozen=netED.decoder),
             dataset=dataset,
             draw=encoder_draw(args.nz),
-            step=record(step, args, 1, [netED], optimizers),
+            step=encoder_step(netED, optimizers["ED"], args.w_real),
             iters_per_epoch=args.iters_per_epoch,
             gamma=0.3,
             warm_up=WARM_UP,

@@ -29,7 +29,7 @@ sys.path.insert(0, os.environ["ROOT"])
 data, out = os.environ["DATA"], os.environ["OUT"]
 from common import cli
 from common.data import compose, pack
-from common.evaluation import curves, metrics, report
+from common.evaluation import metrics, report
 from common.generation import rain
 from for_syn import generate_rain, test_interpolation, test_syn_joint, train_syn_joint
 
@@ -51,7 +51,6 @@ for main, flags in (
     (compose.main, ["--clean", f"{data}/norain", "--streaks", f"{data}/rain", "--num", "2", "--out", f"{out}/c"]),
     (report.main, ["--rainy", f"{data}/rain", "--derained", f"{out}/d", "--clean", f"{data}/norain", "--out",
                    f"{out}/s.png"]),
-    (curves.main, ["--log_dir", f"{out}/l", "--out", f"{out}/c.png"]),
     (report.main, ["--out", f"{out}/page", "--show", f"{out}/s.png", "x"]),
 ):
     code = cli.run(lambda: main(flags))
@@ -89,5 +88,5 @@ def test_only_named_folders_change(tmp_path):
     left = [path.name for path in (tmp_path / "tmp").iterdir() if not path.name.startswith("torchinductor_")]
     assert not left  # no temporary file, nor an empty folder; PyTorch's compiler has a cache of its own there
     made = {path.name for path in (tmp_path / "out").iterdir()}
-    assert made == {"m", "l", "d", "g", "p", "i", "r", "c", "page", "metrics.csv", "p.h5", "s.png", "c.png"}
+    assert made == {"m", "l", "d", "g", "p", "i", "r", "c", "page", "metrics.csv", "p.h5", "s.png"}
     assert not [path for path in (tmp_path / "out").rglob("*") if path.name.startswith((".writing-", ".packing-"))]
