@@ -1,7 +1,6 @@
 """The flags that several scripts share, in groups; their types are those of cli.py."""
 
 import argparse
-from pathlib import Path
 
 from .cli import (
     Parser,
@@ -178,22 +177,6 @@ def add_unused(group: argparse.ArgumentParser, **defaults: int) -> None:
     """Flags of the reference that change nothing here; they are taken, so that its command lines run."""
     for name, default in defaults.items():
         group.add_argument(f"--{name}", type=count, default=default, help="changes nothing, for old command lines")
-
-
-def add_picture(parser: Parser) -> None:
-    """--out of a command that makes a picture, see ``picture``."""
-    parser.add_path("--out", required=True, help="the picture to write (.png or .jpg)")
-
-
-def picture(args: argparse.Namespace) -> Path:
-    """The file of ``add_picture``.
-
-    Raises:
-        UserError: its name is not that of a picture.
-    """
-    if Path(args.out).suffix.lower() not in (".png", ".jpg"):
-        raise UserError(f"--out: {args.out} must end in .png or .jpg")
-    return Path(args.out)
 
 
 def add_figures(group: argparse.ArgumentParser) -> None:

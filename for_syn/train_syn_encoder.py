@@ -18,11 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli, flags
 from common.data.layers import layer_set
-from common.evaluation.recovery import recovery_on
 from common.precision import set_arithmetic
 from common.training.checkpoint import generator_of, save
 from common.training.device import pick_device
-from common.training.encoder import WARM_UP, encoder_draw, encoder_step, init_encoder
+from common.training.encoder import WARM_UP, encoder_draw, encoder_step, init_encoder, recovery_on
 from common.training.folder import describe, open_folder
 from common.training.loop import Models, fit
 from common.training.optimizer import adam
