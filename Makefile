@@ -24,16 +24,16 @@ EPOCHS := 40
 generator: $(VENV)/run-ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh docs/generator.sh "$(STREAKS)" "$(CLEAN)" "$(MADE)" $(EPOCHS)
 
-# The paper's claim in small: with and without generated pairs. DATA: see python -m common.evaluation.claims --help.
+# The paper's claim in small: with and without generated pairs. DATA: see python experiments/claims.py --help.
 DATA ?= data
 claims: $(VENV)/run-ready
-	$(BIN)/python -m common.evaluation.claims --data $(DATA) --out $(DEMO)_claims
+	$(BIN)/python experiments/claims.py --data $(DATA) --out $(DEMO)_claims
 
-# On a machine with a CUDA GPU: whether recorded steps agree, one table of speeds and memory of all precisions, run and
-# recorded, to paste into a report; then the tests that only a GPU can run.
+# On a machine with a CUDA GPU: the tests that only a GPU can run; then one table to paste into a report, of speeds and memory
+# of all precisions, and whether recorded steps (--cuda_graphs) are those that run, and worth it.
 gpu: $(VENV)/test-ready
-	@$(BIN)/python -m common.benchmark all --precision auto tf32 bf16
 	@$(BIN)/python -m pytest -q tests/test_gpu.py
+	@$(BIN)/python -m common.benchmark all --precision auto tf32 bf16 --cuda_graphs --quiet
 
 lint: $(VENV)/test-ready
 	$(BIN)/ruff check .

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from .cli import (
     Parser,
@@ -86,12 +85,12 @@ ROUNDED = (
 )
 
 
-def add_speed(group: argparse.ArgumentParser, several: bool = False) -> None:
+def add_speed(group: argparse.ArgumentParser, default: str = "auto", several: bool = False) -> None:
     """--precision, of which ``several`` may be allowed."""
     group.add_argument(
         "--precision",
         choices=("auto", "fp32", "tf32", "bf16"),
-        default=["fp32"] if several else "auto",
+        default=[default] if several else default,
         **({"nargs": "+"} if several else {}),
         help=f"{ROUNDED}; bf16: the derainer in bfloat16 (8 bits), the rest as tf32 on a GPU and as fp32 on a CPU. "
         "Weights and losses stay fp32",
@@ -100,8 +99,7 @@ def add_speed(group: argparse.ArgumentParser, several: bool = False) -> None:
 
 def add_recording(group: argparse.ArgumentParser) -> None:
     """--cuda_graphs."""
-    help = "on a GPU, in one process, record whole steps and replay them; auto: with networks of this project"
-    group.add_argument("--cuda_graphs", choices=("auto", "on", "off"), default="auto", help=help)
+    add_switch(group, "--cuda_graphs", "on a GPU, in one process: record whole steps and replay them (docs/scaling.md)")
 
 
 def add_device(group: argparse.ArgumentParser) -> None:
@@ -117,7 +115,7 @@ def add_deraining(group: argparse.ArgumentParser) -> None:
     help = "to 8 bits; the published images are truncated, nearest gains about 0.1 dB"
     group.add_argument("--rounding", choices=("truncate", "nearest"), default="truncate", help=help)
     add_switch(group, "--keep_format", "write JPEG where the image is one; else it becomes PNG, which loses nothing")
-    add_speed(group)
+    add_speed(group, default="fp32")  # as published tables are made
     add_device(group)
 
 
@@ -189,22 +187,6 @@ def add_unused(group: argparse.ArgumentParser, **defaults: int) -> None:
     """Flags of the reference that change nothing here; they are taken, so that its command lines run."""
     for name, default in defaults.items():
         group.add_argument(f"--{name}", type=count, default=default, help="changes nothing, for old command lines")
-
-
-def add_picture(parser: Parser) -> None:
-    """--out of a command that makes a picture, see ``picture``."""
-    parser.add_path("--out", required=True, help="the picture to write (.png or .jpg)")
-
-
-def picture(args: argparse.Namespace) -> Path:
-    """The file of ``add_picture``.
-
-    Raises:
-        UserError: its name is not that of a picture.
-    """
-    if Path(args.out).suffix.lower() not in (".png", ".jpg"):
-        raise UserError(f"--out: {args.out} must end in .png or .jpg")
-    return Path(args.out)
 
 
 def add_figures(group: argparse.ArgumentParser) -> None:

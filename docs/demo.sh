@@ -28,9 +28,8 @@ echo "== 4/6 augmented training (A+): a derainer of two stages, with fresh rain 
 python for_syn/train_syn_aug.py $pairs $small --netED default --recurrent_iter 2 --niter 2 --iters_per_epoch 80 \
   --milestone 1 --lr 2e-3 --model_dir $demo/aug_models --log_dir $demo/aug_logs
 python for_syn/test_syn_aug.py $test --model_dir $demo/aug_models --save_path $demo/derained
-python -m common.evaluation.metrics --pred $demo/test/rain $demo/derained --gt $demo/test/norain
-python -m common.evaluation.report --rainy $demo/test/rain --derained $demo/derained --clean $demo/test/norain \
-  --out $demo/comparison.png
+python -m common.evaluation.metrics --pred $demo/test/rain $demo/derained --gt $demo/test/norain \
+  --sheet $demo/comparison.png
 
 echo "== 5/6 joint training, started from that generator: a few steps, to show that it runs"
 python for_syn/train_syn_joint.py $pairs $small --init_ED default --stage 2 --niter 1 --iters_per_epoch 40 \
@@ -38,7 +37,7 @@ python for_syn/train_syn_joint.py $pairs $small --init_ED default --stage 2 --ni
 python for_syn/test_disentanglement.py --netED $demo/models/ED_state_1.pt --figure generated --save_fake $demo/joint $cpu
 
 echo "== 6/6 all pictures on one page"
-python -m common.evaluation.report --out ${demo}_results --title "VRGNet: what two minutes show" \
+python -m common.data.demo --out ${demo}_results \
   --show $demo/test/contact_sheet.jpg "Rain of the generator that comes with the project, on photos that it never saw." \
   $demo/angle/contact_sheet.jpg "One knob: --angle 35." \
   $demo/dense/contact_sheet.jpg "Two knobs: --density 0.4 --brightness 0.15." \

@@ -23,7 +23,6 @@ from common.training.device import pick_device
 from common.training.folder import describe, open_folder
 from common.training.loop import Models, fit
 from common.training.optimizer import adam
-from common.training.proof import record
 from common.training.seeds import seed_everything
 
 NAME = "Aug_DerainNet"  # of the weights' files
@@ -80,7 +79,7 @@ def main(argv=None):
             models=Models({NAME: net}, {NAME: optimizer}, frozen=netED),
             dataset=dataset,
             draw=aug_draw(netED, n_real),
-            step=record(aug_step(net, netED, optimizer, n_real), args, 1, [net], {NAME: optimizer}),
+            step=aug_step(net, netED, optimizer, n_real),
             iters_per_epoch=steps_per_epoch(args.iters_per_epoch, args.fake_ratio),
             gamma=0.2,
             validate=validate,

@@ -1,6 +1,7 @@
 """RNet for a generator whose G is trained: from a rainy patch to the code of its rain. Not the paper's joint training.
 
 Writes ED_state_N.pt (RNet, and G as it was) and the full training state to --model_dir, logs to --log_dir.
+At the end also ED_half.pt: the same in half precision, 11.5 MB, to send to others. Every script loads it.
 The two losses: common/training/encoder.py.
 
     python train_syn_encoder.py --netED ED_ema_state_40.pt --streaks STREAKS --clean PHOTOS --hold_out 20
@@ -17,15 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli, flags
 from common.data.layers import layer_set
-from common.evaluation.recovery import recovery_on
 from common.precision import set_arithmetic
-from common.training.checkpoint import generator_of
+from common.training.checkpoint import generator_of, save
 from common.training.device import pick_device
-from common.training.encoder import WARM_UP, encoder_draw, encoder_step, init_encoder
+from common.training.encoder import WARM_UP, encoder_draw, encoder_step, init_encoder, recovery_on
 from common.training.folder import describe, open_folder
 from common.training.loop import Models, fit
 from common.training.optimizer import adam
-from common.training.proof import record
 from common.training.seeds import seed_everything
 
 DATA = "Name folders of pairs, or rain on black and photos: --streaks STREAKS --clean PHOTOS."
@@ -79,19 +78,19 @@ def main(argv=None):
             return describe(folder, dataset, rule, held_out.pairs if held_out else [], {"netED": netED}, device)
         set_arithmetic(args.precision)
         optimizers = {"ED": adam(netED.encoder.parameters(), args.lr)}
-        step = encoder_step(netED, optimizers["ED"], args.w_real)
         fit(
             args=args,
             folder=folder,
             models=Models({"ED": netED}, optimizers, frozen=netED.decoder),
             dataset=dataset,
             draw=encoder_draw(args.nz),
-            step=record(step, args, 1, [netED], optimizers),
+            step=encoder_step(netED, optimizers["ED"], args.w_real),
             iters_per_epoch=args.iters_per_epoch,
             gamma=0.3,
             warm_up=WARM_UP,
             validate=recovery_on(netED, held_out, device) if held_out else None,
         )
+        save({name: value.half().cpu() for name, value in netED.state_dict().items()}, folder.path / "ED_half.pt")
 
 
 if __name__ == "__main__":

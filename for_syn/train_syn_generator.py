@@ -8,7 +8,7 @@ training state to --model_dir, logs to --log_dir. The losses and their sources: 
     python train_syn_generator.py --streaks STREAKS --init_ED default
 
 Next: train_syn_encoder.py trains RNet for it; generate_rain.py --netED ED_ema_state_N.pt makes rain;
-python -m common.evaluation.distance measures it.
+python experiments/distance.py measures it.
 """
 
 import sys
@@ -24,10 +24,9 @@ from common.training.checkpoint import load_weights
 from common.training.device import pick_device
 from common.training.ema import EMA
 from common.training.folder import describe, open_folder
-from common.training.generator import LAZY, RainCritic, generator_draw, generator_step, init_decoder
+from common.training.generator import RainCritic, generator_draw, generator_step, init_decoder
 from common.training.loop import Models, fit
 from common.training.optimizer import adam
-from common.training.proof import record
 from common.training.seeds import seed_everything
 
 DATA = (
@@ -98,14 +97,13 @@ def main(argv=None):
             "D": adam(netD.parameters(), args.lr, betas),
         }
         ema = EMA(netED, args.ema, ramp=True)
-        step = generator_step(netED, netD, optimizers, args.w_gp)
         fit(
             args=args,
             folder=folder,
             models=Models({"ED": netED, "D": netD, "ED_ema": ema.net}, optimizers, ema=ema),
             dataset=dataset,
             draw=generator_draw(args.nz, args.critic_first),
-            step=record(step, args, LAZY, [netED, netD], optimizers),
+            step=generator_step(netED, netD, optimizers, args.w_gp),
             iters_per_epoch=args.iters_per_epoch,
             gamma=0.5,
         )

@@ -24,7 +24,6 @@ from common.training.folder import describe, open_folder
 from common.training.joint import joint_draw, joint_step, start_from
 from common.training.loop import Models, fit
 from common.training.optimizer import adam
-from common.training.proof import record
 from common.training.seeds import seed_everything
 
 DATA = (
@@ -92,14 +91,13 @@ def main(argv=None):
             return describe(folder, dataset, rule, held_out, nets, device)
         precision.prepare(netDerain, device, args.precision, training=True)
         ema = EMA(netED, args.ema, every=args.n_dis) if args.ema else None
-        step = joint_step(netDerain, netED, netD, optimizers, args.w_adv, args.lambda_gp, args.eps2)
         fit(
             args=args,
             folder=folder,
             models=Models(nets | ({"ED_ema": ema.net} if ema else {}), optimizers, ema=ema),
             dataset=dataset,
             draw=joint_draw(args.n_dis, args.nz),
-            step=record(step, args, args.n_dis, [netDerain, netED, netD], optimizers),
+            step=joint_step(netDerain, netED, netD, optimizers, args.w_adv, args.lambda_gp, args.eps2),
             iters_per_epoch=args.iters_per_epoch,
             gamma=0.5,
             validate=validator(netDerain, held_out, device),

@@ -112,7 +112,7 @@ def quick(monkeypatch):
 
 def write_claim_sets(folder):
     """The data sets of the claim, of tiny images."""
-    from common.evaluation import claims  # here, since it imports matplotlib
+    from experiments import claims  # here, since it imports matplotlib
 
     for name, files in (
         ("rain100H_train18", [*claims.HEAVY_TRAIN, *claims.HEAVY_TEST]),
@@ -132,7 +132,7 @@ def write_claim_sets(folder):
 @pytest.fixture
 def calls(monkeypatch):
     """The scripts that claims.py or which_rain.py calls, as (script, flags); they run in this process, in small."""
-    from common.evaluation import claims, experiment, which_rain
+    from experiments import claims, experiment, which_rain
 
     made = []
     for module in (claims, experiment, which_rain):

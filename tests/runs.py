@@ -59,7 +59,7 @@ def log_of(model):
 
 
 def tensorboard_of(model):
-    """What TensorBoard shows of a run's logs, as (tag, step): where a session starts, it drops what is not before it."""
+    """What TensorBoard shows of the logs of a run, as (tag, step): a session drops what is not before its start."""
     shown = []
     for path in sorted(Path(f"{model}_logs").glob("events*")):
         data = path.read_bytes()

@@ -9,8 +9,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from common.training.graphs import CannotRecord
-
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal"}
 FROM_PYTHON = {"lift_fresh", "lift_fresh_copy"}  # torch.tensor(3.0) within a step
 
@@ -57,21 +55,13 @@ class _Notes(TorchDispatchMode):
 
 
 class Tape:
-    """A ``common.training.graphs.Recorder``.
-
-    Attributes:
-        recorded, replayed: numbers of recordings and replays.
-        kernels: number of operations of the newest recording.
-    """
+    """Stands in for a ``common.training.graphs.CudaRecorder``; ``recorded``, ``replayed`` count what it did."""
 
     def __init__(self):
-        self.recorded = self.replayed = self.kernels = 0
+        self.recorded = self.replayed = 0
 
     def run(self, work):
         return work()
-
-    def rehearse(self, work):
-        return work(), ""
 
     def record(self, work):
         """Unlike a GPU this runs the work; so its writes are undone."""
@@ -79,11 +69,9 @@ class Tape:
         try:
             with notes:
                 results = work()
-        except Exception as error:
-            raise CannotRecord(str(error)) from None
         finally:
             notes.undo()
-        self.recorded, self.kernels, self.notes = self.recorded + 1, len(notes.notes), notes.notes
+        self.recorded, self.notes = self.recorded + 1, notes.notes
         return results, lambda: self._replay(notes.notes)
 
     @torch.no_grad()

@@ -133,6 +133,25 @@ def test_when_tiles_are_taken(monkeypatch):
     assert tile_size(-1, 321, 481, 78, cpu) == 128  # as small as is worth it
 
 
+def test_what_does_not_fit_is_derained_in_parts():
+    """Memory for windows of 60 px alone: the result is that of the whole image. A net has 26 px of halo."""
+    net, rainy, sides = fill(PReNet(2), 3), torch.rand(1, 3, 70, 90), []
+    whole = derain(net, rainy, tile=0)
+
+    def lack(net, inputs):
+        sides.append(max(inputs[0].shape[2:]))
+        if sides[-1] > 60:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = net.register_forward_pre_hook(lack)
+    assert torch.allclose(derain(net, rainy, tile=0), whole, rtol=0, atol=1e-6)
+    assert sides[0] == 90 and min(sides) < 60
+    hook.remove()
+    net.register_forward_pre_hook(lambda *_: lack(net, [rainy]))
+    with pytest.raises(torch.OutOfMemoryError):
+        derain(net, rainy)
+
+
 @pytest.mark.parametrize("rounding", ["truncate", "nearest"])
 def test_pixels_on_the_device_are_those_of_numpy(rounding):
     values = torch.linspace(-0.1, 1.1, 3 * 70 * 50).view(1, 3, 70, 50)

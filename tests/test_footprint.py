@@ -28,8 +28,8 @@ sys.addaudithook(record)
 sys.path.insert(0, os.environ["ROOT"])
 data, out = os.environ["DATA"], os.environ["OUT"]
 from common import cli
-from common.data import compose, pack
-from common.evaluation import curves, metrics, report
+from common.data import compose, demo, pack
+from common.evaluation import metrics
 from common.generation import rain
 from for_syn import generate_rain, test_interpolation, test_syn_joint, train_syn_joint
 
@@ -44,15 +44,13 @@ for main, flags in (
     (train_syn_joint.main, [*pairs, *small, *cpu, "--model_dir", f"{out}/m", "--log_dir", f"{out}/l"]),
     (test_syn_joint.main, [*pairs, *cpu, "--stage", "1", "--netDerain", f"{out}/m/DerainNet_state_1.pt", "--save_path",
                            f"{out}/d"]),
-    (metrics.main, ["--pred", f"{out}/d", "--gt", f"{data}/norain", "--csv", f"{out}/metrics.csv"]),
+    (metrics.main, ["--pred", f"{out}/d", "--gt", f"{data}/norain", "--csv", f"{out}/metrics.csv", "--sheet",
+                   f"{out}/s.png"]),
     (generate_rain.main, [*pairs[:2], *ED, *cpu, "--save_path", f"{out}/g", "--num", "2"]),
     (test_interpolation.main, [*pairs, *ED, *cpu, *patches]),
     (pack.main, [*pairs, "--out", f"{out}/p.h5"]),
     (compose.main, ["--clean", f"{data}/norain", "--streaks", f"{data}/rain", "--num", "2", "--out", f"{out}/c"]),
-    (report.main, ["--rainy", f"{data}/rain", "--derained", f"{out}/d", "--clean", f"{data}/norain", "--out",
-                   f"{out}/s.png"]),
-    (curves.main, ["--log_dir", f"{out}/l", "--out", f"{out}/c.png"]),
-    (report.main, ["--out", f"{out}/page", "--show", f"{out}/s.png", "x"]),
+    (demo.main, ["--out", f"{out}/page", "--show", f"{out}/s.png", "x"]),
 ):
     code = cli.run(lambda: main(flags))
     assert code == 0, (main.__module__, code)
@@ -89,5 +87,5 @@ def test_only_named_folders_change(tmp_path):
     left = [path.name for path in (tmp_path / "tmp").iterdir() if not path.name.startswith("torchinductor_")]
     assert not left  # no temporary file, nor an empty folder; PyTorch's compiler has a cache of its own there
     made = {path.name for path in (tmp_path / "out").iterdir()}
-    assert made == {"m", "l", "d", "g", "p", "i", "r", "c", "page", "metrics.csv", "p.h5", "s.png", "c.png"}
+    assert made == {"m", "l", "d", "g", "p", "i", "r", "c", "page", "metrics.csv", "p.h5", "s.png"}
     assert not [path for path in (tmp_path / "out").rglob("*") if path.name.startswith((".writing-", ".packing-"))]

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from common import flags
 from common.errors import UserError
@@ -200,31 +199,6 @@ def test_small_pictures(size, values):
 def test_the_same_seed_gives_the_same_bytes():
     one, again, other = (made({"angle": 10, "density": 0.2}, seed, 100) for seed in (5, 5, 6))
     assert np.array_equal(one, again) and not np.array_equal(one, other)
-
-
-def test_report_and_pictures(tmp_path, monkeypatch, capsys):
-    torch.save(fill(EDNet(nz=5, nef=2, patch_size=64), 1).state_dict(), tmp_path / "ED.pt")
-    two = {name: knobs.RANGES[name] for name in ("angle", "brightness")}
-    for name, value in (("PLACES", 2), ("SIDE", 48), ("RANGES", two)):
-        monkeypatch.setattr(knobs, name, value)
-    words = ["--netED", str(tmp_path / "ED.pt"), "--out", str(tmp_path / "out"), "--pictures", "2"]
-    assert knobs.main(words) == 0
-    text = (tmp_path / "out" / "knobs.md").read_text()
-    assert text in capsys.readouterr().out and "# What the knobs do to the rain of ED.pt" in text
-    names = {"knobs.md", "knobs.png", "angle.gif", "brightness.gif"}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == names
-    assert text.count("\n| angle |") == 2 and "| -45 | 45 |" in text
-
-
-def test_report_says_what_was_measured():
-    targets = np.linspace(0.02, 0.5, knobs.PLACES)
-    alone = np.random.RandomState(0).standard_normal((16, 4))
-    values = np.zeros((knobs.PLACES, 4, 4))
-    values[..., 1], values[..., 3] = targets[:, None] + 0.024, targets[:, None] * 10
-    text = knobs.report({"density": values}, alone, "x")
-    assert "| density | 0.02 | 0.5 | 1.000 | 0.024 | 0.024 (5.0%) |" in text
-    expected = 4.8 / alone[:, 3].std()
-    assert f"| density | +0.00 | {0.48 / alone[:, 1].std():+.2f} | +0.00 | {expected:+.2f} |" in text
 
 
 def test_flags(capsys):

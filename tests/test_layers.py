@@ -15,9 +15,9 @@ from common.data.layers import GAIN, SCALE, TURN, inner_size, layer_set, rain_of
 from common.data.pairs import find_pairs
 from common.data.patches import CropSampler, to_batch
 from common.errors import UserError
-from common.evaluation import which_rain
-from common.evaluation.distance import eight_bits, read_layers
 from common.generation.measures import measure
+from experiments import which_rain
+from experiments.distance import eight_bits, read_layers
 from tests.conftest import photo
 
 

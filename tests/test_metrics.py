@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 
+from common.data import pictures
 from common.data.images import read_image, write_image
 from common.errors import UserError
 from common.evaluation import metrics
@@ -72,6 +73,15 @@ def test_command_prints_the_table(tmp_path, capsys):
     assert [line.split(",")[0] for line in lines[1:]] == ["a.png", "c.png", "sub/b.png", "tiny.png", "mean"]
     finite = [float(line.split(",")[3]) for line in lines[1:5] if "inf" not in line]
     assert float(lines[-1].split(",")[3]) == pytest.approx(np.mean(finite), abs=1e-5)
+
+
+def test_the_sheet(tmp_path, capsys):
+    for name, value in (("gt", 100), ("rain", 50), ("derained", 90)):
+        save(tmp_path / name, "a.png", value)
+    flags = ["--pred", tmp_path / "rain", tmp_path / "derained", "--gt", tmp_path / "gt", "--sheet", tmp_path / "s.png"]
+    assert metrics.main(list(map(str, flags))) == 0 and f"picture: {tmp_path / 's.png'}" in capsys.readouterr().out
+    line = read_image(tmp_path / "s.png")[pictures.LABEL + 8, :, 0]
+    assert [int(line[pictures.GAP + 10 + k * (20 + pictures.GAP)]) for k in range(3)] == [50, 90, 100]
 
 
 def test_mismatches_are_named_before_any_work(tmp_path, capsys):

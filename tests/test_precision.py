@@ -76,6 +76,10 @@ def test_only_steps_that_learn_compute_gradients():
     assert calls == [(True, True), (False, False), (True, True)]  # channels_last where no gradients are
 
 
+def test_published_tables_are_computed_exactly():
+    assert derain_script.parse_args([]).precision == "fp32" and train_syn_joint.parse_args([]).precision == "auto"
+
+
 # --- precision -----------------------------------------------------------------------------------------------------
 
 

@@ -19,9 +19,9 @@ from torch.distributed.run import parse_args
 import common.models
 from common import cli
 from common.data.images import write_image
-from common.evaluation import distance, which_rain
-from common.generation import knobs, rain
+from common.generation import rain
 from common.models import Derain, EDNet, PReNet
+from experiments import distance, knobs_report, which_rain
 from tests.conftest import flags_of, photo, write_claim_sets
 from tests.golden import ROOT, fill
 
@@ -60,7 +60,7 @@ OWN = {  # for single scripts; None leaves the default
     "train_syn_encoder.py": {"niter": None, "iters_per_epoch": "1"},
     "common.data.pack": {"workers": None},
     "common.data.compose": {"workers": None},
-    "common.evaluation.which_rain": {"kinds": "procedural"},
+    "which_rain.py": {"kinds": "procedural"},
 }
 
 
@@ -139,9 +139,9 @@ def world(tmp_path, monkeypatch):
         (which_rain, "VARIANTS", 1),
         (which_rain, "STAGES", 1),
         (which_rain, "PATCH", 16),
-        (knobs, "SIDE", 48),
-        (knobs, "PLACES", 2),
-        (knobs, "RANGES", {"angle": (-45, 45)}),
+        (knobs_report, "SIDE", 48),
+        (knobs_report, "PLACES", 2),
+        (knobs_report, "RANGES", {"angle": (-45, 45)}),
     ):
         monkeypatch.setattr(module, name, value)
     monkeypatch.chdir(tmp_path)
@@ -216,14 +216,11 @@ def test_commands_run_in_small(heading, world, capsys, calls):
 
 def test_every_script_and_module_has_a_command():
     said = "\n".join(line for lines in COMMANDS.values() for line in lines)
-    scripts = {path.name for path in ROOT.glob("for_*/*.py")}
-    modules = {
-        str(path.relative_to(ROOT)).removesuffix(".py").replace("/", ".")
-        for path in ROOT.glob("common/**/*.py")
-        if 'if __name__ == "__main__"' in path.read_text()
-    }
-    of_make = {"common.data.demo", "common.training.trial"}  # `make demo` and recording call them
-    assert not [name for name in scripts | modules - of_make if name not in said]
+    paths = [path for folder in ("common", "experiments", "for_*") for path in ROOT.glob(f"{folder}/**/*.py")]
+    commands = [path.relative_to(ROOT) for path in paths if 'if __name__ == "__main__"' in path.read_text()]
+    names = {".".join(p.with_suffix("").parts) if p.parts[0] == "common" else p.name for p in commands}
+    of_make = {"common.data.demo"}  # `make demo` calls it
+    assert not [name for name in names - of_make if name not in said]
 
 
 @pytest.mark.parametrize("number", range(len(python_in(TEXT))))

@@ -1,9 +1,11 @@
 """A free data set for the demo: photos that ship inside scikit-image, with procedural rain (no download).
 
     python -m common.data.demo --out demo/data
+    python -m common.data.demo --out demo_results --show PICTURE SENTENCE ...
 
-Writes train/{rain,norain} and test/{rain,norain}. Drops at random places become streaks of one direction, which are
-added to the photo and clipped. This streak model is a toy for the demo, not a substitute for data.
+The second command writes the page of the demo, index.html with copies of its pictures. The first one writes
+train/{rain,norain} and test/{rain,norain}. Drops at random places become streaks of one direction, which are added to
+the photo and clipped. This streak model is a toy for the demo, not a substitute for data.
 """
 
 import argparse
@@ -14,7 +16,9 @@ import cv2
 import numpy as np
 
 from .. import cli
+from ..files import write_bytes
 from .images import to_float, to_uint8, write_image
+from .page import render
 
 TRAIN = ("astronaut", "rocket", "motorcycle", "camera", "grass", "gravel")
 TEST = ("chelsea", "coffee")
@@ -105,15 +109,30 @@ def make_set(out: Path, seed: int = 0, rains: int = 4) -> None:
                 write_image(out / split / "norain" / file, clean)
 
 
+def show(out: Path, shown: list[str]) -> None:
+    """Write a page that shows each picture with its sentence; ``shown`` has both in turn."""
+    figures = []
+    for number, (picture, sentence) in enumerate(zip(shown[::2], shown[1::2], strict=True), 1):
+        figures.append((f"{number:02d}{Path(picture).suffix}", sentence))
+        write_bytes(out / figures[-1][0], Path(picture).read_bytes())
+    page = render("gallery.html", title="VRGNet: what two minutes show", figures=figures)
+    write_bytes(out / "index.html", page.encode())
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__, module=__spec__.name)
-    parser.add_path("--out", required=True, help="folder for train/ and test/")
+    parser.add_path("--out", required=True, help="folder for train/ and test/, or of the page")
+    parser.add_argument("--show", nargs="+", metavar="PICTURE SENTENCE", help="of a page, in turn")
     parser.add_argument("--seed", type=cli.seed, default=0, help="of the rain")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    if args.show:
+        show(Path(args.out), args.show)
+        print(f"page: {Path(args.out, 'index.html')}")
+        return 0
     make_set(Path(args.out), args.seed)
     print(f"{len(TRAIN)} training photos, {len(TEST)} test photos of scikit-image with procedural rain in {args.out}")
     return 0

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import derainer, distributed
 from ..data.pairs import Pair, fingerprint
 from ..data.patches import floats
-from ..errors import UserError
+from ..errors import UserError, is_out_of_memory
 from ..memory import free_memory
 from ..precision import order
 from ..terminal import progress_bar
@@ -118,7 +118,13 @@ def _line(length: int, core: int, halo: int) -> Iterator[tuple[slice, slice, sli
 @torch.no_grad()
 def _infer(net: nn.Module, window: Tensor, windows: Windows) -> Tensor:
     if derainer.is_prenet(net):
-        return derainer.apply(net, order(window))
+        half = max(window.shape[2:]) // 2
+        try:
+            return derainer.apply(net, order(window))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or half <= net.halo:  # a part would be as large as the whole
+                raise
+        return derain(net, window, tile=half)  # the same result in parts; the memory of the error is free by now
     height, width = window.shape[2:]
     for side, more in enumerate(windows.padding(height, width), 2):
         index = np.pad(np.arange(window.shape[side]), (0, more), "reflect")
@@ -130,7 +136,7 @@ def derain(net: nn.Module, rainy: Tensor, tile: int = -1, **windows) -> Tensor:
     """Remove the rain from images of any size.
 
     Tiles of PReNet overlap by its receptive field (``net.halo``, 13 px per stage) on each side, so that they give the
-    result of the whole image (T10).
+    result of the whole image (T10). A part that does not fit into memory is cut further.
 
     Args:
         net: Derain, PReNet or any other derainer, on the device of ``rainy`` and in the mode that is wanted (eval).

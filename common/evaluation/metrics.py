@@ -19,8 +19,17 @@ import numpy as np
 
 from .. import cli, flags
 from ..data import page
-from ..data.images import ImageError, image_format, list_images, to_float
+from ..data.images import (
+    ImageError,
+    image_format,
+    list_images,
+    read_image,
+    to_eight_bits,
+    to_float,
+    write_image,
+)
 from ..data.pairs import Pair, Pairing, fail, find_pairs
+from ..data.pictures import sheet
 from ..errors import UserError
 from ..files import write_bytes
 from ..terminal import print_result, progress_bar, tell
@@ -207,6 +216,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_path("--gt", required=True, help="folder of clean images (names: docs/data.md)")
     flags.add_pairing(parser, rain=False)
     parser.add_path("--csv", help="also write the table to this file")
+    parser.add_path("--sheet", help="also write the first four images side by side to this picture (.png or .jpg)")
     parser.add_path("--report", help="also write a page with the table and before/after sliders to this file (.html)")
     return parser.parse_args(argv)
 
@@ -221,6 +231,15 @@ def _rows(pairs: list[Pair]) -> dict[object, Pair]:
     """By ground truth, or where one has several results (Rain1400), by the name of the result."""
     rows: dict[object, Pair] = {pair.clean: pair for pair in pairs}
     return rows if len(rows) == len(pairs) else {Path(pair.name).with_suffix(""): pair for pair in pairs}
+
+
+def _sheet(path: Path, pictures: dict[str, dict[str, Path]]) -> None:
+    """A row for each image: its results, then its ground truth."""
+    rows = []
+    for name, files in pictures.items():
+        images = [to_eight_bits(read_image(file)) for file in files.values()]
+        rows.append((images, [f"{name}: {label}" for label in files]))
+    write_image(path, sheet(rows))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -252,6 +271,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.csv:
         table.save(Path(args.csv))
         print(f"written: {args.csv}")
+    if args.sheet:
+        _sheet(Path(args.sheet), {name: pictures[name] for name in list(table.rows)[:4]})
+        print(f"picture: {args.sheet}")
     if args.report:
         title = f"{', '.join(columns)} beside the ground truth: {len(common)} images"
         table.page(Path(args.report), title, pictures, (columns[0], [*columns, "clean"][1]), {"clean": half})

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..data.patches import CropSampler, PatchDataset, to_batch
 from ..models import EDNet
 from .generator import critic_view
 from .losses import LOGVAR_RANGE
@@ -18,6 +19,7 @@ from .losses import LOGVAR_RANGE
 Tensors = dict[str, Tensor]
 
 SHARE = 4  # real patches for each generated one: they teach RNet faster
+HELD_OUT = 512  # patches on which RNet is validated; one counts if more than 0.01 of its pixels are brighter than 0.02
 WARM_UP = 200  # steps in which the rate rises to its value; full at once, it leaves RNet with units that are never on
 
 
@@ -84,3 +86,39 @@ def encoder_draw(nz: int) -> Callable[[Tensor, Tensor, int, int], tuple]:
         return None, rainy, clean, torch.randn(-(-whole // SHARE), nz, device=rainy.device)
 
     return draw
+
+
+# --- what RNet finds -----------------------------------------------------------------------------------------------
+
+
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation over all elements of each sample; 0 where one is constant. (N, ...) twice -> (N,)."""
+    a, b = (x.flatten(1) - x.flatten(1).mean(1, keepdim=True) for x in (a, b))
+    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-9)
+
+
+@torch.no_grad()
+def recovery(netED: EDNet, rainy: Tensor, clean: Tensor) -> dict[str, float]:
+    """Mean correlation of G(mu) with O - B over the patches that hold rain, and with O - B of their neighbours.
+
+    Args:
+        rainy, clean: (N, 3, p, p) in [0, 1].
+
+    Returns:
+        correlation and shuffled, each in [-1, 1] (1: exactly this rain; 0: none of it); nan where no patch holds rain.
+    """
+    rain = rainy - clean
+    holds = (rain.amax(1) > 0.02).float().mean((1, 2)) > 0.01
+    rain, rainy = rain[holds], rainy[holds]
+    made = netED.sample(netED.encoder(rainy).chunk(2, 1)[0])
+    found = {"correlation": rain, "shuffled": rain.roll(1, 0)}
+    return {name: correlation(made, other).mean().item() for name, other in found.items()}
+
+
+def recovery_on(
+    netED: EDNet, dataset: PatchDataset, device: torch.device
+) -> Callable[[Callable[[], bool]], dict[str, float]]:
+    """A function with which ``fit`` validates RNet, on the same random patches of a data set each time."""
+    crops = torch.cat([dataset.__getitems__(key) for key in CropSampler(1, HELD_OUT, 0, 1, 1)])
+    rainy, clean = (patches.to(device) for patches in to_batch(crops))
+    return lambda stop: recovery(netED, rainy, clean)

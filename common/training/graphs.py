@@ -1,132 +1,119 @@
-"""CUDA graphs: a step is recorded once and replayed, so that a thousand launches of kernels become one.
+"""--cuda_graphs: a step is recorded once as a CUDA graph and replayed: a thousand launches of kernels become one.
 
 On a GPU a training step spends more time in launching kernels than in running them. A recorded step must depend on
-tensors alone: Python's own part of it (numbers, branches, random draws) runs only once.
+tensors alone: Python's own part of it (numbers, branches, random draws) runs only once, when the step is recorded.
+``make gpu`` (common/benchmark.py) compares recorded steps with steps that run, bit for bit.
 """
 
-import contextlib
-import gc
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+import argparse
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-SYNCHRONISES = "synchronizing CUDA operation"  # how torch warns of one,
-PROTOTYPE = "Synchronization debug mode"  # and of its warning
+from .. import distributed
+from ..errors import TrainingStopped, UserError
+
+WARM_UP = 3  # steps of a kind that run before it is recorded, as PyTorch's notes on CUDA graphs advise
+
+Step = Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]]
 
 
-class Recorder(Protocol):
-    """What records: a GPU, or the fake of a test."""
+class CudaRecorder:
+    """Runs and records work on tensors, on one stream of its own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device)
 
     def run(self, work: Callable[[], Any]) -> Any:
-        """Run the work as it is, in such a way that a recording can follow."""
-
-    def rehearse(self, work: Callable[[], Any]) -> tuple[Any, str]:
-        """The same, and why it can't be recorded; an empty text if nothing was found."""
+        """Run the work as it is, in such a way that it can be recorded afterwards."""
+        now = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(now)
+        with torch.cuda.stream(self.stream):
+            results = work()
+        now.wait_stream(self.stream)
+        return results
 
     def record(self, work: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
         """Record the work without running it: where its results will be, and what runs it.
 
         Raises:
-            CannotRecord: nothing was run. On a GPU nothing should be any more: start again.
+            TrainingStopped: the work can't be recorded. The state of the GPU is not known then: end the process.
         """
-
-
-class CannotRecord(Exception):
-    """Why, in a line."""
-
-
-class Recording:
-    """Work on tensors, recorded; called like the work, with tensors of the same sizes.
-
-    The results of a call lie where those of the one before lay: they are to be used before the next call.
-
-    Raises:
-        CannotRecord: see ``Recorder``.
-    """
-
-    def __init__(self, work: Callable, inputs: Sequence[Tensor], recorder: Recorder) -> None:
-        self._own = tuple(x.clone() for x in inputs)
-        torch.clear_autocast_cache()  # casts of the weights belong into the recording
+        graph = torch.cuda.CUDAGraph()
         try:
-            self._results, self._replay = recorder.record(lambda: work(*self._own))
-        finally:
-            torch.clear_autocast_cache()  # and those in the recording belong to it alone
-
-    def __call__(self, *inputs: Tensor) -> Any:
-        for own, given in zip(self._own, inputs, strict=True):
-            own.copy_(given, non_blocking=True)
-        self._replay()
-        return self._results
-
-
-def recorder(device: torch.device) -> Recorder | None:
-    """What records on a device; None where nothing does."""
-    return CudaRecorder(device) if device.type == "cuda" else None
-
-
-class CudaRecorder:
-    """CUDA graphs of a GPU, all on one stream of their own, as PyTorch's notes on CUDA graphs advise.
-
-    After a recording that broke off the state of PyTorch's memory and random numbers is not known.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.stream = device, torch.cuda.Stream(device)
-
-    def run(self, work: Callable[[], Any]) -> Any:
-        """See ``Recorder``."""
-        now = torch.cuda.current_stream(self.device)
-        self.stream.wait_stream(now)
-        try:
-            with torch.cuda.stream(self.stream):
-                return work()
-        finally:
-            now.wait_stream(self.stream)
-
-    def rehearse(self, work: Callable[[], Any]) -> tuple[Any, str]:
-        """See ``Recorder``; finds work that waits for the GPU, which a recording would break at."""
-        before = torch.cuda.get_sync_debug_mode()
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-            try:
-                results = self.run(work)
-            finally:
-                torch.cuda.set_sync_debug_mode(before)
-        waits = False
-        for warning in caught:
-            if SYNCHRONISES in str(warning.message):
-                waits = True
-            elif PROTOTYPE not in str(warning.message):  # not ours
-                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        return results, "the step waits for results of the GPU" if waits else ""
-
-    def record(self, work: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
-        """See ``Recorder``."""
-        pool, graph = torch.cuda.graph_pool_handle(), torch.cuda.CUDAGraph()
-        with _no_collection():
-            try:
-                # thread_local: a thread that pins the memory of batches meanwhile does no harm.
-                with torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local"):
-                    results = work()
-            except Exception as error:
-                first = error.__context__ if isinstance(error.__context__, torch.OutOfMemoryError) else error
-                lines = str(first).strip().splitlines()
-                raise CannotRecord((lines or [type(first).__name__])[0][:200]) from None
+            # thread_local: another thread may pin the memory of batches meanwhile.
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                results = work()
+        except RuntimeError as error:
+            reason = str(error.__context__ or error).strip().partition("\n")[0]  # the first of two errors says more
+            raise TrainingStopped(
+                f"--cuda_graphs: a step can't be recorded ({reason}); run the same command without --cuda_graphs"
+            ) from None
         return results, graph.replay
 
 
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Within it no other recording is freed by the garbage collector, which a GPU does not allow while it records."""
-    gc.collect()
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+def recorder(device: torch.device) -> CudaRecorder:
+    """What records on a device.
+
+    Raises:
+        UserError: nothing does, on a CPU or in several processes, whose sums a recording may hang in.
+    """
+    if device.type != "cuda" or distributed.world_size() > 1:
+        raise UserError("--cuda_graphs: steps are recorded on a GPU and in one process; leave --cuda_graphs out")
+    return CudaRecorder(device)
+
+
+class RecordedStep:
+    """Called like the step. Each kind of it runs ``WARM_UP`` times, is recorded, and is replayed from then on.
+
+    The results of a call lie where those of the call before lay: use them before the next call.
+
+    Args:
+        step: (kind, *tensors) -> losses and images; Python's part of it depends on the kind alone.
+        optimizers: all that it steps, Adam with fused=True; their rates become tensors, which a recording reads.
+        recorder: see ``recorder``.
+
+    Raises:
+        TrainingStopped: see ``CudaRecorder``.
+    """
+
+    def __init__(self, step: Step, optimizers: Mapping[str, Optimizer], recorder: CudaRecorder) -> None:
+        self.step, self.recorder = step, recorder
+        self._runs: Counter[Hashable] = Counter()
+        self._recorded: dict[Hashable, tuple] = {}  # inputs, results, what runs the recording
+        self._groups = [group for optimizer in optimizers.values() for group in optimizer.param_groups]
+        for group in self._groups:
+            group["lr"] = torch.tensor(float(group["lr"]), device=group["params"][0].device)
+
+    def __call__(self, kind: Hashable, *inputs: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        if self._runs[kind] < WARM_UP:
+            self._runs[kind] += 1
+            return self.recorder.run(lambda: self.step(kind, *inputs))
+        if kind not in self._recorded:
+            self._recorded[kind] = self._record(kind, [x.clone() for x in inputs])
+        own, results, replay = self._recorded[kind]
+        for x, given in zip(own, inputs, strict=True):
+            x.copy_(given)
+        replay()
+        return results
+
+    def _record(self, kind: Hashable, own: list[Tensor]) -> tuple:
+        for group in self._groups:
+            group["capturable"] = True  # Adam wants it for a recording, and warns of it in a step that runs
+        results, replay = self.recorder.record(lambda: self.step(kind, *own))
+        for group in self._groups:
+            group["capturable"] = False
+        return own, results, replay
+
+
+def record(step: Step, args: argparse.Namespace, optimizers: Mapping[str, Optimizer], device: torch.device) -> Step:
+    """The step for the loop: recorded with --cuda_graphs, else as it is.
+
+    Raises:
+        UserError: see ``recorder``.
+    """
+    return RecordedStep(step, optimizers, recorder(device)) if args.cuda_graphs else step

@@ -20,7 +20,7 @@ from ..errors import TrainingStopped, UserError, is_dead_worker, is_out_of_memor
 from ..terminal import progress_bar
 from .ema import EMA
 from .folder import TrainingFolder
-from .graphs import CannotRecord
+from .graphs import record
 from .log import Log
 from .optimizer import set_rate
 
@@ -152,8 +152,6 @@ def _explain(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError):
         return f"{error.filename or '--log_dir'}: can't be written ({error.strerror}); check the disk."
-    if isinstance(error, CannotRecord):
-        return f"--cuda_graphs: {error}. Run the same command with --cuda_graphs off."
     if is_dead_worker(error):
         return f"a worker that reads the images died ({line}); try fewer --workers."
     if is_out_of_memory(error):
@@ -199,6 +197,7 @@ def fit(
     weight = own_size / args.batchSize
     for optimizer in optimizers.values():
         distributed.average_gradients(optimizer, weight)
+    step = record(step, args, optimizers, device)
     base = {name: optimizer.param_groups[0]["initial_lr"] for name, optimizer in optimizers.items()}
 
     def train_on(pixels: Tensor, index: int) -> tuple[Tensors, Tensors]:

@@ -7,24 +7,10 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 
-def adam(
-    parameters: Iterable[nn.Parameter],
-    lr: float,
-    betas: tuple[float, float] = (0.9, 0.999),
-    recordable: bool | None = None,
-) -> Adam:
-    """Adam with PyTorch's eps, of the parameters that learn. Its rate is kept in ``initial_lr`` as well.
-
-    Args:
-        recordable: fused, and with its rate in a tensor, fit for CUDA graphs; None: on a GPU.
-    """
+def adam(parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float] = (0.9, 0.999)) -> Adam:
+    """Adam with PyTorch's eps, of the parameters that learn; fused on a GPU. Its rate is kept in ``initial_lr`` too."""
     parameters = [p for p in parameters if p.requires_grad]
-    on_gpu = any(p.is_cuda for p in parameters)  # Adam refuses an empty list
-    if on_gpu if recordable is None else recordable:
-        rate = torch.tensor(lr, dtype=torch.float32, device=parameters[0].device)
-        optimizer = Adam(parameters, rate, betas, fused=True, capturable=True)
-    else:
-        optimizer = Adam(parameters, lr, betas)
+    optimizer = Adam(parameters, lr, betas, fused=True if any(p.is_cuda for p in parameters) else None)
     for group in optimizer.param_groups:
         group["initial_lr"] = lr
     return optimizer

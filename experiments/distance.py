@@ -1,6 +1,6 @@
 """How far generated rain is from real rain: a distance, a classifier's judgement, angles and straightness.
 
-    python -m common.evaluation.distance --real STREAKS --hold_out 20 --netED ED_state_N.pt
+    python experiments/distance.py --real STREAKS --hold_out 20 --netED ED_state_N.pt
 
 STREAKS is a folder of pictures of rain on black. Give the --hold_out of the generator's training: what was held out is
 what rain is compared with; classifiers learn from the other layers. Rows to read the generator's by: real rain against
@@ -29,21 +29,23 @@ import cv2
 import numpy as np
 import torch
 
-from .. import cli, flags
-from ..data.compose import part_of, rain_pictures
-from ..data.demo import PLAIN, rain_layer
-from ..data.images import BLACK, read_image, size_text, to_float
-from ..data.layers import variant
-from ..errors import UserError
-from ..files import write_bytes
-from ..generation.latent import base_code
-from ..generation.rain import RainMaker, sampled
-from ..models import EDNet
-from ..terminal import print_result, progress_bar
-from ..training.checkpoint import load_generator
-from ..training.device import pick_device
-from .streaks import median_bend, spread_over, spread_within
-from .two_sample import SMALL, STEPS, STRICT, largest_auc
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import cli, flags
+from common.data.compose import part_of, rain_pictures
+from common.data.demo import PLAIN, rain_layer
+from common.data.images import BLACK, read_image, size_text, to_float
+from common.data.layers import variant
+from common.errors import UserError
+from common.files import write_bytes
+from common.generation.latent import base_code
+from common.generation.rain import RainMaker, sampled
+from common.models import EDNet
+from common.terminal import print_result, progress_bar
+from common.training.checkpoint import load_generator
+from common.training.device import pick_device
+from experiments.streaks import median_bend, spread_over, spread_within
+from experiments.two_sample import SMALL, STEPS, STRICT, largest_auc
 
 Layers = Sequence[np.ndarray]  # each (H, W) float32 in [0, 1]
 
@@ -255,7 +257,7 @@ def compare(
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__, module=__spec__.name)
+    parser = cli.Parser(__doc__, __file__)
     parser.add_path("--real", required=True, help="folder of real rain on black")
     parser.add_netED(required=True)
     parser.add_argument("--hold_out", type=cli.number(int, 2), default=20, help="layers that were held out in training")

@@ -1,6 +1,6 @@
 """Which rain is worth training on? One derainer for each kind of rain, on the same photos, tested on real pairs.
 
-    python -m common.evaluation.which_rain --clean PHOTOS --streaks STREAKS --test light=FOLDER heavy=FOLDER --out OUT
+    python experiments/which_rain.py --clean PHOTOS --streaks STREAKS --test light=FOLDER heavy=FOLDER --out OUT
 
 Kinds: real streak layers (the upper bound), the generator of --netED, the project's procedural rain, and RandomRain of
 albumentations and of kornia, where these are installed. For each kind every photo gets eight rains; PReNet then
@@ -17,17 +17,19 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import cli, flags
-from ..data.compose import composed, fitted, part_of, rain_pictures
-from ..data.demo import add_rain, rain_layer
-from ..data.images import BLACK, list_images, read_image, to_eight_bits, to_float, to_uint8, write_image
-from ..errors import UserError
-from ..generation.rain import RainMaker
-from ..terminal import print_result, progress_bar
-from ..training.checkpoint import load_generator
-from ..training.device import pick_device
-from .distance import VARIED
-from .experiment import EPOCHS, device_flags, measure, one_setting, spread, train_derainer, write_rows
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import cli, flags
+from common.data.compose import composed, fitted, part_of, rain_pictures
+from common.data.demo import add_rain, rain_layer
+from common.data.images import BLACK, list_images, read_image, to_eight_bits, to_float, to_uint8, write_image
+from common.errors import UserError
+from common.generation.rain import RainMaker
+from common.terminal import print_result, progress_bar
+from common.training.checkpoint import load_generator
+from common.training.device import pick_device
+from experiments.distance import VARIED
+from experiments.experiment import EPOCHS, device_flags, measure, one_setting, spread, train_derainer, write_rows
 
 VARIANTS = 8  # rains on each photo
 STAGES, PATCH = 3, 64  # of PReNet; px of a crop
@@ -151,7 +153,7 @@ def table(rows: list[dict], rainy: dict[str, dict[str, float]]) -> str:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__, module=__spec__.name)
+    parser = cli.Parser(__doc__, __file__)
     parser.add_path("--clean", required=True, help="folder of photos without rain")
     parser.add_path("--streaks", help="folder of real rain on black, for the kind 'real'")
     parser.add_argument("--hold_out", type=cli.count, default=20, help="of --streaks, left out as in G's training")

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.vrgnet import levels
+from common.models.vrgnet import levels
 
 STEPS = 400  # of training
 BATCH = 64  # crops, half of them real

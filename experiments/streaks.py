@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from ..generation.measures import RAINY, direction
+from common.generation.measures import RAINY, direction
 
 ENOUGH = 0.02  # share of rainy pixels from which on a crop has a direction
 ALONG = (4, 8, 12)  # px: how far along a streak its direction is compared

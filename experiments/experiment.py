@@ -12,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import TrainingStopped, UserError
-from ..files import write_bytes
-from .curves import read_log
+from common.errors import TrainingStopped, UserError
+from common.files import write_bytes
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 10  # of a training: so many points has its curve
 SCORES = ("psnr_y", "ssim_y", "psnr_rgb")
 
@@ -45,18 +44,16 @@ def one_setting(out: Path, settings: dict) -> Iterator[None]:
 def call(words: list, log: Path) -> None:
     """Run a script of the project to its end; what it prints goes to a file. TrainingStopped: it failed."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    # In a session of its own: at Ctrl-C it gets one signal, from here, and saves its state.
-    how = {"cwd": ROOT, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL, "start_new_session": True}
     with open(log, "ab") as file:
-        process = subprocess.Popen([sys.executable, *map(str, words)], stdout=file, **how)
-        try:
-            process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
-    if process.returncode:
-        raise TrainingStopped(f"{words[0]} ended with exit code {process.returncode}; see {log}")
+        done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise TrainingStopped(f"{words[0]} ended with exit code {done.returncode}; see {log}")
+
+
+def read_log(folder: Path) -> dict[str, np.ndarray]:
+    """The columns of the log.csv in a training's --log_dir, a value for each epoch; nan where there is none."""
+    rows = list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
+    return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
 
 
 def train(script: str, model: Path, last: str, flags: list) -> float:
@@ -88,13 +85,11 @@ def train_derainer(model: Path, iters: int, fake_ratio: float, flags: list) -> t
 
 def measure(net: Path, pairs: Path, out: Path, flags: list) -> dict[str, dict[str, float]]:
     """Derain rain/ of a folder by test_syn_aug.py; the mean scores of 'rainy' and 'derained' images, see SCORES."""
-    if not (out / "metrics.csv").exists():
-        paths = ["--data_path", pairs / "rain", "--gt_path", pairs / "norain", "--save_path", out]
-        try:
-            call(["for_syn/test_syn_aug.py", "--model_dir", net, *paths, *flags], out.with_suffix(".txt"))
-        except TrainingStopped:
-            (out / "metrics.csv").unlink(missing_ok=True)  # of some of the images
-            raise
+    if not out.exists():
+        part = out.with_name(f"{out.name}.part")  # a run that fails leaves this one
+        paths = ["--data_path", pairs / "rain", "--gt_path", pairs / "norain", "--save_path", part]
+        call(["for_syn/test_syn_aug.py", "--model_dir", net, *paths, *flags], out.with_suffix(".txt"))
+        part.rename(out)
     *_, row = csv.DictReader(io.StringIO((out / "metrics.csv").read_text(errors="surrogateescape"), newline=""))
     return {which: {key: float(row[f"{which}_{key}"]) for key in SCORES} for which in ("rainy", "derained")}
 
