@@ -103,6 +103,11 @@ def generator_path(text: str) -> str:
     return str(weights.GENERATOR) if text == DEFAULT else path(text)
 
 
+def derainer_path(text: str) -> str:
+    """The path of a derainer's weights, or the word for those that come with the project."""
+    return str(weights.DERAINER) if text == DEFAULT else path(text)
+
+
 def boolean(text: str) -> bool:
     """true, false, 1, 0, yes, no in any case (T4)."""
     values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}

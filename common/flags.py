@@ -9,6 +9,7 @@ from .cli import (
     boolean,
     count,
     derainer_name,
+    derainer_path,
     generator_path,
     key_value,
     number,
@@ -176,6 +177,12 @@ def add_generator(group: argparse.ArgumentParser, netED: str, patch: bool = Fals
         group.add_argument("--patch_size", type=patch_size, default=64, help="side of a patch in px")
 
 
+def add_start_of_derainer(group: Parser) -> None:
+    """--init_Derain of augmented training, see ``augment.start_from``."""
+    help = "weights of the derainer to start from; 'default': those of the project, made with --recurrent_iter 3"
+    group.add_argument("--init_Derain", type=derainer_path, help=help)
+
+
 def add_start(group: Parser) -> None:
     """--init_ED and --init_Derain of joint training, see ``start_from``."""
     help = "weights of RNet and G to start from; 'default': the generator that comes with the project"
@@ -213,6 +220,7 @@ KNOBS = {
     "density": (0, 1, "share of rainy pixels"),
     "thickness": (0, 1e3, "median width of streaks in px, at --scale 1"),
     "brightness": (0, 1, "mean of the rain over rainy pixels"),
+    "tint": (0, 1, "colour of the streaks: 0 leaves it, 1 takes a colour channel away"),
     "layers": (1, 8, "showers in a picture, each with its own wind and kind of rain; the knobs are those of each"),
 }  # by name: lowest and highest number that is taken, help
 PRESETS = {
@@ -223,6 +231,7 @@ PRESETS = {
         "density": (0.03, 0.4),
         "thickness": (1.5, 4),
         "brightness": (0.05, 0.25),
+        "tint": (0, 0.3),
         "layers": (1, 3),
     },
 }

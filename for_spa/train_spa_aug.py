@@ -18,7 +18,7 @@ from common import cli, derainer, flags, precision
 from common.data.pairs import validation_pairs
 from common.data.patches import listed_set
 from common.evaluation.derain import Windows, validator
-from common.training.augment import aug_draw, aug_step, pick_generator, real_samples, steps_per_epoch
+from common.training.augment import aug_draw, aug_step, pick_generator, real_samples, start_from, steps_per_epoch
 from common.training.device import pick_device
 from common.training.folder import describe, open_folder
 from common.training.loop import Models, fit
@@ -53,6 +53,7 @@ def parse_args(argv=None):
     optim.add_argument("--lr", type=cli.positive, default=1e-3, help="learning rate")
     validation = flags.add_training(parser, log_dir="./aug_spalogs/", model_dir="./aug_spamodels/")
     flags.add_derainer(model, validation)
+    flags.add_start_of_derainer(model)
     return parser.parse_args(argv)
 
 
@@ -62,6 +63,8 @@ def main(argv=None):
         device = pick_device(args.use_gpu, args.gpu_id, training=True)
         args.manualSeed = seed_everything(args.manualSeed)
         net = derainer.build(args).to(device)  # before G: it starts the same with and without augmentation
+        if folder.is_new:
+            start_from(args, net)
         netED = pick_generator(args, device, GENERATOR)
         derainer.check(net, args.batchSize, args.patchSize, device)
         dataset, rule = listed_set(args, device, DATA)

@@ -18,7 +18,7 @@ from common import cli, derainer, flags, precision
 from common.data.pairs import validation_pairs
 from common.data.patches import listed_set
 from common.evaluation.derain import Windows, validator
-from common.training.augment import aug_draw, aug_step, ratio_digits, steps_per_epoch
+from common.training.augment import aug_draw, aug_step, ratio_digits, start_from, steps_per_epoch
 from common.training.device import pick_device
 from common.training.folder import describe, open_folder
 from common.training.loop import Models, fit
@@ -49,6 +49,7 @@ def parse_args(argv=None):
     optim.add_argument("--lr", type=cli.positive, default=1e-3, help="learning rate")
     validation = flags.add_training(parser, log_dir="./noaug05_spalogs/", model_dir="./noaug05_spamodels/")
     flags.add_derainer(model, validation)
+    flags.add_start_of_derainer(model)
     return parser.parse_args(argv)
 
 
@@ -59,6 +60,8 @@ def main(argv=None):
         device = pick_device(args.use_gpu, args.gpu_id, training=True)
         args.manualSeed = seed_everything(args.manualSeed)
         net = derainer.build(args).to(device)
+        if folder.is_new:
+            start_from(args, net)
         derainer.check(net, args.batchSize, args.patchSize, device)
         dataset, rule = listed_set(args, device, DATA)
         held_out = validation_pairs(args)

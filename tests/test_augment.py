@@ -328,3 +328,14 @@ def test_the_original_prenet(tmp_path):
     row = table(tmp_path)["norain-1.png"]  # reference: 38.007 dB / 0.97761, measured with the release's own weights
     assert float(row["derained_psnr_y"]) == pytest.approx(38.007, abs=0.01)
     assert float(row["derained_ssim_y"]) == pytest.approx(0.97761, abs=1e-4)
+
+
+def test_a_derainer_starts_from_given_weights(pairs_folder, generator, tmp_path):
+    train(pairs_folder, tmp_path / "first", "--netED", generator, "--niter", 1)
+    path = tmp_path / "first" / "Aug_DerainNet_state_1.pt"
+    flags = ["--netED", generator, "--niter", 1, "--iters_per_epoch", 1, "--lr", 1e-12, "--init_Derain", path]
+    train(pairs_folder, tmp_path / "second", *flags)
+    before, after = load(path), load(tmp_path / "second" / "Aug_DerainNet_state_1.pt")
+    assert all(torch.allclose(before[key], after[key], atol=1e-9) for key in before)
+    with pytest.raises(UserError, match="--init_Derain: .*; .*Expected here"):
+        train(pairs_folder, tmp_path / "third", *flags[:-1], generator)

@@ -147,6 +147,16 @@ def test_ranges_and_layers_are_drawn_for_each_picture(mine, tmp_path, generator)
     assert np.argmax(layers) == np.argmax([len(some) for some in showers])  # more showers, more rain
 
 
+def test_tint_colours_each_shower(mine, tmp_path, generator):
+    write_image(mine / "b.png", np.zeros((60, 60, 3), np.uint8))
+    for tint in ("0", "0.3"):
+        assert run(mine / "b.png", tmp_path / tint, generator, "--tint", tint, "--save_layer") == 0
+    plain, tinted = (read_image(tmp_path / tint / "layer/b.png").astype(float) for tint in ("0", "0.3"))
+    wet = plain.min(2) > 60
+    shares = (tinted[wet] / plain[wet]).mean(0)
+    assert np.sort(shares)[[0, 2]] == pytest.approx([0.7, 1], abs=0.02)
+
+
 def test_the_rain_depends_on_seed_path_and_variant_alone(mine, tmp_path, generator):
     flags = ["--num", "2", "--save_layer"]
     run(mine, tmp_path / "whole", generator, *flags)

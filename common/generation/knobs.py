@@ -122,7 +122,7 @@ def set_knobs(
 
 def _solved(layer: Layer, shower: Shower, natural: Measures, values: dict[str, float], scale: float) -> Layer:
     """The layer with the values, and those that are natural where none is given."""
-    target = Measures(**(natural._asdict() | values))
+    target = natural._replace(**{name: value for name, value in values.items() if name in REACH})
     if not np.isfinite(target).all():  # there is no rain that could be changed
         return layer
     layer = _with_density(layer, shower, target)

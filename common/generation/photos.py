@@ -34,7 +34,7 @@ from . import manifest
 from .knobs import Knobs, clamped, measured, missed, set_knobs
 from .manifest import Row
 from .measures import RAINY, Measures
-from .rain import VERSION, RainMaker, auto_scale, fingerprint
+from .rain import VERSION, RainMaker, auto_scale, colour, fingerprint
 
 KINDS = ("norain", "layer", "rain")
 SHEET = "contact_sheet.jpg"
@@ -88,12 +88,14 @@ def pictures(
     scale, stretch = (rain.scale, 1.0) if rain.scale else auto_scale(height, width)
     values = showers(rain, rng)
     layers = [set_knobs(maker.shower(rain.coherence, rng), height, width, one, scale, stretch) for one in values]
+    colours = [rain.intensity * colour(one.get("tint", 0), rng) for one in values]
     for tiles in zip(*(layer.tiles() for layer in layers), strict=True):
-        (rows, columns, _), tile = tiles[0], rain.intensity * sum(tile for *_, tile in tiles)
+        rows, columns, _ = tiles[0]
+        tile = sum(hue * tile for hue, (*_, tile) in zip(colours, tiles, strict=True))
         tile = to_uint8(np.repeat(tile.max(2, keepdims=True), 3, 2) if rain.grey else tile, "nearest")
         made["layer"][rows, columns] = tile
         made["rain"][rows, columns] = cv2.add(clean[rows, columns].copy(), tile)  # up to 255
-    if not rain.knobs.keys() - {"angle", "layers"}:
+    if not rain.knobs.keys() - {"angle", "layers", "tint"}:
         return made, []
     return made, [(one, measured(layer, scale)) for one, layer in zip(values, layers, strict=True)]
 

@@ -216,6 +216,13 @@ def auto_scale(height: int, width: int) -> tuple[float, float]:
     return root, root
 
 
+def colour(tint: float, rng: np.random.RandomState) -> np.ndarray:
+    """A random colour of rain: factors of the channels, (3,) float32, the largest 1, the smallest 1 - tint."""
+    share = rng.uniform(size=3) if tint else np.zeros(3)
+    share = (share - share.min()) / max(np.ptp(share), 1e-9)
+    return np.float32(1 - tint * share)
+
+
 def exposed(rain: np.ndarray, gain: float) -> np.ndarray:
     """Rain made brighter or darker: in proportion up to SHOULDER, then ever more slowly up to CEILING.
 

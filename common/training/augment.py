@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from .. import derainer, distributed
 from ..errors import UserError
 from ..models import EDNet
-from .checkpoint import generator_of
+from .checkpoint import generator_of, kind_of_derainer, load_weights
 from .losses import ssim_loss
 
 Tensors = dict[str, Tensor]
@@ -104,6 +104,16 @@ def aug_draw(netED: EDNet | None, n_real: int) -> Callable[[Tensor, Tensor, int,
         return None, rainy, clean, codes[distributed.share(n_real)]
 
     return draw
+
+
+def start_from(args: argparse.Namespace, net: nn.Module) -> None:
+    """Fill a derainer from --init_Derain, where it is given.
+
+    Raises:
+        UserError: see ``load_weights``.
+    """
+    if args.init_Derain:
+        load_weights(net, args.init_Derain, kind_of_derainer(args), "--init_Derain")
 
 
 def pick_generator(args: argparse.Namespace, device: torch.device, hint: str) -> EDNet | None:
