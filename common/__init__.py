@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .generation.transform import RainAugment
 
 __all__ = ["RainAugment", "derain"]
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -21,10 +21,17 @@ from .errors import UserError, is_out_of_memory
 EXIT_CODES = "exit codes: 0 done; 1 done in part, or stopped by trouble; 2 a mistake in the flags or files; 130 Ctrl-C"
 DEFAULT = "default"  # the word for the generator that comes with the project
 QUIET = "print results, warnings and errors alone"
+SHORT = {"metrics": "evaluation.metrics", "compose": "data.compose", "pack": "data.pack"}  # vrgnet NAME runs a module
 FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or what one may have of it
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
+def typed(module: str) -> str:
+    """How a module of the package is run: 'data.pack' is `vrgnet pack` where it is installed, else `python -m ...`."""
+    names = [name for name, of_name in SHORT.items() if of_name == module and __package__ == "vrgnet"]
+    return f"vrgnet {names[0]}" if names else f"python -m {__package__}.{module}"
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
     """Shows defaults as a user would write them."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
@@ -43,12 +50,16 @@ class Parser(argparse.ArgumentParser):
     Args:
         doc: the docstring, shown by --help.
         script: the script's ``__file__``.
-        module: in place of a script, the name of a module that ``python -m`` runs.
+        module: in place of a script, the name of a module that runs, see ``typed``.
     """
 
     def __init__(self, doc: str, script: str | None = None, module: str | None = None) -> None:
-        name = Path(script).name if script else f"python -m {module}" if module else None
-        super().__init__(prog=name, description=doc, epilog=EXIT_CODES, formatter_class=_Formatter, allow_abbrev=False)
+        name = Path(script).name if script else None
+        if module:
+            own = module.partition(".")[2]
+            name = typed(own)
+            doc = doc.replace(f"python -m common.{own}", name)
+        super().__init__(prog=name, description=doc, epilog=EXIT_CODES, formatter_class=Formatter, allow_abbrev=False)
         self.usage = "%(prog)s [FLAGS]"
         self.add_argument("--quiet", type=boolean, nargs="?", const=True, default=False, help=QUIET)
 

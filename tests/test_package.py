@@ -8,10 +8,11 @@ import sys
 from tests.golden import ROOT
 
 CODE = """
-import os, torch, vrgnet
+import importlib.metadata, os, torch, vrgnet
 from vrgnet import RainAugment, derain
 from vrgnet.models import Derain
 assert os.environ["SITE"] in vrgnet.__file__
+assert vrgnet.__version__ == importlib.metadata.version("vrgnet")
 clean = torch.full((3, 64, 64), 0.3)
 rainy = RainAugment(p=1, seed=0)(clean)
 assert (rainy > clean).any()
@@ -30,10 +31,11 @@ def test_the_wheel_installs_one_package_named_vrgnet(tmp_path):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--target", site, source], check=True)
-    assert sorted(path.name.partition("-")[0] for path in site.iterdir()) == ["vrgnet", "vrgnet"]  # and its metadata
+    found = sorted(path.name.partition("-")[0] for path in site.iterdir())
+    assert found == ["bin", "vrgnet", "vrgnet"]  # the command, the package, its metadata
     env = os.environ | {"PYTHONPATH": str(site), "SITE": str(site)}
     run = {"cwd": tmp_path, "env": env, "capture_output": True, "text": True, "check": False}
     done = subprocess.run([sys.executable, "-c", CODE], **run)
     assert done.stdout == "done\n", done.stderr
-    said = subprocess.run([sys.executable, "-m", "vrgnet.evaluation.metrics", "--help"], **run).stdout
-    assert said.startswith("usage: python -m vrgnet.evaluation.metrics")
+    said = subprocess.run([site / "bin" / "vrgnet", "metrics", "--help"], **run).stdout
+    assert said.startswith("usage: vrgnet metrics") and "    vrgnet metrics --pred" in said

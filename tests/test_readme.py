@@ -17,7 +17,7 @@ import torch
 from torch.distributed.run import parse_args
 
 import common.models
-from common import cli
+from common import cli, commands
 from common.data.images import write_image
 from common.generation import rain
 from common.models import Derain, EDNet, PReNet
@@ -179,6 +179,8 @@ def run(line, world, names):
     if words[0] == "torchrun":  # which takes its flags; tests/test_distributed.py runs jobs
         job = parse_args(words[1:])
         words = ["python", job.training_script, *job.training_script_args]
+    if words[0] == "vrgnet":
+        return commands.main([*words[1:], "--use_gpu", "false"])
     assert words[0] == "python", line
     if words[1] == "-m":
         name, words = words[2], words[3:]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import distributed
+from .. import cli, distributed
 from ..errors import UserError
 from ..memory import free_memory
 from ..terminal import progress_bar
@@ -50,7 +50,7 @@ def choose(args: argparse.Namespace, pairs: Sequence[Pair], device: torch.device
         return "ram"
     room = gpu if where == "gpu" else ram
     sizes = f"{needed / GIB:.1f} GiB of decoded images, {room / GIB:.1f} GiB of memory are free for them"
-    pack = "a pack (python -m common.data.pack)"
+    pack = f"a pack ({cli.typed('data.pack')})"
     if where == "auto":
         print(f"--cache: {sizes}; they are read again and again, best from {pack}")
         return "none"

@@ -156,7 +156,7 @@ def _format_of(name: str) -> tuple[int, int, type]:
 def _read_index(path: Path) -> tuple[dict, np.ndarray, np.ndarray]:
     """meta, names and index of a whole pack."""
     if not path.is_file():
-        raise UserError(f"{path}: there is no such pack; make it with python -m common.data.pack --out {path.name}")
+        raise UserError(f"{path}: there is no such pack; make it with {cli.typed('data.pack')} --out {path.name}")
     try:
         with h5py.File(path, "r", locking=False) as file:  # NFS and Lustre are often mounted without locks
             text, names, index, digest = (file[name][:] for name in ("meta", "names", "index", "sha256"))

@@ -1,0 +1,114 @@
+"""Tools of VRGNet, from any folder:
+
+    rain      put rain on photos: exact pairs of a rainy and a clean image
+    derain    remove rain from images
+    metrics   PSNR and SSIM of derained images, as a table and as a page
+    compose   make pairs of photos and rain layers
+    pack      put pairs into one file, for training
+
+vrgnet COMMAND --help lists its flags.
+"""
+
+import argparse
+import sys
+
+from . import __version__, cli, flags
+from .data import compose, pack
+from .evaluation import metrics
+from .evaluation.derain_folder import derain_folder
+from .generation.photos import Rain, rain_on_photos
+from .training.checkpoint import generator_of, load_derainer
+from .training.device import pick_device
+from .weights import DERAINER
+
+RAIN = """Rain of a trained generator on any photos: exact rainy/clean pairs, ready for training, of any size.
+
+Writes rain/NAME.png, norain/NAME.png, a list of the pairs, manifest.csv and report.html.
+
+    vrgnet rain --data_path photos --save_path pairs --angle 15
+"""
+DERAIN = """Remove rain from images, with the derainer of the project or with a trained one.
+
+Writes a derained image for each, and report.html, a page with sliders; with --gt_path also PSNR and SSIM.
+
+    vrgnet derain --data_path rain --save_path derained
+"""
+
+
+def rain_flags(parser: cli.Parser, save_path: str) -> cli.Parser:
+    """The flags of ``rain`` and of generate_rain.py, whose default --save_path differs."""
+    data = parser.group("data")
+    data.add_path("--data_path", required=True, help="folder of clean photos, or one photo")
+    data.add_path("--save_path", save_path, help="where the pairs go")
+    data.add_netED("default")
+    flags.add_rain(parser)
+    return parser
+
+
+def rain(args: argparse.Namespace, generator: str) -> int:
+    """Put rain on the photos that ``rain_flags`` name; see ``rain_on_photos`` for the exit code and errors.
+
+    Args:
+        generator: where a generator comes from, for the message when it is missing.
+    """
+    return rain_on_photos(
+        netED=generator_of(args, pick_device(args.use_gpu, args.gpu_id), generator),
+        data_path=args.data_path,
+        save_path=args.save_path,
+        rain=Rain(args.seed, args.num, args.intensity, args.coherence, args.grey, args.scale, flags.knobs(args)),
+        save_layer=args.save_layer,
+        overwrite=args.overwrite,
+        hint="Name a folder of clean photos, or one photo.",
+    )
+
+
+def derain_flags(parser: cli.Parser, data_path: str | None, save_path: str, model_dir: str) -> cli.Parser:
+    """The flags of ``derain`` and of the test scripts of A+, whose default paths differ; without one it is required."""
+    data = parser.group("data")
+    data.add_path("--data_path", data_path, required=not data_path, help="folder of rainy images, or one image")
+    data.add_path("--gt_path", help="clean images, for PSNR and SSIM")
+    flags.add_pairing(data)
+    data.add_path("--save_path", save_path, help="where the derained images go")
+    model = parser.group("model")
+    help = "weights: a file, or a folder for its newest one; without a default folder the project's derainer"
+    model.add_path("--model_dir", model_dir, help=help)
+    run = parser.group("run")
+    flags.add_derainer(model, run)
+    flags.add_tile_halo(run)
+    flags.add_deraining(run)
+    return parser
+
+
+def derain(args: argparse.Namespace, data: str, checkpoint: str) -> int:
+    """Remove rain from the images that ``derain_flags`` name; see ``derain_folder`` for the exit code and errors.
+
+    Args:
+        data, checkpoint: where the images and the weights come from, for the messages when they are missing.
+    """
+    device = pick_device(args.use_gpu, args.gpu_id)
+    net = load_derainer(args, checkpoint)
+    return derain_folder(net.to(device), args, device, weights=args.model_dir, hint=data)
+
+
+def _rain(argv: list[str]) -> int:
+    parser = rain_flags(cli.Parser(RAIN), "./pairs/")
+    parser.prog = "vrgnet rain"
+    return rain(parser.parse_args(argv), "Leave --netED out for the generator that comes with the project.")
+
+
+def _derain(argv: list[str]) -> int:
+    parser = derain_flags(cli.Parser(DERAIN), None, "./derained/", str(DERAINER))
+    parser.prog = "vrgnet derain"
+    weights = "Leave --model_dir out for the derainer that comes with the project."
+    return derain(parser.parse_args(argv), "Name a folder of rainy images, or one image.", weights)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command ``vrgnet``: takes the words after it, returns the exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    mains = {"rain": _rain, "derain": _derain, "metrics": metrics.main, "compose": compose.main, "pack": pack.main}
+    parser = argparse.ArgumentParser("vrgnet", "vrgnet COMMAND [FLAGS]", __doc__, formatter_class=cli.Formatter)
+    parser.add_argument("--version", action="version", version=f"vrgnet {__version__}")
+    parser.add_argument("command", choices=mains, help=argparse.SUPPRESS)
+    name = parser.parse_args(words[:1]).command
+    return cli.run(lambda: mains[name](words[1:]), torchrun=name in ("rain", "derain"))
