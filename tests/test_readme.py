@@ -1,7 +1,7 @@
 """Every command and every block of Python in the README and in docs runs, in small; files and links exist.
 
-`make demo`, `make test` and pip do not run. A command runs as the page gives it; flags that it does not set get small
-values, and default paths lie in a folder of the test.
+`make demo`, `make test` and pip do not run. A command runs as the page gives it, in a folder of the test; flags that it
+does not set get small values.
 """
 
 import importlib
@@ -90,7 +90,7 @@ COMMANDS = {
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """A folder with tiny versions of all that the commands name, also visible in its for_syn and for_spa."""
+    """A folder with tiny versions of all that the commands name."""
     for name, count in (("RAINY", 2), ("VAL_RAINY", 1)):
         for k in range(count):
             clean = photo(130, 140, k)
@@ -118,18 +118,6 @@ def world(tmp_path, monkeypatch):
         torch.save(fill(net, 1).state_dict(), tmp_path / f"{name}.pt")
     (block,) = (code for code in python_in(TEXT) if "class Small" in code)
     (tmp_path / "small.py").write_text(block)
-    for family in ("for_syn", "for_spa"):
-        (tmp_path / family).mkdir()
-        for path in tmp_path.iterdir():
-            if not path.name.startswith("for_"):
-                (tmp_path / family / path.name).symlink_to(path)
-    real = cli.Parser.__init__
-
-    def elsewhere(self, doc, script=None, module=None):
-        real(self, doc, script, module)
-        self.folder = tmp_path / self.folder.name if script else tmp_path
-
-    monkeypatch.setattr(cli.Parser, "__init__", elsewhere)  # default paths
     for module, name, value in (  # generators and knobs are measured on little
         (rain, "POOL", 32),
         (distance, "BIG", 64),
@@ -186,16 +174,16 @@ def run(line, world, names):
         name, words = words[2], words[3:]
         module = importlib.import_module(name)
     else:
-        path, words = os.path.relpath(words[1] if "/" in words[1] else os.path.join(os.getcwd(), words[1])), words[2:]
-        family, name = os.path.abspath(path).split(os.sep)[-2:]
+        family, name = words[1].split("/")
+        words = words[2:]
         module = importlib.import_module(f"{family}.{name.removesuffix('.py')}")
     return cli.run(lambda: module.main(smaller(module, name, words)))
 
 
 def rename_weights(world):
     """Give the weights of one epoch the number of the paper's last one, which other scripts look for."""
-    for path in world.glob("for_*/*models/*_state_1.pt"):
-        last = 200 if "Aug" in path.name else 700 if path.parts[-3] == "for_syn" else 800
+    for path in world.glob("*models/*_state_1.pt"):
+        last = 200 if "Aug" in path.name else 700 if "syn" in path.parts[-2] else 800
         path.rename(path.with_name(path.name.replace("_state_1.", f"_state_{last}.")))
 
 
