@@ -20,7 +20,6 @@ from .errors import TrainingStopped, UserError, is_dead_worker, is_out_of_memory
 
 T = TypeVar("T")
 TIMEOUT = datetime.timedelta(minutes=30)  # the longest that a process waits for another one
-PREFIX = "VRGNET_STORE"  # environment variable: before all keys in torchrun's store, for a job within a job
 
 
 def is_launched() -> bool:
@@ -74,8 +73,7 @@ def _together(collective: Callable[[], T]) -> T:
     try:
         return collective()
     except RuntimeError as error:
-        recording = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-        if recording or is_dead_worker(error) or is_out_of_memory(error):
+        if is_dead_worker(error) or is_out_of_memory(error):
             raise
         reason = str(error).strip().partition("\n")[0]
         raise TrainingStopped(f"another process of this job is gone or can't be reached ({reason})") from None
@@ -189,12 +187,9 @@ def process_group() -> Iterator[None]:
         return
     if launch_rank():
         sys.stdout = sys.stderr = open(os.devnull, "w", errors="backslashreplace")  # noqa: SIM115 (as long as the process)
-    os.environ.setdefault("NCCL_GRAPH_REGISTER", "0")  # buffers of CUDA graphs, at which some versions hang
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
-        store, number, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
-        store = dist.PrefixStore(os.environ.get(PREFIX, "") + "group", store)
-        dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=TIMEOUT)
+        dist.init_process_group(backend, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"torchrun: the processes can't find each other ({reason})") from None

@@ -16,7 +16,6 @@ ARITHMETIC = {
     "tf32": "factors in convolutions and matrix products of all networks rounded to 10 bits (TF32)",
     "bf16": "the derainer in bfloat16 (8 bits), factors in the other networks rounded to 10 bits (TF32)",
 }
-_uses_tensor_cores = True  # whether a GPU rounds in convolutions, see ``set_arithmetic``
 
 
 def prepare(net: nn.Module, device: torch.device, precision: str, training: bool = False) -> None:
@@ -51,19 +50,15 @@ def set_arithmetic(precision: str) -> None:
 
     PyTorch's older switches (``allow_tf32``) can't be read or set beside these: it raises RuntimeError.
     """
-    global _uses_tensor_cores
-    _uses_tensor_cores = precision != "fp32"
-    convolutions = "tf32" if _uses_tensor_cores else "ieee"
     cudnn = torch.backends.cudnn
-    cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = convolutions
+    cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "ieee" if precision == "fp32" else "tf32"
     torch.backends.cuda.matmul.fp32_precision = "tf32" if precision in ("tf32", "bf16") else "ieee"
 
 
 @contextlib.contextmanager
 def full_fp32() -> Iterator[None]:
     """Within it a GPU rounds no factors of convolutions, whatever the precision."""
-    cudnn = torch.backends.cudnn
-    conv = cudnn.conv
+    conv = torch.backends.cudnn.conv
     before, conv.fp32_precision = conv.fp32_precision, "ieee"
     try:
         yield
@@ -77,7 +72,7 @@ def order(x: Tensor) -> Tensor:
     channels_last for tensor cores, which compute all but full fp32, and on a CPU where there are no gradients.
     """
     if x.device.type == "cuda":
-        last = _uses_tensor_cores or torch.is_autocast_enabled("cuda")
+        last = torch.backends.cudnn.conv.fp32_precision == "tf32" or torch.is_autocast_enabled("cuda")
     else:
         last = not torch.is_grad_enabled()
     return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)

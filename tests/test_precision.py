@@ -1,12 +1,12 @@
 """Precision, memory layout and compilation: which numbers they touch, and that fp32 stays exact."""
 
-import contextlib
 import copy
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common import precision
 from common.data.images import read_image, write_image
@@ -14,7 +14,7 @@ from common.errors import UserError
 from common.evaluation.derain import derain
 from common.models import Derain, Discriminator, EDNet, PReNet
 from common.precision import prepare, require_fast, set_arithmetic
-from common.training import augment, losses
+from common.training import losses
 from common.training.joint import joint_draw, joint_step
 from common.training.optimizer import adam
 from for_syn import test_syn_joint as derain_script
@@ -22,7 +22,6 @@ from for_syn import train_syn_joint
 from tests.conftest import photo
 from tests.golden import fill, uniform
 from tests.runs import arguments
-from tests.tensor_cores import TensorCores
 
 CPU = torch.device("cpu")
 
@@ -141,14 +140,9 @@ def test_bf16_is_near_fp32(any_processor, tmp_path):
 def switches():
     """PyTorch's, put back afterwards; and a reader of those of convolutions, recurrent networks and products."""
     parts, every = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul), torch.backends
-    before = (
-        [part.fp32_precision for part in parts],
-        every.fp32_precision,
-        torch.backends.cudnn.benchmark,
-        precision._uses_tensor_cores,
-    )
+    before = [part.fp32_precision for part in parts], every.fp32_precision, torch.backends.cudnn.benchmark
     yield lambda: tuple(part.fp32_precision for part in parts)
-    every.fp32_precision, torch.backends.cudnn.benchmark, precision._uses_tensor_cores = before[1:]
+    every.fp32_precision, torch.backends.cudnn.benchmark = before[1:]
     for part, value in zip(parts, before[0], strict=True):
         part.fp32_precision = value
 
@@ -184,43 +178,23 @@ def test_tensor_cores_get_weights_in_their_layout(switches):
         assert custom.weight.is_contiguous()
 
 
-def smooth(number, p):
-    """Bright, flat photos without noise, and the same a little darker."""
-    clean = torch.stack([torch.from_numpy(photo(p, p, i)) for i in range(number)]).permute(0, 3, 1, 2) / 5100 + 0.9
-    return clean, 0.98 * clean
+class Convolutions(TorchDispatchMode):
+    """Notes the switch of the convolutions that run within it."""
 
-
-class Scaled(torch.nn.Module):
-    """A derainer of one factor for each value."""
-
-    def __init__(self, rainy):
+    def __init__(self):
         super().__init__()
-        self.scale = torch.nn.Parameter(torch.ones_like(rainy).contiguous(memory_format=torch.channels_last))
+        self.seen = []
 
-    def forward(self, rainy):
-        return self.scale * rainy
-
-
-def ssim_step(kind):
-    """Loss of an A+ step in some type, and the gradient for the derained images."""
-    rainy, clean = (x.to(kind) for x in smooth(2, 48))
-    net = Scaled(rainy)
-    with mock.patch.object(torch.optim.Adam, "step"):
-        values, _ = augment.a_step(net, torch.optim.Adam(net.parameters()), rainy, clean)
-    return values["loss"].item(), net.scale.grad.double()
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "convolution" in function.__name__:
+            self.seen.append(torch.backends.cudnn.conv.fp32_precision)
+        return function(*args, **(kwargs or {}))
 
 
-def test_ssim_is_computed_in_full_whatever_the_precision(switches, monkeypatch):
-    """E[x^2] - mu^2 of rounded factors would give an SSIM beyond 1, and a wrong gradient."""
-    exact, gradient = ssim_step(torch.float64)
-    for name in ("tf32", "bf16"):
-        set_arithmetic(name)
-        with TensorCores() as cores:
-            loss, own = ssim_step(torch.float32)
-        assert cores.rounded == 0 and loss == pytest.approx(exact, abs=1e-4)
-        assert (own - gradient).norm() < 1e-2 * gradient.norm()
+def test_ssim_and_its_gradient_are_computed_in_full_whatever_the_precision(switches):
+    """E[x^2] - mu^2 of rounded factors would give an SSIM beyond 1; on a GPU: test_gpu.py."""
+    set_arithmetic("tf32")
+    with Convolutions() as convolutions:
+        losses.ssim_loss(*torch.rand(2, 1, 3, 20, 20))
+    assert len(convolutions.seen) > 8 and set(convolutions.seen) == {"ieee"}
     assert switches() == ("tf32", "tf32", "tf32")
-    monkeypatch.setattr(losses, "full_fp32", contextlib.nullcontext)  # the failure that the test looks for
-    with TensorCores() as cores:
-        loss, own = ssim_step(torch.float32)
-    assert cores.rounded and loss < -1.1 and (own - gradient).norm() > gradient.norm()
