@@ -343,7 +343,7 @@ def require_light(pairs: Sequence[Pair], flags: str) -> None:
             darker, others = darker + (rainy < clean), others + (rainy >= clean)
         if others > len(numbers) // 10:
             return
-    if darker:
+    if darker > 1:  # one pair says little
         raise UserError(
             f"{flags}: rain adds light, but in {darker} of {darker + others} pairs the rainy image is darker than the "
             "clean one. Exchange rainy and clean; or, if rain does darken these images, give --dark_rain"
