@@ -12,10 +12,13 @@ def test_every_sub_command_runs_where_the_user_stands(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     write_image(tmp_path / "photos" / "a.png", photo(20, 30, 0))
     for words, expected in (
-        (f"rain --data_path photos --use_gpu false --netED {generator}", f"1 pairs made in {tmp_path / 'pairs'}"),
+        (
+            f"rain --data_path photos --save_layer --use_gpu false --netED {generator}",
+            f"1 pairs made in {tmp_path / 'pairs'}",
+        ),
         ("derain --data_path pairs/rain --use_gpu false", f"1 images derained into {tmp_path / 'derained'}"),
         ("metrics --pred derained --gt pairs/norain", "PSNR-Y"),
-        ("compose --clean photos --streaks pairs/rain --num 1 --out more", "1 pairs"),
+        ("compose --clean photos --streaks pairs/layer --num 1 --out more", "1 pairs"),
         ("pack --data_path more/rain --gt_path more/norain --out more.h5", "1 pairs"),
     ):
         assert main(words.split()) == 0
