@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TextIO
@@ -36,6 +37,12 @@ def speaking() -> Iterator[None]:
 def printable(text: str) -> str:
     """A message with control characters and undecodable bytes, of names of files, escaped; line breaks stay."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def ending_signals() -> list[signal.Signals]:
+    """What ends a command besides Ctrl-C: SIGTERM, and SIGHUP, as the terminal is gone, unless nohup has it ignored."""
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    return [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def print_result(text: object) -> None:

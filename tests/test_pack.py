@@ -265,6 +265,16 @@ def test_an_interrupted_command_leaves_nothing(pairs_folder, tmp_path, monkeypat
     assert not list(tmp_path.glob("set*"))
 
 
+def test_what_a_killed_command_left_takes_no_room(pairs_folder, tmp_path, monkeypatch):
+    part, usage = tmp_path / "a.h5.part", type("Usage", (), {})
+    part.touch()
+    monkeypatch.setattr(
+        pack.shutil, "disk_usage", lambda _: setattr(usage, "free", 0 if part.exists() else 1e9) or usage
+    )
+    write(pairs_of(pairs_folder), tmp_path / "a.h5", 1)
+    assert len(Pack(tmp_path / "a.h5")) == 4
+
+
 def test_no_room(pairs_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(pack.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 9}))
     with pytest.raises(UserError, match="--out: 0.00 GB are free in .*; make room"):

@@ -115,7 +115,8 @@ def test_a_full_disk_is_no_mistake_in_the_flags(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.count("No space left on device") == 2
 
 
-def test_ctrl_c_ends_a_command_within_a_second(tmp_path, generator):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_within_a_second(tmp_path, generator, number):
     for k in range(12):
         write_image(tmp_path / "photos" / f"{k}.png", photo(300, 400, k))
     flags = ["--data_path", tmp_path / "photos", "--save_path", tmp_path / "out", "--netED", generator]
@@ -123,10 +124,18 @@ def test_ctrl_c_ends_a_command_within_a_second(tmp_path, generator):
     while len(list((tmp_path / "out").glob("rain/*.png"))) < 2:
         assert process.poll() is None
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     asked = time.monotonic()
     said, _ = process.communicate(timeout=30)
     assert time.monotonic() - asked < SOON and process.returncode == 130 and "the same command goes on" in said
+    assert not (tmp_path / "out" / ".lock").exists()
+
+
+def test_nohup_keeps_a_command_alive(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    ignored = cli.run(lambda: signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN), terminal.ending_signals()
+    signal.signal(signal.SIGHUP, before)
+    assert ignored == (0, [signal.SIGTERM])
 
 
 def test_names_in_errors_do_not_control_the_terminal(capsys):

@@ -80,15 +80,15 @@ def start(data, model, *more):
     return begin(sys.executable, "for_syn/train_syn_joint.py", *arguments(data, model, *more), env=THREADS)
 
 
-@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM to all"])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_says_how_to_go_on(pairs_folder, whole, tmp_path, how):
     model = tmp_path / "stopped"
     process = start(pairs_folder, model, "--niter", 10000, "--workers", 1, "--cache", "none")
     wait_for(model, (1, 0), process)
-    if how == "SIGTERM to all":  # as timeout, systemd and cluster schedulers do, workers included
-        os.killpg(process.pid, signal.SIGTERM)
-    else:
-        process.send_signal(signal.SIGINT)
+    if how == signal.SIGINT:
+        process.send_signal(how)
+    else:  # as timeout, cluster schedulers and terminals that are gone do, to workers as well
+        os.killpg(process.pid, how)
     printed = process.communicate(timeout=60)[0]
     assert process.returncode == 130
     assert "stopped and saved after" in printed and "The same command goes on." in printed

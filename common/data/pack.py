@@ -214,6 +214,7 @@ def write(pairs: Sequence[Pair], out: Path, workers: int) -> None:
     _refuse(problems, len(pairs))
     print(f"{len(pairs)} pairs, {needed / 1e9:.2f} GB")
     with locked(out, "--out", is_file=True):
+        part.unlink(missing_ok=True)  # of a command that was killed; it takes room
         if needed > (free := shutil.disk_usage(out.parent).free):
             raise UserError(f"--out: {free / 1e9:.2f} GB are free in {out.parent}; make room or name another folder")
         try:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from .. import distributed
 from ..errors import UserError
 from ..precision import require_fast
+from ..terminal import ending_signals
 from . import cache, pack
 from .images import widened
 from .pairs import (
@@ -174,14 +175,15 @@ def _as_it_is(batch: Tensor) -> Tensor:
 
 
 def _start_worker(closing: Any, worker: int) -> None:
-    """Ctrl-C and SIGTERM, which often go to all processes, are for the main one, which saves and then ends the workers.
+    """Ctrl-C and other signals often go to all processes, but are for the main one: it saves, then ends the workers.
 
     Threads of OpenCV in every worker would only be in the way.
     """
     import cv2
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.value else None)
+    for number in ending_signals():
+        signal.signal(number, lambda *_: os._exit(0) if closing.value else None)
     cv2.setNumThreads(0)
 
 

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from .. import distributed
 from ..data.patches import CropSampler, PatchDataset, crop_loader, to_batch
 from ..errors import TrainingStopped, UserError, is_dead_worker, is_out_of_memory
-from ..terminal import progress_bar
+from ..terminal import ending_signals, progress_bar
 from .ema import EMA
 from .folder import TrainingFolder
 from .graphs import record
@@ -103,7 +103,7 @@ class LossSums:
 
 @contextlib.contextmanager
 def stop_request() -> Iterator[Stop]:
-    """Within it the first Ctrl-C or SIGTERM only asks to stop after the current step; a second one ends at once."""
+    """Within it the first Ctrl-C, SIGTERM or SIGHUP only asks to stop after this step; a second one ends at once."""
     asked: list[int] = []
 
     def restore() -> None:
@@ -118,7 +118,7 @@ def stop_request() -> Iterator[Stop]:
         if not distributed.is_launched():  # torchrun passes signals on, and some come twice
             restore()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, *ending_signals())}
     try:
         yield lambda: bool(asked)
     finally:
@@ -176,7 +176,7 @@ def fit(
 
     Raises:
         TrainingStopped: a loss or weight is not finite, a file can't be read or saved; the last good state stays.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
+        KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, once the state is saved.
     """
     nets, optimizers = models.nets, models.optimizers
     device = next(next(iter(nets.values())).parameters()).device
