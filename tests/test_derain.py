@@ -144,7 +144,8 @@ def test_what_does_not_fit_is_derained_in_parts():
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     hook = net.register_forward_pre_hook(lack)
-    assert torch.allclose(derain(net, rainy, tile=0), whole, rtol=0, atol=1e-6)
+    for given in (net, torch.nn.DataParallel(net)):
+        assert torch.allclose(derain(given, rainy, tile=0), whole, rtol=0, atol=1e-6)
     assert sides[0] == 90 and min(sides) < 60
     hook.remove()
     net.register_forward_pre_hook(lambda *_: lack(net, [rainy]))

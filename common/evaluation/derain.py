@@ -122,7 +122,7 @@ def _infer(net: nn.Module, window: Tensor, windows: Windows) -> Tensor:
         try:
             return derainer.apply(net, order(window))
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or half <= net.halo:  # a part would be as large as the whole
+            if not is_out_of_memory(error) or half <= derainer.inner(net).halo:  # a part would be as large as the whole
                 raise
         return derain(net, window, tile=half)  # the same result in parts; the memory of the error is free by now
     height, width = window.shape[2:]
