@@ -22,7 +22,7 @@ from .quilt import quilt
 
 BATCH = 2**18  # px of patches at a time, whatever the picture, so that the same codes give the same bytes
 VERSION = 3  # goes up when the same codes give another layer
-POOL = 160  # patches that are drawn,
+POOL = 240  # patches that are drawn,
 KEPT = 0.5  # the share of them that is used: those that need least turning
 CUTS = 3  # out of each patch
 TURN = 12.0  # degrees: by how much a patch is turned at most
