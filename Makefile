@@ -12,7 +12,7 @@ demo: $(VENV)/run-ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh docs/demo.sh $(DEMO)
 
 test: $(VENV)/test-ready
-	@echo "== the tests: six to nine minutes on two cores"
+	@echo "== the tests: some minutes on two cores"
 	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile
 
 # The generator that comes with the project, made again, into $(MADE): four hours on two cores. STREAKS: pictures of rain on

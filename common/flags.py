@@ -49,7 +49,9 @@ def add_pairing(group: argparse.ArgumentParser, rain: bool = True) -> None:
     )
     if rain:
         add_switch(
-            group, "--dark_rain", "rain darkens these images; else rainy ones that are darker than clean ones stop"
+            group,
+            "--dark_rain",
+            "take pairs whose rainy image is the darker one; without it nearly all such pairs are refused",
         )
 
 
@@ -247,10 +249,12 @@ def add_rain(parser: Parser) -> Parser:
     add_switch(rain, "--grey", "rain without colours")
     help = "factor of the size of the streaks; auto: 1 up to 512 px of the shorter side, longer and wider ones beyond"
     rain.add_argument("--scale", type=auto_or_scale, metavar="auto|S", help=help)
-    knobs = parser.group("knobs: a number, or two to draw one between for each picture; without it chance decides")
+    knobs = parser.group(
+        "knobs: one number, or two numbers, between which each picture draws its own; without them chance decides"
+    )
     for name, (low, high, help) in KNOBS.items():
         kind = number(int if name == "layers" else float, low, high)
-        knobs.add_argument(f"--{name}", type=kind, nargs="+", metavar="LOW HIGH", help=help)
+        knobs.add_argument(f"--{name}", type=kind, nargs="+", metavar=("LOW", "HIGH"), help=help)
     help = "; ".join(f"{name}: {_as_flags(preset)}" for name, preset in PRESETS.items())
     knobs.add_argument("--preset", choices=PRESETS, help=f"ranges of the knobs that are not set. {help}")
     run = parser.group("run")

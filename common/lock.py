@@ -66,6 +66,9 @@ def _acquire(file: Path, flag: str, place: Path) -> BaseFileLock:
     try:
         return SoftFileLock(soft).acquire(SECONDS).lock
     except Timeout:
-        process, host, *_ = [*soft.read_text().split(), "?", "?"]
+        owner: list[str] = []
+        with contextlib.suppress(OSError):  # the other run has just ended
+            owner = soft.read_text().split()
+        process, host, *_ = [*owner, "?", "?"]
         text = f"{busy} (process {process} of {host.partition('?')[0]}). Wait for it, or name another one"
         raise UserError(f"{text}. If that run is gone, delete {soft}") from None

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import cli, flags
+from common import cli, distributed, flags
 from common.data.layers import layer_set
 from common.precision import set_arithmetic
 from common.training.checkpoint import generator_of, save
@@ -90,7 +90,8 @@ def main(argv=None):
             warm_up=WARM_UP,
             validate=recovery_on(netED, held_out, device) if held_out else None,
         )
-        save({name: value.half().cpu() for name, value in netED.state_dict().items()}, folder.path / "ED_half.pt")
+        if distributed.is_first():
+            save({name: value.half().cpu() for name, value in netED.state_dict().items()}, folder.path / "ED_half.pt")
 
 
 if __name__ == "__main__":

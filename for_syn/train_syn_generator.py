@@ -85,8 +85,9 @@ def main(argv=None):
         init_decoder(netED.decoder, grey)
         if args.init_ED and folder.is_new:
             load_weights(netED, args.init_ED, "ED", "--init_ED")
-        if args.critic_first is None:  # a critic that knows nothing would spoil a G that is trained
-            args.critic_first = 300 if args.init_ED else 0
+        first = args.critic_first
+        if first is None:  # a critic that knows nothing would spoil a G that is trained
+            first = 300 if args.init_ED else 0
         netD = RainCritic(args.patchSize, args.ndf, 1 if grey else 3).to(device)
         if args.dry_run:
             return describe(folder, dataset, rule, [], {"netED": netED, "netD": netD}, device)
@@ -102,7 +103,7 @@ def main(argv=None):
             folder=folder,
             models=Models({"ED": netED, "D": netD, "ED_ema": ema.net}, optimizers, ema=ema),
             dataset=dataset,
-            draw=generator_draw(args.nz, args.critic_first),
+            draw=generator_draw(args.nz, first),
             step=generator_step(netED, netD, optimizers, args.w_gp),
             iters_per_epoch=args.iters_per_epoch,
             gamma=0.5,

@@ -26,6 +26,7 @@ REMEDY = (
 )
 LIST = "real_world.txt"  # SPA-Data's list of pairs, in --data_path
 LOOKED_AT = 12  # pairs, to notice that rainy and clean are exchanged
+DARKER = 0.5 / 255  # by so much of white a rainy image is darker than its clean one, in the mean
 CHECK_ALL, CHECK_SOME = 1000, 200  # longer lists are checked by so many samples, so that training starts in seconds
 
 
@@ -340,7 +341,8 @@ def require_light(pairs: Sequence[Pair], flags: str) -> None:
     for i in numbers:
         with contextlib.suppress(ImageError):  # the check that decodes it names it
             rainy, clean = (image.mean() / np.iinfo(image.dtype).max for image in pairs[i].read())
-            darker, others = darker + (rainy < clean), others + (rainy >= clean)
+            is_darker = rainy < clean - DARKER
+            darker, others = darker + is_darker, others + (not is_darker)
         if others > len(numbers) // 10:
             return
     if darker > 1:  # one pair says little

@@ -21,6 +21,7 @@ from .. import cli, flags
 from ..data import page
 from ..data.images import (
     ImageError,
+    half_of,
     image_format,
     list_images,
     read_image,
@@ -233,17 +234,20 @@ def _rows(pairs: list[Pair]) -> dict[object, Pair]:
     return rows if len(rows) == len(pairs) else {Path(pair.name).with_suffix(""): pair for pair in pairs}
 
 
-def _sheet(path: Path, pictures: dict[str, dict[str, Path]]) -> None:
-    """A row for each image: its results, then its ground truth."""
+def _sheet(path: Path, pictures: dict[str, dict[str, Path]], half: str) -> None:
+    """A row for each image: its results, then its ground truth, of which a half may count."""
     rows = []
     for name, files in pictures.items():
         images = [to_eight_bits(read_image(file)) for file in files.values()]
+        images[-1] = half_of(images[-1], half)
         rows.append((images, [f"{name}: {label}" for label in files]))
     write_image(path, sheet(rows))
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    if args.sheet and Path(args.sheet).suffix.lower() not in (".png", ".jpg"):
+        raise UserError(f"--sheet: {args.sheet} must end in .png or .jpg")
     columns = labels(args.pred) if len(args.pred) > 1 else ["result"]
     half, methods = Pairing(side_by_side=args.side_by_side).halves[1], {}
     for label, folder in zip(columns, args.pred, strict=True):
@@ -272,7 +276,7 @@ def main(argv: list[str] | None = None) -> int:
         table.save(Path(args.csv))
         print(f"written: {args.csv}")
     if args.sheet:
-        _sheet(Path(args.sheet), {name: pictures[name] for name in list(table.rows)[:4]})
+        _sheet(Path(args.sheet), {name: pictures[name] for name in list(table.rows)[:4]}, half)
         print(f"picture: {args.sheet}")
     if args.report:
         title = f"{', '.join(columns)} beside the ground truth: {len(common)} images"

@@ -14,6 +14,7 @@ from torch import nn
 from .. import derainer
 from ..errors import TrainingStopped, UserError, is_dead_worker
 from ..models import Derain, EDNet
+from ..terminal import print_result
 from ..weights import DERAINER
 from .kinds import FOREIGN, KINDS, REMEDIES, kind_of, unwrapped
 
@@ -120,9 +121,12 @@ def load_derainer(args: argparse.Namespace, hint: str = "") -> nn.Module:
     Raises:
         UserError: see ``newest``, ``load``, ``derainer.settle``, ``derainer.build`` and ``put_weights``.
     """
-    if not (derainer.is_custom(args) or "model_dir" in args.given or Path(args.model_dir).parent.exists()):
+    default = Path(args.model_dir)
+    if "model_dir" not in args.given and (default == DERAINER or not default.parent.exists()):
+        if derainer.is_custom(args):
+            raise UserError("--model_dir: name the weights of the derainer of --derainer")
         args.model_dir = str(DERAINER)
-        print("the derainer of the project: common/weights/derainer_default.md; --model_dir takes another")
+        print_result("the derainer of the project: common/weights/derainer_default.md; --model_dir takes another")
     path = newest(args.model_dir, "--model_dir", hint)
     args.model_dir, content = str(path), load(path, "--model_dir", hint)
     trained = derainer.settle(args, path)

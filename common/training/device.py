@@ -13,8 +13,8 @@ from ..errors import UserError
 from ..memory import keep_memory
 from ..precision import set_arithmetic
 
-REMEDY = f"""nvidia-smi shows the version of the driver, and who else uses the GPU. There is a PyTorch for each driver
-(https://pytorch.org/get-started/locally). For older ones:
+REMEDY = f"""nvidia-smi shows who else uses the GPU, and the version of the driver. If PyTorch does not fit the driver,
+https://pytorch.org/get-started/locally tells which one does; for an older driver:
   {sys.executable} -m pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cu126"""
 
 
