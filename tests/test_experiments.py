@@ -63,7 +63,7 @@ def test_which_rain(calls, streaks_folder, tmp_path, monkeypatch):
         monkeypatch.setattr(which_rain, name, value)
     clean = photo(40, 50, 0)
     write_image(tmp_path / "clean" / "0.png", clean)
-    for part, image in (("rain", clean // 2 + 60), ("norain", clean)):
+    for part, image in (("rain", np.maximum(clean, 150)), ("norain", clean)):
         write_image(tmp_path / "set" / part / "0.png", image)
     words = ["--clean", tmp_path / "clean", "--streaks", streaks_folder, "--test", f"light={tmp_path / 'set'}", *CPU]
     words += ["--out", tmp_path / "out", "--hold_out", 1, "--steps", 10, "--batchSize", 2, "--seeds", 1]

@@ -9,8 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from common.data.images import write_image
 from common.models import EDNet
 from tests.conftest import write_pairs
 from tests.golden import ROOT, fill
@@ -49,7 +51,7 @@ for main, flags in (
     (generate_rain.main, [*pairs[:2], *ED, *cpu, "--save_path", f"{out}/g", "--num", "2"]),
     (test_interpolation.main, [*pairs, *ED, *cpu, *patches]),
     (pack.main, [*pairs, "--out", f"{out}/p.h5"]),
-    (compose.main, ["--clean", f"{data}/norain", "--streaks", f"{data}/rain", "--num", "2", "--out", f"{out}/c"]),
+    (compose.main, ["--clean", f"{data}/norain", "--streaks", f"{data}/streaks", "--num", "2", "--out", f"{out}/c"]),
     (demo.main, ["--out", f"{out}/page", "--show", f"{out}/s.png", "x"]),
 ):
     code = cli.run(lambda: main(flags))
@@ -75,6 +77,7 @@ def test_only_named_folders_change(tmp_path):
     for name in ("out", "cwd", "home", "tmp"):
         (tmp_path / name).mkdir()
     write_pairs(tmp_path / "data")
+    write_image(tmp_path / "data" / "streaks" / "0.png", np.eye(40, dtype=np.uint8)[..., None].repeat(3, 2) * 200)
     torch.save(fill(EDNet(nz=4, nef=2, patch_size=16), 1).state_dict(), tmp_path / "data" / "ED.pt")
     before = {folder: contents(folder) for folder in (*(tmp_path / name for name in UNCHANGED), ROOT)}
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "MPL", "TORCHINDUCTOR_"))}
