@@ -1,7 +1,7 @@
 """The flags that several scripts share, in groups; their types are those of cli.py."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from .cli import (
     Parser,
@@ -222,7 +222,7 @@ KNOBS = {
     "density": (0, 1, "share of rainy pixels"),
     "thickness": (0, 1e3, "median width of streaks in px, at --scale 1"),
     "brightness": (0, 1, "mean of the rain over rainy pixels"),
-    "tint": (0, 1, "colour of the streaks: 0 leaves it, 1 takes a colour channel away"),
+    "tint": (0, 1, "colour of the streaks, which takes some light: 0 leaves it, 1 takes a channel away"),
     "layers": (1, 8, "showers in a picture, each with its own wind and kind of rain; the knobs are those of each"),
 }  # by name: lowest and highest number that is taken, help
 PRESETS = {
@@ -270,20 +270,22 @@ def knobs(args: argparse.Namespace) -> dict[str, tuple[float, float]]:
     Raises:
         UserError: more than two numbers, or the first one is the larger one.
     """
-    ranges = dict(PRESETS.get(args.preset, {}))
-    if ranges:
-        print(f"--preset {args.preset}: {_as_flags(ranges)}")
+    ranges, preset = {}, PRESETS.get(args.preset, {})
     for name in KNOBS:
         if values := getattr(args, name):
             if len(values) > 2 or values[0] > values[-1]:
                 raise UserError(f"--{name}: give a number, or a lower and a higher one; got {_text(values)}")
             ranges[name] = values[0], values[-1]
+        elif name in preset:
+            ranges[name] = preset[name]
+    if preset:
+        print(f"--preset {args.preset}: {_as_flags({name: ranges[name] for name in preset})}")
     return ranges
 
 
-def _text(values: Sequence[float]) -> str:
+def _text(values: Iterable[float]) -> str:
     return " ".join(f"{value:g}" for value in values)
 
 
 def _as_flags(ranges: dict[str, tuple[float, float]]) -> str:
-    return " ".join(f"--{name} {_text(ends)}" for name, ends in ranges.items())
+    return " ".join(f"--{name} {_text(dict.fromkeys(ends))}" for name, ends in ranges.items())

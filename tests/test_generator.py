@@ -220,6 +220,16 @@ def test_it_learns_how_bright_the_rain_is(streaks_folder, tmp_path):
     assert 0.02 < rain.mean() < 0.2 and rain.std(0).mean() > 0.02
 
 
+def test_it_starts_from_a_trained_generator_and_the_critic_learns_first(pairs_folder, tmp_path):
+    train(pairs_folder, tmp_path / "a", "--niter", 2)
+    flags = ["--init_ED", tmp_path / "a" / "ED_state_2.pt", "--save_every", 1]
+    for niter in (1, 2):  # it goes on, too
+        train(pairs_folder, tmp_path / "b", "--niter", niter, *flags, "--critic_first", 10)
+    before, same_still, after = (load(path) for path in (flags[1], *(tmp_path / f"b/ED_state_{n}.pt" for n in (1, 2))))
+    assert same(before, same_still) and not same(before, after)
+    assert not same(load(tmp_path / "b" / "D_state_1.pt"), load(tmp_path / "a" / "D_state_2.pt"))
+
+
 def test_mistakes(pairs_folder, tmp_path, capsys):
     for flags in (["--batchSize", "1"], ["--ema", "1"], ["--n_dis", "2"], ["--val_data_path", "x"]):
         with pytest.raises(SystemExit) as end:

@@ -188,6 +188,18 @@ def test_no_rain_at_all_is_left_alone():
     assert layer.pixels().shape == (40, 50, 3) and layer.pixels().max() == 0
 
 
+def test_dense_rain_is_of_several_textures():
+    """No layer comes again turned upside down."""
+    layer = made({"density": 0.5}, 2, 200).max(2)
+    assert np.corrcoef(layer.ravel(), layer[::-1, ::-1].ravel())[0, 1] < 0.3
+
+
+def test_thin_pictures_have_rain():
+    for size in ((1, 300), (300, 1)):
+        shower = RainMaker(Drawer()).shower(0.5, np.random.RandomState(0))
+        assert set_knobs(shower, *size, {"density": 0.3}).pixels().max() > 0.05
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 90), (90, 1), (17, 40)])
 @pytest.mark.parametrize("values", [{"thickness": 6}, {"angle": 50, "density": 0.6, "brightness": 0.25}])
 def test_small_pictures(size, values):
@@ -207,7 +219,7 @@ def test_flags(capsys):
     assert generate_rain.parse_args(["--data_path", "x", "--scale", "auto"]).scale is None
     args = generate_rain.parse_args(["--data_path", "x", "--preset", "heavy", "--angle", "5"])
     assert flags.knobs(args) == flags.PRESETS["heavy"] | {"angle": (5, 5)}
-    assert "--preset heavy: --angle -30 30 --density" in capsys.readouterr().out
+    assert "--preset heavy: --angle 5 --density" in capsys.readouterr().out
     for preset in flags.PRESETS.values():
         assert clamped(preset)[1] == []
     for words in (["--angle", "9", "-9"], ["--layers", "1", "2", "3"]):

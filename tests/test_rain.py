@@ -130,6 +130,23 @@ def test_streaks_of_large_pictures_are_larger():
     assert twice == pytest.approx(2 * once, rel=0.05)
 
 
+def test_stretch_makes_streaks_longer_and_not_wider():
+    """Along the wind, whichever it is; the source is large enough."""
+    y, x = np.mgrid[:600, :600].astype(np.float32)
+    for wind in (0, 25):
+        turn = np.radians(wind)
+        across = (x - 300) * np.cos(turn) - (y - 300) * np.sin(turn)
+        along = (x - 300) * np.sin(turn) + (y - 300) * np.cos(turn)
+        one = (np.exp2(-((across / 2) ** 2)) * (np.abs(along) < 30))[..., None].astype(np.float16)
+        for stretch in (1, 3):
+            layer = Layer(one, 300, 300, scale=1.5, stretch=stretch, wind=wind)
+            assert layer.least_scale() < 1.5
+            made = layer.pixels()[..., 0]
+            assert direction(made) == pytest.approx(wind, abs=1)
+            assert made.sum() / one.sum(dtype=float) == pytest.approx(1.5**2 * stretch, rel=0.03)
+            assert measure(made).thickness == pytest.approx(6, rel=0.06)
+
+
 def test_coherence_makes_one_rain_out_of_many_codes():
     shared = rng(5).standard_normal(4000)
     for coherence in (0, 0.5, 1):

@@ -274,6 +274,12 @@ def test_layers_add_up_each_with_its_own_wind(drawn):
     first, more = (augment(torch.zeros(40, 3, 64, 64)).mean() for augment in (one, many))
     assert more == pytest.approx(2.5 * first.item(), rel=0.35)
     assert many.layers == (2, 3) and "layers=(2, 3)" in repr(many)
+    seen = []
+    many._rain = lambda *rest: seen.append(rest[3]) or one._rain(*rest)
+    many(torch.zeros(20, 3, 8, 8))
+    assert 40 <= len(seen) <= 60
+    with pytest.raises(ValueError, match="layers: expected whole numbers"):
+        drawn(layers=(1, 2.5))
 
 
 def test_repr_names_the_knobs(generator):

@@ -24,7 +24,7 @@ PROBE, WIDE = 192, 1.5  # px and factor of the same, of the small layer that tel
 ALONG = 31  # px: length over which a streak is smoothed along itself
 DIP = 0.75  # a place that is darker than this share of both its neighbours separates two streaks
 SEEN = 384  # px: side of the part of a picture that is measured
-Knobs = dict[str, float]  # what a rain is set to, by the names of Measures
+Knobs = dict[str, float]  # what a rain is set to, by the names of Measures, and its tint
 MISSED = 0.25, 0.03  # a knob missed by more than this share of its value, and of its reach, is worth a warning
 
 
@@ -53,7 +53,9 @@ def missed(reached: Sequence[tuple[Knobs, Measures]]) -> list[str]:
             value = getattr(found, name)
             if name in wanted and np.isfinite(value):
                 near = max(MISSED[0] * wanted[name], MISSED[1] * float(np.ptp(REACH[name])))
-                others = ", ".join(f"--{other} {set_to:.3g}" for other, set_to in wanted.items() if other != name)
+                others = ", ".join(
+                    f"--{other} {set_to:.3g}" for other, set_to in wanted.items() if other in REACH and other != name
+                )
                 text = f"{name} {wanted[name]:.3g} is missed, the rain has {value:.2g}; "
                 text += f"it does not go together with {others}" if others else "this rain can't reach it"
                 misses.append((abs(value - wanted[name]) / near, text))
@@ -144,8 +146,8 @@ def _middle(layer: Layer, scale: float) -> np.ndarray:
 
 def _with_density(layer: Layer, shower: Shower, target: Measures) -> Layer:
     """Streaks left out or added, and a gain: density and brightness in turns, since each moves the other a little."""
-    ones = np.ones((layer.height, layer.width), np.uint8)
-    inside = cv2.warpAffine(ones, layer.matrix(), layer.source.shape[1::-1]) > 0
+    white = np.full((layer.height, layer.width), 255, np.uint8)
+    inside = cv2.warpAffine(white, layer.matrix(), layer.source.shape[1::-1]) > 0
     sources: list[_Streaks] = []
     gain, made = 1.0, layer.source
     for _ in range(ROUNDS):
@@ -153,10 +155,7 @@ def _with_density(layer: Layer, shower: Shower, target: Measures) -> Layer:
         made = np.zeros(layer.source.shape, np.float32)
         for k in range(MOST_LAYERS):
             if k == len(sources):
-                if k % 2:  # turned upside down a texture is another one of the same wind
-                    more = sources[-1].source[::-1, ::-1]
-                else:
-                    more = shower.source(replace(layer, scale=layer.least_scale())) if k else layer.source
+                more = shower.source(replace(layer, scale=layer.least_scale())) if k else layer.source
                 sources.append(_Streaks(more.astype(np.float32), shower.wind, inside, np.random.RandomState(k)))
             kept, enough = sources[k].kept(threshold, target.density, made)
             made = np.maximum(made, kept)

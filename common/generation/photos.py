@@ -51,7 +51,9 @@ class Rain:
     coherence: float  # correlation of the codes of a picture, see Shower
     grey: bool  # the maximum over the channels in all of them
     scale: float | None  # factor of the size of the streaks; None: see auto_scale
-    knobs: dict[str, tuple[float, float]]  # ranges of angle, density, thickness, brightness, layers: those that are set
+    knobs: dict[
+        str, tuple[float, float]
+    ]  # ranges of angle, density, thickness, brightness, tint, layers: those that are set
 
 
 def draws(seed: int, photo: str, variant: int) -> np.random.RandomState:
@@ -88,7 +90,7 @@ def pictures(
     scale, stretch = (rain.scale, 1.0) if rain.scale else auto_scale(height, width)
     values = showers(rain, rng)
     layers = [set_knobs(maker.shower(rain.coherence, rng), height, width, one, scale, stretch) for one in values]
-    colours = [rain.intensity * colour(one.get("tint", 0), rng) for one in values]
+    colours = [rain.intensity * colour(0 if rain.grey else one.get("tint", 0), rng) for one in values]
     for tiles in zip(*(layer.tiles() for layer in layers), strict=True):
         rows, columns, _ = tiles[0]
         tile = sum(hue * tile for hue, (*_, tile) in zip(colours, tiles, strict=True))
@@ -266,7 +268,7 @@ def _warn(texts: list[str]) -> None:
 def _planned(photos: list[Path], rain: Rain, checkpoint: str) -> dict[Path, list[Row]]:
     """The rows of all pairs to make, by photo."""
     ranges = {**rain.knobs, **({"scale": (rain.scale, rain.scale)} if rain.scale else {})}
-    knobs = " ".join(f"{name}={low:.4g}" + f":{high:.4g}" * (low != high) for name, (low, high) in ranges.items())
+    knobs = " ".join(f"{name}={low:.6g}" + f":{high:.6g}" * (low != high) for name, (low, high) in ranges.items())
     settings = {name: str(value) for name, value in vars(rain).items() if name in manifest.SETTINGS}
     settings |= {"checkpoint": checkpoint, "version": str(VERSION), "knobs": knobs}
     rows: dict[Path, list[Row]] = {photo: [] for photo in photos}

@@ -13,7 +13,7 @@ import numpy as np
 ABOVE, BESIDE = 2.0, 1.0  # weights of the two overlaps: streaks fall, so they cross the upper border
 PITCH, FALL = (0.46, 0.77), (0.62, 0.7)  # least and most distance of patches, and of rows, as shares of their side
 SLOPE = 0.06, 0.1  # of rows, up or down: level ones would show as bands
-ROWS = 4  # rows of a patch that are compared as one: streaks are long
+ROWS = 4  # rows of a patch, of a sixth of its side at most, that are compared as one: streaks are long
 USES = 4  # of a patch in a texture, on average, before new ones are made
 APART = 0.6  # share of the patches of a pool that are placed before one is used again
 SOFT = 1.0  # px: standard deviation of the blend across a border
@@ -151,11 +151,11 @@ class _Pool:
 
     def choose(self, old: np.ndarray, above: np.ndarray, beside: np.ndarray) -> list[int]:
         """The best patches for places, each another one: (B, w, w) visible rain, (B,), (B,) px of overlaps."""
-        at = np.arange(old.shape[1])
-        lines = at[::ROWS]
+        at, rows = np.arange(old.shape[1]), _rows(old.shape[1])
+        lines = at[::rows]
         cost = np.zeros((len(self.pixels), len(old)))
         for weight, overlap, mask in (
-            (ABOVE, above, lines[:, None] + ROWS <= above[:, None, None]),
+            (ABOVE, above, lines[:, None] + rows <= above[:, None, None]),
             (BESIDE, beside, at < beside[:, None, None]),
         ):
             mask = np.broadcast_to(mask, (len(old), len(lines), len(at))).reshape(len(old), -1).astype(np.float32)
@@ -173,8 +173,12 @@ class _Pool:
         return chosen
 
 
+def _rows(side: int) -> int:
+    return min(ROWS, side // 6)
+
+
 def _features(seen: np.ndarray) -> np.ndarray:
     """What of patches is compared: (B, w, w) -> (B, features)."""
     number, side = seen.shape[:2]
-    starts = np.arange(0, side, ROWS)
-    return (np.add.reduceat(seen, starts, 1) / ROWS).reshape(number, -1)
+    starts = np.arange(0, side, _rows(side))
+    return (np.add.reduceat(seen, starts, 1) / _rows(side)).reshape(number, -1)

@@ -1,6 +1,6 @@
 """A rain layer of any size from a generator of patches.
 
-G makes patches of 64 px. The codes of a picture share a part, so that its rain is of one kind. Its patches are turned
+G makes patches. The codes of a picture share a part, so that its rain is of one kind. Its patches are turned
 into one wind and quilted (``quilt``). Turning and scaling the whole then sets the angle and the size of the streaks.
 """
 
@@ -21,7 +21,7 @@ from .measures import direction
 from .quilt import quilt
 
 BATCH = 2**18  # px of patches at a time, whatever the picture, so that the same codes give the same bytes
-VERSION = 3  # goes up when the same codes give another layer
+VERSION = 4  # goes up when the same codes give another layer
 POOL = 240  # patches that are drawn,
 KEPT = 0.5  # the share of them that is used: those that need least turning
 CUTS = 3  # out of each patch
@@ -109,6 +109,7 @@ class Shower:
     def __init__(self, netED: EDNet, coherence: float, rng: np.random.RandomState) -> None:
         self._netED, self._coherence, self._rng = netED, coherence, rng
         self._shared = rng.standard_normal(netED.nz)
+        self._grey: bool | None = None
         self.side = 2 * int((inner_size(netED.patch_size, netED.patch_size, TURN)[0] - 1) // 2)  # px: of a turned patch
         patches, angles = self._drawn()
         self.wind = next((float(a) for a in angles if np.isfinite(a)), 0.0)
@@ -142,7 +143,9 @@ class Shower:
         """Patches of one kind of rain, (POOL, p, p, nc), or of one channel where all are the same; and their angles."""
         codes = draw_codes(POOL, self._shared, self._coherence, self._rng)
         patches = sampled(self._netED, codes).permute(0, 2, 3, 1).cpu().numpy()
-        patches = patches[..., :1] if (patches == patches[..., :1]).all() else patches
+        if self._grey is None:
+            self._grey = bool((patches == patches[..., :1]).all())
+        patches = patches[..., :1] if self._grey else patches
         return patches, np.array([direction(patch.mean(2)) for patch in patches])
 
     def _aligned(self, patches: np.ndarray, angles: np.ndarray) -> np.ndarray:

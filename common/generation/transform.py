@@ -61,8 +61,8 @@ class RainAugment(v2.Transform):
     share wind and kind of streaks, at other places.
 
     Rain comes from a bank of layers: two at the start, up to 24 later, of which the oldest are replaced. Each crop is
-    turned, scaled, mirrored and cut at random. In each worker the bank takes up to 62 * size**2 bytes, three times that
-    for coloured rain. Larger images get layers of their own, which takes a second, and a warning.
+    turned, scaled, mirrored and cut at random. In each worker the bank takes about 64 * size**2 bytes at most, three times that
+    for coloured rain. Larger images get layers of their own, which takes seconds, and a warning.
 
     Args:
         checkpoint: weights of RNet and G (ED_state_N.pt); 'default': those that come with the project.
@@ -109,6 +109,8 @@ class RainAugment(v2.Transform):
         self.p, self.intensity, self.size = p, _range("intensity", intensity, 0, 2), size
         self.coherence, self.grey, self.seed = coherence, grey, seed
         self.layers = tuple(int(end) for end in _range("layers", layers, 1, 8))
+        if self.layers != _range("layers", layers):
+            raise ValueError(f"layers: expected whole numbers, got {layers}")
         self.knobs, texts = clamped(ranges)
         for text in texts:
             warnings.warn(f"RainAugment: {text}", stacklevel=2)
@@ -138,8 +140,8 @@ class RainAugment(v2.Transform):
         rain = np.rint(255 * np.minimum(layer.pixels(), 1)).astype(np.uint8)
         return rain.max(2, keepdims=True) if self.grey or (rain == rain[..., :1]).all() else rain
 
-    def _rain(self, height: int, width: int, frames: int, rng: np.random.RandomState) -> _Rain:
-        """A shower for an image, or for the frames of a video, of this size."""
+    def _rain(self, height: int, width: int, frames: int, place: int, rng: np.random.RandomState) -> _Rain:
+        """A shower for an image, or for the frames of a video, of this size; ``place``: of its layer in the bank."""
         angle = {"angle": rng.uniform(*self.knobs["angle"])} if "angle" in self.knobs else {}
         gain = rng.uniform(*self.intensity)
         if max(height, width) > self.size:
@@ -147,9 +149,9 @@ class RainAugment(v2.Transform):
                 text = f"an image of {width}x{height} is larger than size={self.size} and gets layers of its own, which"
                 warnings.warn(f"RainAugment: {text} takes seconds; give size={max(height, width)}", stacklevel=2)
                 self._warned = True
-            height += height // 2 * (frames > 1)  # room to fall
-            return _Rain(self._layer(height, width, rng, *auto_scale(height, width), **angle), gain)
-        layer, own = self._bank[rng.randint(len(self._bank))]
+            tall = height + height // 2 * (frames > 1)  # room to fall
+            return _Rain(self._layer(tall, width, rng, *auto_scale(height, width), **angle), gain)
+        layer, own = self._bank[place % len(self._bank)]
         self._crops += 1
         zoom = 1.0 if "thickness" in self.knobs else float(np.exp(rng.uniform(-ZOOM, ZOOM)))
         if angle:
@@ -196,7 +198,7 @@ class RainAugment(v2.Transform):
         """One rain on all frames (T, C, H, W)."""
         frames, channels, height, width = clip.shape
         number = rng.randint(self.layers[0], self.layers[1] + 1)
-        showers = [self._rain(height, width, frames, rng) for _ in range(number)]
+        showers = [self._rain(height, width, frames, k, rng) for k in rng.permutation(LAYERS)[:number]]
         crops = np.stack([sum(rain.crop(height, width, rng) for rain in showers) for _ in clip])
         layer = torch.from_numpy(crops).permute(0, 3, 1, 2).to(clip.device)
         layer = layer.amax(1, keepdim=True) if channels == 1 else layer
