@@ -76,7 +76,7 @@ def test_pairs(mine, tmp_path, generator, script, capsys):
     expected = {f"{kind}/{name}" for kind in ("rain", "norain", "layer") for name in names}
     assert set(files(out)) == expected | {"manifest.csv", "real_world.txt", "contact_sheet.jpg", "report.html"}
     page = (out / "report.html").read_text()
-    assert "4 of 4 pairs" in page and page.count("<figure>") == 4 and "rainy pixels" in page
+    assert "4 of 4 pairs" in page and page.count("<figure ") == 4 and "rainy pixels" in page
     for name in names:
         rainy, clean, layer = (read_image(out / kind / name).astype(int) for kind in ("rain", "norain", "layer"))
         assert np.abs(rainy - np.minimum(clean + layer, 255)).max() == 0  # exact, and unchanged where there is no rain
@@ -209,7 +209,7 @@ def test_what_is_there_is_not_overwritten(mine, tmp_path, generator, capsys):
 
 
 def test_a_second_run_into_the_same_folder_is_refused(mine, tmp_path, generator, monkeypatch):
-    def refused(path, pixels):
+    def refused(path, pixels, profile=None):
         monkeypatch.setattr(photos, "write_image", write_image)
         with pytest.raises(UserError, match="--save_path: another run writes to .*out now"):
             run(mine / "trip", out, generator)
