@@ -1,5 +1,6 @@
 """Checkpoints of ours and of other projects: what loads, and one message for each file that does not."""
 
+import argparse
 import io
 import zipfile
 
@@ -202,6 +203,21 @@ def test_files_that_are_no_checkpoints(tmp_path, content):  # that no code runs:
         load_weights(Derain(1), tmp_path / "x.pt", "joint", "--net")
 
 
+def test_the_object_beside_the_weights_is_named(tmp_path):
+    torch.save({"state_dict": Derain(1).state_dict(), "options": argparse.Namespace(a=1)}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="holds code or objects besides weights .argparse.Namespace."):
+        load(tmp_path / "x.pt", "--net")
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.complex64])
+def test_weights_that_are_no_floats(tmp_path, kind):
+    state = Derain(1).state_dict()
+    state["derainet.conv.0.bias"] = (100 * state["derainet.conv.0.bias"]).to(kind)
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=f"derainet.conv.0.bias holds {kind}, not floats.* of full precision"):
+        load_weights(Derain(1), tmp_path / "x.pt", "joint", "--net")
+
+
 def test_missing_files(tmp_path):
     with pytest.raises(UserError, match=r"--net: there is no \S+z.pt. Train it first"):
         load(tmp_path / "z.pt", "--net", "Train it first.")
@@ -215,6 +231,10 @@ def test_weights_that_are_not_finite(tmp_path):
     torch.save(state, tmp_path / "x.pt")
     with pytest.raises(UserError, match="derainet.conv.0.bias is not finite. The training that wrote it went wrong"):
         load_weights(Derain(1), tmp_path / "x.pt", "joint", "--net")
+    net = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
+    torch.save(net.state_dict() | {"0.running_var": torch.full((3,), float("inf"))}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="0.running_var is not finite"):
+        load_weights(net, tmp_path / "x.pt", "own", "--net")
 
 
 def test_save_is_whole_or_not_at_all(tmp_path, monkeypatch):

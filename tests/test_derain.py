@@ -108,6 +108,20 @@ def test_tiles_without_a_known_halo_are_refused():
         assert derain(net, rainy, 32, halo=13).shape == derain(net, rainy).shape == rainy.shape
 
 
+@pytest.mark.parametrize(
+    "rainy, found",
+    [
+        (torch.rand(1, 3, 9, 9) * 255, r"got \S+ to 2\d\d"),
+        (torch.rand(1, 3, 9, 9) * 2 - 1, r"got -\S+ to \S+"),
+        (torch.full((1, 3, 9, 9), 200, dtype=torch.uint8), "got torch.uint8"),
+        (torch.full((1, 3, 9, 9), float("nan")), "got nan to nan"),
+    ],
+)
+def test_other_values_than_from_0_to_1_are_refused(rainy, found):
+    with pytest.raises(ValueError, match=rf"expected floats in \[0, 1\], {found}"):
+        derain(torch.nn.Identity(), rainy)
+
+
 def test_the_halo_is_as_small_as_it_can_be_and_large_enough():
     net = fill(PReNet(2).double(), 4).double()
     assert net.halo == 26 and Derain(6).halo == 78
@@ -261,6 +275,16 @@ def test_deraining_that_makes_it_worse_is_warned_of(tmp_path, run, pairs_folder,
         assert run(*data, "--netDerain", tmp_path / "w.pt") == 0
         warned = "farther from the ground truth than the rainy ones. Check the weights" in capsys.readouterr().err
         assert warned == worse
+
+
+def test_what_is_left_of_earlier_results_is_named(tmp_path, run, pairs_folder, capsys):
+    assert run("--data_path", pairs_folder / "rain", "--gt_path", pairs_folder / "norain") == 0
+    assert "earlier" not in capsys.readouterr().err
+    (pairs_folder / "rain" / "9.png").write_bytes(b"broken")
+    assert run("--data_path", pairs_folder / "rain") == 1
+    said = capsys.readouterr().err
+    assert f"warning: {tmp_path / 'out' / 'metrics.csv'} is of earlier results" in said
+    assert "replace or remove the file" in said and f"{tmp_path / 'out' / '9.png'} is an earlier result" in said
 
 
 def test_metrics_come_from_the_saved_file(tmp_path, run, pairs_folder):

@@ -7,6 +7,7 @@ from common.data import pictures
 from common.data.images import read_image, write_image
 from common.errors import UserError
 from common.evaluation import metrics
+from tests.conftest import photo
 from tests.golden import SHARED, golden_json, needs_data
 
 
@@ -153,3 +154,38 @@ def test_results_of_images_that_hold_both_halves(tmp_path, capsys):
     assert f"{20 * math.log10(255):.4f}" in capsys.readouterr().out and (tmp_path / "t.html").exists()
     with pytest.raises(UserError, match=r"--pred, --gt: each rainy image is its own|both are .*/set"):
         metrics.main(["--pred", str(tmp_path / "set"), "--gt", str(tmp_path / "set")])
+
+
+@pytest.fixture
+def measured(tmp_path, capsys):
+    """Runs metrics on three pairs; returns what it printed."""
+    for k in range(3):
+        write_image(tmp_path / "gt" / f"{k}.png", photo(20, 30, k))
+        for method in ("mine", "other/clean"):
+            write_image(tmp_path / method / f"{k}.png", photo(20, 30, k + len(method)))
+
+    def run(*words):
+        assert metrics.main([*map(str, words), "--gt", str(tmp_path / "gt")]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_two_results_for_one_image_are_an_error(tmp_path, measured):
+    write_image(tmp_path / "mine" / "1.jpg", photo(20, 30, 9))  # of an older version of a program, say
+    with pytest.raises(UserError, match=r"--pred: \S+1\.\w+ and \S+1\.\w+ are results for one image; remove one"):
+        measured("--pred", tmp_path / "mine")
+
+
+def test_a_method_called_clean_keeps_its_pictures(tmp_path, measured):
+    measured("--pred", tmp_path / "mine", tmp_path / "other" / "clean", "--report", tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    assert text.count("<img ") == 3 * 3 and f'alt="{tmp_path / "other" / "clean"}"' in text
+
+
+@pytest.mark.parametrize("flag, ending", [("--csv", ".csv"), ("--report", ".html"), ("--sheet", ".png or .jpg")])
+def test_results_are_not_written_over_images(tmp_path, measured, flag, ending):
+    with pytest.raises(UserError, match=rf"{flag}: \S+2.bmp must end in {ending}"):
+        measured("--pred", tmp_path / "mine", flag, tmp_path / "mine" / "2.bmp")
+    with pytest.raises(UserError, match="--sheet: .* lies in the input folder --pred"):
+        measured("--pred", tmp_path / "other" / "clean", tmp_path / "mine", "--sheet", tmp_path / "mine" / "2.png")

@@ -150,12 +150,16 @@ def derain(net: nn.Module, rainy: Tensor, tile: int = -1, **windows) -> Tensor:
         (N, 3, H, W) on the same device, not clamped.
 
     Raises:
-        ValueError: rainy has another shape.
+        ValueError: rainy has another shape, or values of another kind.
         UserError: tiles for another derainer without a halo, or the reverse.
         DerainerError: another derainer failed, on this size perhaps.
     """
     if rainy.ndim != 4 or rainy.shape[1] != 3 or 0 in rainy.shape:
         raise ValueError(f"expected rainy images (N, 3, H, W), got {tuple(rainy.shape)}")
+    # Resizing leaves values a little outside of [0, 1].
+    if not (rainy.is_floating_point() and rainy.min() >= -0.5 and rainy.max() <= 1.5):
+        found = f"{rainy.min():.2f} to {rainy.max():.2f}" if rainy.is_floating_point() else rainy.dtype
+        raise ValueError(f"expected floats in [0, 1], got {found}")
     number, _, height, width = rainy.shape
     how = Windows(tile, **windows)
     if not derainer.is_prenet(net):

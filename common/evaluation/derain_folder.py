@@ -120,7 +120,13 @@ def derain_folder(net: nn.Module, args: argparse.Namespace, device: torch.device
             title = f"Rain removed from {len(pictures)} images with {Path(weights).name}"
             table.page(save / page.NAME, title, pictures, ("rainy", "derained"), halves)
             print(f"page: {save / page.NAME}")
-    problems = [result.problem for result in done.values() if result.problem]
+        if not table.rows and (save / "metrics.csv").exists():
+            print(f"warning: {save / 'metrics.csv'} is of earlier results; --gt_path measures these", file=sys.stderr)
+    problems = []
+    for name, result in done.items():
+        if result.problem:
+            earlier = not result.written and results[name].exists()
+            problems.append(result.problem + (f" ({results[name]} is an earlier result)" if earlier else ""))
     if problems:
         tell(problems, f"{len(problems)} of {len(done)} images could not be derained or measured")
     return 1 if problems else 0

@@ -25,6 +25,7 @@ from ..data.images import (
     image_format,
     list_images,
     read_image,
+    require_outside,
     to_eight_bits,
     to_float,
     write_image,
@@ -223,15 +224,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def labels(paths: list[str]) -> list[str]:
-    """Names of files or folders: the last part of each path, or the whole paths where these are not distinct."""
+    """Names of folders: the last part of each path, or the whole paths where these are not distinct or 'clean'."""
     names = [Path(path).name for path in paths]
-    return names if len(set(names)) == len(names) else paths
+    return names if len({*names, "clean"}) == len(names) + 1 else paths
 
 
 def _rows(pairs: list[Pair]) -> dict[object, Pair]:
-    """By ground truth, or where one has several results (Rain1400), by the name of the result."""
+    """By ground truth, or where one has several results (Rain1400), by the name of the result.
+
+    Raises:
+        UserError: two results have the same name and ground truth.
+    """
     rows: dict[object, Pair] = {pair.clean: pair for pair in pairs}
-    return rows if len(rows) == len(pairs) else {Path(pair.name).with_suffix(""): pair for pair in pairs}
+    if len(rows) == len(pairs):
+        return rows
+    rows = {}
+    for pair in pairs:
+        other = rows.setdefault(Path(pair.name).with_suffix(""), pair)
+        if other is not pair:
+            raise UserError(f"--pred: {other.rainy} and {pair.rainy} are results for one image; remove one")
+    return rows
 
 
 def _sheet(path: Path, pictures: dict[str, dict[str, Path]], half: str) -> None:
@@ -246,8 +258,16 @@ def _sheet(path: Path, pictures: dict[str, dict[str, Path]], half: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    if args.sheet and Path(args.sheet).suffix.lower() not in (".png", ".jpg"):
-        raise UserError(f"--sheet: {args.sheet} must end in .png or .jpg")
+    for flag, path, endings in (
+        ("--csv", args.csv, (".csv",)),
+        ("--sheet", args.sheet, (".png", ".jpg")),
+        ("--report", args.report, (".html",)),
+    ):
+        if path and not path.lower().endswith(endings):  # nor is an image overwritten
+            raise UserError(f"{flag}: {path} must end in {' or '.join(endings)}")
+    for flag, folder in [("--gt", args.gt), *(("--pred", folder) for folder in args.pred)]:
+        if args.sheet:
+            require_outside("--sheet", Path(args.sheet), {flag: folder})
     columns = labels(args.pred) if len(args.pred) > 1 else ["result"]
     half, methods = Pairing(side_by_side=args.side_by_side).halves[1], {}
     for label, folder in zip(columns, args.pred, strict=True):

@@ -78,9 +78,11 @@ def load(path: Path, flag: str, hint: str = "") -> object:
         for pattern, (is_a, remedy) in FOREIGN.items():
             if re.match(pattern, start + str(error).encode(), re.DOTALL):
                 raise UserError(f"{flag}: {path} {is_a}. {remedy}.") from None
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({found[1]})" if found else ""
         raise UserError(
-            f"{flag}: {path} is no PyTorch checkpoint, is damaged, or holds code or objects besides weights; nothing "
-            "of it was run. Fetch it again, or save the network's state_dict() alone and load that."
+            f"{flag}: {path} is no PyTorch checkpoint, is damaged, or holds code or objects besides weights{what}; "
+            "nothing of it was run. Fetch it again, or save the network's state_dict() alone and load that."
         ) from None
 
 
@@ -227,7 +229,13 @@ def put_weights(net: nn.Module, content: object, kind: str, where: str) -> None:
         raise UserError(
             f"{where}: this does not fit. Expected: {expected}. {REMEDIES.get(kind, '')} PyTorch says: {text:.600}"
         ) from None
-    broken = [key for key, weight in net.named_parameters() if not torch.isfinite(weight).all()]
+    floats = {key: value for key, value in net.state_dict().items() if value.is_floating_point()}
+    for key in floats:
+        if not content[key].is_floating_point():  # loading would make floats of them
+            raise UserError(
+                f"{where}: {key} holds {content[key].dtype}, not floats; take the weights of full precision"
+            )
+    broken = [key for key, weight in floats.items() if not torch.isfinite(weight).all()]
     if broken:
         raise UserError(
             f"{where}: {broken[0]} is not finite. The training that wrote it went wrong; use an earlier checkpoint."
