@@ -202,8 +202,10 @@ def run(main: Callable[[], int | None], torchrun: bool = False) -> int:
     Args:
         torchrun: whether the script shares its work out among the processes that torchrun starts; see distributed.py.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+    for name in ("stdout", "stderr"):
+        if (stream := getattr(sys, name)) is None:  # closed: its number would go to the first file that is opened
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (as long as the process)
+        elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)  # file names may hold anything
     if distributed.is_launched() and not torchrun:
         _complain("error: this command runs in one process; start it with python, not with torchrun")

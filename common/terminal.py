@@ -55,7 +55,7 @@ def progress_bar(iterable: Iterable | None = None, hidden: bool = False, **optio
 
     Where stderr is no terminal, it is a line from time to time, and nothing for what is done before the first one.
     """
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():  # None in programs with windows alone
         options |= {"file": _Lines(), "delay": EVERY, "mininterval": EVERY, "maxinterval": EVERY}
     return tqdm(iterable, disable=bool(hidden or _results), **options)
 

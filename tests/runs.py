@@ -52,10 +52,10 @@ def content(model):
     return files | {path.name: path.read_text() for path in model.glob("*.json")}
 
 
-def log_of(model):
-    """The rows of a run's log.csv without the seconds, as text."""
+def log_of(model, but=("seconds",)):
+    """The rows of a run's log.csv, as text."""
     with open(f"{model}_logs/log.csv", newline="") as file:
-        return [{name: text for name, text in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+        return [{name: text for name, text in row.items() if name not in but} for row in csv.DictReader(file)]
 
 
 def tensorboard_of(model):

@@ -95,6 +95,13 @@ def test_progress_in_a_file_is_a_line_from_time_to_time(monkeypatch, capsys):
     assert [line.partition("%")[0] for line in lines] == ["turning:  33", "turning:  67", "turning: 100", ""]
 
 
+def test_closed_streams_are_no_trouble(monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert list(terminal.progress_bar(range(3))) == [0, 1, 2]  # in a program of others
+    assert cli.run(lambda: print("x", file=sys.stderr)) == 0 and sys.stdout is not None
+
+
 def test_what_is_printed_into_a_file_is_there_at_once(tmp_path, monkeypatch):
     def main():
         print("begun")

@@ -111,7 +111,10 @@ def test_a_failure_in_validation_does_not_lose_the_epoch(pairs_folder, tmp_path,
         train(pairs_folder, model, "--niter", 2, *val)
     state = load(model / "train_state_last.pt")
     assert (state["epoch"], state["step"]) == (0, 6)
+    state["sums"]["seconds"] += 100  # as if the steps had taken longer
+    torch.save(state, model / "train_state_last.pt")
     train(pairs_folder, model, "--niter", 2, *val)
+    assert 100 < float(log_of(model, ())[0]["seconds"]) < 200
     train(pairs_folder, tmp_path / "other", "--niter", 2, *val)
     a, b = (load(folder / "train_state_last.pt") for folder in (model, tmp_path / "other"))
     assert same(a["nets"], b["nets"]) and a["best"] == b["best"]

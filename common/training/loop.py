@@ -256,7 +256,8 @@ class _Loop:
     def save(self) -> None:
         """Save the full state, if all losses are finite."""
         self.sums.require_finite(self.index - 1)
-        self.folder.sums = self.sums.plain() if self.folder.step else {}
+        seconds = {"seconds": time.monotonic() - self.began}
+        self.folder.sums = self.sums.plain() | seconds if self.folder.step else {}
         try:
             self.log.flush()
         finally:  # a full disk of logs loses no steps
@@ -266,10 +267,10 @@ class _Loop:
     def run_epoch(self, batches: Iterator[Tensor], stop: Stop, rates: Numbers) -> None:
         """Train to the end of the epoch, validate, save, log."""
         args, folder, nets = self.args, self.folder, self.models.nets
-        epoch, steps, began = folder.epoch + 1, self.iters_per_epoch - folder.step, time.monotonic()
-        self.sums = LossSums(folder.sums)
+        epoch = folder.epoch + 1
+        self.sums, self.began = LossSums(folder.sums), time.monotonic() - folder.sums.get("seconds", 0.0)
         self.run_steps(batches, stop, rates)
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - self.began
         distributed.broadcast_weights(nets.values(), trainable=False)
         is_last = epoch == args.niter
         scores: Numbers = {}
@@ -289,7 +290,7 @@ class _Loop:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
         measured = "".join(f"  val {name} {value:.4f}" for name, value in scores.items())
         files = f"  saved ..._state_{epoch}.pt" if saving else ""
-        speed = steps / max(seconds, 1e-9)
+        speed = self.iters_per_epoch / max(seconds, 1e-9)
         _say(f"epoch {epoch}/{args.niter}  {shown}{measured}  ({seconds:.0f} s, {speed:.2f} steps/s){files}")
 
     def run_steps(self, batches: Iterator[Tensor], stop: Stop, rates: Numbers) -> None:
