@@ -61,8 +61,8 @@ class RainAugment(v2.Transform):
     share wind and kind of streaks, at other places.
 
     Rain comes from a bank of layers: two at the start, up to 24 later, of which the oldest are replaced. Each crop is
-    turned, scaled, mirrored and cut at random. In each worker the bank takes about 64 * size**2 bytes at most, three times that
-    for coloured rain. Larger images get layers of their own, which takes seconds, and a warning.
+    turned, scaled, mirrored and cut at random. In each worker the bank takes about 64 * size**2 bytes at most, three
+    times that for coloured rain. Larger images get layers of their own, which takes seconds, and a warning.
 
     Args:
         checkpoint: weights of RNet and G (ED_state_N.pt); 'default': those that come with the project.
