@@ -200,7 +200,8 @@ def test_commands_run_in_small(heading, world, capsys, calls):
         code = run(line, world, names)
         said = capsys.readouterr()
         assert code == 0, f"{line}\n{said.out}\n{said.err}"
-        assert "derainer of the project" not in said.out or heading == "README: Remove rain"  # a training is not found
+        found = "derainer of the project" not in said.out  # a training of the command before
+        assert found or heading == "README: Remove rain" or line.startswith("vrgnet")
         rename_weights(world)
 
 
