@@ -88,7 +88,7 @@ def measure(net: Path, pairs: Path, out: Path, flags: list) -> dict[str, dict[st
     if not out.exists():
         part = out.with_name(f"{out.name}.part")  # a run that fails leaves this one
         paths = ["--data_path", pairs / "rain", "--gt_path", pairs / "norain", "--save_path", part]
-        call(["for_syn/test_syn_aug.py", "--model_dir", net, *paths, *flags], out.with_suffix(".txt"))
+        call(["for_syn/test_syn_aug.py", "--model_dir", net, *paths, "--dark_rain", *flags], out.with_suffix(".txt"))
         part.rename(out)
     *_, row = csv.DictReader(io.StringIO((out / "metrics.csv").read_text(errors="surrogateescape"), newline=""))
     return {which: {key: float(row[f"{which}_{key}"]) for key in SCORES} for which in ("rainy", "derained")}
