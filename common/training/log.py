@@ -52,7 +52,8 @@ class Log:
                     path.unlink(missing_ok=True)
             write_bytes(Path(folder, "options.json"), f"{json.dumps(options, indent=2)}\n".encode())
             # A file of its own, also if the last one began in this second.
-            self.file = EventsWriter(str(Path(folder, "events")), f".{step:09}")
+            number = len(list(Path(folder).glob("events.out.tfevents.*")))
+            self.file = EventsWriter(str(Path(folder, "events")), f".{number:06}")
             # TensorBoard forgets what a training that was cut off wrote after the state that it goes on from.
             self.events = [Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))]
         except OSError as error:
