@@ -22,7 +22,7 @@ from .measures import direction
 from .rain import ROOM, RainMaker, auto_scale
 
 FIRST, LAYERS = 2, 24  # layers of the bank: at the start, and at most
-EARLY, LATE = 150, 1000  # crops from one new layer to the next, until the bank is full, and then
+EARLY, LATE = 250, 1000  # crops from one new layer to the next, until the bank is full, and then
 SIDE = 1.6  # side of a layer of the bank, as a multiple of `size`: room for a crop that is turned by 45 degrees
 TURN, ZOOM = 5.0, 0.1  # degrees and share by which a crop is turned and scaled where no knob sets that
 
