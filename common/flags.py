@@ -185,10 +185,15 @@ def add_start_of_derainer(group: Parser) -> None:
     group.add_argument("--init_Derain", type=derainer_path, help=help)
 
 
-def add_start(group: Parser) -> None:
-    """--init_ED and --init_Derain of joint training, see ``start_from``."""
+def add_start_of_generator(group: Parser) -> None:
+    """--init_ED."""
     help = "weights of RNet and G to start from; 'default': the generator that comes with the project"
     group.add_argument("--init_ED", type=generator_path, help=help)
+
+
+def add_start(group: Parser) -> None:
+    """--init_ED and --init_Derain of joint training, see ``start_from``."""
+    add_start_of_generator(group)
     group.add_path("--init_Derain", help="weights of BNet to start from, DerainNet_state_N.pt")
 
 

@@ -54,8 +54,7 @@ def parse_args(argv=None):
     model.add_argument("--nz", type=cli.width, default=128, help="length of the rain code")
     model.add_argument("--nef", type=cli.width, default=32, help="width of G")
     model.add_argument("--ndf", type=cli.width, default=32, help="width of D")
-    help = "weights of RNet and G to start from; 'default': the generator that comes with the project"
-    model.add_argument("--init_ED", type=cli.generator_path, help=help)
+    flags.add_start_of_generator(model)
     optim = parser.group("optimisation")
     help = "steps at the start in which D learns alone; left alone: 300 with --init_ED, else 0"
     optim.add_argument("--critic_first", type=cli.count, help=help)

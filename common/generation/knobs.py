@@ -149,7 +149,7 @@ def _with_density(layer: Layer, shower: Shower, target: Measures) -> Layer:
     white = np.full((layer.height, layer.width), 255, np.uint8)
     inside = cv2.warpAffine(white, layer.matrix(), layer.source.shape[1::-1]) > 0
     sources: list[_Streaks] = []
-    gain, made = 1.0, layer.source
+    gain = 1.0
     for _ in range(ROUNDS):
         threshold = RAINY / gain
         made = np.zeros(layer.source.shape, np.float32)
