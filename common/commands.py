@@ -16,6 +16,7 @@ from . import __version__, cli, flags
 from .data import compose, pack
 from .evaluation import metrics
 from .evaluation.derain_folder import derain_folder
+from .generation.knob_flags import add_knobs, knobs
 from .generation.photos import Rain, rain_on_photos
 from .training.checkpoint import generator_of, load_derainer
 from .training.device import pick_device
@@ -41,7 +42,21 @@ def rain_flags(parser: cli.Parser, save_path: str) -> cli.Parser:
     data.add_path("--data_path", required=True, help="folder of clean photos, or one photo")
     data.add_path("--save_path", save_path, help="where the pairs go")
     data.add_netED("default")
-    flags.add_rain(parser)
+    rain = parser.group("rain")
+    rain.add_argument("--num", type=cli.number(int, 1, 10_000), default=1, help="rains a photo")
+    rain.add_argument("--seed", type=cli.seed, default=0, help="another one gives other rain")
+    rain.add_argument("--intensity", type=cli.number(float, 0, 2), default=1.0, help="factor of the rain, 0 to 2")
+    rain.add_argument(
+        "--coherence", type=cli.number(float, 0, 1), default=0.5, help="how alike rain is all over a photo"
+    )
+    flags.add_switch(rain, "--grey", "rain without colours")
+    help = "factor of the size of the streaks; auto: 1 up to 512 px of the shorter side, longer and wider ones beyond"
+    rain.add_argument("--scale", type=cli.auto_or_scale, metavar="auto|S", help=help)
+    add_knobs(parser)
+    run = parser.group("run")
+    flags.add_switch(run, "--save_layer", "also save the rain alone, in layer/")
+    flags.add_switch(run, "--overwrite", "first delete all pairs of an earlier run")
+    flags.add_device(run)
     return parser
 
 
@@ -55,7 +70,7 @@ def rain(args: argparse.Namespace, generator: str) -> int:
         netED=generator_of(args, pick_device(args.use_gpu, args.gpu_id), generator),
         data_path=args.data_path,
         save_path=args.save_path,
-        rain=Rain(args.seed, args.num, args.intensity, args.coherence, args.grey, args.scale, flags.knobs(args)),
+        rain=Rain(args.seed, args.num, args.intensity, args.coherence, args.grey, args.scale, knobs(args)),
         save_layer=args.save_layer,
         overwrite=args.overwrite,
         hint="Name a folder of clean photos, or one photo.",

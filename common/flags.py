@@ -1,11 +1,9 @@
 """The flags that several scripts share, in groups; their types are those of cli.py."""
 
 import argparse
-from collections.abc import Iterable
 
 from .cli import (
     Parser,
-    auto_or_scale,
     boolean,
     count,
     derainer_name,
@@ -179,6 +177,12 @@ def add_generator(group: argparse.ArgumentParser, netED: str, patch: bool = Fals
         group.add_argument("--patch_size", type=patch_size, default=64, help="side of a patch in px")
 
 
+def add_photos(data: Parser) -> None:
+    """--clean_path of augmented training, see ``augment.crops``."""
+    help = "folder of photos without rain, on which generated rain falls; without --data_path all samples are of these"
+    data.add_path("--clean_path", help=help)
+
+
 def add_start_of_derainer(group: Parser) -> None:
     """--init_Derain of augmented training, see ``augment.start_from``."""
     help = "weights of the derainer to start from; 'default': those of the project, made with --recurrent_iter 3"
@@ -220,77 +224,3 @@ def check_figures(args: argparse.Namespace) -> None:
         raise UserError(f"--dims, --gif: they belong to the sweeps; leave them or --figure {args.figure} out")
     if args.dims and not args.gif:
         raise UserError("--dims: it chooses dimensions to animate; add --gif")
-
-
-KNOBS = {
-    "angle": (-90, 90, "degrees from vertical, lower end to the right"),
-    "density": (0, 1, "share of rainy pixels"),
-    "thickness": (0, 1e3, "median width of streaks in px, at --scale 1"),
-    "brightness": (0, 1, "mean of the rain over rainy pixels"),
-    "tint": (0, 1, "colour of the streaks, which takes some light: 0 leaves it, 1 takes a channel away"),
-    "layers": (1, 8, "showers in a picture, each with its own wind and kind of rain; the knobs are those of each"),
-}  # by name: lowest and highest number that is taken, help
-PRESETS = {
-    "light": {"angle": (-20, 20), "density": (0.03, 0.15), "brightness": (0.05, 0.15)},
-    "heavy": {"angle": (-30, 30), "density": (0.15, 0.4), "brightness": (0.1, 0.25), "layers": (2, 3)},
-    "any": {
-        "angle": (-45, 45),
-        "density": (0.03, 0.4),
-        "thickness": (1.5, 4),
-        "brightness": (0.05, 0.25),
-        "tint": (0, 0.3),
-        "layers": (1, 3),
-    },
-}
-
-
-def add_rain(parser: Parser) -> Parser:
-    """The flags of generate_rain.py beyond its paths and the generator. Returns the group of the run."""
-    rain = parser.group("rain")
-    rain.add_argument("--num", type=number(int, 1, 10_000), default=1, help="rains a photo")
-    rain.add_argument("--seed", type=seed, default=0, help="another one gives other rain")
-    rain.add_argument("--intensity", type=number(float, 0, 2), default=1.0, help="factor of the rain, 0 to 2")
-    rain.add_argument("--coherence", type=number(float, 0, 1), default=0.5, help="how alike rain is all over a photo")
-    add_switch(rain, "--grey", "rain without colours")
-    help = "factor of the size of the streaks; auto: 1 up to 512 px of the shorter side, longer and wider ones beyond"
-    rain.add_argument("--scale", type=auto_or_scale, metavar="auto|S", help=help)
-    knobs = parser.group(
-        "knobs: one number, or two numbers, between which each picture draws its own; without them chance decides"
-    )
-    for name, (low, high, help) in KNOBS.items():
-        kind = number(int if name == "layers" else float, low, high)
-        knobs.add_argument(f"--{name}", type=kind, nargs="+", metavar=("LOW", "HIGH"), help=help)
-    help = "; ".join(f"{name}: {_as_flags(preset)}" for name, preset in PRESETS.items())
-    knobs.add_argument("--preset", choices=PRESETS, help=f"ranges of the knobs that are not set. {help}")
-    run = parser.group("run")
-    add_switch(run, "--save_layer", "also save the rain alone, in layer/")
-    add_switch(run, "--overwrite", "first delete all pairs of an earlier run")
-    add_device(run)
-    return run
-
-
-def knobs(args: argparse.Namespace) -> dict[str, tuple[float, float]]:
-    """The ranges of the knobs of ``add_rain`` that were set, or that --preset sets; 'layers' among them.
-
-    Raises:
-        UserError: more than two numbers, or the first one is the larger one.
-    """
-    ranges, preset = {}, PRESETS.get(args.preset, {})
-    for name in KNOBS:
-        if values := getattr(args, name):
-            if len(values) > 2 or values[0] > values[-1]:
-                raise UserError(f"--{name}: give a number, or a lower and a higher one; got {_text(values)}")
-            ranges[name] = values[0], values[-1]
-        elif name in preset:
-            ranges[name] = preset[name]
-    if preset:
-        print(f"--preset {args.preset}: {_as_flags({name: ranges[name] for name in preset})}")
-    return ranges
-
-
-def _text(values: Iterable[float]) -> str:
-    return " ".join(f"{value:g}" for value in values)
-
-
-def _as_flags(ranges: dict[str, tuple[float, float]]) -> str:
-    return " ".join(f"--{name} {_text(dict.fromkeys(ends))}" for name, ends in ranges.items())

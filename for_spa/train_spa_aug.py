@@ -18,7 +18,9 @@ from common import cli, derainer, flags, precision
 from common.data.pairs import validation_pairs
 from common.data.patches import listed_set
 from common.evaluation.derain import Windows, validator
-from common.training.augment import aug_draw, aug_step, pick_generator, real_samples, start_from, steps_per_epoch
+from common.generation.bank import bank_of
+from common.generation.knob_flags import add_knobs
+from common.training.augment import aug_draw, aug_step, crops, pick_generator, share, start_from
 from common.training.device import pick_device
 from common.training.folder import describe, open_folder
 from common.training.loop import Models, fit
@@ -40,6 +42,7 @@ def parse_args(argv=None):
     parser = cli.Parser(__doc__, __file__)
     data = parser.group("data")
     data.add_path("--data_path", "./data/spa-data/", help="folder of real_world.txt, the list of the pairs, or a pack")
+    flags.add_photos(data)
     data.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step, of all processes")
     data.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px, as in G's training")
     model = parser.group("model")
@@ -51,6 +54,7 @@ def parse_args(argv=None):
         "--milestone", type=cli.positive_int, nargs="+", default=[50, 100, 150], help="epochs: rate x 0.2"
     )
     optim.add_argument("--lr", type=cli.positive, default=1e-3, help="learning rate")
+    add_knobs(parser)
     validation = flags.add_training(parser, log_dir="./aug_spalogs/", model_dir="./aug_spamodels/")
     flags.add_derainer(model, validation)
     flags.add_start_of_derainer(model)
@@ -66,23 +70,24 @@ def main(argv=None):
         if folder.is_new:
             start_from(args, net)
         netED = pick_generator(args, device, GENERATOR)
+        bank = bank_of(args, netED)
         derainer.check(net, args.batchSize, args.patchSize, device)
-        dataset, rule = listed_set(args, device, DATA)
+        dataset, rule = crops(args, device, listed_set, DATA)
         held_out = validation_pairs(args)
         validate = validator(net, held_out, device, Windows.from_flags(args))
         if args.dry_run:
             return describe(folder, dataset, rule, held_out, {"derainer": net, "netED": netED}, device)
         precision.prepare(net, device, args.precision, training=True)
         optimizer = adam(net.parameters(), args.lr)
-        n_real = real_samples(args.batchSize, args.fake_ratio)
+        n_real, iters_per_epoch = share(args)
         fit(
             args=args,
             folder=folder,
             models=Models({NAME: net}, {NAME: optimizer}, frozen=netED),
             dataset=dataset,
-            draw=aug_draw(netED, n_real),
+            draw=aug_draw(netED, n_real, bank and bank.crop, args.manualSeed),
             step=aug_step(net, netED, optimizer, n_real),
-            iters_per_epoch=steps_per_epoch(args.iters_per_epoch, args.fake_ratio),
+            iters_per_epoch=iters_per_epoch,
             gamma=0.2,
             validate=validate,
         )

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from common import flags
 from common.errors import UserError
-from common.generation import knobs
+from common.generation import knob_flags, knobs
 from common.generation.knobs import clamped, missed, set_knobs
 from common.generation.measures import Measures, measure
 from common.generation.rain import RainMaker, exposed
@@ -215,16 +214,16 @@ def test_the_same_seed_gives_the_same_bytes():
 
 def test_flags(capsys):
     args = generate_rain.parse_args(["--data_path", "x", "--angle", "-10", "--density", "0.1", "0.2", "--scale", "2"])
-    assert flags.knobs(args) == {"angle": (-10, -10), "density": (0.1, 0.2)} and args.scale == 2
+    assert knob_flags.knobs(args) == {"angle": (-10, -10), "density": (0.1, 0.2)} and args.scale == 2
     assert generate_rain.parse_args(["--data_path", "x", "--scale", "auto"]).scale is None
     args = generate_rain.parse_args(["--data_path", "x", "--preset", "heavy", "--angle", "5"])
-    assert flags.knobs(args) == flags.PRESETS["heavy"] | {"angle": (5, 5)}
+    assert knob_flags.knobs(args) == knob_flags.PRESETS["heavy"] | {"angle": (5, 5)}
     assert "--preset heavy: --angle 5 --density" in capsys.readouterr().out
-    for preset in flags.PRESETS.values():
+    for preset in knob_flags.PRESETS.values():
         assert clamped(preset)[1] == []
     for words in (["--angle", "9", "-9"], ["--layers", "1", "2", "3"]):
         with pytest.raises(UserError, match=f"{words[0]}: give a number, or a lower and a higher one; got "):
-            flags.knobs(generate_rain.parse_args(["--data_path", "x", *words]))
+            knob_flags.knobs(generate_rain.parse_args(["--data_path", "x", *words]))
     for words in (["--angle", "91"], ["--density", "1.5"], ["--layers", "0"], ["--scale", "0"], ["--scale", "much"]):
         with pytest.raises(SystemExit):
             generate_rain.parse_args(["--data_path", "x", *words])

@@ -280,11 +280,13 @@ def check_pairs(
     patch_size: int,
     flags: str,
     keep: Callable[[int, np.ndarray, np.ndarray], None] | None = None,
+    rain: bool = True,
 ) -> None:
     """Decode every image once, before training: whole, partners of equal size, at least patch-sized (T8, T9).
 
     Args:
         flags: the flags that name the data, for the message.
+        rain: whether the pairs have rain; photos, each of which is its own partner, have none.
         keep: is given the number of each good pair and its images, see ``Pair.read``.
 
     Raises:
@@ -318,7 +320,8 @@ def check_pairs(
         f"{len(problems)} of {len(pairs)} pairs can't be used for training:",
         f"Mend or remove these files ({flags}), or choose a smaller --patchSize where they are too small.",
     )
-    require_rain([pairs[i].name for i in sorted(same)], len(pairs), flags)
+    if rain:
+        require_rain([pairs[i].name for i in sorted(same)], len(pairs), flags)
 
 
 def require_rain(same: list[str], number: int, flags: str) -> None:

@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..precision import require_fast
 from ..terminal import ending_signals
 from . import cache, pack
-from .images import widened
+from .images import images_in, widened
 from .pairs import (
     LIST,
     Pair,
@@ -44,7 +44,14 @@ class PatchDataset(Dataset):
         patch_size: side of the crop in px.
         seed: of the order of the images and of the crops (see ``CropSampler``), 0 or more.
         decoded: all their images; None to read them for every crop.
+
+    Attributes:
+        photos: photos without rain, as pairs with themselves, from which crops come whose number is below 0.
+        n_real: crops at the start of each batch that come from the pairs, where there are photos.
     """
+
+    photos: "PatchDataset | None" = None
+    n_real: int | None = None
 
     def __init__(
         self, pairs: Sequence[Pair], patch_size: int, seed: int, decoded: "cache.Decoded | None" = None
@@ -64,6 +71,16 @@ class PatchDataset(Dataset):
         Raises:
             ImageError: a file vanished or changed since it was checked.
         """
+        if self.photos is not None:
+            real = [key for key in keys if key[0] >= 0]
+            others = [(~n, row, column) for n, row, column in keys if n < 0]
+            parts = [(self._crops, real), (self.photos._crops, others)]
+            crops = [make(some) for make, some in parts if some]
+            kinds = {part.dtype for part in crops}
+            return torch.cat([part if len(kinds) == 1 else torch.from_numpy(widened(part.numpy())) for part in crops])
+        return self._crops(keys)
+
+    def _crops(self, keys: Sequence[Key]) -> Tensor:
         numbers = [int(self.images[n % len(self.pairs)]) for n, _, _ in keys]
         places = [(row, column) for _, row, column in keys]
         if self.decoded is not None:
@@ -75,7 +92,12 @@ class PatchDataset(Dataset):
 
     def fingerprint(self) -> str:
         """Number and names of the pairs in short, and how crops are drawn, to notice that a resumed run sees others."""
-        return f"{len(self.pairs)} pairs, {fingerprint(self.pairs)}, crops {DRAWN}"
+        own = f"{len(self.pairs)} pairs, {fingerprint(self.pairs)}, crops {DRAWN}"
+        return f"{own}; photos: {self.photos.fingerprint()}" if self.photos is not None else own
+
+    def is_decoded(self) -> bool:
+        """Whether all images are in memory."""
+        return self.decoded is not None and (self.photos is None or self.photos.is_decoded())
 
 
 def to_batch(pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,11 +123,14 @@ class CropSampler(Sampler):
         seed: of the order and the places, 0 or more.
         first, last: epochs, counted from 1, both included.
         skip: steps of the first epoch that are done already.
+        n_real: the crops of a batch from there on come from photos: their numbers are -1 - n. None: no crop does.
     """
 
-    def __init__(self, batch_size: int, steps: int, seed: int, first: int, last: int, skip: int = 0) -> None:
+    def __init__(
+        self, batch_size: int, steps: int, seed: int, first: int, last: int, skip: int = 0, n_real: int | None = None
+    ) -> None:
         self.batch_size, self.steps, self.seed = batch_size, steps, seed
-        self.first, self.last, self.skip = first, last, skip
+        self.first, self.last, self.skip, self.n_real = first, last, skip, n_real
 
     def __len__(self) -> int:
         return self.steps * (self.last - self.first + 1) - self.skip
@@ -116,10 +141,14 @@ class CropSampler(Sampler):
         for epoch in range(self.first, self.last + 1):
             rng = np.random.default_rng([self.seed, epoch])
             order, places = rng.permutation(length), rng.random((length, 2))
-            batches = order.reshape(self.steps, self.batch_size)[:, distributed.share()]
-            batches = batches[self.skip if epoch == self.first else 0 :]
-            if len(batches):  # else its steps are done, its validation is not
-                yield (epoch - 1) * length + batches, places[batches]
+            order = order.reshape(self.steps, self.batch_size)
+            numbers = (epoch - 1) * length + order
+            if self.n_real is not None:
+                numbers[:, self.n_real :] = ~numbers[:, self.n_real :]
+            done = self.skip if epoch == self.first else 0
+            numbers, order = (part[done:, distributed.share()] for part in (numbers, order))
+            if len(order):  # else its steps are done, its validation is not
+                yield numbers, places[order]
 
     def __iter__(self) -> Iterator[list[Key]]:
         for numbers, places in self.epochs():
@@ -149,10 +178,10 @@ def crop_loader(
             time than handing it from one process to another; nor for a pack on the CPU, where that is true as well (on
             a GPU the time of this process is dear).
     """
-    if dataset.decoded is not None and dataset.decoded.on_device:
+    if dataset.photos is None and dataset.decoded is not None and dataset.decoded.on_device:
         return device_crops(dataset, sampler), lambda: None
     closing = multiprocessing.Value("b", False)  # from then on the workers end when they are told to
-    if dataset.decoded is not None or (isinstance(dataset.pairs[0], pack.PackedPair) and not pin_memory):
+    if dataset.is_decoded() or (isinstance(dataset.pairs[0], pack.PackedPair) and not pin_memory):
         workers = 0
     loader = DataLoader(
         dataset,
@@ -241,16 +270,32 @@ def listed_set(args: argparse.Namespace, device: torch.device, hint: str) -> tup
     return _checked(pairs, some_of(pairs), args, device, "--data_path"), source
 
 
+def photo_set(args: argparse.Namespace, device: torch.device) -> PatchDataset:
+    """The photos of --clean_path, each as a pair with itself.
+
+    Raises:
+        UserError: see ``images_in`` and ``check_pairs``.
+    """
+    folder = Path(args.clean_path)
+    photos = [Pair(path.as_posix(), folder / path, folder / path) for path in images_in(folder, "--clean_path")]
+    return _checked(photos, some_of(photos), args, device, "--clean_path", rain=False)
+
+
 def _checked(
-    pairs: Sequence[Pair], some: Sequence[Pair], args: argparse.Namespace, device: torch.device, flags: str
+    pairs: Sequence[Pair],
+    some: Sequence[Pair],
+    args: argparse.Namespace,
+    device: torch.device,
+    flags: str,
+    rain: bool = True,
 ) -> PatchDataset:
     """Check pairs, and decode them for the cache while at it."""
     where, p = cache.choose(args, pairs, device), args.patchSize
     decoded = None if where == "none" else cache.Decoded(pairs, where, device)
     if decoded:
-        check_pairs(pairs, p, flags, keep=decoded.put)
+        check_pairs(pairs, p, flags, keep=decoded.put, rain=rain)
     else:
         if len(some) < len(pairs):
             print(f"{len(pairs)} pairs, {len(some)} of them checked now, the others when they are used")
-        check_pairs(some, p, flags)
+        check_pairs(some, p, flags, rain=rain)
     return PatchDataset(pairs, p, args.manualSeed, decoded)

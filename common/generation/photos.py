@@ -84,7 +84,7 @@ def pictures(
     maker: RainMaker, rain: Rain, photo: str, variant: int, clean: np.ndarray
 ) -> tuple[dict[str, np.ndarray], list[tuple[Knobs, Measures]]]:
     """The clean picture, the rain and their sum, by folder, (H, W, 3) uint8; and what was set and reached."""
-    made = {"norain": clean, "layer": np.empty_like(clean), "rain": np.empty_like(clean)}
+    made = {"norain": clean, "layer": np.zeros_like(clean), "rain": clean.copy()}
     height, width = clean.shape[:2]
     rng = draws(rain.seed, photo, variant)
     scale, stretch = (rain.scale, 1.0) if rain.scale else auto_scale(height, width)

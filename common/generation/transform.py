@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import PIL.Image
 import torch
@@ -17,38 +16,9 @@ from torchvision.transforms.v2 import functional as F
 
 from ..training.checkpoint import load_generator
 from ..weights import GENERATOR
-from .knobs import REACH, clamped, set_knobs
-from .measures import direction
+from .bank import FIRST, SIDE, RainBank
+from .knobs import REACH, clamped
 from .rain import ROOM, RainMaker, auto_scale
-
-FIRST, LAYERS = 2, 24  # layers of the bank: at the start, and at most
-EARLY, LATE = 250, 1000  # crops from one new layer to the next, until the bank is full, and then
-SIDE = 1.6  # side of a layer of the bank, as a multiple of `size`: room for a crop that is turned by 45 degrees
-TURN, ZOOM = 5.0, 0.1  # degrees and share by which a crop is turned and scaled where no knob sets that
-
-
-class _Rain:
-    """One rain for images: a layer (S, S, C) uint8, and how crops of it are turned, scaled and mirrored."""
-
-    def __init__(self, layer: np.ndarray, gain: float, turn: float = 0, zoom: float = 1, mirrored: bool = False):
-        self.layer, self.gain = layer, gain
-        sin, cos = np.sin(np.radians(turn)), np.cos(np.radians(turn))
-        self.matrix = np.array([[cos, -sin], [sin, cos]]) / zoom  # from the crop to the layer
-        if mirrored:
-            self.matrix[:, 0] *= -1
-
-    def crop(self, height: int, width: int, rng: np.random.RandomState) -> np.ndarray:
-        """(height, width, C) float32 >= 0 from a random place of the layer."""
-        room = np.array(self.layer.shape[1::-1]) - (width, height)
-        if np.array_equal(self.matrix, np.eye(2)):
-            x, y = (rng.uniform(size=2) * (room + 1)).astype(int)
-            return self.layer[y : y + height, x : x + width] * np.float32(self.gain / 255)
-        half = np.abs(self.matrix) @ (width - 1, height - 1) / 2
-        room = np.array(self.layer.shape[1::-1]) - 1 - 2 * half
-        shift = half + rng.uniform(size=2) * np.maximum(room, 0) - self.matrix @ ((width - 1) / 2, (height - 1) / 2)
-        m, flags = np.hstack([self.matrix, shift[:, None]]), cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-        made = cv2.warpAffine(self.layer, m, (width, height), flags=flags)
-        return made.reshape(height, width, -1) * np.float32(self.gain / 255)
 
 
 class RainAugment(v2.Transform):
@@ -75,8 +45,9 @@ class RainAugment(v2.Transform):
             the same stream in every run of one process; in workers it also depends on the DataLoader's seed.
         size: longer side in px of the largest image that takes its rain from the bank.
         layers: showers in an image, whose rain is added, a number or the range (low, high) to draw it from.
-        knobs: angle, density, thickness, brightness of each shower (see ``measures.Measures``), each a number or the
-            range (low, high) to draw it from. Beyond ``knobs.REACH`` they warn and clamp.
+        knobs: angle, density, thickness, brightness of each shower (see ``measures.Measures``) and tint (0: as it is;
+            1: the colour takes a channel away), each a number or the range (low, high) to draw it from. Beyond
+            ``knobs.REACH`` they warn and clamp.
 
     Raises:
         UserError: the checkpoint is missing or the wrong one.
@@ -99,64 +70,29 @@ class RainAugment(v2.Transform):
         **knobs: float | Sequence[float] | None,
     ) -> None:
         super().__init__()
-        if wrong := [name for name in knobs if name not in REACH]:
-            raise TypeError(f"RainAugment has no argument {wrong[0]}; the knobs are {', '.join(REACH)}")
+        if wrong := [name for name in knobs if name not in (*REACH, "tint")]:
+            raise TypeError(f"RainAugment has no argument {wrong[0]}; the knobs are {', '.join(REACH)}, tint")
         _range("p", p, 0, 1)
         _range("coherence", coherence, 0, 1)
-        ranges = {name: _range(name, knobs[name]) for name in REACH if knobs.get(name) is not None}
+        knobs, texts = clamped({name: _range(name, ends) for name, ends in knobs.items() if ends is not None})
+        if "tint" in knobs:
+            _range("tint", knobs["tint"], 0, 1)
         if intensity is None:
-            intensity = 1 if ranges.keys() & {"density", "brightness"} else (0.5, 1.5)
-        self.p, self.intensity, self.size = p, _range("intensity", intensity, 0, 2), size
-        self.coherence, self.grey, self.seed = coherence, grey, seed
-        self.layers = tuple(int(end) for end in _range("layers", layers, 1, 8))
-        if self.layers != _range("layers", layers):
+            intensity = 1 if knobs.keys() & {"density", "brightness"} else (0.5, 1.5)
+        self.p, self.size, self.seed, self.knobs = p, size, seed, knobs
+        knobs["layers"] = tuple(int(end) for end in _range("layers", layers, 0, 8))
+        if knobs["layers"] != _range("layers", layers):
             raise ValueError(f"layers: expected whole numbers, got {layers}")
-        self.knobs, texts = clamped(ranges)
         for text in texts:
             warnings.warn(f"RainAugment: {text}", stacklevel=2)
         path = GENERATOR if checkpoint == "default" else Path(checkpoint).expanduser()
-        self._maker = RainMaker(load_generator(path, "checkpoint").float())  # whatever torch's default dtype is
-        self._bank: list[tuple[np.ndarray, float]] = []  # layers and their angles, the oldest first
-        self._calls = self._crops = 0
-        self._warned = False
+        maker = RainMaker(load_generator(path, "checkpoint").float())  # whatever torch's default dtype is
         start = torch.randint(2**32, (1,)).item() if seed is None else seed
-        for k in range(FIRST):
-            self._add_layer(np.random.RandomState([start, k]))
-
-    def _add_layer(self, rng: np.random.RandomState) -> None:
-        side = round(SIDE * self.size) + ROOM
-        layer = self._layer(side, side, rng)
-        angle = direction(layer.mean(2, dtype=np.float32))
-        self._bank = [*self._bank, (layer, angle if np.isfinite(angle) else 0.0)][-LAYERS:]
-        self._crops = 0
-
-    def _layer(
-        self, height: int, width: int, rng: np.random.RandomState, scale: float = 1, stretch: float = 1, **more: float
-    ) -> np.ndarray:
-        """A layer (height, width, C) uint8 with knobs from their ranges, but for the angle; C is 1 for grey rain."""
-        knobs = {name: rng.uniform(*ends) for name, ends in self.knobs.items() if name != "angle"} | more
-        shower = self._maker.shower(self.coherence, rng)
-        layer = set_knobs(shower, height, width, knobs, scale, stretch)
-        rain = np.rint(255 * np.minimum(layer.pixels(), 1)).astype(np.uint8)
-        return rain.max(2, keepdims=True) if self.grey or (rain == rain[..., :1]).all() else rain
-
-    def _rain(self, height: int, width: int, frames: int, place: int, rng: np.random.RandomState) -> _Rain:
-        """A shower for an image, or for the frames of a video, of this size; ``place``: of its layer in the bank."""
-        angle = {"angle": rng.uniform(*self.knobs["angle"])} if "angle" in self.knobs else {}
-        gain = rng.uniform(*self.intensity)
-        if max(height, width) > self.size:
-            if not self._warned:
-                text = f"an image of {width}x{height} is larger than size={self.size} and gets layers of its own, which"
-                warnings.warn(f"RainAugment: {text} takes seconds; give size={max(height, width)}", stacklevel=2)
-                self._warned = True
-            tall = height + height // 2 * (frames > 1)  # room to fall
-            return _Rain(self._layer(tall, width, rng, *auto_scale(height, width), **angle), gain)
-        layer, own = self._bank[place % len(self._bank)]
-        self._crops += 1
-        zoom = 1.0 if "thickness" in self.knobs else float(np.exp(rng.uniform(-ZOOM, ZOOM)))
-        if angle:
-            return _Rain(layer, gain, angle["angle"] - own, zoom)
-        return _Rain(layer, gain, rng.uniform(-TURN, TURN), zoom, rng.uniform() < 0.5)
+        gains = _range("intensity", intensity, 0, 2)
+        self.bank = RainBank(maker, round(SIDE * size) + ROOM, [start], knobs, gains, coherence, grey)
+        for k in range(FIRST):  # workers get them with the transform
+            self.bank.layer(k)
+        self._start, self._calls, self._crops, self._warned = start, 0, 0, False
 
     def extra_repr(self) -> str:
         """What ``print`` shows: the arguments."""
@@ -169,16 +105,13 @@ class RainAugment(v2.Transform):
             raise TypeError(f"RainAugment takes tensors and PIL images, got {kinds}; put v2.ToImage() before it")
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        worker = get_worker_info()
+        other = (worker.seed % 2**32, worker.seed // 2**32 % 2**32) if worker else (0, 0)
+        self.bank.seed = self._start, *other
         if self.seed is None:
-            draw = torch.randint(2**32, (4,)).tolist()
-        else:
-            worker = get_worker_info()
-            self._calls += 1
-            other = worker.seed if worker else 0
-            draw = [self.seed, other % 2**32, other // 2**32 % 2**32, self._calls % 2**32]
-        if self._crops >= (EARLY if len(self._bank) < LAYERS else LATE):
-            self._add_layer(np.random.RandomState([*draw, 1]))
-        return {"draw": draw}
+            return {"draw": torch.randint(2**32, (4,)).tolist()}
+        self._calls += 1
+        return {"draw": [self.seed, *other, self._calls % 2**32]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if isinstance(inpt, PIL.Image.Image):
@@ -197,9 +130,17 @@ class RainAugment(v2.Transform):
     def _rained_on(self, clip: Tensor, rng: np.random.RandomState) -> Tensor:
         """One rain on all frames (T, C, H, W)."""
         frames, channels, height, width = clip.shape
-        number = rng.randint(self.layers[0], self.layers[1] + 1)
-        showers = [self._rain(height, width, frames, k, rng) for k in rng.permutation(LAYERS)[:number]]
-        crops = np.stack([sum(rain.crop(height, width, rng) for rain in showers) for _ in clip])
+        large = None
+        if max(height, width) > self.size:
+            if not self._warned:
+                text = f"an image of {width}x{height} is larger than size={self.size} and gets layers of its own, which"
+                warnings.warn(f"RainAugment: {text} takes seconds; give size={max(height, width)}", stacklevel=2)
+                self._warned = True
+            large = height + height // 2 * (frames > 1), width, *auto_scale(height, width)  # room to fall
+        else:
+            self._crops += 1
+        showers, dry = self.bank.showers(self._crops, rng, large), np.zeros((height, width, 1), np.float32)
+        crops = np.stack([sum((rain.crop(height, width, rng) for rain in showers), dry) for _ in clip])
         layer = torch.from_numpy(crops).permute(0, 3, 1, 2).to(clip.device)
         layer = layer.amax(1, keepdim=True) if channels == 1 else layer
         if clip.dtype == torch.uint8:

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .. import derainer, distributed
+from ..data.patches import PatchDataset, photo_set
 from ..errors import UserError
 from ..models import EDNet
 from .checkpoint import generator_of, kind_of_derainer, load_weights
@@ -44,12 +46,12 @@ def rain_on(netED: EDNet, rainy: Tensor, clean: Tensor, n_real: int, z: Tensor) 
 
     Args:
         rainy, clean: (N, 3, p, p) in [0, 1].
-        z: (N - n_real, nz) standard normal draw.
+        z: (N - n_real, nz) standard normal draw, or (N - n_real, 3, p, p) rain that was made of one before.
 
     Returns:
         (N, 3, p, p): rainy[:n_real], then clamp(clean + G(z), 0, 1).
     """
-    generated = (clean[n_real:] + netED.sample(z)).clamp(0, 1)
+    generated = (clean[n_real:] + (netED.sample(z) if z.ndim == 2 else z)).clamp(0, 1)
     return torch.cat((rainy[:n_real], generated))
 
 
@@ -94,12 +96,25 @@ def aug_step(
     return step
 
 
-def aug_draw(netED: EDNet | None, n_real: int) -> Callable[[Tensor, Tensor, int, int], tuple]:
-    """The inputs of a step for ``fit``: (None, rainy, clean, rain codes); codes are drawn for the whole batch."""
+def aug_draw(
+    netED: EDNet | None, n_real: int, crop: Callable[..., np.ndarray] | None = None, seed: int = 0
+) -> Callable[[Tensor, Tensor, int, int], tuple]:
+    """The inputs of a step for ``fit``: (None, rainy, clean, rain codes); codes are drawn for the whole batch.
+
+    Args:
+        crop: makes the rain of a crop in place of codes, see ``RainBank.crop``.
+        seed: of its random numbers, beside the number of the step and of the sample.
+    """
 
     def draw(rainy: Tensor, clean: Tensor, index: int, whole: int) -> tuple:
         if netED is None:
             return None, rainy, clean
+        if crop is not None:
+            rain = np.empty((*rainy.shape[2:], 3, len(own := range(whole - n_real)[distributed.share(n_real)])))
+            for k in own:
+                rng = np.random.RandomState([seed, index, k])
+                rain[..., k - own.start] = crop(*rainy.shape[2:], index * (whole - n_real) + k, rng)
+            return None, rainy, clean, torch.from_numpy(rain).float().permute(3, 2, 0, 1).to(rainy.device)
         codes = torch.randn(whole - n_real, netED.nz, device=rainy.device)
         return None, rainy, clean, codes[distributed.share(n_real)]
 
@@ -116,16 +131,57 @@ def start_from(args: argparse.Namespace, net: nn.Module) -> None:
         load_weights(net, args.init_Derain, kind_of_derainer(args), "--init_Derain")
 
 
+def crops(
+    args: argparse.Namespace, device: torch.device, pairs: Callable[..., tuple[PatchDataset, str]], hint: str
+) -> tuple[PatchDataset, str]:
+    """The crops of augmented training: of pairs alone, of pairs and of the photos of --clean_path, or of these alone.
+
+    Args:
+        pairs: ``training_set`` or ``listed_set``, with their ``hint``.
+
+    Returns:
+        The data set, and where it comes from in words.
+
+    Raises:
+        UserError: see ``photo_set`` and ``pairs``.
+    """
+    if args.clean_path is None:
+        return pairs(args, device, hint)
+    if _photos_alone(args):
+        return photo_set(args, device), "photos of --clean_path"
+    dataset, rule = pairs(args, device, hint)
+    dataset.photos, dataset.n_real = photo_set(args, device), real_samples(args.batchSize, args.fake_ratio)
+    return dataset, f"{rule}; and {len(dataset.photos.pairs)} photos of --clean_path"
+
+
+def _photos_alone(args: argparse.Namespace) -> bool:
+    return args.clean_path is not None and "data_path" not in args.given
+
+
+def share(args: argparse.Namespace) -> tuple[int, int]:
+    """n_real, samples of a batch that keep their own rain, and the steps of an epoch.
+
+    Without pairs no sample is real, and --fake_ratio is not used.
+    """
+    if _photos_alone(args):
+        return 0, args.iters_per_epoch
+    return real_samples(args.batchSize, args.fake_ratio), steps_per_epoch(args.iters_per_epoch, args.fake_ratio)
+
+
 def pick_generator(args: argparse.Namespace, device: torch.device, hint: str) -> EDNet | None:
     """The generator of --netED, see ``generator_of``; None where --fake_ratio is 0, which needs none.
 
     Raises:
         UserError: see ``generator_of``; or a batch has no sample for generated rain.
     """
-    if args.fake_ratio == 0:
+    n_real = share(args)[0]
+    if args.fake_ratio == 0 and n_real:
+        if args.clean_path is not None:
+            raise UserError(
+                "--clean_path: with --fake_ratio 0 there is no generated rain to put on photos; leave it out"
+            )
         return None
     net = generator_of(args, device, hint)
-    n_real = real_samples(args.batchSize, args.fake_ratio)
     if n_real == args.batchSize:
         ratio = _exact(args.fake_ratio)
         raise UserError(

@@ -35,7 +35,7 @@ STATES = ("train_state_last.pt", "train_state_prev.pt")  # newest first
 FREE = {"niter", "workers", "use_gpu", "gpu_id", "cache", "cuda_graphs", "save_every"}
 FREE |= {"log_every", "val_every", "pad_to", "pad_square", "log_dir"}
 # Files may move. Other data and another generator are told by their content, another network by its shapes.
-INPUTS = {"data_path", "gt_path", "val_data_path", "val_gt_path", "streaks", "clean"}
+INPUTS = {"data_path", "gt_path", "val_data_path", "val_gt_path", "streaks", "clean", "clean_path"}
 FREE |= INPUTS | {"netED", "derainer", "init_ED", "init_Derain"}
 PER_CALL = {"resume", "overwrite", "dry_run", "quiet", "save_minutes", "model_dir", "given", "defaults"}
 

@@ -211,7 +211,8 @@ def fit(
         return distributed.average(losses, weight), images
 
     loop = _Loop(args, folder, models, iters_per_epoch, train_on, validate)
-    sampler = CropSampler(args.batchSize, iters_per_epoch, dataset.seed, folder.epoch + 1, args.niter, folder.step)
+    epochs = folder.epoch + 1, args.niter, folder.step
+    sampler = CropSampler(args.batchSize, iters_per_epoch, dataset.seed, *epochs, dataset.n_real)
     loader, close = crop_loader(dataset, sampler, args.workers, pin_memory=device.type == "cuda")
     _say(f"training from epoch {folder.epoch + 1}/{args.niter}, step {folder.step + 1}/{iters_per_epoch}, on {device}")
     with stop_request() as stop:
