@@ -5,12 +5,14 @@ import inspect
 import shutil
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch.optim import Adam
 
-from common.data.images import read_image
+from common.data.images import read_image, write_image
 from common.errors import UserError
+from common.generation import bank
 from common.models import EDNet, PReNet
 from common.training import augment, joint
 from common.training.checkpoint import load_generator
@@ -170,6 +172,64 @@ def batches(monkeypatch):
         augment, "a_step", lambda net, o, rainy, clean: seen.append((rainy, clean)) or real(net, o, rainy, clean)
     )
     return seen
+
+
+KNOBS = ["--layers", 0, 2, "--angle", -40, 40, "--tint", 0, 0.3]
+
+
+def train_on_photos(folder, model, *more):
+    flags = ["--clean_path", folder / "norain", "--model_dir", model, "--log_dir", f"{model}_logs"]
+    return train_syn_aug.main([*map(str, flags), *SMALL, *map(str, more)])
+
+
+def test_photos_take_the_generated_rain(pairs_folder, generator, tmp_path, monkeypatch):
+    """The real samples of a batch stay those of the pairs, and the generated ones are all of the photos."""
+    seen, flags = batches(monkeypatch), ["--netED", generator, "--niter", 1]
+    train(pairs_folder, tmp_path / "pairs", *flags)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    grey = np.arange(40, 80, dtype=np.uint8)[:, None, None].repeat(50, 1).repeat(3, 2)
+    write_image(photos / "one.png", grey)
+    for cache in ("ram", "none"):
+        train(pairs_folder, tmp_path / cache, *flags, "--clean_path", photos, "--cache", cache)
+    plain, mixed, read = seen[:6], seen[6:12], seen[12:]
+    for (rainy, clean), (rainy_p, clean_p), again in zip(plain, mixed, read, strict=True):
+        assert torch.equal(rainy[:2], rainy_p[:2]) and torch.equal(clean[:2], clean_p[:2])
+        assert (clean_p[2] == clean_p[2, :1]).all() and (clean_p[2, 0] == clean_p[2, 0, :, :1]).all()
+        assert not torch.equal(rainy_p[2], clean_p[2]) and not torch.equal(clean_p[2], clean[2])
+        assert torch.equal(rainy_p, again[0]) and torch.equal(clean_p, again[1])
+
+
+@pytest.mark.parametrize("knobs", [[], KNOBS])
+def test_without_pairs_every_sample_is_generated_and_a_stop_leaves_no_trace(
+    pairs_folder, generator, tmp_path, monkeypatch, quick, knobs
+):
+    monkeypatch.setattr(bank, "EARLY", 5)  # crops from layer to layer
+    seen, flags = batches(monkeypatch), ["--netED", generator, *knobs]
+    train_on_photos(pairs_folder, tmp_path / "whole", *flags, "--niter", 2)
+    assert len(seen) == 8
+    dry = [torch.equal(r, c) for rainy, clean in seen for r, c in zip(rainy, clean, strict=True)]
+    assert any(dry) == bool(knobs) and not all(dry)  # with --layers 0 2 some stay clean
+    colours = [(rainy - clean).amax((0, 2, 3)) for rainy, clean in seen]
+    assert any(np.ptp(colour.numpy()) > 0.01 for colour in colours)
+    for niter in (1, 2):
+        train_on_photos(pairs_folder, tmp_path / "parts", *flags, "--niter", niter)
+    whole, parts = (load(tmp_path / name / "Aug_DerainNet_state_2.pt") for name in ("whole", "parts"))
+    assert same(whole, parts)
+
+
+def test_photos_and_knobs_that_make_no_sense(pairs_folder, generator, tmp_path, capsys):
+    for words, message in (
+        (["--clean_path", tmp_path / "none"], "--clean_path: .*none is not a folder"),
+        (["--clean_path", pairs_folder / "norain", "--fake_ratio", 0], "--clean_path: with --fake_ratio 0"),
+        (["--angle", 5, "--fake_ratio", 0], "--angle: with --fake_ratio 0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(pairs_folder, tmp_path / "model", "--netED", generator, *words)
+    train_on_photos(pairs_folder, tmp_path / "model", "--netED", generator, "--angle", 80, "--dry_run")
+    said = capsys.readouterr()
+    assert "4 photos of --clean_path" in said.out and "a batch: 0 crops with their own rain, 3 with" in said.out
+    assert "--angle 80 is out of reach" in said.err
 
 
 def test_what_a_training_sees(pairs_folder, generator, tmp_path, monkeypatch):

@@ -148,7 +148,8 @@ def crops(
     if args.clean_path is None:
         return pairs(args, device, hint)
     if _photos_alone(args):
-        return photo_set(args, device), "photos of --clean_path"
+        dataset = photo_set(args, device)
+        return dataset, f"{len(dataset.pairs)} photos of --clean_path"
     dataset, rule = pairs(args, device, hint)
     dataset.photos, dataset.n_real = photo_set(args, device), real_samples(args.batchSize, args.fake_ratio)
     return dataset, f"{rule}; and {len(dataset.photos.pairs)} photos of --clean_path"
