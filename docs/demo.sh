@@ -24,16 +24,17 @@ python for_syn/test_interpolation.py $test --netED default --manualSeed 1 --save
 rm -f $demo/latent/seed10/*.gif
 python for_syn/test_disentanglement.py --netED default --manualSeed 10 --gif --save_fake $demo/latent $cpu
 
-echo "== 4/6 augmented training (A+): a derainer of two stages, with fresh rain of the generator in every step"
-python for_syn/train_syn_aug.py $pairs $small --netED default --recurrent_iter 2 --niter 2 --iters_per_epoch 80 \
-  --milestone 1 --lr 2e-3 --model_dir $demo/aug_models --log_dir $demo/aug_logs
-python for_syn/test_syn_aug.py $test --model_dir $demo/aug_models --save_path $demo/derained
+echo "== 4/6 removing rain, with the derainer that comes with the project"
+python for_syn/test_syn_aug.py $test --save_path $demo/derained
 python -m common.evaluation.metrics --pred $demo/test/rain $demo/derained --gt $demo/test/norain \
-  --sheet $demo/comparison.png
+  --sheet $demo/comparison.png --quiet
 
-echo "== 5/6 joint training, started from that generator: a few steps, to show that it runs"
+echo "== 5/6 both steps of the paper, a few steps each, to show that they run: joint training, started from that generator,"
 python for_syn/train_syn_joint.py $pairs $small --init_ED default --stage 2 --niter 1 --iters_per_epoch 40 \
   --milestone 1 --model_dir $demo/models --log_dir $demo/logs
+echo "   and augmented training (A+): a derainer learns from pairs, and from fresh rain of the generator in every step"
+python for_syn/train_syn_aug.py $pairs $small --netED default --recurrent_iter 2 --niter 1 --iters_per_epoch 20 \
+  --model_dir $demo/aug_models --log_dir $demo/aug_logs
 python for_syn/test_disentanglement.py --netED $demo/models/ED_state_1.pt --figure generated --save_fake $demo/joint $cpu
 
 echo "== 6/6 all pictures on one page"
@@ -46,5 +47,5 @@ python -m common.data.demo --out ${demo}_results \
 brightened, and both photos with it." \
   $demo/latent/seed10/sheet.png "The dimensions of the rain code that change the rain most." \
   "$(ls $demo/latent/seed10/dim*.gif | head -n 1)" "One of them as an animation." \
-  $demo/comparison.png "Removing rain: rainy, derained by a derainer that learned for 160 steps on generated rain, clean." \
+  $demo/comparison.png "Removing rain: rainy, derained by the derainer that comes with the project, clean." \
   $demo/joint/generated.png "Rain after 40 steps of joint training that started from the generator: still rain."

@@ -20,6 +20,7 @@ from common import cli, flags
 from common.data.layers import layer_set
 from common.models import EDNet
 from common.precision import set_arithmetic
+from common.terminal import print_result
 from common.training.checkpoint import load_weights
 from common.training.device import pick_device
 from common.training.ema import EMA
@@ -107,6 +108,10 @@ def main(argv=None):
             iters_per_epoch=args.iters_per_epoch,
             gamma=0.5,
         )
+        made = folder.path / f"ED_ema_state_{args.niter}.pt"
+        print_result(f"its rain on photos: generate_rain.py --netED {made} --data_path PHOTOS")
+        print_result(f"a derainer that learns from it: train_syn_aug.py --netED {made} --clean_path PHOTOS")
+        print_result("RNet has not learned. Rain on photos does not need it; train_syn_encoder.py trains it.")
 
 
 if __name__ == "__main__":
