@@ -182,11 +182,11 @@ def recorded_row(args: argparse.Namespace, device: torch.device, work: str, prec
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__, module=__spec__.name)
+    parser = cli.Parser(__doc__, cli.typed("benchmark"))
     works = (*TRAININGS, "derain", "all")
     parser.add_argument("work", nargs="?", choices=works, default="joint", help="what to measure")
-    flags.add_speed(parser, default="fp32", several=True)
-    flags.add_recording(parser)
+    flags.add_speed(parser, default=["fp32"], nargs="+")
+    flags.add_switch(parser, "--cuda_graphs", "also measure recorded steps, and compare them")
     parser.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step")
     parser.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px")
     flags.add_device(parser)

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -20,7 +21,6 @@ from . import distributed, terminal, weights
 from .errors import UserError, is_out_of_memory
 
 EXIT_CODES = "exit codes: 0 done; 1 done in part, or stopped by trouble; 2 a mistake in the flags or files; 130 Ctrl-C"
-DEFAULT = "default"  # the word for the generator that comes with the project
 QUIET = "print results, warnings and errors alone"
 SHORT = {"metrics": "evaluation.metrics", "compose": "data.compose", "pack": "data.pack"}  # vrgnet NAME runs a module
 FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or what one may have of it
@@ -50,35 +50,15 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         doc: the docstring, shown by --help.
-        script: the script's ``__file__``.
-        module: in place of a script, the name of a module that runs, see ``typed``.
+        name: the script's ``__file__``, or how the command is typed.
     """
 
-    def __init__(self, doc: str, script: str | None = None, module: str | None = None) -> None:
-        name = Path(script).name if script else None
-        if module:
-            own = module.partition(".")[2]
-            name = typed(own)
-            doc = doc.replace(f"python -m common.{own}", name)
-        super().__init__(prog=name, description=doc, epilog=EXIT_CODES, formatter_class=Formatter, allow_abbrev=False)
-        self.usage = "%(prog)s [FLAGS]"
+    def __init__(self, doc: str, name: str) -> None:
+        doc = re.sub(r"python -m common\.([\w.]+)", lambda match: typed(match[1]), doc)
+        super().__init__(
+            Path(name).name, "%(prog)s [FLAGS]", doc, EXIT_CODES, formatter_class=Formatter, allow_abbrev=False
+        )
         self.add_argument("--quiet", type=boolean, nargs="?", const=True, default=False, help=QUIET)
-
-    def group(self, title: str) -> "Parser":
-        """A titled section of --help."""
-        group = self.add_argument_group(title)
-        group.add_path = lambda flag, default=None, **kwargs: Parser.add_path(group, flag, default, **kwargs)
-        group.add_netED = lambda default=None, **kwargs: Parser.add_netED(group, default, **kwargs)
-        return group  # with what a Parser has
-
-    def add_netED(self, default: str | None = None, **kwargs) -> None:
-        """--netED, which takes a file or 'default'."""
-        help = "weights of RNet and G; 'default': the generator that comes with the project"
-        self.add_argument("--netED", type=generator_path, default=default, help=help, **kwargs)
-
-    def add_path(self, flag: str, default: str | None = None, **kwargs) -> None:
-        """A flag that takes a file or folder."""
-        self.add_argument(flag, type=path, default=default, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and end with exit code 2; once, of several processes."""
@@ -86,21 +66,19 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, None if distributed.launch_rank() else text)
 
     def parse_args(self, argv: list[str] | None = None) -> argparse.Namespace:
-        """The flags as a namespace; ``given`` names those on the command line, ``defaults`` are the values of all."""
-        actions = [a for a in self._actions if a.dest not in (argparse.SUPPRESS, "help")]
-        missing = object()
-        args = super().parse_args(argv, argparse.Namespace(**{action.dest: missing for action in actions}))
-        defaults = {action.dest: action.default for action in actions}
-        for action in actions:
-            if action.type in (path, generator_path) and action.default is not None:
-                defaults[action.dest] = action.type(action.default)
-        args.given = {name for name in defaults if getattr(args, name) is not missing}
-        for name in defaults.keys() - args.given:
-            setattr(args, name, defaults[name])
+        """The flags as a namespace; ``given`` names those on the command line, ``defaults`` has those of all."""
+        defaults = {action.dest: action.default for action in self._actions if action.dest != "help"}
+        untouched = argparse.Namespace(**dict.fromkeys(defaults, argparse.SUPPRESS))
+        found = vars(super().parse_args(argv, untouched))
+        args = super().parse_args(argv)
+        args.given = {name for name, value in found.items() if value is not argparse.SUPPRESS}
         args.defaults = defaults
         if args.quiet:
             terminal.hush()
         return args
+
+
+# --- types of flags --------------------------------------------------------------------------------------------------
 
 
 def path(text: str) -> str:
@@ -112,12 +90,12 @@ def path(text: str) -> str:
 
 def generator_path(text: str) -> str:
     """The path of a generator, or the word for the one that comes with the project."""
-    return str(weights.GENERATOR) if text == DEFAULT else path(text)
+    return path(weights.named(text, weights.GENERATOR))
 
 
 def derainer_path(text: str) -> str:
     """The path of a derainer's weights, or the word for those that come with the project."""
-    return str(weights.DERAINER) if text == DEFAULT else path(text)
+    return path(weights.named(text, weights.DERAINER))
 
 
 def boolean(text: str) -> bool:
@@ -164,36 +142,7 @@ def patch_size(text: str) -> int:
     return value
 
 
-def pattern(text: str) -> str:
-    """A pattern of names, with one {}."""
-    if text.count("{}") != 1:
-        raise argparse.ArgumentTypeError(f"expected one {{}}, for the part that both names share, got {text!r}")
-    return text
-
-
-def auto_or_scale(text: str) -> float | None:
-    """A type of --scale: 'auto' is None."""
-    return None if text == "auto" else number(float, 0.1, 100)(text)
-
-
-def derainer_name(text: str) -> str:
-    """prenet, package.module:Class, or path/to/file.py:Class, whose path is made absolute."""
-    module, _, name = text.rpartition(":")
-    if module.endswith(".py") and name.isidentifier():
-        return f"{path(module)}:{name}"
-    if text != "prenet" and not all(part.isidentifier() for part in [*module.split("."), name]):
-        raise argparse.ArgumentTypeError(
-            f"expected prenet, package.module:Class or path/to/file.py:Class, got {text!r}"
-        )
-    return text
-
-
-def key_value(text: str) -> str:
-    """key=value, where the key is a name."""
-    key, equals, _ = text.partition("=")
-    if not (equals and key.isidentifier()):
-        raise argparse.ArgumentTypeError(f"expected key=value, got {text!r}")
-    return text
+# --- running a command -----------------------------------------------------------------------------------------------
 
 
 def run(main: Callable[[], int | None], torchrun: bool = False) -> int:

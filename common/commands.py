@@ -20,7 +20,6 @@ from .generation.knob_flags import add_knobs, knobs
 from .generation.photos import Rain, rain_on_photos
 from .training.checkpoint import generator_of, load_derainer
 from .training.device import pick_device
-from .weights import DERAINER
 
 RAIN = """Rain of a trained generator on any photos: exact rainy/clean pairs, ready for training, of any size.
 
@@ -36,24 +35,28 @@ Writes a derained image for each, and report.html, a page with sliders; with --g
 """
 
 
+def auto_or_scale(text: str) -> float | None:
+    """A type of --scale: 'auto' is None."""
+    return None if text == "auto" else cli.number(float, 0.1, 100)(text)
+
+
 def rain_flags(parser: cli.Parser, save_path: str) -> cli.Parser:
     """The flags of ``rain`` and of generate_rain.py, whose default --save_path differs."""
-    data = parser.group("data")
-    data.add_path("--data_path", required=True, help="folder of clean photos, or one photo")
-    data.add_path("--save_path", save_path, help="where the pairs go")
-    data.add_netED("default")
-    rain = parser.group("rain")
+    data = parser.add_argument_group("data")
+    flags.add_path(data, "--data_path", required=True, help="folder of clean photos, or one photo")
+    flags.add_path(data, "--save_path", save_path, help="where the pairs go")
+    flags.add_netED(data)
+    rain = parser.add_argument_group("rain")
     rain.add_argument("--num", type=cli.number(int, 1, 10_000), default=1, help="rains a photo")
     rain.add_argument("--seed", type=cli.seed, default=0, help="another one gives other rain")
     rain.add_argument("--intensity", type=cli.number(float, 0, 2), default=1.0, help="factor of the rain, 0 to 2")
-    rain.add_argument(
-        "--coherence", type=cli.number(float, 0, 1), default=0.5, help="how alike rain is all over a photo"
-    )
+    help = "how alike rain is all over a photo"
+    rain.add_argument("--coherence", type=cli.number(float, 0, 1), default=0.5, help=help)
     flags.add_switch(rain, "--grey", "rain without colours")
     help = "factor of the size of the streaks; auto: 1 up to 512 px of the shorter side, longer and wider ones beyond"
-    rain.add_argument("--scale", type=cli.auto_or_scale, metavar="auto|S", help=help)
+    rain.add_argument("--scale", type=auto_or_scale, metavar="auto|S", help=help)
     add_knobs(parser)
-    run = parser.group("run")
+    run = parser.add_argument_group("run")
     flags.add_switch(run, "--save_layer", "also save the rain alone, in layer/")
     flags.add_switch(run, "--overwrite", "first delete all pairs of an earlier run")
     flags.add_device(run)
@@ -79,17 +82,18 @@ def rain(args: argparse.Namespace, generator: str) -> int:
 
 def derain_flags(parser: cli.Parser, data_path: str | None, save_path: str, model_dir: str) -> cli.Parser:
     """The flags of ``derain`` and of the test scripts of A+, whose default paths differ; without one it is required."""
-    data = parser.group("data")
-    data.add_path("--data_path", data_path, required=not data_path, help="folder of rainy images, or one image")
-    data.add_path("--gt_path", help="clean images, for PSNR and SSIM")
+    data = parser.add_argument_group("data")
+    flags.add_path(data, "--data_path", data_path, required=not data_path, help="folder of rainy images, or one image")
+    flags.add_path(data, "--gt_path", help="clean images, for PSNR and SSIM")
     flags.add_pairing(data)
-    data.add_path("--save_path", save_path, help="where the derained images go")
-    model = parser.group("model")
-    help = "weights: a file, or a folder for its newest one; without a default folder the project's derainer"
-    model.add_path("--model_dir", model_dir, help=help)
-    run = parser.group("run")
+    flags.add_path(data, "--save_path", save_path, help="where the derained images go")
+    model = parser.add_argument_group("model")
+    help = "weights: a file, or a folder for its newest one; 'default', or without that folder: the project's"
+    model.add_argument("--model_dir", type=cli.derainer_path, default=model_dir, help=help)
+    run = parser.add_argument_group("run")
     flags.add_derainer(model, run)
-    flags.add_tile_halo(run)
+    help = "margin of a tile in px, for a derainer of your own with --tile"
+    run.add_argument("--tile_halo", type=cli.count, help=help)
     flags.add_deraining(run)
     return parser
 
@@ -106,14 +110,12 @@ def derain(args: argparse.Namespace, data: str, checkpoint: str) -> int:
 
 
 def _rain(argv: list[str]) -> int:
-    parser = rain_flags(cli.Parser(RAIN), "./pairs/")
-    parser.prog = "vrgnet rain"
+    parser = rain_flags(cli.Parser(RAIN, "vrgnet rain"), "./pairs/")
     return rain(parser.parse_args(argv), "Leave --netED out for the generator that comes with the project.")
 
 
 def _derain(argv: list[str]) -> int:
-    parser = derain_flags(cli.Parser(DERAIN), None, "./derained/", str(DERAINER))
-    parser.prog = "vrgnet derain"
+    parser = derain_flags(cli.Parser(DERAIN, "vrgnet derain"), None, "./derained/", "default")
     weights = "Leave --model_dir out for the derainer that comes with the project."
     return derain(parser.parse_args(argv), "Name a folder of rainy images, or one image.", weights)
 

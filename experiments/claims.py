@@ -239,11 +239,11 @@ def rain(args: argparse.Namespace, rows: list[dict]) -> np.ndarray:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__, __file__)
-    parser.add_path("--data", required=True, help="folder of the data sets, see above")
-    parser.add_path("--out", required=True, help="folder for everything; the same one goes on")
+    flags.add_path(parser, "--data", required=True, help="folder of the data sets, see above")
+    flags.add_path(parser, "--out", required=True, help="folder for everything; the same one goes on")
     parser.add_argument("--cells", nargs="+", choices=list(CELLS), default=list(CELLS), help="kind of rain and pairs")
     parser.add_argument("--seeds", nargs="+", type=cli.seed, default=[1, 2, 3], help="of the derainers")
-    parser.add_netED("default")
+    flags.add_netED(parser, "default")
     parser.add_argument("--steps", type=cli.positive_int, default=1200, help="of each derainer")
     parser.add_argument("--batchSize", type=cli.number(int, 3), default=3, help="crops in a step of a derainer")
     parser.add_argument("--generator_steps", type=cli.positive_int, default=4000, help="of each generator")

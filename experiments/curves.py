@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import cli
+from common import cli, flags
 from experiments.experiment import read_log
 
 COLUMNS = 3  # panels side by side
@@ -20,8 +20,8 @@ COLUMNS = 3  # panels side by side
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__, __file__)
-    parser.add_path("--log_dir", required=True, nargs="+", help="that of a training, or of several to compare")
-    parser.add_path("--out", required=True, help="the picture to write, .png or .jpg")
+    flags.add_path(parser, "--log_dir", required=True, nargs="+", help="that of a training, or of several to compare")
+    flags.add_path(parser, "--out", required=True, help="the picture to write, .png or .jpg")
     return parser.parse_args(argv)
 
 

@@ -258,10 +258,10 @@ def compare(
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__, __file__)
-    parser.add_path("--real", required=True, help="folder of real rain on black")
-    parser.add_netED(required=True)
+    flags.add_path(parser, "--real", required=True, help="folder of real rain on black")
+    flags.add_netED(parser, required=True)
     parser.add_argument("--hold_out", type=cli.number(int, 2), default=20, help="layers that were held out in training")
-    parser.add_path("--csv", help="also write the table to this file")
+    flags.add_path(parser, "--csv", help="also write the table to this file")
     flags.add_device(parser)
     return parser.parse_args(argv)
 

@@ -86,8 +86,8 @@ def picture(maker: RainMaker, name: str, seed: int) -> tuple[list[np.ndarray], l
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__, __file__)
-    parser.add_netED("default")
-    parser.add_path("--out", required=True, help="folder of the report")
+    flags.add_netED(parser, "default")
+    flags.add_path(parser, "--out", required=True, help="folder of the report")
     parser.add_argument("--pictures", type=cli.number(int, 2, 1000), default=8, help="rains at each value of a knob")
     parser.add_argument("--seed", type=cli.seed, default=0, help="of the rains")
     flags.add_device(parser)

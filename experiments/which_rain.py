@@ -154,12 +154,12 @@ def table(rows: list[dict], rainy: dict[str, dict[str, float]]) -> str:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__, __file__)
-    parser.add_path("--clean", required=True, help="folder of photos without rain")
-    parser.add_path("--streaks", help="folder of real rain on black, for the kind 'real'")
+    flags.add_path(parser, "--clean", required=True, help="folder of photos without rain")
+    flags.add_path(parser, "--streaks", help="folder of real rain on black, for the kind 'real'")
     parser.add_argument("--hold_out", type=cli.count, default=20, help="of --streaks, left out as in G's training")
-    parser.add_netED("default")
+    flags.add_netED(parser, "default")
     parser.add_argument("--test", nargs="+", required=True, metavar="NAME=FOLDER", help="test sets: rain/ and norain/")
-    parser.add_path("--out", required=True, help="folder for everything; the same one goes on")
+    flags.add_path(parser, "--out", required=True, help="folder for everything; the same one goes on")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of rain")
     parser.add_argument("--seeds", nargs="+", type=cli.seed, default=[1, 2, 3], help="of the trainings")
     parser.add_argument("--steps", type=cli.positive_int, default=3000, help="of each training")

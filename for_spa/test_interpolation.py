@@ -28,18 +28,20 @@ GENERATOR = (
 
 def parse_args(argv=None):
     parser = cli.Parser(__doc__, __file__)
-    data = parser.group("data")
+    data = parser.add_argument_group("data")
     results = "./interpolation_results"
-    data.add_path("--data_path", f"{results}/test_data/spa-data/rain", help="folder of two rainy images, A and B")
-    data.add_path("--gt_path", f"{results}/test_data/spa-data/norain", help="folder of their clean partners")
+    flags.add_path(data, "--data_path", f"{results}/test_data/spa-data/rain", help="folder of two rainy images")
+    flags.add_path(data, "--gt_path", f"{results}/test_data/spa-data/norain", help="folder of their clean partners")
     flags.add_pairing(data)
-    data.add_path("--save_patch", f"{results}/test_data/spa-data/crop_patch/", help="where the crops go")
-    data.add_path(
-        "--save_inputfake", f"{results}/generated_data/spa-data/input_fake/", help="where crops with new rain go"
+    flags.add_path(data, "--save_patch", f"{results}/test_data/spa-data/crop_patch/", help="where the crops go")
+    flags.add_path(
+        data, "--save_inputfake", f"{results}/generated_data/spa-data/input_fake/", help="where crops with new rain go"
     )
-    data.add_path("--save_rainfake", f"{results}/generated_data/spa-data/rain_fake/", help="where that rain goes")
-    flags.add_generator(parser.group("model"), "./spamodels/ED_state_800.pt", patch=True)
-    run = parser.group("run")
+    flags.add_path(data, "--save_rainfake", f"{results}/generated_data/spa-data/rain_fake/", help="where the rain goes")
+    model = parser.add_argument_group("model")
+    flags.add_generator(model, "./spamodels/ED_state_800.pt")
+    model.add_argument("--patch_size", type=cli.patch_size, default=64, help="side of a patch in px")
+    run = parser.add_argument_group("run")
     run.add_argument(
         "--posterior", choices=("draw", "mean"), default="draw", help="draw the codes from their posterior, or its mean"
     )

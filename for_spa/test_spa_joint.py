@@ -22,15 +22,15 @@ CHECKPOINT = "Train one with train_spa_joint.py, or name the authors' DerainNet_
 
 def parse_args(argv=None):
     parser = cli.Parser(__doc__, __file__)
-    data = parser.group("data")
-    data.add_path("--data_path", "./data/spa-data/test/small/rain", help="folder of rainy images, or one image")
-    data.add_path("--gt_path", help="clean images, for PSNR and SSIM")
+    data = parser.add_argument_group("data")
+    flags.add_path(data, "--data_path", "./data/spa-data/test/small/rain", help="folder of rainy images, or one image")
+    flags.add_path(data, "--gt_path", help="clean images, for PSNR and SSIM")
     flags.add_pairing(data)
-    data.add_path("--save_path", "./derained_results/spa-data/", help="where the derained images go")
-    model = parser.group("model")
+    flags.add_path(data, "--save_path", "./derained_results/spa-data/", help="where the derained images go")
+    model = parser.add_argument_group("model")
     model.add_argument("--stage", type=cli.stages, default=6, help="stages of BNet, as in its training")
-    model.add_path("--netDerain", "./spamodels/DerainNet_state_800.pt", help="weights of BNet")
-    flags.add_deraining(parser.group("run"))
+    flags.add_path(model, "--netDerain", "./spamodels/DerainNet_state_800.pt", help="weights of BNet")
+    flags.add_deraining(parser.add_argument_group("run"))
     return parser.parse_args(argv)
 
 

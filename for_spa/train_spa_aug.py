@@ -40,14 +40,14 @@ GENERATOR = (
 
 def parse_args(argv=None):
     parser = cli.Parser(__doc__, __file__)
-    data = parser.group("data")
-    data.add_path("--data_path", "./data/spa-data/", help="folder of real_world.txt, the list of the pairs, or a pack")
+    data = parser.add_argument_group("data")
+    flags.add_path(data, "--data_path", "./data/spa-data/", help="folder of real_world.txt, a list of pairs, or a pack")
     flags.add_photos(data)
     data.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step, of all processes")
     data.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px, as in G's training")
-    model = parser.group("model")
+    model = parser.add_argument_group("model")
     flags.add_generator(model, "./spamodels/ED_state_800.pt")
-    optim = parser.group("optimisation")
+    optim = parser.add_argument_group("optimisation")
     optim.add_argument("--niter", type=cli.positive_int, default=200, help="epochs")
     optim.add_argument("--fake_ratio", type=cli.nonnegative, default=0.5, help="generated samples for a real one")
     optim.add_argument(

@@ -33,14 +33,14 @@ DATA = (
 
 def parse_args(argv=None):
     parser = cli.Parser(__doc__, __file__)
-    data = parser.group("data")
-    data.add_path("--data_path", "./data/spa-data/", help="folder of real_world.txt, the list of the pairs, or a pack")
+    data = parser.add_argument_group("data")
+    flags.add_path(data, "--data_path", "./data/spa-data/", help="folder of real_world.txt, a list of pairs, or a pack")
     data.add_argument("--train_num", type=cli.positive_int, default=1000, help="pairs in the sample")
     data.add_argument("--seed", type=cli.seed, default=5, help="of the choice of these pairs, and of nothing else")
     data.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step, of all processes")
     data.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px")
-    model = parser.group("model")
-    optim = parser.group("optimisation")
+    model = parser.add_argument_group("model")
+    optim = parser.add_argument_group("optimisation")
     optim.add_argument("--niter", type=cli.positive_int, default=200, help="epochs")
     optim.add_argument("--fake_ratio", type=cli.nonnegative, default=0.5, help="that of the training to compare with")
     optim.add_argument(

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli, flags
-from common.generation.latent import SEEDS, run_disentanglement, run_diversity, run_generated
+from common.generation.latent import add_figures, run_figures
 from common.training.checkpoint import generator_of
 from common.training.device import pick_device
 
@@ -28,11 +28,11 @@ GENERATOR = (
 
 def parse_args(argv=None):
     parser = cli.Parser(__doc__, __file__)
-    data = parser.group("data")
-    data.add_path("--save_fake", "./disentanglement_results/rain100L/", help="where the pictures go")
-    flags.add_generator(parser.group("model"), "./syn100lmodels/ED_state_700.pt")
-    run = parser.group("run")
-    flags.add_figures(run)
+    data = parser.add_argument_group("data")
+    flags.add_path(data, "--save_fake", "./disentanglement_results/rain100L/", help="where the pictures go")
+    flags.add_generator(parser.add_argument_group("model"), "./syn100lmodels/ED_state_700.pt")
+    run = parser.add_argument_group("run")
+    add_figures(run)
     flags.add_unused(run, workers=2)
     flags.add_device(run)
     return parser.parse_args(argv)
@@ -40,14 +40,8 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    flags.check_figures(args)
     netED = generator_of(args, pick_device(args.use_gpu, args.gpu_id), GENERATOR)
-    seeds = SEEDS if args.manualSeed is None else (args.manualSeed,)
-    if args.figure == "generated":
-        return run_generated(netED, args.save_fake, seeds[0])
-    if args.figure == "diversity":
-        return run_diversity(netED, args.save_fake, seeds[0])
-    return run_disentanglement(netED=netED, save_fake=args.save_fake, seeds=seeds, dims=args.dims, gif=args.gif)
+    return run_figures(args, netED)
 
 
 if __name__ == "__main__":

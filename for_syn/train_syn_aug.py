@@ -40,15 +40,15 @@ GENERATOR = (
 
 def parse_args(argv=None):
     parser = cli.Parser(__doc__, __file__)
-    data = parser.group("data")
-    data.add_path("--data_path", "./data/rain100L/train/small/rain", help="folder of rainy images, or a pack")
-    data.add_path("--gt_path", "./data/rain100L/train/small/norain", help="folder of their clean partners")
+    data = parser.add_argument_group("data")
+    flags.add_path(data, "--data_path", "./data/rain100L/train/small/rain", help="folder of rainy images, or a pack")
+    flags.add_path(data, "--gt_path", "./data/rain100L/train/small/norain", help="folder of their clean partners")
     flags.add_photos(data)
     data.add_argument("--batchSize", type=cli.positive_int, default=18, help="crops in a step, of all processes")
     data.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px, as in G's training")
-    model = parser.group("model")
+    model = parser.add_argument_group("model")
     flags.add_generator(model, "./syn100lmodels/ED_state_700.pt")
-    optim = parser.group("optimisation")
+    optim = parser.add_argument_group("optimisation")
     optim.add_argument("--niter", type=cli.positive_int, default=200, help="epochs")
     optim.add_argument("--fake_ratio", type=cli.nonnegative, default=0.5, help="generated samples for a real one")
     optim.add_argument(

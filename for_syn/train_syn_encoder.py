@@ -33,11 +33,11 @@ NETED = "Give the file of train_syn_generator.py, ED_ema_state_N.pt."
 
 def parse_args(argv=None):
     parser = cli.Parser(__doc__, __file__)
-    data = parser.group("data")
-    data.add_path("--streaks", help="folder of rain on black, which falls on the photos of --clean; in place of pairs")
-    data.add_path("--clean", help="folder of photos without rain, for --streaks")
-    data.add_path("--data_path", "./data/rain100L/train/small/rain", help="folder of rainy images, or a pack")
-    data.add_path("--gt_path", "./data/rain100L/train/small/norain", help="folder of their clean partners")
+    data = parser.add_argument_group("data")
+    flags.add_path(data, "--streaks", help="folder of rain on black, for the photos of --clean; in place of pairs")
+    flags.add_path(data, "--clean", help="folder of photos without rain, for --streaks")
+    flags.add_path(data, "--data_path", "./data/rain100L/train/small/rain", help="folder of rainy images, or a pack")
+    flags.add_path(data, "--gt_path", "./data/rain100L/train/small/norain", help="folder of their clean partners")
     flags.add_pairing(data)
     data.add_argument("--hold_out", type=cli.count, default=0, help="layers and photos, or pairs, to measure on")
     data.add_argument("--variants", type=cli.positive_int, default=8, help="of each layer: turned, scaled; in memory")
@@ -48,9 +48,9 @@ def parse_args(argv=None):
     data.add_argument(
         "--patchSize", type=cli.patch_size, default=64, help="side of a crop in px, that of the generator"
     )
-    model = parser.group("model")
+    model = parser.add_argument_group("model")
     flags.add_generator(model, "./generator_syn100lmodels/ED_ema_state_40.pt")
-    optim = parser.group("optimisation")
+    optim = parser.add_argument_group("optimisation")
     optim.add_argument("--niter", type=cli.positive_int, default=20, help="epochs")
     optim.add_argument("--w_real", type=cli.nonnegative, default=100, help="weight of the distance to real rain")
     optim.add_argument("--milestone", type=cli.positive_int, nargs="+", default=[14, 18], help="epochs: rate x 0.3")

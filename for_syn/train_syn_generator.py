@@ -38,11 +38,11 @@ DATA = (
 
 def parse_args(argv=None):
     parser = cli.Parser(__doc__, __file__)
-    data = parser.group("data")
-    data.add_path("--streaks", help="folder of rain on black, in place of pairs")
-    data.add_path("--data_path", "./data/rain100L/train/small/rain", help="folder of rainy images, or a pack")
-    data.add_path(
-        "--gt_path", "./data/rain100L/train/small/norain", help="folder of their clean partners; rain = O - B"
+    data = parser.add_argument_group("data")
+    flags.add_path(data, "--streaks", help="folder of rain on black, in place of pairs")
+    flags.add_path(data, "--data_path", "./data/rain100L/train/small/rain", help="folder of rainy images, or a pack")
+    flags.add_path(
+        data, "--gt_path", "./data/rain100L/train/small/norain", help="folder of their clean partners; rain = O - B"
     )
     flags.add_pairing(data)
     data.add_argument("--hold_out", type=cli.count, default=0, help="layers, spread evenly by name, that are left out")
@@ -50,13 +50,13 @@ def parse_args(argv=None):
     data.add_argument("--turn", type=cli.number(float, 0, 45), default=15, help="degrees a variant is turned at most")
     data.add_argument("--batchSize", type=cli.number(int, 2), default=32, help="crops in a step")
     data.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px, a power of two")
-    model = parser.group("model")
+    model = parser.add_argument_group("model")
     model.add_argument("--nc", type=cli.number(int, 3, 3), default=3, help="image channels")
     model.add_argument("--nz", type=cli.width, default=128, help="length of the rain code")
     model.add_argument("--nef", type=cli.width, default=32, help="width of G")
     model.add_argument("--ndf", type=cli.width, default=32, help="width of D")
     flags.add_start_of_generator(model)
-    optim = parser.group("optimisation")
+    optim = parser.add_argument_group("optimisation")
     help = "steps at the start in which D learns alone; left alone: 300 with --init_ED, else 0"
     optim.add_argument("--critic_first", type=cli.count, help=help)
     optim.add_argument("--niter", type=cli.positive_int, default=40, help="epochs")

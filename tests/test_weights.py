@@ -54,6 +54,7 @@ def test_the_word_default_names_it_wherever_a_generator_is_asked_for(monkeypatch
         assert args.netED == str(weights.GENERATOR) and "netED" in args.given
         assert script.parse_args(["--netED", "./default"]).netED == str(tmp_path / "default")
         assert script.parse_args([]).netED.endswith("syn100lmodels/ED_state_700.pt")
+    assert test_syn_aug.parse_args(["--model_dir", "default"]).model_dir == str(weights.DERAINER)
 
 
 def test_rain_without_naming_a_generator(tmp_path, quick):

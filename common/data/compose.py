@@ -194,10 +194,10 @@ def _holds(path: Path, text: bytes) -> bool:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__, module=__spec__.name)
-    parser.add_path("--clean", required=True, help="folder of clean photos")
-    parser.add_path("--streaks", required=True, help="folder of rain streaks on black")
-    parser.add_path("--out", required=True, help="folder for the pairs, or a pack, NAME.h5")
+    parser = cli.Parser(__doc__, cli.typed("data.compose"))
+    flags.add_path(parser, "--clean", required=True, help="folder of clean photos")
+    flags.add_path(parser, "--streaks", required=True, help="folder of rain streaks on black")
+    flags.add_path(parser, "--out", required=True, help="folder for the pairs, or a pack, NAME.h5")
     parser.add_argument("--num", type=cli.number(int, 1, 1_000_000), required=True, help="pairs to make")
     parser.add_argument("--seed", type=cli.seed, default=0, help="another one gives other pairs")
     parser.add_argument("--layers", type=cli.number(int, 1, 16), default=1, help="streak layers on one photo")

@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .. import cli
+from .. import cli, flags
 from ..files import write_bytes
 from .images import to_float, to_uint8, write_image
 from .page import render
@@ -120,8 +120,8 @@ def show(out: Path, shown: list[str]) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__, module=__spec__.name)
-    parser.add_path("--out", required=True, help="folder for train/ and test/, or of the page")
+    parser = cli.Parser(__doc__, cli.typed("data.demo"))
+    flags.add_path(parser, "--out", required=True, help="folder for train/ and test/, or of the page")
     parser.add_argument("--show", nargs="+", metavar="PICTURE SENTENCE", help="of a page, in turn")
     parser.add_argument("--seed", type=cli.seed, default=0, help="of the rain")
     return parser.parse_args(argv)

@@ -273,12 +273,12 @@ def _fill(file: h5py.File, pairs: Sequence[Pair], names: list[str], workers: int
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__, module=__spec__.name)
-    parser.add_path("--data_path", help=f"folder of rainy images, or folder of {LIST}")
-    parser.add_path("--gt_path", help="folder of their clean partners; left out for a list")
+    parser = cli.Parser(__doc__, cli.typed("data.pack"))
+    flags.add_path(parser, "--data_path", help=f"folder of rainy images, or folder of {LIST}")
+    flags.add_path(parser, "--gt_path", help="folder of their clean partners; left out for a list")
     flags.add_pairing(parser)
-    parser.add_path("--out", help="the pack, NAME.h5")
-    parser.add_path("--verify", help="read a whole pack and compare the checksums of all pairs")
+    flags.add_path(parser, "--out", help="the pack, NAME.h5")
+    flags.add_path(parser, "--verify", help="read a whole pack and compare the checksums of all pairs")
     parser.add_argument("--workers", type=cli.positive_int, default=4, help="threads that decode")
     flags.add_switch(parser, "--overwrite", "replace a file of this name")
     return parser.parse_args(argv)

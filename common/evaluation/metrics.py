@@ -213,13 +213,13 @@ def check_sizes(pairs: list[Pair], flags: str) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__, module=__spec__.name)
-    parser.add_path("--pred", required=True, nargs="+", help="folder of derained images, of any method; or several")
-    parser.add_path("--gt", required=True, help="folder of clean images (names: docs/data.md)")
+    parser = cli.Parser(__doc__, cli.typed("evaluation.metrics"))
+    flags.add_path(parser, "--pred", required=True, nargs="+", help="folder of derained images, or several")
+    flags.add_path(parser, "--gt", required=True, help="folder of clean images (names: docs/data.md)")
     flags.add_pairing(parser, rain=False)
-    parser.add_path("--csv", help="also write the table to this file")
-    parser.add_path("--sheet", help="also write the first four images side by side to this picture (.png or .jpg)")
-    parser.add_path("--report", help="also write a page with the table and before/after sliders to this file (.html)")
+    flags.add_path(parser, "--csv", help="also write the table to this file")
+    flags.add_path(parser, "--sheet", help="also write the first four images to this picture (.png or .jpg)")
+    flags.add_path(parser, "--report", help="also write a page with the table and sliders to this file (.html)")
     return parser.parse_args(argv)
 
 

@@ -30,7 +30,7 @@ PRESETS = {
 
 def add_knobs(parser: Parser) -> None:
     """The knobs and --preset, in a group of their own."""
-    group = parser.group(
+    group = parser.add_argument_group(
         "knobs: one number, or two numbers, between which each picture draws its own; without them chance decides"
     )
     for name, (low, high, help) in KNOBS.items():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .. import cli, flags
 from ..data.images import require_outside, to_float, to_uint8, write_image
 from ..data.pairs import Pair, pairs_of
 from ..data.pictures import beside, enlarged, grid, reduced, row, sheet, strip, write_gif
@@ -129,21 +130,40 @@ def _cropped(pair: Pair, p: int, rng: np.random.RandomState) -> list[np.ndarray]
     return [to_float(image)[top : top + p, left : left + p] for image in (rainy, clean)]
 
 
-def run_disentanglement(
-    *,
-    netED: EDNet,  # on the device, in eval mode
-    save_fake: str,
-    seeds: Sequence[int],  # of the base codes
-    dims: Sequence[int] | None,  # dimensions for animations; None: those three that change the rain most
-    gif: bool,  # make animations
-) -> int:
-    """Sweep every dimension of every base code: strips, sheets, a ranking of the dimensions; prints where.
+def add_figures(group: flags.Group) -> None:
+    """The flags of ``run_figures``."""
+    help = "sweeps of every dimension; a sheet of random rains; an animation of random rains"
+    group.add_argument("--figure", choices=("sweeps", "generated", "diversity"), default="sweeps", help=help)
+    flags.add_switch(group, "--gif", "also animate the dimensions of --dims")
+    help = "dimensions to animate; else the three that change most"
+    group.add_argument("--dims", type=cli.count, nargs="+", help=help)
+    group.add_argument("--manualSeed", type=cli.seed, help="one seed of the codes, in place of 10, 15, ..., 50")
+
+
+def run_figures(args: argparse.Namespace, netED: EDNet) -> int:
+    """The pictures that --figure names, in the folder --save_fake; prints where.
+
+    Args:
+        args: flags of ``add_figures``, and save_fake.
+        netED: on the device, in eval mode.
 
     Raises:
-        UserError: the code has no such dimension.
+        UserError: flags contradict each other, or the code has no dimension of --dims.
     """
-    folder, nz = Path(save_fake), netED.nz
-    wrong = [d for d in dims or () if not 0 <= d < nz]
+    if args.dims and not args.gif:
+        raise UserError("--dims: it chooses dimensions to animate; add --gif")
+    seeds = SEEDS if args.manualSeed is None else (args.manualSeed,)
+    if args.figure == "sweeps":
+        return _run_sweeps(netED, Path(args.save_fake), seeds, args.dims or (), args.gif)
+    if args.gif:
+        raise UserError(f"--dims, --gif: they belong to the sweeps; leave them or --figure {args.figure} out")
+    return (_run_generated if args.figure == "generated" else _run_diversity)(netED, Path(args.save_fake), seeds[0])
+
+
+def _run_sweeps(netED: EDNet, folder: Path, seeds: Sequence[int], dims: Sequence[int], gif: bool) -> int:
+    """Sweep every dimension of the code of every seed: strips, sheets, a ranking of the dimensions."""
+    nz = netED.nz
+    wrong = [d for d in dims if not 0 <= d < nz]
     if wrong:
         raise UserError(f"--dims: there is no dimension {wrong[0]}; the code of this generator has 0 to {nz - 1}")
     bar = progress_bar(total=len(seeds) * nz, desc="sweeping", unit="dimension")
@@ -196,19 +216,19 @@ def _to_and_fro(netED: EDNet, z: Tensor, dimension: int) -> list[np.ndarray]:
     return frames + frames[-2:0:-1]
 
 
-def run_generated(netED: EDNet, save_fake: str, seed: int) -> int:
-    """A sheet of 8x8 random rains, generated.png; prints where."""
+def _run_generated(netED: EDNet, folder: Path, seed: int) -> int:
+    """A sheet of 8x8 random rains."""
     rain, gain = generated(netED, 64, seed, 2 * TILE)
-    path = Path(save_fake, "generated.png")
+    path = folder / "generated.png"
     write_image(path, grid(rain, 8, WHITE))
     print(f"picture: {path}{f' (rain shown {gain:g}x brighter)' if gain > 1 else ''}")
     return 0
 
 
-def run_diversity(netED: EDNet, save_fake: str, seed: int) -> int:
-    """An animation of 30 random rains, one after the other, diversity.gif; prints where."""
+def _run_diversity(netED: EDNet, folder: Path, seed: int) -> int:
+    """An animation of 30 random rains, one after the other."""
     rain, gain = generated(netED, 30, seed, SIDE)
-    path = Path(save_fake, "diversity.gif")
+    path = folder / "diversity.gif"
     write_gif(path, [row([r], [f"z {k} of 30"], max(r.shape[1], 96)) for k, r in enumerate(rain, 1)], 300)
     print(f"animation: {path}{f' (rain shown {gain:g}x brighter)' if gain > 1 else ''}")
     return 0

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from ..training.checkpoint import load_generator
-from ..weights import GENERATOR
+from ..weights import GENERATOR, named
 from .bank import FIRST, SIDE, RainBank
 from .knobs import REACH, clamped
 from .rain import ROOM, RainMaker, auto_scale
@@ -85,7 +85,7 @@ class RainAugment(v2.Transform):
             raise ValueError(f"layers: expected whole numbers, got {layers}")
         for text in texts:
             warnings.warn(f"RainAugment: {text}", stacklevel=2)
-        path = GENERATOR if checkpoint == "default" else Path(checkpoint).expanduser()
+        path = Path(named(checkpoint, GENERATOR)).expanduser()
         maker = RainMaker(load_generator(path, "checkpoint").float())  # whatever torch's default dtype is
         start = torch.randint(2**32, (1,)).item() if seed is None else seed
         gains = _range("intensity", intensity, 0, 2)
