@@ -7,10 +7,10 @@ whose first element is that. Code is only ever imported for a name on the comman
 import argparse
 import ast
 import copy
-import importlib
 import importlib.util
 import json
 import os
+import pkgutil
 import re
 import shlex
 import sys
@@ -32,7 +32,14 @@ CONTRACT = (
     "element is that."
 )
 SIZES = "Sizes that a network can't take: --pad_to 8 (say) pads them, --pad_square to squares; in training --patchSize."
-CHOICE = {"derainer": str, "derainer_args": list, "recurrent_iter": int, "pad_to": int, "pad_square": bool}
+CHOICE = {
+    "derainer": str,
+    "derainer_args": list,
+    "recurrent_iter": int,
+    "pad_to": int,
+    "pad_square": bool,
+    "stage": int,
+}
 
 
 class DerainerError(UserError):
@@ -61,9 +68,15 @@ def is_custom(args: argparse.Namespace) -> bool:
 
 
 def values(texts: list[str]) -> dict[str, object]:
-    """'key=value' texts to keyword arguments: numbers, booleans (any case), none, lists ([1,2] or 1,2), else text."""
+    """'key=value' texts to keyword arguments: numbers, booleans (any case), none, lists ([1,2] or 1,2), else text.
+
+    Raises:
+        UserError: one has no =.
+    """
     words, found = {"true": True, "false": False, "none": None}, {}
-    for key, _, text in (text.partition("=") for text in texts):
+    for key, equals, text in (text.partition("=") for text in texts):
+        if not equals:
+            raise UserError(f"--derainer_args: expected key=value, got {key!r}")
         try:
             value = words[text.lower()] if text.lower() in words else ast.literal_eval(text)
         except (ValueError, SyntaxError):
@@ -85,30 +98,30 @@ def build(args: argparse.Namespace) -> nn.Module:
         return PReNet(args.recurrent_iter)
     if "recurrent_iter" in args.given:
         raise UserError("--recurrent_iter: it belongs to prenet; other derainers take --derainer_args key=value ...")
+    arguments = values(args.derainer_args)
     try:
-        net = _find(args.derainer)(**values(args.derainer_args))
+        net = _find(args.derainer)(**arguments)
     except Exception as error:
         given = " ".join([" with --derainer_args", *args.derainer_args]) if args.derainer_args else ""
         raise DerainerError(
-            f"--derainer {args.derainer}{given}: {_short(error)}. Check the name, and give its arguments as "
-            "--derainer_args key=value ..."
+            f"--derainer {args.derainer}{given}: {_short(error)}. Name a network as package.module:Class "
+            "or path/to/file.py:Class, and its arguments as --derainer_args key=value ..."
         ) from None
     if not isinstance(net, nn.Module):
         raise DerainerError(f"--derainer {args.derainer}: it makes a {type(net).__name__}. {CONTRACT}")
     return net
 
 
-def _find(spec: str) -> Callable:
-    module_name, _, name = spec.rpartition(":")
-    if not module_name.endswith(".py"):
+def _find(name: str) -> Callable:
+    module, _, attribute = name.rpartition(":")
+    if not module.endswith(".py"):
         sys.path.append(os.getcwd())  # as `python -m` does, but behind everything that is installed
-        return getattr(importlib.import_module(module_name), name)
-    path = Path(module_name)
-    sys.path.append(str(path.parent))
-    found = importlib.util.spec_from_file_location(f"derainer_{path.stem}", path)
-    module = sys.modules[found.name] = importlib.util.module_from_spec(found)  # where dataclasses and pickle look
-    found.loader.exec_module(module)
-    return getattr(module, name)
+        return pkgutil.resolve_name(name)
+    sys.path.append(str(Path(module).parent))
+    spec = importlib.util.spec_from_file_location(f"derainer_{Path(module).stem}", module)
+    made = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses and pickle look
+    spec.loader.exec_module(made)
+    return getattr(made, attribute)
 
 
 def _short(error: Exception) -> str:
@@ -172,100 +185,45 @@ def check(net: nn.Module, batch_size: int, patch_size: int, device: torch.device
     net.load_state_dict(before)
 
 
-# --- the choice beside the weights -----------------------------------------------------------------------------------
-
-
-def flags(choice: dict) -> str:
-    """The choice as it is typed, quoted for the shell."""
-    words = ["--derainer", choice["derainer"]]
-    if choice["derainer"] == PRENET:
-        words += ["--recurrent_iter", str(choice["recurrent_iter"])]
-    if choice["derainer_args"]:
-        words += ["--derainer_args", *choice["derainer_args"]]
-    if choice["pad_to"] > 1:
-        words += ["--pad_to", str(choice["pad_to"])]
-    return shlex.join(words + (["--pad_square"] if choice["pad_square"] else []))
+# --- the flags of a training, beside its weights ---------------------------------------------------------------------
 
 
 def choice_of(args: argparse.Namespace) -> dict:
-    """What is stored of the flags; of joint training only the stages of BNet."""
-    if "derainer" not in args:
-        return {"stage": args.stage}
-    return {key: getattr(args, key) for key in CHOICE}
+    """What is stored of the flags of a training, as far as it has them."""
+    return {key: getattr(args, key) for key in CHOICE if key in args}
 
 
-def choice_file(weights: Path) -> Path:
-    """The file with the choice beside a weights file: Aug_DerainNet_state_9.pt -> Aug_DerainNet.json."""
-    return weights.with_name(re.sub(r"_(state_\d+|best)$", "", weights.stem) + ".json")
-
-
-def stored(weights: Path) -> dict | None:
-    """The choice beside a weights file; None where there is none. Says so where it can't be understood."""
-    path = choice_file(weights)
-    if not path.exists():
-        return None
+def stored(weights: Path) -> dict:
+    """What ``choice_of`` left beside weights, as far as it can be read: Aug_DerainNet.json, for one."""
+    path = weights.with_name(re.sub(r"_(state_\d+|best)$", "", weights.stem) + ".json")
     try:
-        choice = json.loads(path.read_bytes())
-        kinds = {"stage": int} if "stage" in choice else CHOICE
-        return {key: kind(choice[key]) for key, kind in kinds.items()}
-    except (ValueError, TypeError, KeyError):
-        print(f"warning: {path} can't be understood; going by the flags alone", file=sys.stderr)
-        return None
+        found = json.loads(path.read_bytes())
+        return {key: found[key] for key, kind in CHOICE.items() if isinstance(found.get(key), kind)}
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
-def settle(args: argparse.Namespace, weights: Path) -> str:
-    """Bring the flags of a test script in line with the choice beside the weights; says what differs from it.
-
-    Args:
-        args: recurrent_iter, pad_to and pad_square are set from the stored choice, unless they were given.
-
-    Returns:
-        How the weights were trained, for the message when they do not fit; empty if that is not known.
+def follow_training(args: argparse.Namespace, weights: Path) -> None:
+    """Flags that were left alone get their values in the training of the weights, where these stand beside them.
 
     Raises:
         UserError: a derainer of the user's must be named again, so that no code runs for a stored name.
     """
-    choice = stored(weights)
-    if choice is None or "stage" in choice:
-        if args.derainer == PRENET:
-            tell_stages("--recurrent_iter", args.recurrent_iter, None)
-        return ""
-    if choice["derainer"] != PRENET and "derainer" not in args.given:
+    found, now = stored(weights), getattr(args, "derainer", PRENET)
+    name = found.pop("derainer", PRENET)
+    if name != PRENET and "derainer" not in args.given:
         raise UserError(
             f"--model_dir: {weights} was trained with a derainer of its own, and code is only run where you name it. "
-            f"If you trust it, add:\n  {flags(choice)}"
+            f"If you trust it, add --derainer {shlex.quote(name)}"
         )
-    if (choice["derainer"] == PRENET) == (args.derainer == PRENET):
-        for key in ("recurrent_iter", "pad_to", "pad_square"):
-            if key not in args.given:
-                setattr(args, key, choice[key])
-    trained, now = flags(choice), flags(choice_of(args))
-    if now != trained:
-        print(f"warning: {weights.name} was trained with {trained}; now it is {now}", file=sys.stderr)
-    elif args.derainer == PRENET:
-        tell_stages("--recurrent_iter", args.recurrent_iter, args.recurrent_iter)
-    return f"{weights.name} was trained with {trained}"
-
-
-def settle_stage(args: argparse.Namespace, weights: Path) -> None:
-    """Set --stage as it was in the training of BNet, if that stands beside the weights and the flag was not given."""
-    trained = (stored(weights) or {}).get("stage")
-    if trained and "stage" not in args.given:
-        args.stage = trained
-    tell_stages("--stage", args.stage, trained)
-
-
-def tell_stages(flag: str, used: int, trained: int | None) -> None:
-    """Say how many stages a network is used with; weights of another number load, and remove rain badly.
-
-    Args:
-        trained: those of its training; None where no file tells.
-    """
-    if trained is None:
-        print_result(
-            f"note: {used} stages ({flag}); it must be the number of the training, which the weights don't tell"
-        )
-    elif used == trained:
-        print(f"{used} stages, as in the training")
-    else:
-        print(f"warning: {used} stages ({flag}), the training had {trained}", file=sys.stderr)
+    alike = name.rpartition(":")[2] == now.rpartition(":")[2]  # the file may have moved
+    found = {key: value for key, value in found.items() if key in args and alike}
+    for key, value in found.items():
+        if key not in args.given and value != getattr(args, key):
+            setattr(args, key, value)
+            print(f"--{key}: {value}, as in the training of {weights.name}")
+        elif value != getattr(args, key):  # weights load with any number of stages, and remove rain badly
+            print(f"warning: --{key}: {getattr(args, key)}, in the training it was {value}", file=sys.stderr)
+    if now == PRENET and not {"recurrent_iter", "stage"} & found.keys():
+        stages = args.recurrent_iter if "recurrent_iter" in args else args.stage
+        print_result(f"note: {stages} stages; it must be the number of the training, which the weights don't tell")

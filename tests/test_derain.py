@@ -351,7 +351,7 @@ def test_the_stored_number_of_stages_is_used(tmp_path, run, pairs_folder, checkp
     flags, stages = ["--data_path", pairs_folder / "rain" / "8.png"], []
     (tmp_path / "DerainNet.json").write_text('{"stage": 1}')  # as joint training leaves it
     run(*flags, "--stage", 2)
-    assert "warning: 2 stages (--stage), the training had 1" in capsys.readouterr().err
+    assert "warning: --stage: 2, in the training it was 1" in capsys.readouterr().err
     forward = Derain.forward
     monkeypatch.setattr(Derain, "forward", lambda self, x: stages.append(self.derainet.stages) or forward(self, x))
     without = ["--netDerain", checkpoint, "--use_gpu", "false", "--save_path", tmp_path / "out"]

@@ -1,7 +1,5 @@
 """--derainer: the contract of a network, messages where it is broken, sizes, and the choice beside the weights."""
 
-import shlex
-
 import numpy as np
 import pytest
 import torch
@@ -91,26 +89,15 @@ def test_a_file_a_function_and_a_module(net_file, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "flags, message",
-    [
-        (["--derainer", "net.py"], "--derainer: expected prenet, package.module:Class or path/to/file.py:Class"),
-        (["--derainer_args", "width 3"], "--derainer_args: expected key=value, got 'width 3'"),
-    ],
-)
-def test_wrong_flags(flags, message, capsys):
-    with pytest.raises(SystemExit):
-        parse(*flags)
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
     "name, flags, message",
     [
         ("gone.py:Net", [], "FileNotFoundError: .*gone.py"),
         ("net.py:Nets", [], "no attribute 'Nets'"),
         ("net.py:Net", ["--derainer_args", "depth=3"], "TypeError: .*unexpected.*depth.*--derainer_args key=value"),
         ("net.py:number", [], "it makes a int. A derainer is a torch.nn.Module"),
+        ("net.py:Net", ["--derainer_args", "width 3"], "--derainer_args: expected key=value, got 'width 3'"),
         ("net.py:Net", ["--recurrent_iter", 3], "--recurrent_iter: it belongs to prenet"),
+        ("net.py", [], "Name a network as package.module:Class or path/to/file.py:Class"),
         ("broken.py:Net", [], r"ZeroDivisionError: .*\(broken.py, line 2\)"),
     ],
 )
@@ -213,32 +200,28 @@ def trained(pairs_folder, net_file, tmp_path):
     return tmp_path / "model", flags
 
 
-def test_train_test_and_resume(trained, run, tmp_path, pairs_folder, capsys):
+def test_train_and_test(trained, run, tmp_path, pairs_folder, capsys):
     model, flags = trained
     assert set(torch.load(model / "Aug_DerainNet_state_1.pt")) == {"conv.weight", "conv.bias"}
-    assert run("--model_dir", model, "--gt_path", pairs_folder / "norain", *flags) == 0
-    assert "taking Aug_DerainNet_state_1.pt" in capsys.readouterr().out and (tmp_path / "out" / "metrics.csv").exists()
-    train(pairs_folder, model, "--niter", 2, *flags)
-    train(pairs_folder, tmp_path / "whole", *flags, "--niter", 2)
-    one, other = (torch.load(folder / "Aug_DerainNet_state_2.pt") for folder in (model, tmp_path / "whole"))
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert run("--model_dir", model, "--gt_path", pairs_folder / "norain", *flags[:2]) == 0  # what was stored does
+    said = capsys.readouterr()
+    assert "taking Aug_DerainNet_state_1.pt" in said.out and "in the training" not in said.err
+    assert "--derainer_args: ['multiple=4', 'kind=tuple'], as in the training" in said.out
+    assert (tmp_path / "out" / "metrics.csv").exists()
 
 
 def test_no_code_runs_for_a_stored_name(trained, run, net_file, tmp_path):
-    model, flags = trained
+    model, _ = trained
     net_file.write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')\n{FILE}")
     with pytest.raises(UserError) as error:
         run("--model_dir", model)
-    assert str(error.value).endswith(f"If you trust it, add:\n  {shlex.join(map(str, flags))}")
+    assert str(error.value).endswith(f"If you trust it, add --derainer {net_file}:Net")
     assert not (tmp_path / "was_run").exists()
 
 
 def test_a_network_that_fails_later_does_not_lose_the_run(trained, pairs_folder, net_file):
     model, flags = trained
-    text = FILE.replace("def forward", "calls = 0\n\n    def forward", 1).replace(
-        "if rainy.shape[2] %", "self.calls += 1\n        if self.calls > 6 or rainy.shape[2] %"
-    )
-    net_file.write_text(text)
+    net_file.write_text(FILE.replace("SCALE *", "(SCALE if torch.rand(1) < 0.9 else None) *"))
     with pytest.raises(TrainingStopped, match=r"Net failed on a batch .*The last good state is "):
         train(pairs_folder, model, "--niter", 9, *flags)
     assert torch.load(model / "train_state_last.pt")["epoch"] < 9
@@ -275,22 +258,17 @@ def test_results_that_are_not_finite_are_no_images(pairs_folder, tmp_path, run, 
 # --- the choice beside the weights -----------------------------------------------------------------------------------
 
 
-def test_a_moved_file_and_other_arguments(trained, run, pairs_folder, net_file, tmp_path, capsys):
+def test_what_differs_from_the_training_is_told(trained, run, pairs_folder, net_file, tmp_path, capsys):
     model, flags = trained
     moved = net_file.parent.rename(tmp_path / "moved")
-    flags = ["--derainer", f"{moved}/net.py:Net", *flags[2:]]
-    train(pairs_folder, model, "--niter", 2, *flags)
-    assert run("--model_dir", model, *flags[:-2]) == 0 and "warning" not in capsys.readouterr().err  # stored --pad_to
-    run("--model_dir", model, *flags[:2], "--derainer_args", "multiple=2")
-    assert "warning: Aug_DerainNet_state_2.pt was trained with --derainer" in capsys.readouterr().err
-
-
-def test_the_wrong_choice_names_the_right_one(trained, run, net_file):
-    model, _ = trained
-    with pytest.raises(UserError, match=r"this does not fit.*was trained with --derainer \S+net.py:Net"):
-        run("--model_dir", model, "--derainer", "prenet")
-    with pytest.raises(UserError, match=r"Unexpected.*conv.bias.*was trained with --derainer"):
-        run("--model_dir", model, "--derainer", f"{net_file}:Nothing")
+    net = ["--derainer", f"{moved}/net.py:Net"]
+    train(pairs_folder, model, "--niter", 2, *net, *flags[2:])
+    assert run("--model_dir", model, *net) == 0 and "warning" not in capsys.readouterr().err
+    run("--model_dir", model, *net, "--derainer_args", "multiple=2")
+    told = "warning: --derainer_args: ['multiple=2'], in the training it was ['multiple=4', 'kind=tuple']"
+    assert told in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"this does not fit.*Unexpected.*conv.bias"):
+        run("--model_dir", model, "--derainer", f"{moved}/net.py:Nothing")
 
 
 def test_the_stored_number_of_stages_is_used(pairs_folder, tmp_path, run, capsys, monkeypatch):
@@ -299,11 +277,12 @@ def test_the_stored_number_of_stages_is_used(pairs_folder, tmp_path, run, capsys
     stages, forward = [], PReNet.forward
     monkeypatch.setattr(PReNet, "forward", lambda self, x: stages.append(self.stages) or forward(self, x))
     run("--model_dir", model)
-    assert set(stages) == {2}
     run("--model_dir", model, "--recurrent_iter", 1)
-    assert set(stages) == {2, 1}
-    (model / "Aug_DerainNet.json").write_text('{"derainer": 3}')
-    assert run("--model_dir", model) == 0 and "can't be understood" in capsys.readouterr().err
+    assert set(stages) == {2, 1} and "--recurrent_iter: 1, in the training it was 2" in capsys.readouterr().err
+    for broken in ('{"derainer": 3}', "[3", "3"):
+        (model / "Aug_DerainNet.json").write_text(broken)
+        assert run("--model_dir", model, "--recurrent_iter", 1) == 0
+        assert "note: 1 stages; it must be the number of the training" in capsys.readouterr().out
 
 
 def test_a_folder_gives_its_newest_checkpoint(tmp_path, run, capsys):

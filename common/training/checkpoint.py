@@ -118,10 +118,10 @@ def load_derainer(args: argparse.Namespace, hint: str = "") -> nn.Module:
     """The derainer that --model_dir, --derainer and the choice beside the weights name, filled, on the CPU.
 
     Of a folder --model_dir becomes the file that is taken. If the flag is not given and its default folder is missing,
-    it is the derainer that comes with the project. Other flags may be set from the choice, see ``settle``.
+    it is the derainer that comes with the project. Other flags may be set from the choice, see ``follow_training``.
 
     Raises:
-        UserError: see ``newest``, ``load``, ``derainer.settle``, ``derainer.build`` and ``put_weights``.
+        UserError: see ``newest``, ``load``, ``derainer.follow_training``, ``derainer.build`` and ``put_weights``.
     """
     default = Path(args.model_dir)
     if "model_dir" not in args.given and (default == DERAINER or not default.parent.exists()):
@@ -131,23 +131,20 @@ def load_derainer(args: argparse.Namespace, hint: str = "") -> nn.Module:
         print_result("the derainer of the project: common/weights/derainer_default.md; --model_dir takes another")
     path = newest(args.model_dir, "--model_dir", hint)
     args.model_dir, content = str(path), load(path, "--model_dir", hint)
-    trained = derainer.settle(args, path)
-    try:
-        net = derainer.build(args)
-        put_weights(net, content, kind_of_derainer(args), f"--model_dir: {path}")
-    except UserError as error:
-        raise UserError(f"{error} {trained}".rstrip()) from None
+    derainer.follow_training(args, path)
+    net = derainer.build(args)
+    put_weights(net, content, kind_of_derainer(args), f"--model_dir: {path}")
     return net
 
 
 def load_joint(args: argparse.Namespace, hint: str = "") -> Derain:
-    """BNet of --netDerain with the stages of --stage, filled, on the CPU; --stage may be set, see ``settle_stage``.
+    """BNet of --netDerain with the stages of --stage, filled, on the CPU; --stage may be set, see ``follow_training``.
 
     Raises:
         UserError: see ``load_weights``.
     """
     content = load(args.netDerain, "--netDerain", hint)
-    derainer.settle_stage(args, Path(args.netDerain))
+    derainer.follow_training(args, Path(args.netDerain))
     net = Derain(stage=args.stage)
     put_weights(net, content, "joint", f"--netDerain: {args.netDerain}")
     return net
