@@ -65,7 +65,7 @@ def test_released_checkpoints():  # T11: the old format, saved from cuda:0
 @pytest.mark.parametrize(
     "kind, message",
     {
-        "joint": "this is a joint derainer, BNet .*; use test_syn_joint.py",
+        "joint": "this is a joint derainer, BNet; use test_syn_joint.py",
         "augmented": "this is an augmented derainer; use test_syn_aug.py",
         "ED": "this is a generator, ED; it belongs to --netED",
         "D": "this is a critic, D; only joint training uses it",
@@ -80,15 +80,9 @@ def test_the_wrong_file_is_recognised(tmp_path, kind, message):
 
 def test_another_size_names_the_keys_and_shapes(tmp_path):
     torch.save(EDNet(3, 8, 2, 16).state_dict(), tmp_path / "x.pt")
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="does not fit. Expected: a generator.*--nz") as error:
         load_weights(EDNet(3, 4, 2, 16), tmp_path / "x.pt", "ED", "--netED")
-    assert "does not fit. Expected: a generator" in str(error.value) and "--nz" in str(error.value)
     assert "decoder.main.0.weight: copying a param with shape torch.Size([8, 8])" in str(error.value)
-    state = Derain(1).state_dict()
-    state["derainet.extra"] = state.pop("derainet.conv0.0.bias")
-    torch.save(state, tmp_path / "y.pt")
-    with pytest.raises(UserError, match=r"Missing.*derainet.conv0.0.bias.*Unexpected.*derainet.extra"):
-        load_weights(Derain(1), tmp_path / "y.pt", "joint", "--net")
 
 
 @pytest.mark.parametrize(
@@ -114,13 +108,12 @@ FORMS = {
     "MPRNet": (lambda s: {"epoch": 3, "state_dict": after("module.", s), "optimizer": {"state": {0: {"n": s}}}},
         "taking state_dict, what stands behind 'module.'"),
     "BasicSR": (lambda s: {"params": {k: v * 0 for k, v in s.items()}, "params_ema": s},
-        "taking params_ema; also there: params"),
+        "taking params_ema"),
     "Lightning": (lambda s: {"state_dict": after("net.", s) | {"loss.vgg.weight": torch.ones(1)}, "callbacks": {}},
         "taking state_dict, what stands behind 'net.'"),
-    "compiled": (lambda s: {"model": after("module._orig_mod.", s)},
-        "taking model, what stands behind 'module._orig_mod.'"),
-    "two networks": (lambda s: {"netX": {"a": torch.ones(1)}, "nets": {"mine": s}},
-        "taking nets.mine; also there: netX"),
+    "compiled": (lambda s: {"model": after("_orig_mod.", s)},
+        "taking model, what stands behind '_orig_mod.'"),
+    "two networks": (lambda s: {"netX": {"a": torch.ones(1)}, "mine": s}, "taking mine"),
 }  # fmt: skip
 
 
@@ -164,15 +157,14 @@ def test_a_wrapped_network_takes_weights_with_and_without_the_wrapper(tmp_path):
             assert torch.equal(net.conv[0].weight, other.conv[0].weight)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_safetensors(tmp_path, kind):
-    net, other = (small_nets()[kind] for _ in range(2))
+def test_safetensors(tmp_path):
+    net, other = EDNet(3, 4, 2, 16), EDNet(3, 4, 2, 16)
     save_file(after("module.", net.state_dict()), tmp_path / "x.pth")  # known by its content
-    load_weights(other, tmp_path / "x.pth", kind, "--net")
+    load_weights(other, tmp_path / "x.pth", "ED", "--net")
     assert all(torch.equal(value, other.state_dict()[key]) for key, value in net.state_dict().items())
     (tmp_path / "x.pth").write_bytes((tmp_path / "x.pth").read_bytes()[:-9])
     with pytest.raises(UserError, match="is damaged"):
-        load_weights(other, tmp_path / "x.pth", kind, "--net")
+        load_weights(other, tmp_path / "x.pth", "ED", "--net")
 
 
 @pytest.mark.parametrize(
@@ -180,8 +172,6 @@ def test_safetensors(tmp_path, kind):
     [
         (b"\n<!DOCTYPE html><html>", "a web page.*'Download raw file'"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS.*git lfs pull"),
-        (b"\x08\x08\x12\x07pytorch\x1a\x05", "an ONNX model.*weights of PyTorch"),
-        (b"\x89HDF\r\n\x1a\n", "an HDF5 file.*weights of PyTorch"),
         (b"\x1f\x8b\x08", "an archive. Unpack it"),
         (zipped("net.pt"), "an archive. Unpack it"),
         (b"", "empty. Fetch it again"),
@@ -207,15 +197,6 @@ def test_the_object_beside_the_weights_is_named(tmp_path):
     torch.save({"state_dict": Derain(1).state_dict(), "options": argparse.Namespace(a=1)}, tmp_path / "x.pt")
     with pytest.raises(UserError, match="holds code or objects besides weights .argparse.Namespace."):
         load(tmp_path / "x.pt", "--net")
-
-
-@pytest.mark.parametrize("kind", [torch.int8, torch.complex64])
-def test_weights_that_are_no_floats(tmp_path, kind):
-    state = Derain(1).state_dict()
-    state["derainet.conv.0.bias"] = (100 * state["derainet.conv.0.bias"]).to(kind)
-    torch.save(state, tmp_path / "x.pt")
-    with pytest.raises(UserError, match=f"derainet.conv.0.bias holds {kind}, not floats.* of full precision"):
-        load_weights(Derain(1), tmp_path / "x.pt", "joint", "--net")
 
 
 def test_missing_files(tmp_path):
@@ -266,26 +247,12 @@ def test_PReNet_r_is_PReNet_with_equal_blocks(tmp_path, capsys):
     assert "this is PReNet_r, whose one residual block stands for all five" in capsys.readouterr().out
     rainy = torch.rand(1, 3, 9, 8)
     assert torch.equal(net(rainy)[0], other(rainy)[0])
-    with pytest.raises(UserError, match="this is PReNet_r, .*; use test_syn_aug.py"):
-        load_weights(Derain(1), tmp_path / "x.pt", "joint", "--netDerain")
 
 
-def test_the_other_networks_of_PReNets_repository_are_named(tmp_path):
-    state = PReNet(1).state_dict()
-    gates = {key for key in state if key.startswith("conv_")}
-    plain = {key: value for key, value in state.items() if key not in gates}
-    blocks = {key for key in state if key.startswith("res_conv") and not key.startswith("res_conv1")}
-    published = {
-        r"PRN, a PReNet without its LSTM": plain,
-        r"PRN_r, a PReNet without its LSTM": {key: value for key, value in plain.items() if key not in blocks},
-        r"a PReNet with another recurrent unit": plain | {f"conv_{k}.0.weight": torch.ones(1) for k in "zbo"},
-        r"PReNet_x, a PReNet whose stages": state | {"conv0.0.weight": torch.ones(32, 3, 3, 3)},
-    }
-    for message, content in published.items():
-        torch.save(content, tmp_path / "x.pt")
-        with pytest.raises(UserError, match=rf"this is {message}.*; test_syn_aug.py --derainer .*:Class tests it") as e:
-            load_weights(PReNet(1), tmp_path / "x.pt", "augmented", "--model_dir")
-        assert "Set the flags" not in str(e.value)
-    torch.save({"conv.weight": torch.ones(1)}, tmp_path / "x.pt")
-    with pytest.raises(UserError, match="this does not fit.*If it is of another network: test_syn_aug.py"):
+def test_another_network_of_PReNets_repository_has_its_authors_code(tmp_path):
+    PRN = {key: value for key, value in PReNet(1).state_dict().items() if not key.startswith("conv_")}
+    torch.save(PRN, tmp_path / "x.pt")
+    with pytest.raises(
+        UserError, match="this does not fit.*If it is of another network.*test_syn_aug.py --derainer"
+    ):
         load_weights(PReNet(1), tmp_path / "x.pt", "augmented", "--model_dir")

@@ -94,19 +94,14 @@ def newest(path: Path, flag: str, hint: str = "") -> Path:
     """
     if not Path(path).is_dir():
         return Path(path)
-    epochs: dict[str, dict[int, Path]] = {}
-    for file in Path(path).iterdir():
-        if match := re.fullmatch(r"((?:No)?Aug\d*_DerainNet)_state_(\d+)\.pt", file.name):
-            epochs.setdefault(match[1], {})[int(match[2])] = file
-    if len(epochs) != 1:
-        what = (
-            f"weights of several trainings ({', '.join(sorted(epochs))})" if epochs else "no Aug_DerainNet_state_N.pt"
-        )
+    name = r"((?:No)?Aug\d*_DerainNet)_state_(\d+)\.pt"
+    found = [match for file in Path(path).iterdir() if (match := re.fullmatch(name, file.name))]
+    if len(trainings := sorted({match[1] for match in found})) != 1:
+        what = f"weights of several trainings ({', '.join(trainings)})" if found else "no Aug_DerainNet_state_N.pt"
         raise UserError(f"{flag}: {path} is a folder with {what}; name a file. {hint}".strip())
-    of_epoch = next(iter(epochs.values()))
-    file = of_epoch[max(of_epoch)]
-    print(f"{flag}: {path} is a folder; taking {file.name}")
-    return file
+    file = max(found, key=lambda match: int(match[2]))[0]
+    print(f"{flag}: {path} is a folder; taking {file}")
+    return Path(path, file)
 
 
 def kind_of_derainer(args: argparse.Namespace) -> str:
@@ -123,11 +118,11 @@ def load_derainer(args: argparse.Namespace, hint: str = "") -> nn.Module:
     Raises:
         UserError: see ``newest``, ``load``, ``derainer.follow_training``, ``derainer.build`` and ``put_weights``.
     """
-    default = Path(args.model_dir)
-    if "model_dir" not in args.given and (default == DERAINER or not default.parent.exists()):
+    if "model_dir" not in args.given and not Path(args.model_dir).parent.exists():
+        args.model_dir = str(DERAINER)
+    if args.model_dir == str(DERAINER):
         if derainer.is_custom(args):
             raise UserError("--model_dir: name the weights of the derainer of --derainer")
-        args.model_dir = str(DERAINER)
         print_result("the derainer of the project: common/weights/derainer_default.md; --model_dir takes another")
     path = newest(args.model_dir, "--model_dir", hint)
     args.model_dir, content = str(path), load(path, "--model_dir", hint)
@@ -157,7 +152,7 @@ def load_generator(path: Path, flag: str, hint: str = "") -> EDNet:
         UserError: see ``load`` and ``load_weights``.
     """
     ends = {"encoder.main.0.weight", "decoder.main.0.weight"}  # which every size has
-    content, net = unwrapped(load(path, flag, hint), ends, "ED", f"{flag}: {path}"), EDNet()
+    content, net = unwrapped(load(path, flag, hint), ends, f"{flag}: {path}"), EDNet()
     if kind_of(content) == "ED":
         with contextlib.suppress(Exception):  # of a damaged file; put_weights tells
             nef, nc, *_ = content["encoder.main.0.weight"].shape
@@ -209,16 +204,16 @@ def load_weights(net: nn.Module, path: Path, kind: str, flag: str) -> None:
 
 def put_weights(net: nn.Module, content: object, kind: str, where: str) -> None:
     """``load_weights`` for a file that is read already; ``where`` names it in messages. Raises the same."""
-    expected, net = KINDS[kind][0], derainer.inner(net)
-    content = unwrapped(content, net.state_dict().keys(), kind, where)
+    expected, net = KINDS[kind][1], derainer.inner(net)
+    content = unwrapped(content, net.state_dict().keys(), where)
     actual = kind_of(content)
-    if actual == "PReNet_r" and kind == "augmented":
-        print(f"{where}: this is PReNet_r, whose one residual block stands for all five")
-        actual, one = kind, {key: value for key, value in content.items() if key.startswith("res_conv1.")}
-        content = content | {key.replace("1", str(k), 1): value for k in range(2, 6) for key, value in one.items()}
     if actual not in (kind, None) and (kind != "own" or actual == "state"):
-        is_a, remedy = KINDS[actual]
+        _, is_a, remedy = KINDS[actual]
         raise UserError(f"{where}: this is {is_a}; {remedy}. Expected here: {expected}.")
+    if kind == actual == "augmented" and "res_conv2.0.weight" not in content:
+        print(f"{where}: this is PReNet_r, whose one residual block stands for all five")
+        one = {key: value for key, value in content.items() if key.startswith("res_conv1.")}
+        content |= {key.replace("1", str(k), 1): value for k in range(2, 6) for key, value in one.items()}
     try:
         net.load_state_dict(content)
     except Exception as error:  # names or shapes differ, or it is no state dict at all
@@ -226,13 +221,7 @@ def put_weights(net: nn.Module, content: object, kind: str, where: str) -> None:
         raise UserError(
             f"{where}: this does not fit. Expected: {expected}. {REMEDIES.get(kind, '')} PyTorch says: {text:.600}"
         ) from None
-    floats = {key: value for key, value in net.state_dict().items() if value.is_floating_point()}
-    for key in floats:
-        if not content[key].is_floating_point():  # loading would make floats of them
-            raise UserError(
-                f"{where}: {key} holds {content[key].dtype}, not floats; take the weights of full precision"
-            )
-    broken = [key for key, weight in floats.items() if not torch.isfinite(weight).all()]
+    broken = [key for key, value in net.state_dict().items() if not torch.isfinite(value).all()]
     if broken:
         raise UserError(
             f"{where}: {broken[0]} is not finite. The training that wrote it went wrong; use an earlier checkpoint."
