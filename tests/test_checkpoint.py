@@ -17,9 +17,150 @@ from tests.golden import DATA, fill, needs_data
 KINDS = ("joint", "augmented", "ED", "D")
 
 
-def small_nets():
-    """A small network of every kind, as ``load_weights`` names them."""
-    return {"joint": Derain(1), "augmented": PReNet(1), "ED": EDNet(3, 4, 2, 16), "D": Discriminator(16, 4)}
+def small(kind):
+    """A small network of a kind, as ``load_weights`` names it."""
+    makers = {"joint": Derain, "augmented": PReNet, "ED": EDNet, "D": Discriminator}
+    return makers[kind](*{"ED": (3, 4, 2, 16), "D": (16, 4)}.get(kind, (1,)))
+
+
+def same(net, other):
+    return all(torch.equal(value, other.state_dict()[key]) for key, value in net.state_dict().items())
+
+
+def refused(path, content, kind, message):
+    """That a file of this content is no network of the kind, with this message."""
+    torch.save(content, path)
+    with pytest.raises(UserError, match=message):
+        load_weights(small(kind), path, kind, "--net")
+
+
+# --- what loads ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["zip", "old", "half"])
+def test_load(tmp_path, kind, form):
+    net, other = small(kind), small(kind)
+    if form == "half":
+        net.load_state_dict({key: value.half() for key, value in net.state_dict().items()})
+    state = {key: value.half() if form == "half" else value for key, value in net.state_dict().items()}
+    torch.save(state, tmp_path / "x.pt", _use_new_zipfile_serialization=form != "old")
+    load_weights(other, tmp_path / "x.pt", kind, "--net")
+    assert same(net, other)
+
+
+@needs_data
+def test_released_checkpoints():  # T11: the old format, saved from cuda:0
+    for name, net, kind in (
+        ("syn100l_DerainNet_state_700.pt", Derain(), "joint"),
+        ("spa_DerainNet_state_800.pt", Derain(), "joint"),
+        ("prenet_rain100L_net_latest.pth", PReNet(), "augmented"),
+    ):
+        load_weights(net, DATA / "checkpoints" / name, kind, "--net")
+        assert {p.device.type for p in net.parameters()} == {"cpu"}
+
+
+def after(prefix, state):
+    return {prefix + key: value for key, value in state.items()}
+
+
+FORMS = {
+    "DataParallel": (lambda s: after("module.", s), "taking the weights, what stands behind 'module.'"),
+    "MPRNet": (lambda s: {"epoch": 3, "state_dict": after("module.", s), "optimizer": {"state": {0: {"n": s}}}},
+        "taking state_dict, what stands behind 'module.'"),
+    "BasicSR": (lambda s: {"params": {k: v * 0 for k, v in s.items()}, "params_ema": s}, "taking params_ema"),
+    "Lightning": (lambda s: {"state_dict": after("net.", s) | {"loss.vgg.weight": torch.ones(1)}, "callbacks": {}},
+        "taking state_dict, what stands behind 'net.'"),
+    "compiled": (lambda s: {"model": after("_orig_mod.", s)}, "taking model, what stands behind '_orig_mod.'"),
+    "two networks": (lambda s: {"netX": {"a": torch.ones(1)}, "mine": s}, "taking mine"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_as_other_projects_publish_them(tmp_path, capsys, kind, form):
+    net, other, path = small(kind), small(kind), tmp_path / "x.pt"
+    wrap, message = FORMS[form]
+    torch.save(wrap(net.state_dict()), path)
+    load_weights(other, path, kind, "--net")
+    assert same(net, other) and f"--net: {path}: {message}\n" == capsys.readouterr().out
+    if kind == "ED":
+        assert checkpoint.load_generator(path, "--netED").nz == 4
+    refused(path, wrap(net.state_dict() | {"more": torch.ones(1)}), kind, "does not fit")  # strict as ever
+    refused(path, wrap(net.state_dict()), "D" if kind == "joint" else "joint", f"this is {checkpoint.KINDS[kind][1]};")
+
+
+class Own(torch.nn.Module):
+    """Its own names begin like those behind a wrapper."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = torch.nn.Conv2d(3, 3, 1)
+
+
+@pytest.mark.parametrize("make, kind", [(lambda: PReNet(1), "augmented"), (Own, "own")])
+def test_wrapped_networks_take_weights_with_and_without_the_wrapper(tmp_path, make, kind):
+    wrappers = (lambda net: net, torch.nn.DataParallel, lambda net: torch.compile(net, backend="eager"))
+    for saving in wrappers:
+        net = make()
+        torch.save(saving(net).state_dict(), tmp_path / "x.pt")
+        for loading in wrappers:
+            other = make()
+            load_weights(loading(other), tmp_path / "x.pt", kind, "--net")
+            assert same(net, other)
+
+
+def test_safetensors(tmp_path):
+    net, other = small("ED"), small("ED")
+    save_file(after("module.", net.state_dict()), tmp_path / "x.pth")  # known by its content
+    load_weights(other, tmp_path / "x.pth", "ED", "--net")
+    assert same(net, other)
+    (tmp_path / "x.pth").write_bytes((tmp_path / "x.pth").read_bytes()[:-9])
+    with pytest.raises(UserError, match="is damaged"):
+        load_weights(other, tmp_path / "x.pth", "ED", "--net")
+
+
+def test_PReNet_r_is_PReNet_with_equal_blocks(tmp_path, capsys):
+    net, other = fill(PReNet(2), 3), PReNet(2)
+    for k in range(2, 6):
+        getattr(net, f"res_conv{k}").load_state_dict(net.res_conv1.state_dict())
+    others = tuple(f"res_conv{k}" for k in range(2, 6))
+    state = {key: value for key, value in net.state_dict().items() if not key.startswith(others)}
+    torch.save(after("module.", state), tmp_path / "x.pt")
+    load_weights(other, tmp_path / "x.pt", "augmented", "--model_dir")
+    assert "this is PReNet_r" in capsys.readouterr().out and same(net, other)
+
+
+# --- what does not ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    {
+        "joint": "this is a joint derainer, BNet; use test_syn_joint.py",
+        "augmented": "this is an augmented derainer; use test_syn_aug.py",
+        "ED": "this is a generator, ED; it belongs to --netED",
+        "D": "this is a critic, D; only joint training uses it",
+    }.items(),
+)
+def test_the_wrong_file_is_recognised(tmp_path, kind, message):
+    expected = "ED" if kind == "joint" else "joint"
+    refused(tmp_path / "x.pt", small(kind).state_dict(), expected, rf"--net: \S+x.pt: {message}.*Expected here: a")
+
+
+@pytest.mark.parametrize(
+    "kind, content, message",
+    [
+        *(("joint", value, "not fit. Expected: a joint derainer") for value in ([1, 2], {"a": 1}, torch.ones(2))),
+        ("joint", {"vrgnet_state": 1}, "this is a training state; use the network's own file"),
+        ("ED", EDNet(3, 8, 2, 16).state_dict(), r"--nz.*decoder.main.0.weight: copying .* torch.Size\(\[8, 8\]\)"),
+        ("augmented", {"conv.weight": torch.ones(1)}, "does not fit.*If it is of another network.*--derainer.*Missing"),
+        ("augmented", fill(PReNet(1), 1).state_dict() | {"conv.0.bias": torch.full((3,), torch.nan)},
+            "conv.0.bias is not finite. The training that wrote it went wrong"),
+    ],
+)  # fmt: skip
+def test_weights_that_do_not_fit(tmp_path, kind, content, message):
+    refused(tmp_path / "x.pt", content, kind, message)
 
 
 def saved(value):
@@ -37,134 +178,7 @@ def zipped(name):
     return out.getvalue()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("form", ["zip", "old", "half"])
-def test_load(tmp_path, kind, form):
-    net, other = (small_nets()[kind] for _ in range(2))
-    state = net.state_dict()
-    if form == "half":
-        state = {key: value.half() for key, value in state.items()}
-    torch.save(state, tmp_path / "x.pt", _use_new_zipfile_serialization=form != "old")
-    load_weights(other, tmp_path / "x.pt", kind, "--net")
-    for key, value in net.state_dict().items():
-        expected = value.half().float() if form == "half" else value
-        assert torch.equal(other.state_dict()[key], expected)
-
-
-@needs_data
-def test_released_checkpoints():  # T11: the old format, saved from cuda:0
-    for name, net, kind in (
-        ("syn100l_DerainNet_state_700.pt", Derain(), "joint"),
-        ("spa_DerainNet_state_800.pt", Derain(), "joint"),
-        ("prenet_rain100L_net_latest.pth", PReNet(), "augmented"),
-    ):
-        load_weights(net, DATA / "checkpoints" / name, kind, "--net")
-        assert {p.device.type for p in net.parameters()} == {"cpu"}
-
-
-@pytest.mark.parametrize(
-    "kind, message",
-    {
-        "joint": "this is a joint derainer, BNet; use test_syn_joint.py",
-        "augmented": "this is an augmented derainer; use test_syn_aug.py",
-        "ED": "this is a generator, ED; it belongs to --netED",
-        "D": "this is a critic, D; only joint training uses it",
-    }.items(),
-)
-def test_the_wrong_file_is_recognised(tmp_path, kind, message):
-    torch.save(small_nets()[kind].state_dict(), tmp_path / "x.pt")
-    expected = "ED" if kind == "joint" else "joint"
-    with pytest.raises(UserError, match=rf"--net: \S+x.pt: {message}.*Expected here: a"):
-        load_weights(small_nets()[expected], tmp_path / "x.pt", expected, "--net")
-
-
-def test_another_size_names_the_keys_and_shapes(tmp_path):
-    torch.save(EDNet(3, 8, 2, 16).state_dict(), tmp_path / "x.pt")
-    with pytest.raises(UserError, match="does not fit. Expected: a generator.*--nz") as error:
-        load_weights(EDNet(3, 4, 2, 16), tmp_path / "x.pt", "ED", "--netED")
-    assert "decoder.main.0.weight: copying a param with shape torch.Size([8, 8])" in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        *((value, "this does not fit. Expected: a joint derainer") for value in ([1, 2], {"a": 1}, torch.ones(2))),
-        ({"weight": torch.ones(1)}, "this does not fit"),
-        ({"vrgnet_state": 1}, "this is a training state; use the network's own file"),
-    ],
-)
-def test_values_that_are_no_state_dict(tmp_path, content, message):
-    torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(UserError, match=message):
-        load_weights(Derain(1), tmp_path / "x.pt", "joint", "--net")
-
-
-def after(prefix, state):
-    return {prefix + key: value for key, value in state.items()}
-
-
-FORMS = {
-    "DataParallel": (lambda s: after("module.", s), "taking the weights, what stands behind 'module.'"),
-    "MPRNet": (lambda s: {"epoch": 3, "state_dict": after("module.", s), "optimizer": {"state": {0: {"n": s}}}},
-        "taking state_dict, what stands behind 'module.'"),
-    "BasicSR": (lambda s: {"params": {k: v * 0 for k, v in s.items()}, "params_ema": s},
-        "taking params_ema"),
-    "Lightning": (lambda s: {"state_dict": after("net.", s) | {"loss.vgg.weight": torch.ones(1)}, "callbacks": {}},
-        "taking state_dict, what stands behind 'net.'"),
-    "compiled": (lambda s: {"model": after("_orig_mod.", s)},
-        "taking model, what stands behind '_orig_mod.'"),
-    "two networks": (lambda s: {"netX": {"a": torch.ones(1)}, "mine": s}, "taking mine"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("form", FORMS)
-def test_weights_as_other_projects_publish_them(tmp_path, capsys, kind, form):
-    net, other = (small_nets()[kind] for _ in range(2))
-    wrap, message = FORMS[form]
-    torch.save(wrap(net.state_dict()), tmp_path / "x.pt")
-    load_weights(other, tmp_path / "x.pt", kind, "--net")
-    assert all(torch.equal(value, other.state_dict()[key]) for key, value in net.state_dict().items())
-    assert f"--net: {tmp_path / 'x.pt'}: {message}\n" == capsys.readouterr().out
-    if kind == "ED":
-        assert checkpoint.load_generator(tmp_path / "x.pt", "--netED").nz == 4
-    torch.save(wrap(net.state_dict() | {"vrgnet_state": torch.ones(1)}), tmp_path / "x.pt")
-    with pytest.raises(UserError):  # strict as ever
-        load_weights(other, tmp_path / "x.pt", kind, "--net")
-
-
-def test_a_network_whose_own_names_begin_like_that(tmp_path):
-    class Own(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.module = torch.nn.Conv2d(3, 3, 1)
-
-    for prefix in ("", "module."):
-        net, other = Own(), Own()
-        torch.save(after(prefix, net.state_dict()), tmp_path / "x.pt")
-        load_weights(other, tmp_path / "x.pt", "own", "--derainer")
-        assert torch.equal(net.module.weight, other.module.weight)
-
-
-def test_a_wrapped_network_takes_weights_with_and_without_the_wrapper(tmp_path):
-    wrappers = (lambda net: net, torch.nn.DataParallel, lambda net: torch.compile(net, backend="eager"))
-    for saving in wrappers:
-        net = PReNet(1)
-        torch.save(saving(net).state_dict(), tmp_path / "x.pt")
-        for loading in wrappers:
-            other = PReNet(1)
-            load_weights(loading(other), tmp_path / "x.pt", "augmented", "--net")
-            assert torch.equal(net.conv[0].weight, other.conv[0].weight)
-
-
-def test_safetensors(tmp_path):
-    net, other = EDNet(3, 4, 2, 16), EDNet(3, 4, 2, 16)
-    save_file(after("module.", net.state_dict()), tmp_path / "x.pth")  # known by its content
-    load_weights(other, tmp_path / "x.pth", "ED", "--net")
-    assert all(torch.equal(value, other.state_dict()[key]) for key, value in net.state_dict().items())
-    (tmp_path / "x.pth").write_bytes((tmp_path / "x.pth").read_bytes()[:-9])
-    with pytest.raises(UserError, match="is damaged"):
-        load_weights(other, tmp_path / "x.pth", "ED", "--net")
+NO_CHECKPOINT = "no PyTorch checkpoint, is damaged, or holds code"
 
 
 @pytest.mark.parametrize(
@@ -175,27 +189,15 @@ def test_safetensors(tmp_path):
         (b"\x1f\x8b\x08", "an archive. Unpack it"),
         (zipped("net.pt"), "an archive. Unpack it"),
         (b"", "empty. Fetch it again"),
+        (saved(Derain(1).state_dict())[:2000], NO_CHECKPOINT),
+        (b"hello", NO_CHECKPOINT),
+        (saved(Derain(1)), NO_CHECKPOINT),
+        (saved({"w": torch.ones(1), "options": argparse.Namespace(a=1)}), f"{NO_CHECKPOINT}.*.argparse.Namespace."),
     ],
 )
-def test_files_of_other_kinds_are_named(tmp_path, content, what):
+def test_files_that_are_no_checkpoints(tmp_path, content, what):  # that no code runs: tests/robustness/test_corpus.py
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(UserError, match=rf"--net: \S+x.pt is {what}"):
-        load(tmp_path / "x.pt", "--net")
-
-
-@pytest.mark.parametrize(
-    "content",
-    [saved(Derain(1).state_dict())[:2000], b"hello", saved(Derain(1)), saved({"a": print})],
-)
-def test_files_that_are_no_checkpoints(tmp_path, content):  # that no code runs: tests/robustness/test_corpus.py
-    (tmp_path / "x.pt").write_bytes(content)
-    with pytest.raises(UserError, match=r"--net: \S+x.pt is no PyTorch checkpoint, is damaged, or holds code"):
-        load_weights(Derain(1), tmp_path / "x.pt", "joint", "--net")
-
-
-def test_the_object_beside_the_weights_is_named(tmp_path):
-    torch.save({"state_dict": Derain(1).state_dict(), "options": argparse.Namespace(a=1)}, tmp_path / "x.pt")
-    with pytest.raises(UserError, match="holds code or objects besides weights .argparse.Namespace."):
         load(tmp_path / "x.pt", "--net")
 
 
@@ -203,19 +205,7 @@ def test_missing_files(tmp_path):
     with pytest.raises(UserError, match=r"--net: there is no \S+z.pt. Train it first"):
         load(tmp_path / "z.pt", "--net", "Train it first.")
     with pytest.raises(UserError, match="is a folder; name the checkpoint file in it"):
-        load_weights(Derain(1), tmp_path, "joint", "--net")
-
-
-def test_weights_that_are_not_finite(tmp_path):
-    state = Derain(1).state_dict()
-    state["derainet.conv.0.bias"][0] = float("nan")
-    torch.save(state, tmp_path / "x.pt")
-    with pytest.raises(UserError, match="derainet.conv.0.bias is not finite. The training that wrote it went wrong"):
-        load_weights(Derain(1), tmp_path / "x.pt", "joint", "--net")
-    net = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
-    torch.save(net.state_dict() | {"0.running_var": torch.full((3,), float("inf"))}, tmp_path / "x.pt")
-    with pytest.raises(UserError, match="0.running_var is not finite"):
-        load_weights(net, tmp_path / "x.pt", "own", "--net")
+        load(tmp_path, "--net")
 
 
 def test_save_is_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -232,27 +222,3 @@ def test_save_is_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(TrainingStopped, match="x.pt: can't be saved .No space left on device"):
         checkpoint.save({"n": 3}, path, keep)
     assert torch.load(path)["n"] == 2 and torch.load(keep)["n"] == 1 and len(list(tmp_path.iterdir())) == 2
-
-
-def test_PReNet_r_is_PReNet_with_equal_blocks(tmp_path, capsys):
-    net = fill(PReNet(2), 3)
-    blocks = [net.res_conv1, net.res_conv2, net.res_conv3, net.res_conv4, net.res_conv5]
-    for block in blocks[1:]:
-        block.load_state_dict(blocks[0].state_dict())
-    state = {key: value for key, value in net.state_dict().items() if not key.startswith(("res_conv2", "res_conv3",
-        "res_conv4", "res_conv5"))}  # fmt: skip
-    torch.save(after("module.", state), tmp_path / "x.pt")
-    other = PReNet(2)
-    load_weights(other, tmp_path / "x.pt", "augmented", "--model_dir")
-    assert "this is PReNet_r, whose one residual block stands for all five" in capsys.readouterr().out
-    rainy = torch.rand(1, 3, 9, 8)
-    assert torch.equal(net(rainy)[0], other(rainy)[0])
-
-
-def test_another_network_of_PReNets_repository_has_its_authors_code(tmp_path):
-    PRN = {key: value for key, value in PReNet(1).state_dict().items() if not key.startswith("conv_")}
-    torch.save(PRN, tmp_path / "x.pt")
-    with pytest.raises(
-        UserError, match="this does not fit.*If it is of another network.*test_syn_aug.py --derainer"
-    ):
-        load_weights(PReNet(1), tmp_path / "x.pt", "augmented", "--model_dir")
