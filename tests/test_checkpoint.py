@@ -186,6 +186,8 @@ NO_CHECKPOINT = "no PyTorch checkpoint, is damaged, or holds code"
     [
         (b"\n<!DOCTYPE html><html>", "a web page.*'Download raw file'"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS.*git lfs pull"),
+        (b"\x08\x08\x12\x07pytorch\x1a\x05", "an ONNX model.*weights of PyTorch"),
+        (b"\x89HDF\r\n\x1a\n", "an HDF5 file.*weights of PyTorch"),
         (b"\x1f\x8b\x08", "an archive. Unpack it"),
         (zipped("net.pt"), "an archive. Unpack it"),
         (b"", "empty. Fetch it again"),
@@ -199,6 +201,12 @@ def test_files_that_are_no_checkpoints(tmp_path, content, what):  # that no code
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(UserError, match=rf"--net: \S+x.pt is {what}"):
         load(tmp_path / "x.pt", "--net")
+
+
+def test_quantized_weights(tmp_path):
+    state = Derain(1).state_dict()
+    state["derainet.conv.0.bias"] = (100 * state["derainet.conv.0.bias"]).to(torch.int8)
+    refused(tmp_path / "x.pt", state, "joint", "derainet.conv.0.bias holds torch.int8, no floats.* of full precision")
 
 
 def test_missing_files(tmp_path):

@@ -221,6 +221,9 @@ def put_weights(net: nn.Module, content: object, kind: str, where: str) -> None:
         raise UserError(
             f"{where}: this does not fit. Expected: {expected}. {REMEDIES.get(kind, '')} PyTorch says: {text:.600}"
         ) from None
+    for key, value in net.state_dict().items():
+        if value.is_floating_point() and not content[key].is_floating_point():  # loading makes floats of quantized ones
+            raise UserError(f"{where}: {key} holds {content[key].dtype}, no floats; take the weights of full precision")
     broken = [key for key, value in net.state_dict().items() if not torch.isfinite(value).all()]
     if broken:
         raise UserError(

@@ -19,11 +19,15 @@ REMEDIES = {
     "augmented": "If it is of another network (PRN, or PReNet with a GRU, say): test_syn_aug.py --derainer "
     "path/to/file.py:Class tests it, with its authors' code.",
 }
+WANTED = "Wanted are weights of PyTorch: a state_dict in a .pt, .pth or .safetensors file"
 # How files begin that are no weights of PyTorch (and what torch.load says of archives) -> what they are, the remedy.
 FOREIGN = {
     rb"\Z|Ran out of input": ("is empty", "Fetch it again"),
     rb"\s*<": ("is a web page", "Fetch the file itself (on GitHub: 'Download raw file')"),
     rb"version https://git-lfs": ("is a pointer of Git LFS, not the file", "Fetch the file: git lfs pull"),
+    rb"\x08.[\x12\x1a\x22\x2a\x32\x3a\x42]": ("is an ONNX model", WANTED),
+    rb"\x89HDF": ("is an HDF5 file: a pack of images, or of Keras", WANTED),
+    rb"PK.*TorchScript": ("is a TorchScript program", WANTED),
     rb"\x1f\x8b|7z|Rar!|PK.*(not found|not in a subdirectory)": ("is an archive", "Unpack it, and name the file in it"),
 }
 # What saving from DataParallel, torch.compile or a network around the network puts before all names.
