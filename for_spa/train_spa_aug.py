@@ -19,7 +19,7 @@ from common.data.pairs import validation_pairs
 from common.data.patches import listed_set
 from common.evaluation.derain import Windows, validator
 from common.generation.bank import bank_of
-from common.generation.knob_flags import add_knobs
+from common.generation.knob_flags import add_knobs, knobs
 from common.training.augment import aug_draw, aug_step, crops, pick_generator, share, start_from
 from common.training.device import pick_device
 from common.training.folder import describe, open_folder
@@ -69,8 +69,9 @@ def main(argv=None):
         net = derainer.build(args).to(device)  # before G: it starts the same with and without augmentation
         if folder.is_new:
             start_from(args, net)
-        netED = pick_generator(args, device, GENERATOR)
-        bank = bank_of(args, netED)
+        ranges = knobs(args)
+        netED = pick_generator(args, device, GENERATOR, any_crop=bool(ranges))
+        bank = bank_of(args, netED, ranges)
         derainer.check(net, args.batchSize, args.patchSize, device)
         dataset, rule = crops(args, device, listed_set, DATA)
         held_out = validation_pairs(args)

@@ -226,9 +226,11 @@ def test_photos_and_knobs_that_make_no_sense(pairs_folder, generator, tmp_path, 
     ):
         with pytest.raises(UserError, match=message):
             train(pairs_folder, tmp_path / "model", "--netED", generator, *words)
-    train_on_photos(pairs_folder, tmp_path / "model", "--netED", generator, "--angle", 80, "--dry_run")
+    write_image(tmp_path / "photos" / "norain" / "one.png", np.zeros((40, 40, 3), np.uint8))
+    words = "--angle", 80, "--patchSize", 32  # not that of the generator
+    train_on_photos(tmp_path / "photos", tmp_path / "model", "--netED", generator, *words, "--dry_run")
     said = capsys.readouterr()
-    assert "4 photos of --clean_path" in said.out and "a batch: 0 crops with their own rain, 3 with" in said.out
+    assert "1 photos of --clean_path" in said.out and "a batch: 0 crops with their own rain, 3 with" in said.out
     assert "--angle 80 is out of reach" in said.err
 
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from ..errors import UserError
 from ..models import EDNet
-from .knob_flags import knobs
 from .knobs import clamped, set_knobs
 from .measures import direction
 from .rain import ROOM, RainMaker, colour
@@ -137,13 +136,12 @@ class RainBank:
         return rain.max(2, keepdims=True) if self.grey or (rain == rain[..., :1]).all() else rain
 
 
-def bank_of(args: argparse.Namespace, netED: EDNet | None) -> RainBank | None:
-    """A bank for the crops of a training, where its flags set knobs; else None: G makes each crop by itself.
+def bank_of(args: argparse.Namespace, netED: EDNet | None, ranges: dict[str, Ends]) -> RainBank | None:
+    """A bank for the crops of a training whose flags set knobs, see ``knob_flags.knobs``; else None: G makes each crop.
 
     Raises:
-        UserError: see ``knobs``; or knobs are set and there is no generated rain.
+        UserError: knobs are set and there is no generated rain.
     """
-    ranges = knobs(args)
     if not ranges:
         return None
     if netED is None:

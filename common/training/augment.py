@@ -169,7 +169,7 @@ def share(args: argparse.Namespace) -> tuple[int, int]:
     return real_samples(args.batchSize, args.fake_ratio), steps_per_epoch(args.iters_per_epoch, args.fake_ratio)
 
 
-def pick_generator(args: argparse.Namespace, device: torch.device, hint: str) -> EDNet | None:
+def pick_generator(args: argparse.Namespace, device: torch.device, hint: str, any_crop: bool = False) -> EDNet | None:
     """The generator of --netED, see ``generator_of``; None where --fake_ratio is 0, which needs none.
 
     Raises:
@@ -182,7 +182,7 @@ def pick_generator(args: argparse.Namespace, device: torch.device, hint: str) ->
                 "--clean_path: with --fake_ratio 0 there is no generated rain to put on photos; leave it out"
             )
         return None
-    net = generator_of(args, device, hint)
+    net = generator_of(args, device, hint, any_crop)
     if n_real == args.batchSize:
         ratio = _exact(args.fake_ratio)
         raise UserError(

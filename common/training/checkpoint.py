@@ -163,10 +163,13 @@ def load_generator(path: Path, flag: str, hint: str = "") -> EDNet:
     return net
 
 
-def generator_of(args: argparse.Namespace, device: torch.device, hint: str) -> EDNet:
+def generator_of(args: argparse.Namespace, device: torch.device, hint: str, any_crop: bool = False) -> EDNet:
     """The generator of --netED, frozen, in eval mode, on the device.
 
     Its sizes go to the flags --nz, --nef, --patchSize and --patch_size that the script has and that were left alone.
+
+    Args:
+        any_crop: --patchSize may be another one than the generator's.
 
     Raises:
         UserError: the file is missing or the wrong one, its sizes contradict given flags, or it does not make RGB.
@@ -175,6 +178,8 @@ def generator_of(args: argparse.Namespace, device: torch.device, hint: str) -> E
     if net.nc != 3:
         raise UserError(f"--netED: {args.netED} makes rain of {net.nc} channels; RGB images have 3")
     sizes = {"nz": net.nz, "nef": net.nef, "patchSize": net.patch_size, "patch_size": net.patch_size}
+    if any_crop and "patchSize" in args.given:
+        del sizes["patchSize"]
     differ = {flag: size for flag, size in sizes.items() if hasattr(args, flag) and size != getattr(args, flag)}
     wrong = [flag for flag in differ if flag in args.given]
     if wrong:
