@@ -3,7 +3,6 @@
 import importlib
 import inspect
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -18,9 +17,9 @@ from common.training import augment, joint
 from common.training.checkpoint import load_generator
 from for_spa import test_spa_aug, train_spa_aug, train_spa_smallsample_aug, train_spa_smallsample_noaug
 from for_syn import test_syn_aug, train_syn_aug
-from tests.conftest import begin, folders
+from tests.conftest import folders
 from tests.golden import DATA, fill, golden_json, needs_data
-from tests.runs import NETWORKS, THREADS, assert_same_run, load, same, wait_for
+from tests.runs import NETWORKS, assert_same_run, load, same
 from tests.test_derain import table
 from tests.test_joint import batch
 
@@ -338,15 +337,11 @@ def test_adversarial_weight_of_each_family(spa, tmp_path, monkeypatch, family, w
 
 def test_resume_equals_uninterrupted(pairs_folder, generator, tmp_path):  # T5
     train(pairs_folder, tmp_path / "whole", "--netED", generator, "--niter", 3)
-    model = tmp_path / "killed"
-    flags = arguments(pairs_folder, model, "--netED", generator, "--niter", "10000", "--save_minutes", "1e-9")
-    process = begin(sys.executable, "for_syn/train_syn_aug.py", *flags, env=THREADS)
-    wait_for(model, (1, 1), process)
-    process.kill()
-    process.wait()
-    assert load(model / "train_state_last.pt")["epoch"] < 3, "the machine was too slow for this test"
-    train(pairs_folder, model, "--netED", generator, "--niter", 3)
-    assert_same_run(tmp_path / "whole", model)
+    train(pairs_folder, tmp_path / "parts", "--netED", generator, "--niter", 1)
+    torch.manual_seed(99)  # whatever happened in between
+    train(pairs_folder, tmp_path / "parts", "--netED", generator, "--niter", 3)
+    (tmp_path / "parts" / "Aug_DerainNet_state_1.pt").unlink()  # the last epoch of a part is saved as well
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_another_generator_on_resume_is_refused(pairs_folder, generator, tmp_path, capsys):

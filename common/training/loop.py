@@ -100,23 +100,20 @@ def stop_request() -> Iterator[Stop]:
     """Within it the first Ctrl-C, SIGTERM or SIGHUP only asks to stop after this step; a second one ends at once."""
     asked: list[int] = []
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
     def ask(number: int, frame: object) -> None:
+        if asked and not distributed.is_launched():  # torchrun passes signals on, and some come twice
+            raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")
         if not asked and distributed.is_first():
             with contextlib.suppress(OSError):  # not print: it may be the print of a step that was interrupted
                 os.write(2, b"\nstopping after this step to save ...\n")
         asked.append(number)
-        if not distributed.is_launched():  # torchrun passes signals on, and some come twice
-            restore()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, *ending_signals())}
     try:
         yield lambda: bool(asked)
     finally:
-        restore()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _digest(net: nn.Module) -> str:
