@@ -17,6 +17,7 @@ import torch
 
 from common import cli, distributed
 from common.data.patches import CropSampler
+from common.errors import UserError
 from common.models import EDNet
 from common.training import device
 from for_syn import train_syn_joint
@@ -297,7 +298,7 @@ def test_a_mistake_is_told_once(tmp_path):
 def test_ranks_that_see_different_things_are_refused(monkeypatch):
     monkeypatch.setattr(distributed, "gather", lambda value: ["4 pairs", "4 pairs", value])
     distributed.require_same("--data_path", "4 pairs")
-    with pytest.raises(cli.UserError, match="--data_path: rank 2 has 5 pairs, rank 0 has 4 pairs"):
+    with pytest.raises(UserError, match="--data_path: rank 2 has 5 pairs, rank 0 has 4 pairs"):
         distributed.require_same("--data_path", "5 pairs")
 
 
@@ -311,7 +312,7 @@ def test_commands_of_one_process_refuse(monkeypatch, capfd):
 def test_a_batch_smaller_than_the_job_is_refused(pairs_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     monkeypatch.setattr(distributed, "rank", lambda: 2)
-    with pytest.raises(cli.UserError, match="--batchSize: 2 crops for 3 processes; each needs one"):
+    with pytest.raises(UserError, match="--batchSize: 2 crops for 3 processes; each needs one"):
         train(pairs_folder, tmp_path / "m")
 
 
@@ -338,5 +339,5 @@ def test_more_processes_than_gpus(monkeypatch, gpu_id, processes):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(distributed, "is_launched", lambda: True)
     monkeypatch.setattr(distributed, "local_size", lambda: processes)
-    with pytest.raises(cli.UserError, match=f"{processes} processes on this machine"):
+    with pytest.raises(UserError, match=f"{processes} processes on this machine"):
         device.pick_device(True, gpu_id)
