@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import distributed, terminal, weights
-from .errors import UserError, is_out_of_memory
+from .errors import explain
 
 EXIT_CODES = "exit codes: 0 done; 1 done in part, or stopped by trouble; 2 a mistake in the flags or files; 130 Ctrl-C"
 QUIET = "print results, warnings and errors alone"
@@ -208,8 +208,6 @@ def _end_rank(text: str, code: int) -> NoReturn:
 
 def _explain(error: BaseException) -> tuple[str | None, int]:
     """The message of an error, None if it is not the user's to mend, and the exit code."""
-    if isinstance(error, UserError):
-        return f"error: {error}", error.exit_code
     if isinstance(error, SystemExit) and distributed.is_launched():  # argparse has spoken
         return "", int(error.code or 0)
     if isinstance(error, KeyboardInterrupt):
@@ -217,11 +215,7 @@ def _explain(error: BaseException) -> tuple[str | None, int]:
     if isinstance(error, BrokenPipeError):  # | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return "", 1
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        code = 1 if error.errno in FULL else 2
-        return f"error: {where}{error.strerror or error}; check the path, its permissions and the disk", code
-    if is_out_of_memory(error):
-        advice = "Use a smaller --batchSize, --patchSize or network for training, a smaller --tile for deraining."
-        return f"error: out of memory ({str(error).partition(chr(10))[0]}). {advice}", 1
-    return None, 1
+    if (text := explain(error)) is None:
+        return None, 1
+    is_mistake = isinstance(error, OSError) and error.errno not in FULL
+    return f"error: {text}", 2 if is_mistake else getattr(error, "exit_code", 1)

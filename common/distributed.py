@@ -115,11 +115,6 @@ def stopped(cause: KeyboardInterrupt, done: int, number: int, rest: str) -> Keyb
     return KeyboardInterrupt(f"{str(cause) or 'stopped by Ctrl-C'}; {done} of{whose} {number} {rest}")
 
 
-def first_reason(reason: str) -> str:
-    """The first reason that is not empty, of all processes; empty if none has any."""
-    return next(filter(None, gather(reason)), "")
-
-
 def any_true(*flags: bool) -> list[bool]:
     """For each flag, whether it is true in any process."""
     if not _is_grouped():

@@ -31,3 +31,22 @@ def is_out_of_memory(error: BaseException) -> bool:
 def is_dead_worker(error: BaseException) -> bool:
     """Whether a worker of a DataLoader died; PyTorch raises that anywhere in the main process."""
     return isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
+
+
+def explain(error: BaseException) -> str | None:
+    """What went wrong and the remedy, for trouble that a user can end; None for any other error, a bug of ours."""
+    line = (str(error) or type(error).__name__).partition("\n")[0]
+    if isinstance(error, UserError):
+        text = str(error)  # that of a worker ends with the message, after a traceback
+        return text.strip().splitlines()[-1].rpartition("Error: ")[2] if text.startswith("Caught ") else text
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or line}; check the path, its permissions and the disk"
+    if is_dead_worker(error):
+        return f"a worker that reads the images died ({line}); try fewer --workers"
+    if is_out_of_memory(error):
+        return (
+            f"out of memory ({line}). For training use a smaller --batchSize, --patchSize or network, or several GPUs; "
+            "for deraining a smaller --tile"
+        )
+    return None

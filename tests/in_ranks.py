@@ -106,9 +106,9 @@ def gradients():
     return [weight.detach() for weight in weights]
 
 
-def slow_save(value, path, keep=None, real=checkpoint.save):
+def slow_save(value, path, real=checkpoint.save):
     time.sleep(3)
-    real(value, path, keep)
+    real(value, path)
 
 
 def no_image(self, keys, real=PatchDataset.__getitems__, calls=[]):  # noqa: B006 (counts)

@@ -45,8 +45,8 @@ def same(a, b):
 
 
 def content(model):
-    """By name, what a run's folder holds, apart from the state before the last and what flags of a resume change."""
-    files = {path.name: load(path) for path in model.glob("*.pt") if path.name != "train_state_prev.pt"}
+    """By name, what a run's folder holds, apart from what flags of a resume change."""
+    files = {path.name: load(path) for path in model.glob("*.pt")}
     last = files["train_state_last.pt"]
     files["train_state_last.pt"] = {key: last[key] for key in ("epoch", "step", "best", "nets", "optimizers", "rng")}
     return files | {path.name: path.read_text() for path in model.glob("*.json")}
@@ -93,7 +93,7 @@ def wait_for(model, position, process):
             state = load(model / "train_state_last.pt")
             if (state["epoch"], state["step"]) >= position:
                 return
-        except Exception:  # not there yet, or just being renamed
+        except FileNotFoundError:  # not there yet
             pass
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.05)

@@ -37,14 +37,6 @@ def test_training_with_an_average_is_the_same_training(pairs_folder, tmp_path):
     assert load_generator(tmp_path / "b" / "ED_ema_state_2.pt", "--netED").nz == 4
 
 
-def test_a_resumed_average_equals_an_uninterrupted_one(pairs_folder, tmp_path):
-    train(pairs_folder, tmp_path / "a", "--niter", 4, "--ema", 0.8)
-    train(pairs_folder, tmp_path / "b", "--niter", 2, "--ema", 0.8)
-    train(pairs_folder, tmp_path / "b", "--niter", 4, "--ema", 0.8)
-    for name in ("ED", "ED_ema"):
-        assert same(load(tmp_path / "a" / f"{name}_state_4.pt"), load(tmp_path / "b" / f"{name}_state_4.pt"))
-
-
 def test_an_average_belongs_to_a_training_from_its_beginning(pairs_folder, tmp_path):
     train(pairs_folder, tmp_path / "m", "--niter", 1)
     with pytest.raises(UserError, match="--ema is 0.5, was 0"):

@@ -19,11 +19,8 @@ from ..weights import DERAINER
 from .kinds import FOREIGN, KINDS, REMEDIES, kind_of, unwrapped
 
 
-def save(value: object, path: Path, keep: Path | None = None) -> None:
+def save(value: object, path: Path) -> None:
     """Write a file aside and rename it, so that it is whole whenever it is there.
-
-    Args:
-        keep: what stood at ``path`` before moves here; at every moment one of the two is there and whole.
 
     Raises:
         TrainingStopped: it can't be written; what stood there before is untouched.
@@ -34,8 +31,6 @@ def save(value: object, path: Path, keep: Path | None = None) -> None:
             torch.save(value, file)
             file.flush()
             os.fsync(file.fileno())
-        if keep is not None and path.exists():
-            os.replace(path, keep)
         os.replace(aside, path)
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):  # of a disk that can't be written to any more

@@ -14,7 +14,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from torchvision.utils import make_grid
 
 from .. import distributed
-from ..errors import UserError
+from ..errors import Unwritable, UserError
 from ..files import write_bytes
 
 GRID = 8  # images in a grid
@@ -76,11 +76,16 @@ class Log:
 
     def flush(self) -> None:
         """Write what was added for TensorBoard; before a state is saved, so that no kill loses it."""
-        if self.writes:
-            events, self.events = self.events, []
+        if not self.writes:
+            return
+        events, self.events = self.events, []
+        try:
             for event in events:
                 self.file.write_event(event)
             self.file.flush()
+        except OSError as error:
+            text = f"{self.csv.parent} can't be written to ({error.strerror}); check the disk"
+            raise Unwritable(f"--log_dir: {text}") from None
 
     def epoch(self, row: dict[str, float | str]) -> None:
         """Add a row to log.csv, which is rewritten as a whole."""
@@ -96,7 +101,6 @@ class Log:
     def close(self) -> None:
         """Write what is left, as far as the disk takes it."""
         if self.writes:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, Unwritable):
                 self.flush()
-            with contextlib.suppress(OSError):
                 self.file.close()

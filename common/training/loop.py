@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,10 @@ from torch.optim import Optimizer
 
 from .. import distributed
 from ..data.patches import CropSampler, PatchDataset, crop_loader, to_batch
-from ..errors import TrainingStopped, UserError, is_dead_worker, is_out_of_memory
+from ..errors import TrainingStopped, UserError, explain
 from ..terminal import ending_signals, progress_bar
 from .ema import EMA
-from .folder import TrainingFolder
+from .folder import Position, TrainingFolder
 from .graphs import record
 from .log import Log
 from .optimizer import set_rate
@@ -49,56 +49,50 @@ def learning_rate(base: float, milestone: list[int], gamma: float, epoch: int) -
 
 
 class LossSums:
-    """Sums of the losses over the steps of an epoch, kept on the device.
+    """Sums of the losses over the steps of an epoch, kept on the device, and the seconds that these took.
 
     Steps may report different losses (a step with G and one without); each kind has its own sums.
     """
 
     def __init__(self, stored: dict) -> None:
-        kinds = stored.get("kinds", stored)  # older states have no newest values
-        self.kinds = {
-            tuple(names.split()): (torch.tensor(total, dtype=torch.float64), steps)
-            for names, (total, steps) in kinds.items()
+        self.kinds = {  # by the names of their losses
+            names: (torch.as_tensor(total, dtype=torch.float64), steps)
+            for names, (total, steps) in stored.get("kinds", {}).items()
         }
-        self.newest = {name: torch.tensor(x, dtype=torch.float64) for name, x in stored.get("newest", {}).items()}
+        self.newest: dict[str, Tensor | float] = stored.get("newest", {})
+        self.began = time.monotonic() - stored.get("seconds", 0.0)
 
     def add(self, losses: Tensors) -> None:
         """Take the detached 0-dim losses of one step; does not wait for the device."""
-        now = torch.stack(list(losses.values())).double()
-        total, steps = self.kinds.get(tuple(losses), (torch.zeros_like(now), 0))
-        self.kinds[tuple(losses)] = total.to(now.device) + now, steps + 1
-        self.newest |= zip(losses, now, strict=True)
-
-    def require_finite(self, step: int) -> None:
-        """Wait for the device and look.
-
-        Raises:
-            TrainingStopped: a loss was nan or inf in a step up to this one.
-        """
-        bad = [name for name, value in self.means().items() if not math.isfinite(value)]
-        if bad:
-            raise TrainingStopped(
-                f"a loss is not finite at step {step} (counted from 0 over the whole training) or shortly before: "
-                f"{', '.join(bad)}. If it happens again: lower the learning rates, or look at the data."
-            )
+        kind, now = " ".join(losses), torch.stack(list(losses.values())).double()
+        total, steps = self.kinds.get(kind, (torch.zeros_like(now), 0))
+        self.kinds[kind] = total.to(now.device) + now, steps + 1
+        self.newest = self.newest | dict(zip(losses, now, strict=True))
 
     def last(self) -> Numbers:
-        """The newest value of every loss; waits for the device."""
-        return {name: value.item() for name, value in self.newest.items()}
+        """The newest value of every loss; waits for the device.
+
+        Raises:
+            TrainingStopped: one is not finite.
+        """
+        values = {name: float(value) for name, value in self.newest.items()}
+        if bad := [name for name, value in values.items() if not math.isfinite(value)]:
+            remedy = "If it happens again: lower the learning rates, or look at the data."
+            raise TrainingStopped(f"not finite, in this step or shortly before: {', '.join(bad)}. {remedy}")
+        return values
 
     def means(self) -> Numbers:
         """Mean of every loss over the steps that report it; waits for the device."""
         total, steps = {}, {}
         for names, (sums, number) in self.kinds.items():
-            for name, value in zip(names, sums.tolist(), strict=True):
+            for name, value in zip(names.split(), sums.tolist(), strict=True):
                 total[name] = total.get(name, 0.0) + value
                 steps[name] = steps.get(name, 0) + number
         return {name: total[name] / steps[name] for name in total}
 
-    def plain(self) -> dict:
-        """Plain values from which new sums go on."""
-        kinds = {" ".join(names): (total.tolist(), steps) for names, (total, steps) in self.kinds.items()}
-        return {"kinds": kinds, "newest": self.last()}
+    def state(self) -> dict:
+        """What new sums go on from."""
+        return {"kinds": self.kinds, "newest": self.newest, "seconds": time.monotonic() - self.began}
 
 
 @contextlib.contextmanager
@@ -106,57 +100,33 @@ def stop_request() -> Iterator[Stop]:
     """Within it the first Ctrl-C, SIGTERM or SIGHUP only asks to stop after this step; a second one ends at once."""
     asked: list[int] = []
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
     def ask(number: int, frame: object) -> None:
+        if asked and not distributed.is_launched():  # torchrun passes signals on, and some come twice
+            raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")
         if not asked and distributed.is_first():
             with contextlib.suppress(OSError):  # not print: it may be the print of a step that was interrupted
                 os.write(2, b"\nstopping after this step to save ...\n")
         asked.append(number)
-        if not distributed.is_launched():  # torchrun passes signals on, and some come twice
-            restore()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, *ending_signals())}
     try:
         yield lambda: bool(asked)
     finally:
-        restore()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _digest(frozen: nn.Module | None) -> str:
-    """', generator' and a few digits that change with the weights; empty without one."""
-    if frozen is None:
-        return ""
+def _digest(net: nn.Module) -> str:
+    """A few digits that change with the weights."""
     digest = hashlib.sha256()
-    for value in frozen.state_dict().values():
+    for value in net.state_dict().values():
         digest.update(value.cpu().numpy().tobytes())
-    return f", generator {digest.hexdigest()[:12]}"
+    return digest.hexdigest()[:12]
 
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):  # whoever read the output is gone; that is no reason to stop
         print(text, flush=True)
-
-
-def _stopped(folder: TrainingFolder) -> KeyboardInterrupt:
-    done = f"{folder.epoch} epochs and {folder.step} steps"
-    return KeyboardInterrupt(f"stopped and saved after {done}. {folder.again().capitalize()} goes on.")
-
-
-def _explain(error: Exception) -> str:
-    """What stopped a training, and the remedy; empty for a bug of ours."""
-    line = (str(error) or type(error).__name__).splitlines()[0]
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, OSError):
-        return f"{error.filename or '--log_dir'}: can't be written ({error.strerror}); check the disk."
-    if is_dead_worker(error):
-        return f"a worker that reads the images died ({line}); try fewer --workers."
-    if is_out_of_memory(error):
-        return f"out of memory ({line}). Use a smaller --batchSize, --patchSize or network, or several GPUs."
-    return ""
 
 
 def fit(
@@ -180,16 +150,12 @@ def fit(
     """
     nets, optimizers = models.nets, models.optimizers
     device = next(next(iter(nets.values())).parameters()).device
-    generator = _digest(models.frozen)
-    data = dataset.fingerprint() + generator
-    distributed.require_same("--data_path, --netED", data)
-    folder.restore(nets, optimizers, data)
+    data, generator = dataset.fingerprint(), _digest(models.frozen) if models.frozen else ""
+    distributed.require_same("--data_path, --netED", data + generator)
+    at = folder.restore(nets, optimizers, data, generator)
     distributed.broadcast_weights(nets.values())
-    if _digest(models.frozen) != generator:  # it is a part of a network that goes on, as in train_syn_encoder.py
-        text = f"{args.netED} is not the generator of the training in {folder.path}"
-        raise UserError(f"--netED: {text}; name that one, or another --model_dir")
-    if folder.epoch >= args.niter:
-        _say(f"nothing to do: {folder.epoch} epochs are done and --niter is {args.niter}")
+    if at.epoch >= args.niter:
+        _say(f"nothing to do: {at.epoch} epochs are done and --niter is {args.niter}")
         return
     own_size, processes = len(range(args.batchSize)[distributed.share()]), distributed.world_size()
     if own_size == 0:
@@ -210,26 +176,27 @@ def fit(
             models.ema.update(index)
         return distributed.average(losses, weight), images
 
-    loop = _Loop(args, folder, models, iters_per_epoch, train_on, validate)
-    epochs = folder.epoch + 1, args.niter, folder.step
+    log = Log(args.log_dir, folder.options(), at.epoch, at.epoch * iters_per_epoch + at.step, args.overwrite)
+    folder.begin()
+    epochs = at.epoch + 1, args.niter, at.step
     sampler = CropSampler(args.batchSize, iters_per_epoch, dataset.seed, *epochs, dataset.n_real)
     loader, close = crop_loader(dataset, sampler, args.workers, pin_memory=device.type == "cuda")
-    _say(f"training from epoch {folder.epoch + 1}/{args.niter}, step {folder.step + 1}/{iters_per_epoch}, on {device}")
+    _say(f"training from epoch {at.epoch + 1}/{args.niter}, step {at.step + 1}/{iters_per_epoch}, on {device}")
     with stop_request() as stop:
         try:
-            batches = iter(loader)
-            for epoch in range(folder.epoch + 1, args.niter + 1):
-                rates = {name: learning_rate(base[name], args.milestone, gamma, epoch) for name in optimizers}
+            loop = _Loop(args, folder, models, at, log, iters_per_epoch, iter(loader), train_on, validate, stop)
+            while at.epoch < args.niter:
+                rates = {name: learning_rate(base[name], args.milestone, gamma, at.epoch + 1) for name in optimizers}
                 for name, optimizer in optimizers.items():
                     set_rate(optimizer, rates[name])
-                loop.run_epoch(batches, stop, rates)
+                loop.run_epoch(rates)
         except Exception as error:
-            if reason := _explain(error):
+            if reason := explain(error):
                 raise TrainingStopped(f"{reason.rstrip('.')}. {folder.last_good()}") from None
             raise
         finally:
             close()
-            loop.log.close()
+            log.close()
 
 
 @dataclass
@@ -239,54 +206,49 @@ class _Loop:
     args: argparse.Namespace
     folder: TrainingFolder
     models: Models
+    at: Position
+    log: Log
     iters_per_epoch: int
+    batches: Iterator[Tensor]
     train_on: Callable[[Tensor, int], tuple[Tensors, Tensors]]  # pixels, index of the step -> losses, images
     validate: Validate | None
-
-    def __post_init__(self) -> None:
-        folder, overwrite = self.folder, self.args.overwrite
-        self.log = Log(self.args.log_dir, folder.options(), folder.epoch, self.index, overwrite)
-        folder.begin()
-        self.saved_at = time.monotonic()
+    stop: Stop
+    saved_at: float = field(default_factory=time.monotonic)
 
     @property
     def index(self) -> int:
         """The next step, counted from 0 over the whole training."""
-        return self.folder.epoch * self.iters_per_epoch + self.folder.step
+        return self.at.epoch * self.iters_per_epoch + self.at.step
 
     def save(self) -> None:
-        """Save the full state, if all losses are finite."""
-        self.sums.require_finite(self.index - 1)
-        seconds = {"seconds": time.monotonic() - self.began}
-        self.folder.sums = self.sums.plain() | seconds if self.folder.step else {}
-        try:
-            self.log.flush()
-        finally:  # a full disk of logs loses no steps
-            self.folder.save_state(self.models.nets, self.models.optimizers)
+        """Save the logs, then the full state, so that no kill loses entries of the logs."""
+        self.at.sums = self.sums.state() if self.at.step else {}
+        self.log.flush()
+        self.folder.save_state(self.at, self.models.nets, self.models.optimizers)
         self.saved_at = time.monotonic()
 
-    def run_epoch(self, batches: Iterator[Tensor], stop: Stop, rates: Numbers) -> None:
+    def stopped(self) -> KeyboardInterrupt:
+        """The state is saved, and the training ends."""
+        return KeyboardInterrupt(f"stopped and saved after {self.at}. {self.folder.again()}")
+
+    def run_epoch(self, rates: Numbers) -> None:
         """Train to the end of the epoch, validate, save, log."""
-        args, folder, nets = self.args, self.folder, self.models.nets
-        epoch = folder.epoch + 1
-        self.sums, self.began = LossSums(folder.sums), time.monotonic() - folder.sums.get("seconds", 0.0)
-        self.run_steps(batches, stop, rates)
-        seconds = time.monotonic() - self.began
+        args, at, nets = self.args, self.at, self.models.nets
+        epoch, self.sums = at.epoch + 1, LossSums(at.sums)
+        self.run_steps(rates)
+        seconds, end, means = time.monotonic() - self.sums.began, self.index, self.sums.means()
         distributed.broadcast_weights(nets.values(), trainable=False)
         is_last = epoch == args.niter
-        scores: Numbers = {}
-        if self.validate is not None and (epoch % getattr(args, "val_every", 1) == 0 or is_last):
-            scores = self.scores(self.validate, stop)
+        validating = self.validate is not None and (epoch % getattr(args, "val_every", 1) == 0 or is_last)
+        scores = self.scores() if validating else {}
         saving = epoch % args.save_every == 0 or is_last
         if saving:
-            folder.save_weights(nets, f"state_{epoch}")
-        means = self.sums.means()
-        try:
-            self.write_log(means, rates, scores, seconds)
-        except UserError:
-            self.save()  # as above
-            raise
-        folder.epoch, folder.step = epoch, 0  # after the log: a resume drops rows that are too new
+            self.folder.save_weights(nets, f"state_{epoch}")
+        self.log.scalars({f"val/{name}": value for name, value in scores.items()}, end)
+        columns = means | {f"lr/{name}": rate for name, rate in rates.items()}
+        columns |= {f"val_{name}": value for name, value in scores.items()}
+        self.log.epoch({"epoch": epoch, "step": end, "seconds": f"{seconds:.1f}"} | columns)
+        at.epoch, at.step = epoch, 0  # after the log: a resume drops rows that are too new
         self.save()
         shown = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
         measured = "".join(f"  val {name} {value:.4f}" for name, value in scores.items())
@@ -294,70 +256,45 @@ class _Loop:
         speed = self.iters_per_epoch / max(seconds, 1e-9)
         _say(f"epoch {epoch}/{args.niter}  {shown}{measured}  ({seconds:.0f} s, {speed:.2f} steps/s){files}")
 
-    def run_steps(self, batches: Iterator[Tensor], stop: Stop, rates: Numbers) -> None:
+    def run_steps(self, rates: Numbers) -> None:
         """The steps that the epoch lacks, and their logs."""
-        folder, length = self.folder, self.iters_per_epoch
-        images: Tensors = {}
-        title = f"epoch {folder.epoch + 1}/{self.args.niter}"
-        with progress_bar(total=length, initial=folder.step, desc=title, leave=False) as bar:
-            while folder.step < length:
-                index, pixels = self.index, self.next_batch(batches, stop)
-                losses, images = self.train_on(pixels, index)
+        at, length, images = self.at, self.iters_per_epoch, {}
+        title = f"epoch {at.epoch + 1}/{self.args.niter}"
+        with progress_bar(total=length, initial=at.step, desc=title, leave=False) as bar:
+            while at.step < length:
+                pixels = self.next_batch()
+                losses, images = self.train_on(pixels, self.index)
                 self.sums.add(losses)
-                folder.step += 1
+                at.step += 1
                 bar.update()
-                if folder.step % self.args.log_every == 0 or folder.step == length:
-                    self.sums.require_finite(index)
+                if at.step % self.args.log_every == 0 or at.step == length:
                     newest = self.sums.last()
-                    self.log.scalars({f"loss/{name}": value for name, value in newest.items()}, index + 1)
+                    self.log.scalars({f"loss/{name}": value for name, value in newest.items()}, self.index)
                     bar.set_postfix({name: f"{value:.3g}" for name, value in newest.items()}, refresh=False)
         if images:  # not of an epoch that lacked its validation alone
             self.log.scalars({f"lr/{name}": rate for name, rate in rates.items()}, self.index)
             self.log.images(images, self.index)
 
-    def next_batch(self, batches: Iterator[Tensor], stop: Stop) -> Tensor:
-        """The crops of the next step. Saves when it is time to; then stops where it has to.
-
-        Raises:
-            TrainingStopped: an image can't be read.
-            KeyboardInterrupt: see ``stop_request``.
-        """
-        problem = ""
-        try:
-            pixels = next(batches)
-        except UserError as error:  # a worker's error has its traceback as text; the last line is the message
-            problem = str(error).strip().splitlines()[-1].rpartition("Error: ")[2]
+    def next_batch(self) -> Tensor:
+        """The crops of the next step. Saves when it is time to, and stops where ``stop_request`` says so."""
+        pixels = next(self.batches)
         late = time.monotonic() - self.saved_at > 60 * self.args.save_minutes
-        stopping, late, lost = distributed.any_true(stop(), late, bool(problem))
-        if stopping or late or lost:
+        stopping, late = distributed.any_true(self.stop(), late)
+        if stopping or late:
             self.save()
-        if lost:
-            raise TrainingStopped(f"{distributed.first_reason(problem)}.")
         if stopping:
             distributed.gather(None)  # until the first process has saved
-            raise _stopped(self.folder)
+            raise self.stopped()
         return pixels
 
-    def scores(self, validate: Validate, stop: Stop) -> Numbers:
+    def scores(self) -> Numbers:
         """Validate, and keep the weights of the derainer if it is the best so far."""
-        folder = self.folder
         self.save()  # whatever happens now, the epoch's steps are done; a resume repeats the validation alone
-        try:
-            scores = validate(stop)
-        except UserError as error:  # of a derainer, of an image that has changed
-            raise TrainingStopped(f"validation: {error}") from None
+        scores = self.validate(self.stop)
         if scores is None:  # Ctrl-C
-            raise _stopped(folder)
-        if scores.get("psnr_y", folder.best) > folder.best:
-            folder.best = scores["psnr_y"]
+            raise self.stopped()
+        if scores.get("psnr_y", self.at.best) > self.at.best:
+            self.at.best = scores["psnr_y"]
             first = next(iter(self.models.nets))
-            folder.save_weights({first: self.models.nets[first]}, "best")
+            self.folder.save_weights({first: self.models.nets[first]}, "best")
         return scores
-
-    def write_log(self, means: Numbers, rates: Numbers, scores: Numbers, seconds: float) -> None:
-        """Log an epoch whose steps are done."""
-        epoch, end = self.folder.epoch + 1, self.index
-        self.log.scalars({f"val/{name}": value for name, value in scores.items()}, end)
-        columns = means | {f"lr/{name}": rate for name, rate in rates.items()}
-        columns |= {f"val_{name}": value for name, value in scores.items()}
-        self.log.epoch({"epoch": epoch, "step": end, "seconds": f"{seconds:.1f}"} | columns)

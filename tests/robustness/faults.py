@@ -20,7 +20,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,13 +42,12 @@ WORKER = "a worker, as it reads"
 KINDS = {  # how many moments of a kind one start has at least; the kill hits one of them
     "in a step, after Adam": 8,
     "in a write of a checkpoint": 4,
-    "between two renames": 3,  # the last state has the name of the one before
     "after a save": 4,
     "after the log of an epoch": 1,  # its state is not saved yet
     WORKER: 14,
 }
 TRAININGS = {"joint": train_syn_joint, "augmented": train_syn_aug}
-LAST, BEFORE = STATES = ("train_state_last.pt", "train_state_prev.pt")
+STATE = "train_state_last.pt"
 TINY = ["--patchSize", "16", "--batchSize", "2", "--niter", "3", "--use_gpu", "false", "--manualSeed", "5"]
 JOINT = ["--stage", "1", "--nz", "4", "--nef", "2", "--ndf", "4", "--n_dis", "2"]
 OFTEN = ["--save_minutes", "1e-9"]  # saves a state after every step
@@ -78,10 +77,8 @@ def arm(kind: str, number: int) -> None:
         die()
 
     def replace(source: Path, target: Path, real=os.replace) -> None:
-        name = Path(target).name
         real(source, target)
-        moments = {"between two renames": name == BEFORE, "after the log of an epoch": name == "log.csv"}
-        if moments.get(kind, name.endswith(".pt") and name != BEFORE) and is_due():
+        if Path(target).match("log.csv" if kind == "after the log of an epoch" else "*.pt") and is_due():
             die()
 
     def read(pair: Pair, real=Pair.read) -> tuple:
@@ -123,11 +120,6 @@ class Report:
     resumes: int = 0
     problems: list[str] = field(default_factory=list)
 
-    def __str__(self) -> str:
-        counts = {**{kind: self.kills[kind] for kind in KINDS}, "kills in all": self.kills.total()}
-        counts |= {"resumes": self.resumes, "trainings": self.trainings, "problems": len(self.problems)}
-        return "\n".join([*(f"{name:28}{count:6}" for name, count in counts.items()), *self.problems])
-
 
 class Arena:
     """A folder in which one kind of training is killed again and again.
@@ -151,7 +143,7 @@ class Arena:
         if code:
             raise RuntimeError(f"the undisturbed training ended with {code}:\n{text}")
 
-    def kill(self, kinds: Iterator[str], number: int, progress: Callable[[], object]) -> None:
+    def kill(self, kinds: Iterator[str], number: int, bar: tqdm) -> None:
         """Kill and resume a training up to ``number`` times, let it end and compare it with the undisturbed one."""
         model, code = self.folder / f"model{self.report.trainings}", -1
         for kind in itertools.islice(kinds, number):
@@ -161,7 +153,7 @@ class Arena:
             if code == 0:  # it ended before the moment of the kill
                 break
             self.report.kills[kind] += 1
-            progress()
+            bar.update()
         if code:
             code, text = self._start(model)
         self.report.trainings += 1
@@ -178,7 +170,7 @@ class Arena:
     def _start(self, model: Path, kind: str | None = None) -> tuple[int, str]:
         """Train, from the last state on if there is one; exit code and output."""
         flags = [*folders(self.data, model), *self.flags]
-        if any((model / name).exists() for name in STATES):
+        if (model / STATE).exists():
             self.report.resumes += 1
         elif model.exists():
             flags += ["--overwrite"]
@@ -194,13 +186,11 @@ class Arena:
 
     @staticmethod
     def _position(model: Path) -> tuple[int, int]:
-        """Epoch and step of the newest whole state; (0, 0) without one."""
-        positions = [(0, 0)]
-        for path in (model / name for name in STATES):
-            with contextlib.suppress(Exception):  # ``_check`` reports files that do not load
-                state = load(path)
-                positions.append((state["epoch"], state["step"]))
-        return max(positions)
+        """Epoch and step of the full state; (0, 0) without one."""
+        with contextlib.suppress(Exception):  # ``_check`` reports files that do not load
+            state = load(model / STATE)
+            return state["epoch"], state["step"]
+        return 0, 0
 
     def _check(self, model: Path, kind: str, before: tuple[int, int], code: int, text: str) -> None:
         """What must hold after every kill."""
@@ -218,27 +208,26 @@ class Arena:
             self.report.problems.append(f"{where}: exit code {code}: {text}")
 
 
-def torment(folder: Path, kills: int, trainings: list[str], kinds: list[str], seed: int) -> Report:
+def torment(folder: Path, kills: int, trainings: list[str], seed: int) -> Report:
     """Kill trainings ``kills`` times, at each kind of moment about equally often; see ``Arena``."""
     report, rng = Report(), random.Random(seed)
-    order = itertools.chain.from_iterable(rng.sample(kinds, len(kinds)) for _ in itertools.count())
+    order = itertools.chain.from_iterable(rng.sample(list(KINDS), len(KINDS)) for _ in itertools.count())
     with tqdm(total=kills, desc="killing", unit="kill", disable=None) as bar:
         for number, training in enumerate(trainings, 1):
             arena = Arena(training, folder / training, report, rng)
             while (left := kills * number // len(trainings) - report.kills.total()) > 0:
-                arena.kill(order, left, bar.update)
+                arena.kill(order, left, bar)
     return report
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=cli.positive_int, default=60, help="in all")
-    parser.add_argument("--trainings", nargs="+", choices=TRAININGS, default=list(TRAININGS))
     parser.add_argument("--seed", type=cli.seed, default=0, help="another one kills at other moments")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        report = torment(Path(folder), args.kills, args.trainings, list(KINDS), args.seed)
-    print(report)
+        report = torment(Path(folder), args.kills, list(TRAININGS), args.seed)
+    print(*report.kills.items(), f"{report.resumes} resumes, {report.trainings} trainings", *report.problems, sep="\n")
     return int(bool(report.problems))
 
 

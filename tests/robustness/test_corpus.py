@@ -122,13 +122,3 @@ def test_code_in_checkpoints_is_never_run(name, tmp_path, pairs_folder, capfd): 
     with pytest.raises(UserError, match="holds weights, but no full state"):
         train_syn_aug.main([*folders(pairs_folder, tmp_path), "--dry_run"])
     assert "ran" not in [line.strip() for line in capfd.readouterr().out.splitlines()]
-
-
-def test_a_training_state_with_another_optimizer_is_refused(tmp_path, pairs_folder):
-    small = "--niter 1 --iters_per_epoch 1 --batchSize 2 --patchSize 16 --recurrent_iter 1 --fake_ratio 0"
-    flags = [*folders(pairs_folder, tmp_path / "m"), *small.split(), "--use_gpu", "false", "--manualSeed", "1"]
-    train_syn_aug.main(flags)
-    state = torch.load(tmp_path / "m" / "train_state_last.pt")
-    torch.save(state | {"optimizers": {"Aug_DerainNet": {}}}, tmp_path / "m" / "train_state_last.pt")
-    with pytest.raises(UserError, match="damaged, or other parameters learn now; go on from bare weights"):
-        train_syn_aug.main([*flags, "--niter", "2"])
