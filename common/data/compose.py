@@ -31,7 +31,7 @@ from ..files import write_bytes
 from ..lock import locked
 from ..terminal import progress_bar
 from . import pack
-from .images import BLACK, image_size, images_in, read_image, require_outside, to_eight_bits, write_image
+from .images import BLACK, image_format, images_in, read_image, require_outside, to_eight_bits, write_image
 from .pairs import Pair
 
 NAME = "compose.json"
@@ -127,7 +127,7 @@ class ComposedPair(Pair):
 
     def format(self) -> tuple[int, int, type]:
         """Height, width and pixel type: those of the photo, in 8 bits."""
-        return *image_size(self.clean), np.uint8
+        return *image_format(self.clean)[:2], np.uint8
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """Rainy and clean, each (H, W, 3) uint8.

@@ -278,7 +278,7 @@ def main(argv: list[str] | None = None) -> int:
     common = [key for key in methods[columns[0]] if all(key in method for method in methods.values())]
     if not common:
         raise UserError("--pred: the folders have no result for the same image")
-    sizes = {"--gt": len(list_images(Path(args.gt))[0]), **{label: len(method) for label, method in methods.items()}}
+    sizes = {"--gt": len(list_images(Path(args.gt))), **{label: len(method) for label, method in methods.items()}}
     if max(sizes.values()) > len(common):
         whole = ", ".join(f"{name} {size}" for name, size in sizes.items())
         print_result(f"note: the table is over the {len(common)} images that all folders have ({whole})")

@@ -201,7 +201,7 @@ def rain_on_photos(
             writes there; results that can't be written.
     """
     save = Path(save_path)
-    folder, photos, others = inputs(Path(data_path), save, hint)
+    folder, photos = inputs(Path(data_path), save, hint)
     for kind in KINDS:
         if any((folder / photo).resolve().is_relative_to((save / kind).resolve()) for photo in photos):
             raise UserError(f"--save_path: {save / kind} would be mixed with the photos of {folder}; choose another")
@@ -243,7 +243,7 @@ def rain_on_photos(
         parts = distributed.gather((counts, problems, reached))
         made, earlier = (sum(counts[what] for counts, _, _ in parts) for what in ("made", "earlier"))
         problems = {photo: text for _, some, _ in parts for photo, text in some.items()}
-        print(f"{made} pairs made in {save}, {earlier} were there already, {others} other files skipped")
+        print(f"{made} pairs made in {save}, {earlier} were there already")
         _warn(missed([one for _, _, some in parts for one in some]))
         if distributed.is_first():
             _finish(save)
