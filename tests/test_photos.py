@@ -303,11 +303,11 @@ def test_the_pairs_train_as_they_are(tmp_path, generator):
     for i in range(2):
         write_image(tmp_path / f"photos/{i}.jpg", photo(40, 48, i))
     run(tmp_path / "photos", tmp_path / "out", generator, "--num", "2")
-    tiny = "--fake_ratio 0 --niter 1 --iters_per_epoch 2 --batchSize 2 --patchSize 32 --use_gpu false"
-    tiny += f" --recurrent_iter 1 --workers 0 --model_dir {tmp_path}/m --log_dir {tmp_path}/l"
+    tiny = "--fake_ratio 0 --niter 1 --iters_per_epoch 2 --batchSize 2 --patchSize 32 --use_gpu false --workers 0"
+    tiny += f" --recurrent_iter 1 --log_dir {tmp_path}/logs --overwrite --model_dir {tmp_path}/"
     folders = ["--data_path", f"{tmp_path}/out/rain", "--gt_path", f"{tmp_path}/out/norain"]
-    assert not train_syn_aug.main([*folders, *tiny.split()])
-    assert not train_spa_aug.main(["--data_path", f"{tmp_path}/out", *tiny.replace("/m ", "/n ").split()])
+    assert not train_syn_aug.main([*folders, *f"{tiny}m".split()])
+    assert not train_spa_aug.main(["--data_path", f"{tmp_path}/out", *f"{tiny}n".split()])
 
 
 def test_killed_and_continued(mine, tmp_path, generator):
