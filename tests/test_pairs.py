@@ -153,9 +153,8 @@ def test_results_find_the_clean_images_among_rainy_ones_of_their_name(tmp_path):
 def test_a_folder_that_is_its_own_partner(tmp_path):
     made(tmp_path / "X", "1.png", "2.png")
     (tmp_path / "link").symlink_to(tmp_path / "X")
-    for other in (tmp_path / "X", tmp_path / "link"):
-        with pytest.raises(UserError, match=r"--a, --b: both are .* names don't tell rainy from clean.*--side_by_side"):
-            find_pairs(tmp_path / "X", other, "--a, --b")
+    with pytest.raises(UserError, match=r"--a, --b: both are .* names don't tell rainy from clean.*--side_by_side"):
+        find_pairs(tmp_path / "X", tmp_path / "link", "--a, --b")
 
 
 def test_pair_by(tmp_path, capsys):
@@ -237,15 +236,12 @@ def test_of_many_pairs_a_dozen_are_looked_at_and_two_that_are_right_will_do(tmp_
     assert len(looked_at) == 12 + 2
 
 
-def test_flags_of_pairing_are_refused_where_they_change_nothing(tmp_path):
+def test_mistakes_in_the_flags(tmp_path):
     spa_list(tmp_path, "r/1.png c/1.png")
     with pytest.raises(UserError, match="--side_by_side: the pack or real_world.txt says what pairs already"):
         listed_set(flags(tmp_path, side_by_side="left", given={"side_by_side"}), CPU, "")
-
-
-def test_missing_data_says_what_belongs_there(tmp_path):
+    write_image(tmp_path / "rain" / "1.png", photo(4, 4, 0))
     with pytest.raises(UserError, match=r"--gt_path: \S+nowhere is not a folder. Put Rain100L there"):
-        write_image(tmp_path / "rain" / "1.png", photo(4, 4, 0))
         training_set(flags(tmp_path / "rain", tmp_path / "nowhere"), CPU, "Put Rain100L there")
 
 
@@ -253,11 +249,9 @@ def test_crops_do_not_depend_on_the_number_of_workers(pairs_folder):  # T1
     dataset = PatchDataset(pairs_of(pairs_folder), 16, seed=3)
     alone = crops(dataset)
     assert len(alone) == 6 and not any(map(torch.equal, alone[:3], alone[3:]))  # another epoch, other crops
-    assert all(torch.equal(alone, crops(dataset, workers)) for workers in (1, 2))
-    assert len({crop.numpy().tobytes() for batch in alone for crop in batch[:2]}) > 8
-    assert (
-        list(CropSampler(2, 3, 3, 2, 2, skip=1)) == list(CropSampler(2, 3, 3, 1, 2))[4:]
-    )  # as a resumed training goes on
+    assert torch.equal(alone, crops(dataset, 2))
+    resumed = CropSampler(2, 3, 3, 2, 2, skip=1)
+    assert list(resumed) == list(CropSampler(2, 3, 3, 1, 2))[4:]
 
 
 def test_crops_reach_every_place_and_are_the_same_in_both(tmp_path):  # T8
@@ -304,19 +298,17 @@ def test_spa_list(tmp_path, text):  # T7
         pairs[2]
 
 
-@pytest.mark.parametrize(
-    "line, problem",
-    [
-        ("r/3.png", "line 3: 1 paths instead of 2"),
-        ("r/3.png c/3.png x", "line 3: 3 paths instead of 2"),
-        ("../r/3.png c/3.png", "line 3: ../r/3.png leaves the folder"),
-        ("r/3.png ..\\c\\3.png", "line 3: ../c/3.png leaves the folder"),
-    ],
-)
-def test_spa_list_lines_that_can_not_be_used(tmp_path, line, problem):
-    with pytest.raises(UserError) as error:
-        spa_list(tmp_path, f"r/1.png c/1.png\n# x\n{line}\nr/4.png c/4.png\n")
-    assert problem in str(error.value) and "1 of 3 entries" in str(error.value)
+def test_spa_list_lines_that_can_not_be_used(tmp_path):
+    bad = ["r/2.png", "r/3.png c/3.png x", "../r/4.png c/4.png", "r/5.png ..\\c\\5.png"]
+    told = [
+        "1 paths instead of 2",
+        "3 paths instead of 2",
+        "../r/4.png leaves the folder",
+        "../c/5.png leaves the folder",
+    ]
+    with pytest.raises(UserError, match="4 of 5 entries") as error:
+        spa_list(tmp_path, "\n".join(["r/1.png c/1.png", *bad, "# x"]))
+    assert all(f"line {n}: {problem}" in str(error.value) for n, problem in enumerate(told, 2))
 
 
 def test_spa_list_missing_or_empty(tmp_path):

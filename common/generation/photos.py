@@ -164,14 +164,6 @@ def _write_manifest(folder: Path, rows: Iterable[Row]) -> None:
     write_bytes(folder / MANIFEST, out.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def write_list(folder: Path, rows: list[Row]) -> int:
-    """The pairs as the scripts of for_spa read them; returns how many have names that such a list can't hold."""
-    listed = [row["file"] for row in rows if row["file"].split() == [row["file"]]]
-    text = "".join(f"rain/{file} norain/{file}\n" for file in listed)
-    write_bytes(folder / LIST, text.encode("utf-8", "surrogateescape"))
-    return len(rows) - len(listed)
-
-
 def _prepare(save: Path, rows: list[Row], overwrite: bool) -> None:
     """Write the manifest of all pairs to come; with ``overwrite`` delete those of an earlier run before.
 
@@ -205,7 +197,10 @@ def _finish(save: Path) -> None:
     rows = [row for row in read_manifest(save) if _is_there(save, row, ("rain", "norain"))]
     rows.sort(key=lambda row: (natural_key(row["photo"]), int(row["variant"])))
     _write_manifest(save, rows)
-    if spaces := write_list(save, rows):
+    listed = [row["file"] for row in rows if row["file"].split() == [row["file"]]]
+    text = "".join(f"rain/{file} norain/{file}\n" for file in listed)
+    write_bytes(save / LIST, text.encode("utf-8", "surrogateescape"))
+    if spaces := len(rows) - len(listed):
         print(f"{spaces} pairs have spaces in their names and are not in {LIST}, which separates by them")
     if rows:
         contact_sheet(save, rows)
