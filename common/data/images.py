@@ -25,7 +25,6 @@ from ..terminal import warn_once
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff")
 _UNREAD = (".heic", ".heif", ".avif", ".gif", ".jxl", ".jp2", ".ppm", ".exr", ".dng", ".cr2", ".cr3", ".nef", ".arw")
 _FOREIGN = ("@eadir", "#recycle", "$recycle.bin", "__macosx", "lost+found", "system volume information")  # of systems
-NO_IMAGE = "no image (PNG, JPEG, BMP, WebP, TIFF)"
 _WRITTEN: dict[str, dict] = {  # by format, options of Pillow
     "PNG": {"compress_level": 4},
     "JPEG": {"quality": 95, "subsampling": 0},
@@ -98,7 +97,7 @@ def images_in(folder: Path, flag: str, hint: str = "") -> list[Path]:
         raise UserError(f"{flag}: {folder} is not a folder. {hint}".rstrip())
     images = list_images(Path(folder))
     if not images:
-        raise UserError(f"{flag}: {NO_IMAGE} in {folder}. {hint}".rstrip())
+        raise UserError(f"{flag}: no image (PNG, JPEG, BMP, WebP, TIFF) in {folder}. {hint}".rstrip())
     return images
 
 
