@@ -221,7 +221,7 @@ def rain(args: argparse.Namespace, rows: list[dict]) -> np.ndarray:
     lines = []
     for name in dict.fromkeys(row["cell"] for row in rows):
         folder, rng, p = make_data(args, name) / "train", np.random.RandomState(0), args.patchSize
-        names, crops = list_images(folder / "rain")[0], []
+        names, crops = list_images(folder / "rain"), []
         for k in range(PATCHES):
             rainy, clean = (read_image(folder / kind / names[k % len(names)]) for kind in ("rain", "norain"))
             crops.append(cv2.subtract(rainy, clean)[crop_at(rng.rand(2), *rainy.shape[:2], p)])

@@ -108,7 +108,7 @@ def rains(args: argparse.Namespace) -> dict[str, Rain]:
 def make_pairs(args: argparse.Namespace, kind: str, rain: Rain) -> Path:
     """Rain on all photos: a folder with rain/ and norain/. The number of a rain decides what it is like."""
     folder = Path(args.out, kind)
-    names = list_images(Path(args.clean))[0]
+    names = list_images(Path(args.clean))
     if not names:
         raise UserError(f"--clean: no image in {args.clean}")
     jobs = [(i, k) for i in range(len(names)) for k in range(VARIANTS)]

@@ -29,18 +29,13 @@ def system(root, groups, lines):
     [
         (["0::/"], {"": (2000, 500, 100)}, 1600),  # Docker, Kubernetes
         (["0::/"], {"": ("max", 500, 0)}, 5000),
-        (["0::/"], {"": (9000, 500, 0)}, 5000),
         (["0::/"], {"": (1000, 1100, 0)}, 0),
         (  # SLURM: the limit stands above the group of the process
             ["0::/slurm/job_1/step_0"],
             {"slurm/job_1": (3000, 2500, 0), "slurm/job_1/step_0": ("max", 100, 0), "slurm/job_2": (1, 1, 0)},
             500,
         ),
-        (
-            ["12:pids:/a", "4:cpu,memory:/jobs/7", "0::/x"],
-            {"memory/jobs/7": (9e12, 1, 0), "memory/jobs": (900, 600, 200)},
-            500,
-        ),
+        (["12:pids:/a", "4:cpu,memory:/jobs/7"], {"memory/jobs/7": (9e12, 1, 0), "memory/jobs": (900, 600, 200)}, 500),
         (["4:memory:/docker/abc"], {"memory": (2000, 500, 0)}, 1500),  # its own group lies at the root
         (["no cgroups"], {"": (1, 0, 0)}, 5000),
     ],

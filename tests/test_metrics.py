@@ -59,133 +59,112 @@ def save(folder, name, value, size=(16, 20)):
     write_image(folder / name, np.full((*size, 3), value, np.uint8))
 
 
+def command(folder, *pred, gt="gt", **flags):
+    words = ["--pred", *(folder / name for name in pred), "--gt", folder / gt]
+    words += [word for flag, value in flags.items() for word in (f"--{flag}", value)]
+    return metrics.main(list(map(str, words)))
+
+
 def test_command_prints_the_table(tmp_path, capsys):
     for name, value in (("a.png", 10), ("sub/b.png", 20), ("c.png", 30)):
         save(tmp_path / "gt", name, value)
         save(tmp_path / "pred", name, 20)
     save(tmp_path / "pred", "tiny.png", 9, (4, 5))
     save(tmp_path / "gt", "tiny.png", 7, (4, 5))
-    target = tmp_path / "out" / "table.csv"
-    assert metrics.main(["--pred", f"{tmp_path}/pred", "--gt", f"{tmp_path}/gt", "--csv", str(target)]) == 0
+    assert command(tmp_path, "pred", csv=tmp_path / "out" / "table.csv") == 0
     printed = capsys.readouterr().out
     assert "inf" in printed and "1 identical" in printed and "1 with a side below 11 px" in printed and "n/a" in printed
-    lines = target.read_text().splitlines()
+    lines = (tmp_path / "out" / "table.csv").read_text().splitlines()
     assert lines[0] == "image,result_psnr_y,result_ssim_y,result_psnr_rgb"
     assert [line.split(",")[0] for line in lines[1:]] == ["a.png", "c.png", "sub/b.png", "tiny.png", "mean"]
     finite = [float(line.split(",")[3]) for line in lines[1:5] if "inf" not in line]
     assert float(lines[-1].split(",")[3]) == pytest.approx(np.mean(finite), abs=1e-5)
 
 
-def test_the_sheet(tmp_path, capsys):
+def test_the_sheet(tmp_path):
     for name, value in (("gt", 100), ("rain", 50), ("derained", 90)):
         save(tmp_path / name, "a.png", value)
-    flags = ["--pred", tmp_path / "rain", tmp_path / "derained", "--gt", tmp_path / "gt", "--sheet", tmp_path / "s.png"]
-    assert metrics.main(list(map(str, flags))) == 0 and f"picture: {tmp_path / 's.png'}" in capsys.readouterr().out
+    assert command(tmp_path, "rain", "derained", sheet=tmp_path / "s.png") == 0
     line = read_image(tmp_path / "s.png")[pictures.LABEL + 8, :, 0]
     assert [int(line[pictures.GAP + 10 + k * (20 + pictures.GAP)]) for k in range(3)] == [50, 90, 100]
 
 
 def test_mismatches_are_named_before_any_work(tmp_path, capsys):
-    arguments = ["--pred", f"{tmp_path}/pred", "--gt", f"{tmp_path}/gt"]
     with pytest.raises(UserError, match="--pred: .*pred is not a folder"):
-        metrics.main(arguments)
-    (tmp_path / "pred").mkdir()
-    with pytest.raises(UserError, match="--pred: no image"):
-        metrics.main(arguments)
-    save(tmp_path / "pred", "a.png", 1)
-    save(tmp_path / "pred", "b.png", 1)
-    save(tmp_path / "gt", "a.png", 1, (17, 20))
-    save(tmp_path / "gt", "b.png", 1)
+        command(tmp_path, "pred")
+    for name in ("a.png", "b.png"):
+        save(tmp_path / "pred", name, 1)
+        save(tmp_path / "gt", name, 1, (17 if name == "a.png" else 16, 20))
     with pytest.raises(UserError, match="1 of 2 .*(.|\n)*a.png is 20x16, its clean partner a.png 20x17"):
-        metrics.main(arguments)
+        command(tmp_path, "pred")
     save(tmp_path / "gt", "a.png", 1)
-    save(tmp_path / "gt", "more.png", 1)
-    assert metrics.main(arguments) == 0
-    assert "over the 2 images that all folders have (--gt 3, result 2)" in capsys.readouterr().out
     whole = (tmp_path / "gt" / "b.png").read_bytes()
     (tmp_path / "gt" / "b.png").write_bytes(whole[:-30])  # the header is whole
-    assert metrics.main(arguments) == 1
+    assert command(tmp_path, "pred") == 1
     out, err = capsys.readouterr()
     assert "a.png" in out and "b.png: can't be read" in err
     (tmp_path / "gt" / "b.png").write_text("no image")
     with pytest.raises(UserError, match="1 of 2(.|\n)*b.png: can't be read as an image"):
-        metrics.main(arguments)
+        command(tmp_path, "pred")
 
 
 def test_several_folders_give_one_table(tmp_path, capsys):
-    def put(name, value, size=16):
-        write_image(tmp_path / name, np.full((size, size, 3), value, np.uint8))
-
-    for name, value in (("gt/norain-1.png", 100), ("gt/norain-2.png", 100), ("a/x/norain-1.png", 110)):
-        put(name, value)
-    for name in ("a/rain-1.png", "a/rain-2.png", "b/norain-1.png"):
-        put(name, 120 if name.startswith("a") else 101)
-    (tmp_path / "a" / "x" / "norain-1.png").unlink()
-    flags = ["--pred", str(tmp_path / "a"), str(tmp_path / "b"), "--gt", str(tmp_path / "gt")]
-    assert metrics.main([*flags, "--csv", str(tmp_path / "t.csv")]) == 0
+    for folder, name, value in (("gt", "norain-1", 100), ("gt", "norain-2", 100), ("a", "rain-1", 120)):
+        save(tmp_path / folder, f"{name}.png", value)
+    save(tmp_path / "a", "rain-2.png", 120)
+    save(tmp_path / "b", "norain-1.png", 101)
+    assert command(tmp_path, "a", "b", csv=tmp_path / "t.csv") == 0
     printed = capsys.readouterr().out
-    assert "a by the rule: equal but for rain (rainy), norain (clean) (rain-1.png with norain-1.png)" in printed
+    assert "a by the rule: equal but for words like rain and norain (rain-1.png with norain-1.png)" in printed
     assert f"1 pairs in {tmp_path / 'b'} by the rule: equal names" in printed
     assert "note: the table is over the 1 images that all folders have (--gt 2, a 2, b 1)" in printed
-    rows = (tmp_path / "t.csv").read_text().splitlines()
-    assert rows[0].startswith("image,a_psnr_y") and "b_psnr_rgb" in rows[0] and len(rows) == 3
-    values = dict(zip(rows[0].split(","), rows[1].split(","), strict=True))
+    head, row, _ = (line.split(",") for line in (tmp_path / "t.csv").read_text().splitlines())
+    values = dict(zip(head, row, strict=True))
     assert float(values["a_psnr_rgb"]) == pytest.approx(20 * math.log10(255 / 20), abs=1e-5)
     assert float(values["b_psnr_rgb"]) == pytest.approx(20 * math.log10(255), abs=1e-5)
-    (tmp_path / "b" / "norain-1.png").rename(tmp_path / "b" / "norain-2.png")
-    (tmp_path / "a" / "rain-2.png").unlink()
+    (tmp_path / "a" / "rain-1.png").unlink()
     with pytest.raises(UserError, match="no result for the same image"):
-        metrics.main(flags)
-
-
-def test_labels():
-    assert metrics.labels(["/x/a", "/x/b"]) == ["a", "b"]
-    assert metrics.labels(["/x/a", "/y/a"]) == ["/x/a", "/y/a"]
+        command(tmp_path, "a", "b")
 
 
 def test_results_of_images_that_hold_both_halves(tmp_path, capsys):
-    rainy, clean = (np.full((16, 16, 3), value, np.uint8) for value in (100, 110))
-    write_image(tmp_path / "set" / "1.png", np.concatenate((clean, rainy), 1))
-    write_image(tmp_path / "derained" / "1.png", clean - 1)
-    flags = ["--pred", str(tmp_path / "derained"), "--gt", str(tmp_path / "set"), "--report", str(tmp_path / "t.html")]
+    both = np.full((16, 32, 3), 110, np.uint8)
+    both[:, 16:] = 100
+    write_image(tmp_path / "set" / "1.png", both)
+    save(tmp_path / "derained", "1.png", 109, (16, 16))
     with pytest.raises(UserError, match="1.png is 16x16, its clean partner 1.png 32x16"):
-        metrics.main(flags)
-    assert metrics.main([*flags, "--side_by_side", "right"]) == 0
+        command(tmp_path, "derained", gt="set")
+    assert command(tmp_path, "derained", gt="set", side_by_side="right", report=tmp_path / "t.html") == 0
     assert f"{20 * math.log10(255):.4f}" in capsys.readouterr().out and (tmp_path / "t.html").exists()
-    with pytest.raises(UserError, match=r"--pred, --gt: each rainy image is its own|both are .*/set"):
-        metrics.main(["--pred", str(tmp_path / "set"), "--gt", str(tmp_path / "set")])
 
 
 @pytest.fixture
-def measured(tmp_path, capsys):
-    """Runs metrics on three pairs; returns what it printed."""
+def three(tmp_path):
+    """Three pairs, and results of two methods, one of which is called clean."""
     for k in range(3):
-        write_image(tmp_path / "gt" / f"{k}.png", photo(20, 30, k))
-        for method in ("mine", "other/clean"):
-            write_image(tmp_path / method / f"{k}.png", photo(20, 30, k + len(method)))
-
-    def run(*words):
-        assert metrics.main([*map(str, words), "--gt", str(tmp_path / "gt")]) == 0
-        return capsys.readouterr().out
-
-    return run
+        for folder in ("gt", "mine", "other/clean"):
+            write_image(tmp_path / folder / f"{k}.png", photo(20, 30, k + len(folder)))
+    return tmp_path
 
 
-def test_two_results_for_one_image_are_an_error(tmp_path, measured):
-    write_image(tmp_path / "mine" / "1.jpg", photo(20, 30, 9))  # of an older version of a program, say
+def test_two_results_for_one_image_are_an_error(three):
+    write_image(three / "mine" / "1.jpg", photo(20, 30, 9))  # of an older version of a program, say
     with pytest.raises(UserError, match=r"--pred: \S+1\.\w+ and \S+1\.\w+ are results for one image; remove one"):
-        measured("--pred", tmp_path / "mine")
+        command(three, "mine")
 
 
-def test_a_method_called_clean_keeps_its_pictures(tmp_path, measured):
-    measured("--pred", tmp_path / "mine", tmp_path / "other" / "clean", "--report", tmp_path / "r.html")
-    text = (tmp_path / "r.html").read_text()
-    assert text.count("<img ") == 3 * 3 and f'alt="{tmp_path / "other" / "clean"}"' in text
+def test_a_method_called_clean_keeps_its_pictures(three):
+    assert metrics.labels(["/x/a", "/x/b"]) == ["a", "b"]
+    assert metrics.labels(["/x/a", "/y/a"]) == ["/x/a", "/y/a"]
+    command(three, "mine", "other/clean", report=three / "r.html")
+    text = (three / "r.html").read_text()
+    assert "clean beside the ground truth: 3 images<" in text
+    assert text.count("<img ") == 3 * 3 and f'alt="{three / "other" / "clean"}"' in text
 
 
-@pytest.mark.parametrize("flag, ending", [("--csv", ".csv"), ("--report", ".html"), ("--sheet", ".png or .jpg")])
-def test_results_are_not_written_over_images(tmp_path, measured, flag, ending):
-    with pytest.raises(UserError, match=rf"{flag}: \S+2.bmp must end in {ending}"):
-        measured("--pred", tmp_path / "mine", flag, tmp_path / "mine" / "2.bmp")
+@pytest.mark.parametrize("flag, ending", [("csv", ".csv"), ("report", ".html"), ("sheet", ".png or .jpg")])
+def test_results_are_not_written_over_images(three, flag, ending):
+    with pytest.raises(UserError, match=rf"--{flag}: \S+2.bmp must end in {ending}"):
+        command(three, "mine", **{flag: three / "mine" / "2.bmp"})
     with pytest.raises(UserError, match="--sheet: .* lies in the input folder --pred"):
-        measured("--pred", tmp_path / "other" / "clean", tmp_path / "mine", "--sheet", tmp_path / "mine" / "2.png")
+        command(three, "other/clean", "mine", sheet=three / "mine" / "2.png")

@@ -87,16 +87,6 @@ def test_the_table_of_metrics_as_a_page(tmp_path):
     )
 
 
-def test_the_command_of_metrics_writes_it(tmp_path, capsys):
-    for folder, seed in (("one", 1), ("two", 2), ("clean", 3)):
-        write_image(tmp_path / folder / "a.png", photo(20, 30, seed))
-    flags = ["--pred", tmp_path / "one", tmp_path / "two", "--gt", tmp_path / "clean", "--report"]
-    assert metrics.main([*map(str, flags), str(tmp_path / "r.html")]) == 0
-    text = (tmp_path / "r.html").read_text()
-    assert text.count("<img ") == 3 and "one, two beside the ground truth: 1 images<" in text
-    assert f"page: {tmp_path / 'r.html'}" in capsys.readouterr().out
-
-
 @needs_chromium
 def test_in_a_browser_of_400_px(written):
     """The slider moves and shows what it should, sides can be chosen, the table sorts, nothing sticks out."""

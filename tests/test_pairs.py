@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -21,34 +20,28 @@ def paths(*names):
     return [Path(name) for name in names]
 
 
+PLAIN, MARKS = "equal but for case, zeros and separators", "equal but for words like rain and norain"
+
+
 @pytest.mark.parametrize(
     "rainy, clean, rule, partners",
     [
         (["b.png", "a.jpg"], ["a.png", "b.png"], "equal names", ["b.png", "a.png"]),
         (["x.png", "x.jpg"], ["x.png", "x.jpg"], "equal names", ["x.png", "x.jpg"]),
-        (["IMG_1.JPG", "Img-02.jpg"], ["img_1.png", "img_2.png"], "case, zeros and sep", ["img_1.png", "img_2.png"]),
-        (
-            ["\u1112\u1161\u11ab_1.png"],
-            ["\ud55c-1.png"],
-            "case, zeros",
-            ["\ud55c-1.png"],
-        ),  # as macOS writes it, and Linux
-        (["rain-001.png"], ["norain-1.png", "norain-8.png"], "rain (rainy), norain (clean)", ["norain-1.png"]),
-        (["rain.png"], ["norain.png"], "rain (rainy), norain (clean)", ["norain.png"]),  # nothing but the mark
-        (["3_rs.png", "4_rs.png"], ["3_gt.png", "4_gt.png"], "rs (rainy), gt (clean)", ["3_gt.png", "4_gt.png"]),
-        (
-            ["im_3_s100_a04.png", "im_3_s80_a05.png"],
-            ["im_3.png", "im_30.png"],
-            "a, s (rainy), the last 2 parts",
-            ["im_3.png", "im_3.png"],
-        ),
-        (["norain-1x2.png"], ["norain-1.png"], "the last 2 parts (rainy)", ["norain-1.png"]),
-        (["a-R-7.png", "b-R-0.png"], ["a-C-0.png", "b-C-0.png"], "the last number (clean)", ["a-C-0.png", "b-C-0.png"]),
+        (["IMG_1.JPG", "Img-02.jpg"], ["img_1.png", "img_2.png"], PLAIN, ["img_1.png", "img_2.png"]),
+        (["\u1112\u1161\u11ab_1.png"], ["\ud55c-1.png"], PLAIN, ["\ud55c-1.png"]),  # as macOS writes it, and Linux
+        (["rain-001.png"], ["norain-1.png", "norain-8.png"], MARKS, ["norain-1.png"]),
+        (["rain.png"], ["norain.png"], MARKS, ["norain.png"]),  # nothing but the mark
+        (["3_rs.png", "4_rs.png"], ["3_gt.png", "4_gt.png"], MARKS, ["3_gt.png", "4_gt.png"]),
+        (["a_s1.png", "a_s08.png"], ["a.png", "a_b.png"], f"{PLAIN}, the last 2 parts (rainy)", ["a.png", "a.png"]),
+        (["norain-1x2.png"], ["norain-1.png"], f"{PLAIN}, the last 2 parts (rainy)", ["norain-1.png"]),
+        (["1_5.png", "2_5.png"], ["1-gt.png", "2-gt.png"], f"{MARKS}, the last part (rainy)", ["1-gt.png", "2-gt.png"]),
+        (["a-R-7.png", "b-R-0.png"], ["a-C-0.png", "b-C-0.png"], "the last part (clean)", ["a-C-0.png", "b-C-0.png"]),
     ],
 )
 def test_rules(rainy, clean, rule, partners):
     found, used, problems = match(paths(*rainy), paths(*clean))
-    assert rule in used and not problems
+    assert used.endswith(rule) and not problems
     assert [str(found[path]) for path in paths(*rainy)] == partners
 
 
@@ -58,12 +51,11 @@ def test_rules(rainy, clean, rule, partners):
         (["1_15.jpg", "b.jpg"], ["1.jpg", "2.jpg"], ["b.jpg: no clean partner"]),  # never by position
         (["5.png", "6.png", "5_1.png"], ["5.png", "6.png"], ["5_1.png: no clean partner"]),  # one rule for all
         (["cat_1.png", "dog_1.png"], ["cow_1.png", "fox_1.png"], ["cat_1.png: no clean", "dog_1.png: no clean"]),
-        (["cat_1.png"], ["cow_1.png", "cow_2.png"], ["cat_1.png: no clean"]),  # one name shows no mark
+        (["cat_1.png", "dog_2.png"], ["cat_1.png", "cow_1.png"], ["dog_2.png: no clean"]),  # no mark, no last part
         (["a_1_2_3_4.png", "b_7.png"], ["a_1.png", "b.png"], ["a_1_2_3_4.png: no clean"]),  # as many parts of each
-        (["1_1.png", "1_2.png", "2_1.png"], ["1.png"], ["2_1.png: no clean partner"]),  # not by its last number either
+        (["a-R-1.png", "a-R-2.png"], ["a-C-1.png"], ["a-R-2.png: no clean"]),  # one name shows no common number
         (["rain-1.png", "rain-2.png"], ["norain.png"], ["rain-1.png: no clean", "rain-2.png: no clean"]),
         (["a.bmp"], ["a.png", "a.jpg"], ["a.bmp: several clean partners: a.png, a.jpg"]),
-        (["1.png"], ["01.png", "001.png"], ["1.png: several clean partners: 01.png, 001.png"]),
         (["12_3.png", "12_4.png"], ["12_3.png", "12.png"], ["12_3.png: several clean partners: 12_3.png, 12.png"]),
     ],
 )
@@ -142,7 +134,7 @@ def test_one_folder_of_rainy_and_clean_images(tmp_path, capsys):
     ]
     out = capsys.readouterr().out
     assert "left out of" in out and "6 images (rainregion-1.png, rainregion-2.png, " in out
-    assert "norain (clean) (rain-1.png with norain-1.png)" in out
+    assert f"{MARKS} (rain-1.png with norain-1.png)" in out
     for rainy, clean in (("a/rain/1.png", "a/norain/1.png"), ("b/s-R-3.png", "b/s-C-3.png")):
         folder = made(tmp_path, rainy, clean) / rainy[0]
         ((pair,), _) = find_pairs(folder, folder, "--a, --b")
@@ -161,19 +153,18 @@ def test_results_find_the_clean_images_among_rainy_ones_of_their_name(tmp_path):
 def test_a_folder_that_is_its_own_partner(tmp_path):
     made(tmp_path / "X", "1.png", "2.png")
     (tmp_path / "link").symlink_to(tmp_path / "X")
-    for other in (tmp_path / "X", tmp_path / "link"):
-        with pytest.raises(UserError, match=r"--a, --b: both are .* names don't tell rainy from clean.*--side_by_side"):
-            find_pairs(tmp_path / "X", other, "--a, --b")
+    with pytest.raises(UserError, match=r"--a, --b: both are .* names don't tell rainy from clean.*--side_by_side"):
+        find_pairs(tmp_path / "X", tmp_path / "link", "--a, --b")
 
 
 def test_pair_by(tmp_path, capsys):
-    made(tmp_path / "O", "wet7 b.png", "Wet007 a.png", "wet8 a.png", "sub/wet7 a.png", "notes.png")
-    made(tmp_path / "B", "dry-007.png", "dry-8.png", "sub/dry-7.png")
+    rainy = made(tmp_path / "O", "wet7 b.png", "Wet007 a.png", "wet8 a.png", "sub/wet7 a.png", "notes.png")
+    clean = made(tmp_path / "B", "dry-007.png", "dry-8.png", "sub/dry-7.png")
     with pytest.raises(UserError, match=r"notes.png: no clean partner(.|\n)*--pair_by 'rain-\{\}' 'norain-\{\}'"):
-        find_pairs(tmp_path / "O", tmp_path / "B", "--a, --b")
+        find_pairs(rainy, clean, "--a, --b")
     pairing = Pairing(("wet{} *", "dry-{}"))
-    pairs, rule = find_pairs(tmp_path / "O", tmp_path / "B", "--a, --b", pairing=pairing)
-    assert {pair.name: pair.clean.relative_to(tmp_path / "B").as_posix() for pair in pairs} == {
+    pairs, rule = find_pairs(rainy, clean, "--a, --b", pairing=pairing)
+    assert {pair.name: pair.clean.relative_to(clean).as_posix() for pair in pairs} == {
         "Wet007 a.png": "dry-007.png",
         "wet7 b.png": "dry-007.png",
         "wet8 a.png": "dry-8.png",
@@ -181,13 +172,13 @@ def test_pair_by(tmp_path, capsys):
     }
     assert "--pair_by 'wet{} *' 'dry-{}'" in rule and "1 images (notes.png)" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"wet8 a.png: no clean partner"):
-        (tmp_path / "B" / "dry-8.png").unlink()
-        find_pairs(tmp_path / "O", tmp_path / "B", "--a, --b", pairing=pairing)
-    folder = made(tmp_path / "GT-RAIN", "a/a-R-000.png", "a/a-R-001.png", "a/a-C-000.png")  # a single scene
-    pairs, _ = find_pairs(folder, folder, "--a, --b", pairing=Pairing(("{}-R-*", "{}-C-*")))
+        (clean / "dry-8.png").unlink()
+        find_pairs(rainy, clean, "--a, --b", pairing=pairing)
+    scene = made(tmp_path / "GT-RAIN", "a/a-R-000.png", "a/a-R-001.png", "a/a-C-000.png")
+    pairs, _ = find_pairs(scene, scene, "--a, --b", pairing=Pairing(("{}-R-*", "{}-C-*")))
     assert [pair.name for pair in pairs] == ["a/a-R-000.png", "a/a-R-001.png"] and len({p.clean for p in pairs}) == 1
-    with pytest.raises(UserError, match="no such name"):
-        find_pairs(tmp_path / "O", tmp_path / "B", "--a, --b", pairing=Pairing(("x{}", "y{}")))
+    with pytest.raises(UserError, match="--pair_by: no name fits 'x{}'"):
+        find_pairs(rainy, clean, "--a, --b", pairing=Pairing(("x{}", "dry-{}")))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -235,49 +226,32 @@ def test_rainy_and_clean_that_are_exchanged_are_refused(pairs_folder):  # rain a
 
 def test_of_many_pairs_a_dozen_are_looked_at_and_two_that_are_right_will_do(tmp_path, monkeypatch):
     looked_at, levels = [], np.array([[1], [2]], np.uint8)
-    monkeypatch.setattr(Pair, "read", lambda pair: looked_at.append(pair.line) or levels)
-    pairs = spa_list(tmp_path, "a b\n" * 1000)
+    monkeypatch.setattr(Pair, "read", lambda pair: looked_at.append(pair.name) or levels)
+    pairs = spa_list(tmp_path, "".join(f"{i} b\n" for i in range(1000)))
     with pytest.raises(UserError, match="in 12 of 12 pairs"):
         require_light(pairs, "--data_path")
-    assert [looked_at[0], looked_at[-1]] == [1, 1000] and len(looked_at) == 12
+    assert [looked_at[0], looked_at[-1]] == ["0", "999"] and len(looked_at) == 12
     levels = levels[::-1]
     require_light(pairs, "--data_path")
     assert len(looked_at) == 12 + 2
 
 
-def test_flags_of_pairing_are_refused_where_they_change_nothing(tmp_path):
+def test_mistakes_in_the_flags(tmp_path):
     spa_list(tmp_path, "r/1.png c/1.png")
     with pytest.raises(UserError, match="--side_by_side: the pack or real_world.txt says what pairs already"):
         listed_set(flags(tmp_path, side_by_side="left", given={"side_by_side"}), CPU, "")
-
-
-def test_missing_data_says_what_belongs_there(tmp_path):
+    write_image(tmp_path / "rain" / "1.png", photo(4, 4, 0))
     with pytest.raises(UserError, match=r"--gt_path: \S+nowhere is not a folder. Put Rain100L there"):
-        write_image(tmp_path / "rain" / "1.png", photo(4, 4, 0))
         training_set(flags(tmp_path / "rain", tmp_path / "nowhere"), CPU, "Put Rain100L there")
-
-
-def test_grey_alpha_and_16_bit_files_train(tmp_path):
-    grey = photo(20, 20, 0)[..., :1]
-    (tmp_path / "rain").mkdir()
-    (tmp_path / "norain").mkdir()
-    cv2.imwrite(str(tmp_path / "rain" / "1.png"), grey.astype(np.uint16) * 257)
-    clean = np.concatenate([*[grey // 2] * 3, np.full_like(grey, 255)], -1)
-    cv2.imwrite(str(tmp_path / "norain" / "1.png"), clean)
-    dataset, _ = training_set(flags(tmp_path / "rain", tmp_path / "norain"), CPU, "")
-    rainy, clean = dataset[0, 0.5, 0.5]
-    assert rainy.dtype == torch.float32 and torch.allclose(rainy, 2 * clean, atol=1 / 255) and rainy.max() <= 1
 
 
 def test_crops_do_not_depend_on_the_number_of_workers(pairs_folder):  # T1
     dataset = PatchDataset(pairs_of(pairs_folder), 16, seed=3)
     alone = crops(dataset)
     assert len(alone) == 6 and not any(map(torch.equal, alone[:3], alone[3:]))  # another epoch, other crops
-    assert all(torch.equal(alone, crops(dataset, workers)) for workers in (1, 2))
-    assert len({crop.numpy().tobytes() for batch in alone for crop in batch[:2]}) > 8
-    assert (
-        list(CropSampler(2, 3, 3, 2, 2, skip=1)) == list(CropSampler(2, 3, 3, 1, 2))[4:]
-    )  # as a resumed training goes on
+    assert torch.equal(alone, crops(dataset, 2))
+    resumed = CropSampler(2, 3, 3, 2, 2, skip=1)
+    assert list(resumed) == list(CropSampler(2, 3, 3, 1, 2))[4:]
 
 
 def test_crops_reach_every_place_and_are_the_same_in_both(tmp_path):  # T8
@@ -300,9 +274,7 @@ def test_every_image_is_shown_equally_often():
     order = [n for batch in CropSampler(3, 4, 0, 1, 3) for n, *_ in batch]
     assert all(sorted(order[i : i + 12]) == list(range(i, i + 12)) for i in (0, 12, 24)) and len(order) == 36
     assert order[:12] != [n - 12 for n in order[12:24]]
-
-
-def test_an_epoch_that_is_shorter_than_the_set_goes_on_where_the_last_one_ended():
+    # an epoch that is shorter than the set goes on where the last one ended
     assert sorted(n % 4 for ((n, *_),) in CropSampler(1, 2, 0, 1, 4)) == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
@@ -322,31 +294,26 @@ def test_spa_list(tmp_path, text):  # T7
     pairs = spa_list(tmp_path, text)
     assert len(pairs) == 2 and [pair.name for pair in pairs] == ["r/1.png", "r/2.png"]
     assert pairs[1].rainy == tmp_path / "r" / "2.png" and pairs[1].clean == tmp_path / "c" / "2.png"
-    assert pairs[-1] == pairs[1] and pairs[0].line == 1 and pairs[1].line == (6 if "#" in text else 2)
     with pytest.raises(IndexError):
         pairs[2]
 
 
-@pytest.mark.parametrize(
-    "line, problem",
-    [
-        ("r/3.png", "line 3: 1 paths instead of 2"),
-        ("r/3.png c/3.png x", "line 3: 3 paths instead of 2"),
-        ("../r/3.png c/3.png", "line 3: ../r/3.png leaves the folder"),
-        ("r/3.png ..\\c\\3.png", "line 3: ../c/3.png leaves the folder"),
-    ],
-)
-def test_spa_list_lines_that_can_not_be_used(tmp_path, line, problem):
-    with pytest.raises(UserError) as error:
-        spa_list(tmp_path, f"r/1.png c/1.png\n# x\n{line}\nr/4.png c/4.png\n")
-    assert problem in str(error.value) and "1 of 3 entries" in str(error.value)
+def test_spa_list_lines_that_can_not_be_used(tmp_path):
+    bad = ["r/2.png", "r/3.png c/3.png x", "../r/4.png c/4.png", "r/5.png ..\\c\\5.png"]
+    told = [
+        "1 paths instead of 2",
+        "3 paths instead of 2",
+        "../r/4.png leaves the folder",
+        "../c/5.png leaves the folder",
+    ]
+    with pytest.raises(UserError, match="4 of 5 entries") as error:
+        spa_list(tmp_path, "\n".join(["r/1.png c/1.png", *bad, "# x"]))
+    assert all(f"line {n}: {problem}" in str(error.value) for n, problem in enumerate(told, 2))
 
 
 def test_spa_list_missing_or_empty(tmp_path):
-    with pytest.raises(UserError, match=r"--data_path: \S+ holds no real_world.txt.* Put SPA-Data there"):
+    with pytest.raises(UserError, match=r"--data_path: there is no \S+real_world.txt.* Put SPA-Data there"):
         PairList(tmp_path, "Put SPA-Data there")
-    with pytest.raises(UserError, match="nothing is not a folder"):
-        PairList(tmp_path / "nothing")
     with pytest.raises(UserError, match="lists no pair"):
         spa_list(tmp_path, "# nothing\n\n")
     with pytest.raises(UserError, match="20 of 20 entries") as error:
@@ -356,58 +323,42 @@ def test_spa_list_missing_or_empty(tmp_path):
 
 def test_file_names_of_any_bytes_and_links_in_a_spa_list(tmp_path):
     for folder in ("rain", "norain"):
-        write_image(tmp_path / "elsewhere" / folder / "1.png", photo(20, 20, len(folder)))
-        write_image(tmp_path / "elsewhere" / folder / "\u96e8.png", photo(20, 20, 1))
+        write_image(tmp_path / "elsewhere" / folder / "\u96e8.png", photo(20, 20, len(folder)))
     (tmp_path / "spa").mkdir()
     (tmp_path / "spa" / "real").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "link").symlink_to(tmp_path / "spa")
-    lines = "real/rain/1.png real/norain/1.png\nreal/rain/\u96e8.png real/norain/\u96e8.png"
-    (tmp_path / "spa" / "real_world.txt").write_text(lines, encoding="utf-8")
-    dataset, source = listed_set(flags(tmp_path / "link"), CPU, "")
-    pairs = dataset.pairs
-    assert len(pairs) == 2 and source == "real_world.txt, 2 pairs"
-    assert (
-        spa_list(tmp_path / "spa", b"r/\xff.png c/\xff.png")[0].name.encode("utf-8", "surrogateescape") == b"r/\xff.png"
-    )
+    spa_list(tmp_path / "spa", "real/rain/\u96e8.png real/norain/\u96e8.png")
+    assert listed_set(flags(tmp_path / "link"), CPU, "")[1] == "real_world.txt, 1 pairs"
+    name = spa_list(tmp_path / "spa", b"r/\xff.png c/\xff.png")[0].name
+    assert name.encode("utf-8", "surrogateescape") == b"r/\xff.png"
 
 
-def test_bad_files_of_a_spa_list_name_their_line(tmp_path):
-    write_image(tmp_path / "a.png", photo(20, 20, 0))
-    write_image(tmp_path / "b.png", photo(21, 20, 0))
-    write_image(tmp_path / "small.png", photo(15, 20, 0))
+def test_bad_files_of_a_spa_list_are_named(tmp_path):
+    for name, height in (("a", 20), ("b", 21), ("small", 15)):
+        write_image(tmp_path / f"{name}.png", photo(height, 20, 0))
     (tmp_path / "broken.png").write_bytes((tmp_path / "a.png").read_bytes()[:100])
     spa_list(tmp_path, "a.png a.png\na.png gone.png\na.png b.png\nbroken.png a.png\nsmall.png small.png")
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="4 of 5 pairs") as error:
         listed_set(flags(tmp_path), CPU, "")
-    text = str(error.value)
-    assert "4 of 5 pairs" in text and "gone.png: no such file (line 2 of real_world.txt)" in text
-    assert "clean partner b.png 20x21 (line 3 of real_world.txt)" in text and "(line 4 of real_world.txt)" in text
-    assert "smaller than the 16 px patch (line 5 of real_world.txt)" in text
+    told = ("gone.png: no such file", "clean partner b.png 20x21", "broken.png: can't be read", "than the 16 px patch")
+    assert all(problem in str(error.value) for problem in told)
     dataset = PatchDataset(PairList(tmp_path), 16, 0)
-    problems = []
-    for n in range(5):
-        try:
-            dataset[n, 0.5, 0.5]
-        except UserError as error:
-            problems.append(str(error))
-    assert len(problems) == 4 and all("of real_world.txt)" in problem for problem in problems)
+    for i, problem in enumerate(told, 1):  # as they are met in a long list
+        with pytest.raises(UserError, match=problem):
+            dataset[dataset.images.tolist().index(i), 0.5, 0.5]
 
 
 def test_a_long_spa_list_is_checked_by_samples(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "CHECK_ALL", 10)
     monkeypatch.setattr(module, "CHECK_SOME", 3)
-    write_image(tmp_path / "a.png", photo(20, 20, 0))
-    write_image(tmp_path / "b.png", photo(20, 20, 1))
-    opened, real = [], module.read_image
-    monkeypatch.setattr(module, "read_image", lambda path: opened.append(path) or real(path))
+    for name in ("a", "b"):
+        write_image(tmp_path / f"{name}.png", photo(20, 20, ord(name)))
     spa_list(tmp_path, "a.png b.png\n" * 5 + "gone.png gone.png\n" + "a.png b.png\n" * 5)
-    with pytest.raises(UserError, match=r"1 of 3 pairs can't be used(.|\n)*line 6 of"):
+    with pytest.raises(UserError, match="1 of 3 pairs can't be used"):
         listed_set(flags(tmp_path, dark_rain=True), CPU, "")
     spa_list(tmp_path, "a.png b.png\n" * 4 + "gone.png gone.png\n" + "a.png b.png\n" * 6)
-    opened.clear()
-    dataset, _ = listed_set(flags(tmp_path, dark_rain=True), CPU, "")
-    pairs = dataset.pairs
-    assert len(pairs) == 11 and len(opened) == 6 and "3 of them checked now" in capsys.readouterr().out
+    assert len(listed_set(flags(tmp_path, dark_rain=True), CPU, "")[0].pairs) == 11
+    assert "3 of them checked now" in capsys.readouterr().out
 
 
 def test_small_sample(tmp_path):
@@ -415,11 +366,8 @@ def test_small_sample(tmp_path):
     sample = small_sample(pairs, 20, 5)
     assert sample == small_sample(pairs, 20, 5) and len({pair.name for pair in sample}) == 20
     assert sample[:7] == small_sample(pairs, 7, 5) and sample != small_sample(pairs, 20, 6)
-    assert [pair.line for pair in sample] != sorted(pair.line for pair in sample)
-    assert len(small_sample(pairs, 50, 5)) == 50
-    with pytest.raises(
-        UserError, match="--train_num: 51 pairs are asked for, but real_world.txt lists 50; .*50 or less"
-    ):
+    assert sorted(small_sample(pairs, 50, 5), key=list(pairs).index) == list(pairs) != small_sample(pairs, 50, 5)
+    with pytest.raises(UserError, match="--train_num: 51 .* asked for, but real_world.txt lists 50; .*50 or less"):
         small_sample(pairs, 51, 5)
 
 

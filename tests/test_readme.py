@@ -59,7 +59,6 @@ OWN = {  # for single scripts; None leaves the default
     "train_syn_generator.py": {"niter": None, "iters_per_epoch": "1"},
     "train_syn_encoder.py": {"niter": None, "iters_per_epoch": "1"},
     "common.data.pack": {"workers": None},
-    "common.data.compose": {"workers": None},
     "which_rain.py": {"kinds": "procedural"},
 }
 

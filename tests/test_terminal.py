@@ -50,19 +50,15 @@ def pair(tmp_path):
 
 
 def test_quiet_prints_results_alone(pair, tmp_path, capsys):
+    write_image(tmp_path / "gt" / "b.png", photo(20, 30, 3))
     out, flags = sys.stdout, [*pair, "--csv", str(tmp_path / "m.csv")]
     assert cli.run(lambda: metrics.main(flags)) == 0
     said = capsys.readouterr().out
     assert cli.run(lambda: metrics.main([*flags, "--quiet"])) == 0
     quiet = capsys.readouterr().out
     assert "by the rule" in said and "written" in said and "by the rule" not in quiet and "written" not in quiet
-    assert "PSNR-Y [dB]" in quiet and quiet in said and sys.stdout is out
-
-
-def test_quiet_says_what_a_table_leaves_out(pair, tmp_path, capsys):
-    write_image(tmp_path / "gt" / "b.png", photo(20, 30, 3))
-    assert cli.run(lambda: metrics.main([*pair, "--quiet"])) == 0
-    assert "note: the table is over the 1 images" in capsys.readouterr().out
+    assert "PSNR-Y [dB]" in quiet and quiet.splitlines()[1:] == said.splitlines()[2:-1] and sys.stdout is out
+    assert "note: the table is over the 1 images" in quiet
 
 
 def test_quiet_keeps_errors_and_warnings(pair, tmp_path, generator, capsys):
@@ -121,7 +117,7 @@ def test_a_full_disk_is_no_mistake_in_the_flags(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.count("No space left on device") == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_a_command_soon(tmp_path, generator, number):
     for k in range(12):
         write_image(tmp_path / "photos" / f"{k}.png", photo(300, 400, k))

@@ -1,12 +1,10 @@
 """Training pairs out of photos and rain streaks of your own: rainy = clip(clean + gain * streaks).
 
     python -m common.data.compose --clean PHOTOS --streaks STREAKS --out PAIRS --num 200 --seed 0
-    python -m common.data.compose --clean PHOTOS --streaks STREAKS --out pairs.h5 --num 200 --seed 0
 
 STREAKS is a folder of pictures of rain on black. A streak layer is cropped to the photo at random (and enlarged first
-if it is too small), mirrored every second time, and made brighter or darker by --gain. --out is a pack (.h5), or a
-folder, which gets rain/ and norain/ (PNG) and compose.json (what each pair is made of). The same command goes on after
-an interruption.
+if it is too small), mirrored every second time, and made brighter or darker by --gain. --out is a folder, which gets
+rain/ and norain/ (PNG) and compose.json (what each pair is made of). The same command goes on after an interruption.
 
 --hold_out 20 leaves 20 photos and 20 streak layers out, evenly by name; the same command with --part held_out makes
 pairs of these alone, to test on.
@@ -14,25 +12,21 @@ pairs of these alone, to test on.
 
 import argparse
 import functools
-import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import cv2
 import numpy as np
 
-from .. import cli, flags
+from .. import cli
 from ..errors import UserError
 from ..files import write_bytes
 from ..lock import locked
 from ..terminal import progress_bar
-from . import pack
-from .images import BLACK, image_size, images_in, read_image, require_outside, to_eight_bits, write_image
-from .pairs import Pair
+from .images import BLACK, images_in, read_image, require_outside, to_eight_bits, write_image
 
 NAME = "compose.json"
 FOLDERS = ("rain", "norain")
@@ -111,93 +105,26 @@ def rain_pictures(folder: Path, flag: str) -> list[Path]:
     return files
 
 
-@functools.lru_cache(1)
-def _order(seed: int, turn: int, number: int) -> np.ndarray:
-    """In which order a turn goes through all photos."""
-    return np.random.RandomState([PHOTO, seed, turn]).permutation(number)
-
-
-@dataclass(frozen=True)
-class ComposedPair(Pair):
-    """A pair that is composed when it is read, see ``composed_pair``."""
-
-    layers: tuple[Path, ...] = ()
-    gains: tuple[float, ...] = ()
-    seed: tuple[int, ...] = ()
-
-    def format(self) -> tuple[int, int, type]:
-        """Height, width and pixel type: those of the photo, in 8 bits."""
-        return *image_size(self.clean), np.uint8
-
-    def read(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rainy and clean, each (H, W, 3) uint8.
-
-        Raises:
-            ImageError: the photo or a streak layer can't be read.
-        """
-        clean, rng = to_eight_bits(read_image(self.clean)), np.random.RandomState(self.seed)
-        height, width = clean.shape[:2]
-        layers = [fitted(_streaks(path), height, width, rng) for path in self.layers]
-        return composed(clean, layers, self.gains), clean
-
-
-def composed_pair(
-    number: int,
-    photos: Sequence[Path],
-    streaks: Sequence[Path],
-    seed: int,
-    layers: int,
-    gain: Sequence[float],
-    label: str = "",
-) -> ComposedPair:
-    """A pair whose photo, streaks and gains depend on the seed and its number alone.
-
-    Args:
-        number: of the pair, from 0 on.
-        photos, streaks: all files to choose from.
-        layers: streak layers on one photo.
-        gain: lowest and highest factor of a layer.
-        label: how its name begins.
-    """
-    turn, place = divmod(number, len(photos))
-    photo = photos[_order(seed, turn, len(photos))[place]]
-    rng = np.random.RandomState([STREAKS, seed, number])
-    chosen = [streaks[i] for i in rng.choice(len(streaks), layers, replace=layers > len(streaks))]
-    gains = [round(float(rng.uniform(*gain)), 4) for _ in chosen]
-    name = f"{label}{number + 1:05d}_{photo.stem}.png"
-    crops = (STREAKS, seed, number, 1)
-    return ComposedPair(name, chosen[0], photo, layers=tuple(chosen), gains=tuple(gains), seed=crops)
-
-
-def _write_folder(pairs: Sequence[ComposedPair], out: Path, settings: dict) -> None:
-    """Write the list, then rain/ and norain/; pairs that an interrupted command made stay."""
-    table = [
-        {"file": pair.name, "photo": str(pair.clean), "streaks": [str(p) for p in pair.layers], "gains": pair.gains}
-        for pair in pairs
-    ]
-    text = json.dumps({"settings": settings, "pairs": table}, indent=1).encode("utf-8", "replace")
-    with locked(out, "--out"):
-        if any((out / folder).exists() for folder in FOLDERS) and not _holds(out / NAME, text):
-            raise UserError(
-                f"--out: {out} holds rain/ or norain/ of another command; choose another folder, or delete it"
-            )
-        write_bytes(out / NAME, text)
-        for pair in progress_bar(pairs, desc="composing", unit="pair"):
-            files = [out / folder / pair.name for folder in FOLDERS]
-            if not all(file.exists() for file in files):  # files appear whole
-                for file, pixels in zip(files, pair.read(), strict=True):
-                    write_image(file, pixels)
-
-
-def _holds(path: Path, text: bytes) -> bool:
-    return path.is_file() and path.read_bytes() == text
+def planned(args: argparse.Namespace, photos: Sequence[Path], streaks: Sequence[Path]) -> list[dict]:
+    """What each pair is made of, as compose.json lists it; it depends on the seed and the number of the pair alone."""
+    rows = []
+    for number in range(args.num):
+        turn, place = divmod(number, len(photos))
+        if place == 0:  # each turn goes through all photos, in an order of its own
+            order = np.random.RandomState([PHOTO, args.seed, turn]).permutation(len(photos))
+        photo, rng = photos[order[place]], np.random.RandomState([STREAKS, args.seed, number])
+        chosen = rng.choice(len(streaks), args.layers, replace=args.layers > len(streaks))
+        gains = [round(float(rng.uniform(*args.gain)), 4) for _ in chosen]
+        name = f"{number + 1:05d}_{photo.stem}.png"
+        rows.append({"file": name, "photo": str(photo), "streaks": [str(streaks[i]) for i in chosen], "gains": gains})
+    return rows
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__, cli.typed("data.compose"))
     flags.add_path(parser, "--clean", required=True, help="folder of clean photos")
     flags.add_path(parser, "--streaks", required=True, help="folder of rain streaks on black")
-    flags.add_path(parser, "--out", required=True, help="folder for the pairs, or a pack, NAME.h5")
+    flags.add_path(parser, "--out", required=True, help="folder for the pairs")
     parser.add_argument("--num", type=cli.number(int, 1, 1_000_000), required=True, help="pairs to make")
     parser.add_argument("--seed", type=cli.seed, default=0, help="another one gives other pairs")
     parser.add_argument("--layers", type=cli.number(int, 1, 16), default=1, help="streak layers on one photo")
@@ -207,23 +134,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--hold_out", type=cli.count, default=0, help=kept_out)
     which = "which part of photos and streaks to use"
     parser.add_argument("--part", choices=("train", "held_out"), default="train", help=which)
-    parser.add_argument("--workers", type=cli.positive_int, default=2, help="threads that compose, for a pack")
-    flags.add_switch(parser, "--overwrite", "replace a pack of this name")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    gain = low, high = args.gain
+    low, high = args.gain
     if low > high:
         raise UserError(f"--gain: the lower bound {low:g} is above the upper one {high:g}")
     if args.part == "held_out" and not args.hold_out:
         raise UserError("--part held_out: say how many are held out, as for --part train: --hold_out N")
     out, sources = Path(args.out), {"--clean": Path(args.clean), "--streaks": Path(args.streaks)}
     require_outside("--out", out, sources)
-    clean = [
-        Path(args.clean, name) for name in images_in(args.clean, "--clean", "Name a folder of photos without rain.")
-    ]
+    names = images_in(args.clean, "--clean", "Name a folder of photos without rain.")
+    clean = [Path(args.clean, name) for name in names]
     streaks = rain_pictures(args.streaks, "--streaks")
     photos, streaks = (part_of(files, args.hold_out, args.part) for files in (clean, streaks))
     settings = {
@@ -232,17 +156,24 @@ def main(argv: list[str] | None = None) -> int:
         **{key: getattr(args, key) for key in ("num", "seed", "layers", "gain")},
     }
     print(f"{len(photos)} photos, {len(streaks)} streak layers")
-    packed, label = out.suffix.lower() in pack.ENDINGS, ""
-    if packed:
-        pack.require_free(out, args.overwrite)
-        # A pack is known by the names in it.
-        label = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8] + "_"
-    pairs = [composed_pair(k, photos, streaks, args.seed, args.layers, gain, label) for k in range(args.num)]
-    if packed:
-        pack.write(pairs, out, args.workers)
-        return 0
-    _write_folder(pairs, out, settings)
-    print(f"{len(pairs)} pairs are in {out}; train with --data_path {out / 'rain'} --gt_path {out / 'norain'}")
+    rows = planned(args, photos, streaks)
+    table = json.dumps({"settings": settings, "pairs": rows}, indent=1).encode("utf-8", "replace")
+    with locked(out, "--out"):
+        listed = (out / NAME).read_bytes() if (out / NAME).is_file() else None
+        if any((out / folder).exists() for folder in FOLDERS) and listed != table:
+            raise UserError(
+                f"--out: {out} holds rain/ or norain/ of another command; choose another folder, or delete it"
+            )
+        write_bytes(out / NAME, table)
+        for number, row in enumerate(progress_bar(rows, desc="composing", unit="pair")):
+            files = [out / folder / row["file"] for folder in FOLDERS]
+            if all(file.exists() for file in files):  # they appear whole
+                continue
+            clean, rng = to_eight_bits(read_image(row["photo"])), np.random.RandomState([STREAKS, args.seed, number, 1])
+            layers = [fitted(_streaks(path), *clean.shape[:2], rng) for path in row["streaks"]]
+            write_image(files[0], composed(clean, layers, row["gains"]))
+            write_image(files[1], clean)
+    print(f"{len(rows)} pairs are in {out}; train with --data_path {out / 'rain'} --gt_path {out / 'norain'}")
     return 0
 
 

@@ -10,7 +10,7 @@ import itertools
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,23 +25,17 @@ from ..terminal import warn_once
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff")
 _UNREAD = (".heic", ".heif", ".avif", ".gif", ".jxl", ".jp2", ".ppm", ".exr", ".dng", ".cr2", ".cr3", ".nef", ".arw")
 _FOREIGN = ("@eadir", "#recycle", "$recycle.bin", "__macosx", "lost+found", "system volume information")  # of systems
-NO_IMAGE = "no image (PNG, JPEG, BMP, WebP, TIFF)"
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
+_WRITTEN: dict[str, dict] = {  # by format, options of Pillow
+    "PNG": {"compress_level": 4},
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "BMP": {},
+    "WEBP": {"lossless": True},
+    "TIFF": {"compression": "tiff_deflate"},
+}
 WHITE, BLACK = 255, 0  # what transparent parts become
 ROUNDED = 2  # levels by which the profiles of sRGB that programs write differ
 LINKS_SHOWN = 4  # in a message
 _ORIENTATION = 274  # tag of EXIF
-_JPEG, _TIFF = {"format": "JPEG", "quality": 95, "subsampling": 0}, {"format": "TIFF", "compression": "tiff_deflate"}
-_WRITTEN = {  # ending -> options of Pillow
-    ".png": {"format": "PNG", "compress_level": 4},
-    ".jpg": _JPEG,
-    ".jpeg": _JPEG,
-    ".jfif": _JPEG,
-    ".webp": {"format": "WEBP", "lossless": True},
-    ".tif": _TIFF,
-    ".tiff": _TIFF,
-    ".bmp": {"format": "BMP"},
-}
 
 warnings.filterwarnings("ignore", module="PIL")  # of broken files, one message is enough
 Image.MAX_IMAGE_PIXELS = 2**30  # as many as OpenCV reads; Pillow takes photos of 200 megapixels for attacks
@@ -60,11 +54,11 @@ def natural_key(path: str | Path) -> list:
     ]
 
 
-def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """A folder and those below it with the names of their files, each real folder once.
+def list_images(folder: Path) -> list[Path]:
+    """All images below a folder, by their paths in it, in natural order.
 
-    Hidden folders are left out, and those in which systems keep thumbnails and deleted files.
-    Links that lead to a folder that was read already, or that holds ``folder``, are left out, with a warning.
+    Linked folders count, but each real folder is read once. Hidden folders are left out, and those in which systems
+    keep thumbnails and deleted files.
 
     Raises:
         UserError: a folder can't be read; one that is left out with its images would not be noticed.
@@ -74,76 +68,51 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
         remedy = "make it readable, or move it elsewhere"
         raise UserError(f"{error.filename}: the folder can't be read ({error.strerror}); {remedy}") from None
 
-    root, seen, left_out, todo = os.path.realpath(folder), set(), [], [str(folder)]
-    for start in todo:  # real folders first; links are added while it runs
-        for current, inner, names in os.walk(start, onerror=refuse):
-            real = os.path.realpath(current)
-            if real in seen or (seen and Path(root).is_relative_to(real)):
-                left_out.append(os.path.relpath(current, folder))
-                inner.clear()
-                continue
-            seen.add(real)
-            inner[:] = sorted(name for name in inner if not name.startswith(".") and name.lower() not in _FOREIGN)
-            todo += [path for name in inner if os.path.islink(path := os.path.join(current, name))]
-            yield Path(current).relative_to(folder), names
+    files, left_out, seen = [], [], set(Path(folder).resolve().parents)
+    for current, inner, names in os.walk(folder, onerror=refuse, followlinks=True):
+        here = Path(current)
+        if here.resolve() in seen:
+            left_out.append(here.relative_to(folder).as_posix())
+            inner.clear()
+            continue
+        seen.add(here.resolve())
+        inner[:] = [name for name in inner if not name.startswith(".") and name.lower() not in _FOREIGN]
+        inner.sort(key=lambda name: (here.joinpath(name).is_symlink(), name))
+        files += [here.relative_to(folder) / name for name in names if not name.startswith(".")]
     if left_out:
         shown = ", ".join(left_out[:LINKS_SHOWN]) + ", ..." * (len(left_out) > LINKS_SHOWN)
         text = f"{len(left_out)} links below {folder} are left out, since each real folder is read once: {shown}"
         warn_once(text, text)
-
-
-def list_images(folder: Path) -> tuple[list[Path], int]:
-    """All images below a folder, sub-folders and linked folders included, in natural order; see ``_walk``.
-
-    Returns:
-        The paths relative to the folder, and the number of other files (hidden ones, too).
-    """
-    files = [current / name for current, names in _walk(Path(folder)) for name in names]
-    shown = [f for f in files if not f.name.startswith(".")]
-    images = [f for f in shown if f.suffix.lower() in EXTENSIONS]
-    if unread := [f.suffix.lower() for f in shown if f.suffix.lower() in _UNREAD]:
+    if unread := [f.suffix.lower() for f in files if f.suffix.lower() in _UNREAD]:
         endings = ", ".join(sorted(set(unread)))
         text = f"{len(unread)} images below {folder} are left out ({endings}); convert them to PNG"
         warn_once(text, text)
-    return sorted(images, key=lambda path: (natural_key(path), str(path))), len(files) - len(images)
+    images = [f for f in files if f.suffix.lower() in EXTENSIONS]
+    return sorted(images, key=lambda path: (natural_key(path), str(path)))
 
 
 def images_in(folder: Path, flag: str, hint: str = "") -> list[Path]:
-    """The images of a folder that a flag names, see ``list_images``.
-
-    Raises:
-        UserError: the folder is missing or holds no image; ``hint`` says what belongs there.
-    """
+    """``list_images`` of a folder that a flag names; UserError with ``hint`` if it is missing or holds none."""
     if not Path(folder).is_dir():
         raise UserError(f"{flag}: {folder} is not a folder. {hint}".rstrip())
-    images = list_images(Path(folder))[0]
+    images = list_images(Path(folder))
     if not images:
-        raise UserError(f"{flag}: {NO_IMAGE} in {folder}. {hint}".rstrip())
+        raise UserError(f"{flag}: no image (PNG, JPEG, BMP, WebP, TIFF) in {folder}. {hint}".rstrip())
     return images
 
 
 def require_outside(flag: str, out: Path, inputs: Mapping[str, Path | None]) -> None:
-    """Raise UserError if results would lie in an input folder, where they would be inputs the next time.
-
-    Args:
-        inputs: folders by their flags; None or empty for those that are not given.
-    """
+    """Raise UserError if results would lie in an input folder (by its flag), where they would be inputs next time."""
     for source, folder in inputs.items():
         if folder and Path(out).resolve().is_relative_to(Path(folder).resolve()):
             raise UserError(f"{flag}: {out} lies in the input folder {source} {folder}; choose another")
 
 
-def inputs(data_path: Path, save_path: Path, hint: str) -> tuple[Path, list[Path], int]:
-    """The images that --data_path names, a folder or one image; results must not land among them.
-
-    Args:
-        hint: what belongs there and where it comes from, for the message when it is missing.
-
-    Returns:
-        Their folder, their paths in it in natural order, the number of other files.
+def inputs(data_path: Path, save_path: Path, hint: str) -> tuple[Path, list[Path]]:
+    """The folder of the images that --data_path names, a folder or one image, and their paths in it in natural order.
 
     Raises:
-        UserError: there are none, or --save_path is their folder or lies in it.
+        UserError: there are none, or results would land among them.
     """
     if save_path.exists() and not save_path.is_dir():
         raise UserError(f"--save_path: {save_path} is a file; name a folder")
@@ -152,21 +121,18 @@ def inputs(data_path: Path, save_path: Path, hint: str) -> tuple[Path, list[Path
             raise UserError(f"--data_path: {data_path} is not an image ({', '.join(EXTENSIONS)})")
         if save_path.resolve() == data_path.parent.resolve():
             raise UserError(f"--save_path: {save_path} is the folder of the input; choose another one")
-        return data_path.parent, [Path(data_path.name)], 0
+        return data_path.parent, [Path(data_path.name)]
     if not data_path.exists():
         raise UserError(f"--data_path: there is no {data_path}. {hint}".rstrip())
     require_outside("--save_path", save_path, {"--data_path": data_path})
-    names, others = list_images(data_path)
-    if not names:
-        raise UserError(f"--data_path: {NO_IMAGE} in {data_path}. {hint}".rstrip())
-    return data_path, names, others
+    return data_path, images_in(data_path, "--data_path", hint)
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
 def size_text(size: Sequence[int]) -> str:
-    """(height, width) as people write it, width first."""
+    """(height, width, ...) as people write it, width first."""
     return f"{size[1]}x{size[0]}"
 
 
@@ -184,10 +150,16 @@ def image_format(path: Path) -> tuple[int, int, type]:
         ImageError: the header can't be read.
     """
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=list(_WRITTEN)) as image:
             return _format(image)
     except Exception as error:  # Pillow raises many kinds for broken headers
         raise _unreadable(path, error) from None
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # getexif would decode the whole image
+    return image.getexif().get(_ORIENTATION, 1)
 
 
 def _format(image: Image.Image) -> tuple[int, int, type]:
@@ -199,17 +171,6 @@ def _format(image: Image.Image) -> tuple[int, int, type]:
     if _orientation(image) in (5, 6, 7, 8):
         height, width = width, height
     return height, width, np.uint16 if deep else np.uint8
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(height, width), see ``image_format``."""
-    return image_format(path)[:2]
-
-
-def _orientation(image: Image.Image) -> int:
-    if image.format == "PNG" and "exif" not in image.info:
-        return 1  # getexif would decode the whole image
-    return image.getexif().get(_ORIENTATION, 1)
 
 
 def read_image(path: Path, ground: int = WHITE) -> np.ndarray:
@@ -233,10 +194,10 @@ def read_stored(path: Path, ground: int = WHITE) -> tuple[np.ndarray, bytes | No
     What is made of this image alone keeps both. Images of print or of grey, with a profile, come in sRGB.
     """
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=list(_WRITTEN)) as image:
             turned = _orientation(image) != 1  # by the header alone, as ``image_format`` says it
             profile, alpha = image.info.get("icc_profile"), None
-            if _is_series(image):
+            if image.format in ("TIFF", "PNG", "WEBP") and image.is_animated:  # behind a JPEG, no program shows it
                 warn_once(f"{path} holds several pictures; only the first is read", f"{path}")
             if _format(image)[2] == np.uint16:
                 pixels, alpha = _deep(image, path, turned)
@@ -259,11 +220,6 @@ def read_stored(path: Path, ground: int = WHITE) -> tuple[np.ndarray, bytes | No
         return np.ascontiguousarray(pixels), profile
     except Exception as error:  # Pillow raises many kinds for broken files
         raise _unreadable(path, error) from None
-
-
-def _is_series(image: Image.Image) -> bool:
-    """Whether a file holds further pages or frames. What phones put behind a JPEG, no program shows."""
-    return bool(image.tag_v2.next) if image.format == "TIFF" else image.format in ("PNG", "WEBP") and image.is_animated
 
 
 def _deep(image: Image.Image, path: Path, turned: bool) -> tuple[np.ndarray, np.ndarray | None]:
@@ -341,11 +297,7 @@ def to_float(pixels: np.ndarray, dtype: type = np.float32) -> np.ndarray:
 
 
 def to_uint8(values: np.ndarray, rounding: str = "truncate") -> np.ndarray:
-    """Floats, clamped to [0, 1], to uint8.
-
-    Args:
-        rounding: 'truncate' (floor(255 x), how the published images were made) or 'nearest'.
-    """
+    """Floats, clamped to [0, 1], to uint8; ``rounding``: 'truncate' (as the published images were) or 'nearest'."""
     scaled = np.clip(values, 0, 1) * 255
     return (scaled if rounding == "truncate" else np.rint(scaled)).astype(np.uint8)
 
@@ -393,5 +345,6 @@ def write_image(path: Path, pixels: np.ndarray, profile: bytes | None = None) ->
         UserError: the folder can't be written to, or the disk is full.
     """
     encoded = io.BytesIO()  # not into the file itself: on a full disk Pillow may end without an error
-    Image.fromarray(pixels).save(encoded, icc_profile=profile, **_WRITTEN[Path(path).suffix.lower()])
+    kind = Image.registered_extensions()[Path(path).suffix.lower()]
+    Image.fromarray(pixels).save(encoded, kind, icc_profile=profile, **_WRITTEN[kind])
     write_bytes(path, encoded.getvalue())

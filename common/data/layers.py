@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..precision import require_fast
 from ..terminal import progress_bar
 from .compose import composed, part_of, rain_pictures
-from .images import BLACK, ImageError, crop_at, images_in, planes, read_image, size_text, to_eight_bits
+from .images import BLACK, crop_at, images_in, planes, read_image, to_eight_bits
 from .pack import Pack, is_pack
 from .pairs import Pair, pairs_of
 from .patches import PatchDataset
@@ -29,21 +29,17 @@ class RainLayer(Pair):
     photos: Sequence[np.ndarray] = field(default=(), compare=False, repr=False)  # (H, W, 3) uint8, of any sizes
 
     def crop(self, place: tuple[float, float], p: int) -> np.ndarray:
-        """See ``Pair.crop``; on a photo rainy = clip(clean + layer).
-
-        Which photo and where in it depends on later digits of the place, so that every layer meets every photo.
-        """
+        """See ``Pair.crop``; on a photo rainy = clip(clean + layer). The place seeds which photo, and where in it."""
         rain = _cut(self.pixels, place, p)
         if not self.photos:
             return planes(rain, np.zeros_like(rain))
-        row, column, which = 1e4 * place[0] % 1, 1e4 * place[1] % 1, 1e8 * place[0] % 1
-        clean = _cut(self.photos[int(which * len(self.photos))], (row, column), p)
+        rng = np.random.default_rng(np.array(place).view(np.uint32))
+        clean = _cut(self.photos[rng.integers(len(self.photos))], rng.random(2), p)
         return planes(composed(clean, [rain], [1]), clean)
 
 
-def _cut(image: np.ndarray, place: tuple[float, float], p: int) -> np.ndarray:
-    height, width = image.shape[:2]
-    return image[crop_at(place, height, width, p)]
+def _cut(image: np.ndarray, place: Sequence[float], p: int) -> np.ndarray:
+    return image[crop_at(place, *image.shape[:2], p)]
 
 
 def inner_size(height: int, width: int, degrees: float) -> tuple[float, float]:
@@ -106,11 +102,6 @@ def _slim(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(pixels[..., :1]) if grey else pixels
 
 
-def _require_patch(pixels: np.ndarray, path: Path, patch: int) -> None:
-    if min(pixels.shape[:2]) < patch:
-        raise ImageError(f"{path} is {size_text(pixels.shape)}, smaller than the {patch} px patch")
-
-
 def variants(
     sources: Sequence[Path | Pair], number: int, seed: int, patch: int, turn: float = TURN
 ) -> Iterator[RainLayer]:
@@ -127,13 +118,14 @@ def variants(
     """
     for i, source in enumerate(progress_bar(sources, desc="turning and scaling layers", unit="layer", leave=False)):
         path = source.rainy if isinstance(source, Pair) else source
-        layer = rain_of(source) if isinstance(source, Pair) else read_layer(source)
-        _require_patch(layer, path, patch)
+        pixels = rain_of(source) if isinstance(source, Pair) else read_layer(source)
+        layer = RainLayer(source.name, path, path, pixels=pixels)
+        layer.require_patch(pixels, patch)
         for k in range(number):
-            pixels = variant(layer, np.random.RandomState([seed, i, k]), patch, turn)
-            yield RainLayer(f"{k}_{source.name}", path, path, pixels=pixels)
+            changed = variant(pixels, np.random.RandomState([seed, i, k]), patch, turn)
+            yield replace(layer, name=f"{k}_{source.name}", pixels=changed)
         if not number:
-            yield RainLayer(source.name, path, path, pixels=layer)
+            yield layer
 
 
 def on_photos(layers: Sequence[RainLayer], photos: Sequence[Path | Pair], patch: int) -> list[RainLayer]:
@@ -146,7 +138,7 @@ def on_photos(layers: Sequence[RainLayer], photos: Sequence[Path | Pair], patch:
     for source in progress_bar(photos, desc="reading photos", unit="photo", leave=False):
         path = source.clean if isinstance(source, Pair) else source
         clean.append(to_eight_bits(source.read()[1] if isinstance(source, Pair) else read_image(path)))
-        _require_patch(clean[-1], path, patch)
+        Pair(path.name, path, path).require_patch(clean[-1], patch)
     return [replace(layer, photos=clean) for layer in layers]
 
 

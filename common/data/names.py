@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import UserError
+
 # Words that name an image or a folder clean (first group) or rainy (second).
 MARKS = re.compile(
-    r"(?<![a-z])(?:(no[-_ ]?rain|clean|clear|gt|ground[-_ ]?truth|target|c)|(rain|rainy|input|in|lq|r))(?![a-z])"
+    r"(?<![a-z])(?:(no[-_ ]?rain|clean|clear|gt|ground[-_ ]?truth|target|c)|(rain|rainy|input|in|lq|r|rd|rs))(?![a-z])"
 )
 PARTS = re.compile(r"[0-9]+|[^\W0-9_]+")  # numbers and words of a name
 Key = tuple[str, ...]  # the parts of a name that a rule compares
@@ -54,15 +56,17 @@ def match(
         The partners; the first rule that finds all of them, else the one that finds most; and a problem for each file
         that has no partner or several, one of which may come from a closer rule.
     """
-    rules = _patterns(rainy, clean, *pair_by) if pair_by else _rules(rainy, clean)
     best: dict[Path, list[Path]] = {}
     best_rule, most = "", (-1, 0)
     closer: dict[Path, Path] = {}  # partners by the rules before
-    for rule, rainy_keys, clean_keys in rules:
+    for rule, rainy_keys, clean_keys in _patterns(rainy, clean, *pair_by) if pair_by else _rules(rainy, clean):
         files: dict[Key, list[Path]] = {}
         for path, key in clean_keys.items():
             files.setdefault(key, []).append(path)
-        candidates = {path: _of_its_kind(path, files.get(key, []) if key else []) for path, key in rainy_keys.items()}
+        candidates = {}
+        for path, key in rainy_keys.items():
+            partners = files.get(key, []) if key else []
+            candidates[path] = [p for p in partners if p.suffix.lower() == path.suffix.lower()] or partners
         sure = {path: partners[0] for path, partners in candidates.items() if len(partners) == 1}
         if len(sure) == len(candidates):
             best_rule = rule
@@ -92,25 +96,14 @@ def sides(files: list[Path]) -> tuple[list[Path], list[Path]]:
 def _rules(rainy: list[Path], clean: list[Path]) -> Iterator[tuple[str, Keys, Keys]]:
     """Ways to compare names, the closest first: each in words, with the keys of rainy and of clean files."""
     yield "equal names", {path: (_stem(path),) for path in rainy}, {path: (_stem(path),) for path in clean}
-    keys = [{path: _key(_stem(path)) for path in side} for side in (rainy, clean)]
-    words = [[{part for part in key if not part.isdecimal()} for key in side.values()] for side in keys]
-    marks = [set.intersection(*own) - set.union(*other) for own, other in (words, words[::-1])]
-    for side, own in enumerate(words):
-        if len(own) == 1:  # one name can't show what all have in common
-            marks[side] = {word for word in marks[side] if MARKS.fullmatch(word)}
-    bare = [
-        {path: tuple(part for part in key if part not in own) or ("",) for path, key in side.items()}  # all was marks
-        for side, own in zip(keys, marks, strict=True)
-    ]
-    named = [f"{', '.join(sorted(own))} ({side})" for own, side in zip(marks, ("rainy", "clean"), strict=True) if own]
-    last = {key[-1:] for key in bare[1].values()}
-    numbered = all(marks) and len(clean) > 1 and len(last) == 1 and "".join(*last).isdecimal()
-    for cut in range(max(map(len, bare[0].values()))):
-        ends = [f"the last {f'{cut} parts' if cut > 1 else 'part'} (rainy)"] if cut else []
-        but_for = ", ".join(named + ends) or "case, zeros and separators"
-        yield f"equal but for {but_for}", _cut(bare[0], cut), bare[1]
-        if cut and numbered:
-            yield f"equal but for {but_for}, the last number (clean)", _cut(bare[0], cut), _cut(bare[1], 1)
+    for words, marks in (("case, zeros and separators", False), ("words like rain and norain", True)):
+        rainy_keys, clean_keys = ({path: _key(_stem(path), marks) for path in files} for files in (rainy, clean))
+        one_last = marks and len({key[-1] for key in clean_keys.values()}) == 1 < len(clean)
+        for cut in range(max(map(len, rainy_keys.values()))):
+            but_for = words + (f", the last {f'{cut} parts' if cut > 1 else 'part'} (rainy)" if cut else "")
+            yield f"equal but for {but_for}", _cut(rainy_keys, cut), clean_keys
+            if cut and one_last and sides(clean)[1] == clean:
+                yield f"equal but for {but_for}, the last part (clean)", _cut(rainy_keys, cut), _cut(clean_keys, 1)
 
 
 def _patterns(rainy: list[Path], clean: list[Path], *pair_by: str) -> Iterator[tuple[str, Keys, Keys]]:
@@ -124,24 +117,22 @@ def _patterns(rainy: list[Path], clean: list[Path], *pair_by: str) -> Iterator[t
             folder, name = ("", path) if "/" in pattern else (path.parent, Path(path.name))
             if fits := expression.fullmatch(_stem(name)) or expression.fullmatch(name.as_posix()):  # with its ending
                 fitting[path] = _key(f"{folder}/{fits[1]}")
+        if not fitting:
+            raise UserError(f"--pair_by: no name fits {pattern!r}; say, 'rain-{{}}' fits rain-1.png, and * is anything")
         keys.append(fitting)
     yield "--pair_by '{}' '{}'".format(*pair_by), *keys
 
 
-def _of_its_kind(path: Path, files: list[Path]) -> list[Path]:
-    """The files with the ending of ``path``, or all if no file has it."""
-    return [file for file in files if file.suffix.lower() == path.suffix.lower()] or files
-
-
-def _key(name: str) -> Key:
-    """The words and numbers of a name: no case, no leading zeros, no separators."""
-    parts = PARTS.findall(unicodedata.normalize("NFC", name).casefold())
-    return tuple(part.lstrip("0") or "0" if part.isdecimal() else part for part in parts)
-
-
-def _stem(path: Path) -> str:
-    return path.with_suffix("").as_posix()
+def _key(name: str, marks: bool = False) -> Key:
+    """The words and numbers of a name: no case, no leading zeros, no separators; with ``marks`` no words of MARKS."""
+    name = unicodedata.normalize("NFC", name).casefold()
+    parts = PARTS.findall(MARKS.sub(" ", name) if marks else name)
+    return tuple(part.lstrip("0") or "0" if part.isdecimal() else part for part in parts) or ("",)
 
 
 def _cut(keys: Keys, number: int) -> Keys:
     return {path: key[: max(len(key) - number, 0)] for path, key in keys.items()}
+
+
+def _stem(path: Path) -> str:
+    return path.with_suffix("").as_posix()

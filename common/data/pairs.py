@@ -37,20 +37,15 @@ class Pair:
     name: str
     rainy: Path
     clean: Path
-    line: int = 0  # of the list that names the pair, counted from 1; 0 for pairs of folders
     halves: tuple[str, str] = ("", "")  # 'left' or 'right': the part of either file that counts; empty for all of it
-
-    @property
-    def place(self) -> str:
-        """Where the pair is listed, to end a message with; empty for pairs of folders."""
-        return f" (line {self.line} of {LIST})" if self.line else ""
 
     def format(self) -> tuple[int, int, type]:
         """Height, width and pixel type of both, from their headers; see ``read``."""
-        both = zip(self._both(image_format), self.halves, strict=True)
-        rainy, clean = ((height, width // 2 if half else width, kind) for (height, width, kind), half in both)
+        (*rainy, kind), (*clean, clean_kind) = image_format(self.rainy), image_format(self.clean)
+        for size, half in zip((rainy, clean), self.halves, strict=True):
+            size[1] //= 2 if half else 1
         self.require_one_size(rainy, clean)
-        return *rainy[:2], np.uint16 if np.uint16 in (rainy[2], clean[2]) else np.uint8
+        return *rainy, np.uint16 if np.uint16 in (kind, clean_kind) else np.uint8
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """Decode both: rainy and clean, each (H, W, 3) uint8 or uint16.
@@ -58,7 +53,9 @@ class Pair:
         Raises:
             ImageError: a file can't be read, or the sizes differ.
         """
-        rainy, clean = map(half_of, self._both(read_image), self.halves)
+        rainy = read_image(self.rainy)
+        clean = rainy if self.clean == self.rainy else read_image(self.clean)
+        rainy, clean = map(half_of, (rainy, clean), self.halves)
         self.require_one_size(rainy.shape, clean.shape)
         return rainy, clean
 
@@ -66,28 +63,19 @@ class Pair:
         """The crop of p px at a relative place, see ``crop_at``: (6, p, p), rainy above clean; see ``read``."""
         rainy, clean = self.read()
         self.require_patch(rainy, p)
-        height, width = rainy.shape[:2]
-        crop = crop_at(place, height, width, p)
+        crop = crop_at(place, *rainy.shape[:2], p)
         return planes(rainy[crop], clean[crop])
 
     def require_patch(self, rainy: np.ndarray, p: int) -> None:
         """Raise ImageError if the image is smaller than a patch of p px."""
         if min(rainy.shape[:2]) < p:
-            raise ImageError(f"{self.rainy} is {size_text(rainy.shape)}, smaller than the {p} px patch{self.place}")
-
-    def _both(self, read: Callable) -> tuple:
-        """What ``read`` makes of both files; one file is read once."""
-        try:
-            rainy = read(self.rainy)
-            return rainy, rainy if self.clean == self.rainy else read(self.clean)
-        except ImageError as error:
-            raise ImageError(f"{error}{self.place}") from None
+            raise ImageError(f"{self.rainy} is {size_text(rainy.shape)}, smaller than the {p} px patch")
 
     def require_one_size(self, rainy: Sequence[int], clean: Sequence[int]) -> None:
         """Raise ImageError if (height, width, ...) of both differ."""
         if tuple(rainy[:2]) != tuple(clean[:2]):
             sizes = f"{size_text(rainy)}, its clean partner {self.clean.name} {size_text(clean)}"
-            raise ImageError(f"{self.rainy} is {sizes}{self.place}")
+            raise ImageError(f"{self.rainy} is {sizes}")
 
 
 # --- names -------------------------------------------------------------------------------------------------------
@@ -134,7 +122,7 @@ def find_pairs(
             raise UserError("--pair_by: --side_by_side takes both images from one file; give one of the two flags")
         if not one:
             raise UserError(f"{clean_flag}: {clean_folder} is not needed, --side_by_side takes both from {rainy_flag}")
-        pairs = [Pair(p.as_posix(), Path(rainy_folder, p), Path(rainy_folder, p), 0, pairing.halves) for p in rainy]
+        pairs = [Pair(p.as_posix(), Path(rainy_folder, p), Path(rainy_folder, p), pairing.halves) for p in rainy]
         rule = f"side by side, rainy on the {pairing.side_by_side}"
     else:
         clean = images_in(clean_folder, clean_flag, hint)
@@ -156,14 +144,13 @@ def _partners(
     rainy: list[Path], clean: list[Path], folders: tuple, one: bool, flags: str, pairing: Pairing
 ) -> tuple[dict[Path, Path], str]:
     """The clean partner of each rainy file, and the rule."""
+    marked_rainy, marked_clean = sides(clean)
     tries = [(rainy, clean)]
-    if not pairing.pair_by:
-        marked_rainy, marked_clean = sides(clean)
-        if one:
-            listed = set(rainy)
-            tries = [([path for path in marked_rainy if path in listed], marked_clean)]
-        elif marked_rainy and marked_clean:  # rain-1.png finds norain-1.png, even if there is a rain-1.png, too
-            tries.insert(0, (rainy, marked_clean))
+    if one and not pairing.pair_by:
+        own = set(marked_rainy)
+        tries = [([path for path in rainy if path in own], marked_clean)]
+    elif marked_rainy and marked_clean and not pairing.pair_by:  # rain-1.png finds norain-1.png beside a rain-1.png
+        tries.insert(0, (rainy, marked_clean))
     if not all(tries[0]):
         text = f"both are {folders[1]}, where names don't tell rainy from clean (as rain-1 and norain-1 do)"
         raise UserError(f"{flags}: {text}. {REMEDY}")
@@ -171,8 +158,6 @@ def _partners(
         partners, rule, problems = match(*chosen, pairing.pair_by)
         if not problems:
             break
-    if not (partners or problems):
-        problems = [f"{path}: no such name" for path in chosen[0]]
     fail(
         problems,
         f"{len(problems)} of {len(chosen[0])} rainy images of {folders[0]} find no single partner in {folders[1]} "
@@ -215,11 +200,19 @@ class PairList(Sequence[Pair]):
         if not self.folder.is_dir():
             raise UserError(f"--data_path: {folder} is not a folder. {hint}".rstrip())
         if not path.is_file():
-            raise UserError(f"--data_path: {folder} holds no {LIST}, the list of the pairs. {hint}".rstrip())
+            raise UserError(f"--data_path: there is no {path}, the list of the pairs. {hint}".rstrip())
         text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        lines, self._digest = text.split(b"\n"), hashlib.sha256(text).hexdigest()[:12]
-        self._lines = [(n, line) for n, line in enumerate(lines, 1) if line.strip() and line.strip()[:1] != b"#"]
-        problems = [f"line {n}: {problem}" for n, line in self._lines if (problem := self._problem(line))]
+        self._digest = hashlib.sha256(text).hexdigest()[:12]
+        self._lines: list[bytes] = []
+        problems = []
+        for number, line in enumerate(text.split(b"\n"), 1):
+            if line.strip()[:1] not in (b"", b"#"):
+                self._lines.append(line)
+                paths = self._paths(line)
+                if len(paths) != 2:
+                    problems.append(f"line {number}: {len(paths)} paths instead of 2")
+                elif leaving := [path for path in paths if ".." in path.split("/")]:
+                    problems.append(f"line {number}: {leaving[0]} leaves the folder of the list")
         fail(
             problems,
             f"--data_path: {len(problems)} of {len(self._lines)} entries of {path} can't be used:",
@@ -233,20 +226,12 @@ class PairList(Sequence[Pair]):
     def _paths(line: bytes) -> list[str]:
         return [os.fsdecode(part).replace("\\", "/").lstrip("/") for part in line.split()]
 
-    def _problem(self, line: bytes) -> str:
-        paths = self._paths(line)
-        if len(paths) != 2:
-            return f"{len(paths)} paths instead of 2"
-        leaving = [path for path in paths if ".." in path.split("/")]
-        return f"{leaving[0]} leaves the folder of the list" if leaving else ""
-
     def __len__(self) -> int:
         return len(self._lines)
 
     def __getitem__(self, i: int) -> Pair:
-        number, line = self._lines[i]  # raises IndexError
-        rainy, clean = self._paths(line)
-        return Pair(rainy, self.folder / rainy, self.folder / clean, number)
+        rainy, clean = self._paths(self._lines[i])  # raises IndexError
+        return Pair(rainy, self.folder / rainy, self.folder / clean)
 
     def fingerprint(self) -> str:
         """A few digits that change with the list."""
@@ -329,9 +314,8 @@ def require_rain(same: list[str], number: int, flags: str) -> None:
     if len(same) == number:
         raise UserError(f"{flags}: {SAME}. {REMEDY}")
     if same:
-        tell(
-            same[:PROBLEMS_SHOWN], f"warning: {len(same)} of {number} pairs have no rain, rainy and clean are the same"
-        )
+        text = f"warning: {len(same)} of {number} pairs have no rain, rainy and clean are the same"
+        tell(same[:PROBLEMS_SHOWN], text)
 
 
 def require_light(pairs: Sequence[Pair], flags: str) -> None:
@@ -340,13 +324,13 @@ def require_light(pairs: Sequence[Pair], flags: str) -> None:
     Raises:
         UserError: nearly all of these rainy images are darker than their clean partners.
     """
-    darker, others, numbers = 0, 0, np.linspace(0, len(pairs) - 1, min(len(pairs), LOOKED_AT)).astype(int)
-    for i in numbers:
+    darker, others, some = 0, 0, _spread(pairs, LOOKED_AT)
+    for pair in some:
         with contextlib.suppress(ImageError):  # the check that decodes it names it
-            rainy, clean = (image.mean() / np.iinfo(image.dtype).max for image in pairs[i].read())
+            rainy, clean = (image.mean() / np.iinfo(image.dtype).max for image in pair.read())
             is_darker = rainy < clean - DARKER
             darker, others = darker + is_darker, others + (not is_darker)
-        if others > len(numbers) // 10:
+        if others > len(some) // 10:
             return
     if darker > 1:  # one pair says little
         raise UserError(
@@ -357,9 +341,11 @@ def require_light(pairs: Sequence[Pair], flags: str) -> None:
 
 def some_of(pairs: Sequence[Pair]) -> Sequence[Pair]:
     """All pairs of a short list, samples from all over a long one."""
-    if len(pairs) <= CHECK_ALL:
-        return pairs
-    return [pairs[i] for i in np.linspace(0, len(pairs) - 1, CHECK_SOME).astype(int)]
+    return pairs if len(pairs) <= CHECK_ALL else _spread(pairs, CHECK_SOME)
+
+
+def _spread(pairs: Sequence[Pair], number: int) -> list[Pair]:
+    return [pairs[i] for i in np.linspace(0, len(pairs) - 1, min(len(pairs), number)).astype(int)]
 
 
 def validation_pairs(args: argparse.Namespace) -> list[Pair]:

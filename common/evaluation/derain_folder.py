@@ -13,7 +13,7 @@ from .. import derainer, distributed
 from ..data import page
 from ..data.images import (
     ImageError,
-    image_size,
+    image_format,
     in_srgb,
     inputs,
     read_image,
@@ -68,7 +68,7 @@ def derain_folder(net: nn.Module, args: argparse.Namespace, device: torch.device
         DerainerError: a derainer of the user's failed on the first image.
     """
     save, windows, pairing = Path(args.save_path), Windows.from_flags(args), Pairing.from_flags(args)
-    folder, names, others = inputs(Path(args.data_path), save, hint)
+    folder, names = inputs(Path(args.data_path), save, hint)
     require_outside("--save_path", save, {"--gt_path": args.gt_path})
     pairs = _partners(folder, names, args.gt_path, pairing)
     names = [name for name in names if not pairs or name in pairs]
@@ -104,13 +104,11 @@ def derain_folder(net: nn.Module, args: argparse.Namespace, device: torch.device
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            size = size_text(image_size(folder / name))
+            size = size_text(image_format(folder / name))
             result.problem = f"{folder / name}: {size} px do not fit into memory; try --tile 256"
     done = {name: result for part in distributed.gather(done) for name, result in part.items()}
     done = {name: done[name] for name in names}
     if distributed.is_first():
-        if others:
-            print(f"{others} other files in {folder} skipped")
         table, pictures = _report(done, save, device), {}
         for name in (name for name, result in done.items() if result.written):
             clean = {"clean": pairs[name].clean} if name in pairs else {}

@@ -115,7 +115,7 @@ def mean(scores: list[Scores]) -> Scores:
 
 
 class Table:
-    """Scores by image and by method ('rainy', 'derained'), as text and as CSV."""
+    """Scores by image and by method ('rainy', 'derained'), as text, as CSV and as a page."""
 
     def __init__(self) -> None:
         self.rows: dict[str, dict[str, Scores]] = {}
@@ -258,13 +258,10 @@ def _sheet(path: Path, pictures: dict[str, dict[str, Path]], half: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    for flag, path, endings in (
-        ("--csv", args.csv, (".csv",)),
-        ("--sheet", args.sheet, (".png", ".jpg")),
-        ("--report", args.report, (".html",)),
-    ):
+    for flag, endings in {"csv": (".csv",), "sheet": (".png", ".jpg"), "report": (".html",)}.items():
+        path = getattr(args, flag)
         if path and not path.lower().endswith(endings):  # nor is an image overwritten
-            raise UserError(f"{flag}: {path} must end in {' or '.join(endings)}")
+            raise UserError(f"--{flag}: {path} must end in {' or '.join(endings)}")
     for flag, folder in [("--gt", args.gt), *(("--pred", folder) for folder in args.pred)]:
         if args.sheet:
             require_outside("--sheet", Path(args.sheet), {flag: folder})
@@ -278,7 +275,7 @@ def main(argv: list[str] | None = None) -> int:
     common = [key for key in methods[columns[0]] if all(key in method for method in methods.values())]
     if not common:
         raise UserError("--pred: the folders have no result for the same image")
-    sizes = {"--gt": len(list_images(Path(args.gt))[0]), **{label: len(method) for label, method in methods.items()}}
+    sizes = {"--gt": len(list_images(Path(args.gt))), **{label: len(method) for label, method in methods.items()}}
     if max(sizes.values()) > len(common):
         whole = ", ".join(f"{name} {size}" for name, size in sizes.items())
         print_result(f"note: the table is over the {len(common)} images that all folders have ({whole})")

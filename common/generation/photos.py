@@ -1,10 +1,13 @@
 """Rain on anyone's own photos: a folder of photos in, exact rainy/clean pairs out, ready for training."""
 
+import csv
 import hashlib
+import io
 import math
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,13 +33,15 @@ from ..files import write_bytes
 from ..lock import locked
 from ..models import EDNet
 from ..terminal import progress_bar, tell
-from . import manifest
 from .knobs import Knobs, clamped, measured, missed, set_knobs
-from .manifest import Row
 from .measures import RAINY, Measures
 from .rain import VERSION, RainMaker, auto_scale, colour, fingerprint
 
 KINDS = ("norain", "layer", "rain")
+MANIFEST = "manifest.csv"  # which photo and which settings make each pair; written before the first pair
+SETTINGS = ["seed", "num", "intensity", "coherence", "grey", "checkpoint", "version", "knobs"]  # of all pairs
+COLUMNS = ["file", "photo", "variant", "drawn", *SETTINGS]  # drawn: the knobs of each shower
+Row = dict[str, str]
 SHEET = "contact_sheet.jpg"
 SHOWN, THUMBNAIL = 12, 320  # pairs on the contact sheet, px of their longer side
 
@@ -51,9 +56,7 @@ class Rain:
     coherence: float  # correlation of the codes of a picture, see Shower
     grey: bool  # the maximum over the channels in all of them
     scale: float | None  # factor of the size of the streaks; None: see auto_scale
-    knobs: dict[
-        str, tuple[float, float]
-    ]  # ranges of angle, density, thickness, brightness, tint, layers: those that are set
+    knobs: dict[str, tuple[float, float]]  # ranges of angle, density, thickness, brightness, tint, layers, if set
 
 
 def draws(seed: int, photo: str, variant: int) -> np.random.RandomState:
@@ -124,17 +127,41 @@ def report(folder: Path, rows: list[Row]) -> None:
         wet = rain[rain > RAINY]
         values = {"rainy pixels": wet.size / rain.size, "brightness": float(wet.mean()) if wet.size else math.nan}
         items.append(page.Item(row["file"], files, values))
-    lead = [f"{len(items)} of {len(rows)} pairs; all are in {manifest.NAME}, with their settings."]
+    lead = [f"{len(items)} of {len(rows)} pairs; all are in {MANIFEST}, with their settings."]
     lead += ["Rainy pixels: their share. Brightness: mean of the rain over them, from 0 to 1."]
     page.write(folder / page.NAME, "Rain on photos", lead, items, ("clean", "rainy"))
 
 
-def write_list(folder: Path, rows: list[Row]) -> int:
-    """The pairs as the scripts of for_spa read them; returns how many have names that such a list can't hold."""
-    listed = [row["file"] for row in rows if row["file"].split() == [row["file"]]]
-    text = "".join(f"rain/{file} norain/{file}\n" for file in listed)
-    write_bytes(folder / LIST, text.encode("utf-8", "surrogateescape"))
-    return len(rows) - len(listed)
+# --- the folder ----------------------------------------------------------------------------------------------------
+
+
+def read_manifest(folder: Path) -> list[Row]:
+    """The rows of a folder's manifest; none where there is no file.
+
+    Raises:
+        UserError: the file is no manifest.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return []
+    table = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8", "surrogateescape"), newline=""))
+    if table.fieldnames != COLUMNS:
+        raise UserError(
+            f"{path}: is in the way, its first line is not {','.join(COLUMNS)}; choose another --save_path, or move it"
+        )
+    rows = list(table)
+    for row in rows:
+        if None in row.values() or Path(row["file"]).is_absolute() or ".." in Path(row["file"]).parts:
+            raise UserError(f"{path}: {row['file']!r} names no pair of this folder; choose another --save_path")
+    return rows
+
+
+def _write_manifest(folder: Path, rows: Iterable[Row]) -> None:
+    out = io.StringIO(newline="")
+    table = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_bytes(folder / MANIFEST, out.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def _prepare(save: Path, rows: list[Row], overwrite: bool) -> None:
@@ -143,11 +170,11 @@ def _prepare(save: Path, rows: list[Row], overwrite: bool) -> None:
     Raises:
         UserError: the folder holds pairs of other settings, or such of others.
     """
-    old = manifest.read(save)
-    if not (save / manifest.NAME).exists():
+    old = read_manifest(save)
+    if not (save / MANIFEST).exists():
         for name in (*KINDS, LIST):
             if (save / name).exists():
-                raise UserError(f"--save_path: {save / name} is there, but no {manifest.NAME}; choose another folder")
+                raise UserError(f"--save_path: {save / name} is there, but no {MANIFEST}; choose another folder")
     if overwrite:
         for row in old:
             for kind in KINDS:
@@ -156,26 +183,29 @@ def _prepare(save: Path, rows: list[Row], overwrite: bool) -> None:
             (save / name).unlink(missing_ok=True)
         old = []
     for row in old:
-        if differ := [name for name in manifest.SETTINGS if row[name] != rows[0][name]]:
+        if differ := [name for name in SETTINGS if row[name] != rows[0][name]]:
             before, now = (", ".join(f"{n} {some[n][:40] or 'none'}" for n in differ) for some in (row, rows[0]))
             raise UserError(
                 f"--save_path: it holds rain/{row['file']}, made with {before}, now {now}; choose another folder, or "
                 "delete all pairs of this one by --overwrite"
             )
-    manifest.write(save, {row["file"]: row for row in [*old, *rows]}.values())
+    _write_manifest(save, {row["file"]: row for row in [*old, *rows]}.values())
 
 
 def _finish(save: Path) -> None:
     """Sort the manifest, leave out the pairs that could not be made, write the list and the contact sheet."""
-    rows = [row for row in manifest.read(save) if all((save / k / row["file"]).exists() for k in ("rain", "norain"))]
+    rows = [row for row in read_manifest(save) if _is_there(save, row, ("rain", "norain"))]
     rows.sort(key=lambda row: (natural_key(row["photo"]), int(row["variant"])))
-    manifest.write(save, rows)
-    if spaces := write_list(save, rows):
+    _write_manifest(save, rows)
+    listed = [row["file"] for row in rows if row["file"].split() == [row["file"]]]
+    text = "".join(f"rain/{file} norain/{file}\n" for file in listed)
+    write_bytes(save / LIST, text.encode("utf-8", "surrogateescape"))
+    if spaces := len(rows) - len(listed):
         print(f"{spaces} pairs have spaces in their names and are not in {LIST}, which separates by them")
     if rows:
         contact_sheet(save, rows)
         report(save, rows)
-        print(f"lists of the pairs: {save / manifest.NAME}, {save / LIST}")
+        print(f"lists of the pairs: {save / MANIFEST}, {save / LIST}")
         print(f"picture: {save / SHEET}\npage: {save / page.NAME}")
 
 
@@ -201,7 +231,7 @@ def rain_on_photos(
             writes there; results that can't be written.
     """
     save = Path(save_path)
-    folder, photos, others = inputs(Path(data_path), save, hint)
+    folder, photos = inputs(Path(data_path), save, hint)
     for kind in KINDS:
         if any((folder / photo).resolve().is_relative_to((save / kind).resolve()) for photo in photos):
             raise UserError(f"--save_path: {save / kind} would be mixed with the photos of {folder}; choose another")
@@ -211,53 +241,63 @@ def rain_on_photos(
     _warn(warnings)
     rain = replace(rain, knobs=knobs)
     rows = _planned(photos, rain, fingerprint(netED))
+    kinds, mine = KINDS if save_layer else ("norain", "rain"), photos[distributed.share()]
+    made, problems, reached = 0, {}, []
     with locked(save, "--save_path"):
         if distributed.is_first():
             _prepare(save, [row for some in rows.values() for row in some], overwrite)
         distributed.gather(None)  # the others wait for that
-        maker, kinds, counts, problems = RainMaker(netED), KINDS if save_layer else ("norain", "rain"), Counter(), {}
-        reached: list[tuple[Knobs, Measures]] = []
-        mine = photos[distributed.share()]
+        maker = RainMaker(netED)
+        earlier = sum(_is_there(save, row, kinds) for photo in mine for row in rows[photo])
         try:
             for photo in progress_bar(mine, unit="photo"):
-                todo = [row for row in rows[photo] if not all((save / kind / row["file"]).exists() for kind in kinds)]
-                counts["earlier"] += rain.num - len(todo)
                 try:
-                    stored, profile = read_stored(folder / photo)
-                    clean = to_eight_bits(stored)
-                    _require_same_photo(
-                        clean, [save / "norain" / row["file"] for row in rows[photo] if row not in todo]
-                    )
+                    measures = _make(maker, rain, folder / photo, save, rows[photo], kinds)
+                    reached += [one for some in measures for one in some]
+                    made += len(measures)
                 except ImageError as error:
                     problems[photo] = str(error)
-                    continue
-                for row in todo:
-                    made, measures = pictures(maker, rain, row["photo"], int(row["variant"]), clean)
-                    reached += measures
-                    for kind in kinds:
-                        write_image(save / kind / row["file"], made[kind], profile)
-                    counts["made"] += 1
         except KeyboardInterrupt as stop:
+            done = sum(_is_there(save, row, kinds) for photo in mine for row in rows[photo])
             rest = f"pairs are in {save}; the same command {'without --overwrite ' * overwrite}goes on"
-            raise distributed.stopped(stop, counts.total(), rain.num * len(mine), rest) from None
-        parts = distributed.gather((counts, problems, reached))
-        made, earlier = (sum(counts[what] for counts, _, _ in parts) for what in ("made", "earlier"))
-        problems = {photo: text for _, some, _ in parts for photo, text in some.items()}
-        print(f"{made} pairs made in {save}, {earlier} were there already, {others} other files skipped")
-        _warn(missed([one for _, _, some in parts for one in some]))
+            raise distributed.stopped(stop, done, rain.num * len(mine), rest) from None
+        parts = distributed.gather((made, earlier, problems, reached))
+        made, earlier = (sum(part[i] for part in parts) for i in (0, 1))
+        problems = {photo: text for part in parts for photo, text in part[2].items()}
+        print(f"{made} pairs made in {save}, {earlier} were there already")
+        _warn(missed([one for part in parts for one in part[3]]))
         if distributed.is_first():
             _finish(save)
-        if problems:
-            tell(
-                [problems[p] for p in photos if p in problems], f"{len(problems)} of {len(photos)} photos can't be used"
-            )
-        return 1 if problems else 0
+    if problems:
+        told = [problems[photo] for photo in photos if photo in problems]
+        tell(told, f"{len(problems)} of {len(photos)} photos can't be used")
+    return 1 if problems else 0
 
 
-def _require_same_photo(clean: np.ndarray, done: list[Path]) -> None:
-    """Raise ImageError if the first of the pairs that are there already was made of another photo."""
+def _is_there(save: Path, row: Row, kinds: Iterable[str]) -> bool:
+    return all((save / kind / row["file"]).exists() for kind in kinds)
+
+
+def _make(
+    maker: RainMaker, rain: Rain, photo: Path, save: Path, rows: list[Row], kinds: Iterable[str]
+) -> list[list[tuple[Knobs, Measures]]]:
+    """Make the pairs of a photo that are not there yet; returns what was set and reached for each.
+
+    Raises:
+        ImageError: the photo can't be read, or those that are there were made of another one.
+    """
+    stored, profile = read_stored(photo)
+    clean, reached = to_eight_bits(stored), []
+    done = [save / "norain" / row["file"] for row in rows if _is_there(save, row, kinds)]
     if done and not np.array_equal(read_stored(done[0])[0], clean):
         raise ImageError(f"{done[0]} was made of another photo; choose another --save_path, or give --overwrite")
+    for row in rows:
+        if not _is_there(save, row, kinds):
+            made, measures = pictures(maker, rain, row["photo"], int(row["variant"]), clean)
+            for kind in kinds:
+                write_image(save / kind / row["file"], made[kind], profile)
+            reached.append(measures)
+    return reached
 
 
 def _warn(texts: list[str]) -> None:
@@ -269,7 +309,7 @@ def _planned(photos: list[Path], rain: Rain, checkpoint: str) -> dict[Path, list
     """The rows of all pairs to make, by photo."""
     ranges = {**rain.knobs, **({"scale": (rain.scale, rain.scale)} if rain.scale else {})}
     knobs = " ".join(f"{name}={low:.6g}" + f":{high:.6g}" * (low != high) for name, (low, high) in ranges.items())
-    settings = {name: str(value) for name, value in vars(rain).items() if name in manifest.SETTINGS}
+    settings = {name: str(value) for name, value in vars(rain).items() if name in SETTINGS}
     settings |= {"checkpoint": checkpoint, "version": str(VERSION), "knobs": knobs}
     rows: dict[Path, list[Row]] = {photo: [] for photo in photos}
     for photo, name in output_names(photos).items():
