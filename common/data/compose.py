@@ -21,7 +21,7 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from .. import cli
+from .. import cli, flags
 from ..errors import UserError
 from ..files import write_bytes
 from ..lock import locked
