@@ -114,8 +114,8 @@ def add_run(
     add("--workers", type=cli.count, default=4, help="processes that read images, where these are not in RAM")
     add("--manualSeed", type=cli.seed, help="seed of everything; drawn and printed if left alone")
     add_switch(run, "--dry_run", "only say what would be done")
-    help = "where decoded images are kept; auto: on the GPU, or else in RAM, where they fit in a third of it"
-    add("--cache", choices=("auto", "ram", "gpu", "none"), default="auto", help=help)
+    help = "where decoded images are kept; auto: in RAM, where they fit in a third of it"
+    add("--cache", choices=("auto", "ram", "none"), default="auto", help=help)
     if derainer:
         add_speed(run)
     else:

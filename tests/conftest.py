@@ -13,7 +13,6 @@ import torch
 from PIL import ImageCms
 
 from common import cli
-from common.data.cache import Decoded
 from common.data.demo import rain_layer
 from common.data.images import write_image
 from common.data.pairs import PairList, find_pairs
@@ -179,11 +178,3 @@ def crops(dataset, workers=0, seed=3):
     batches = [torch.cat(to_batch(batch)) for batch in loader]
     close()
     return torch.stack(batches)
-
-
-def decoded(pairs, where="ram"):
-    """All images of the pairs in memory; 'gpu' takes the path of a GPU on the CPU."""
-    images = Decoded(pairs, where, CPU)
-    for i, pair in enumerate(pairs):
-        images.put(i, *pair.read())
-    return images

@@ -9,9 +9,7 @@ from torch import nn
 
 from common import precision as arithmetic
 from common.benchmark import Training, differing
-from common.data.cache import Decoded
 from common.data.images import read_image, write_image
-from common.data.patches import PatchDataset, to_batch
 from common.evaluation.derain import Windows, derain, derain_pixels
 from common.models import Derain, Discriminator, EDNet
 from common.precision import prepare
@@ -25,7 +23,6 @@ from tests.golden import fill, golden_json, uniform
 from tests.runs import arguments, load, numbers_of, train
 from tests.test_distributed import torchrun, training
 from tests.test_joint import NAMES, batch
-from tests.test_patches import crops, pairs_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 GPU = torch.device("cuda", 0)
@@ -161,18 +158,7 @@ def test_batches_of_images():
     assert torch.allclose(derain(net, rainy, tile=16), whole, atol=1e-5)
 
 
-def test_crops_from_the_gpu(pairs_folder):
-    pairs = pairs_of(pairs_folder)
-    decoded = Decoded(pairs, "gpu", GPU)
-    for i, pair in enumerate(pairs):
-        decoded.put(i, *pair.read())
-    files = crops(PatchDataset(pairs, 16, 3))
-    assert torch.equal(files, crops(PatchDataset(pairs, 16, 3, decoded)).cpu())
-    rainy, _ = to_batch(decoded.crops([0, 1], [(0.1, 0.2), (0.9, 0.9)], 16))
-    assert rainy.device.type == "cuda" and rainy.dtype == torch.float32
-
-
-@pytest.mark.parametrize("cache", ["gpu", "ram", "none"])
+@pytest.mark.parametrize("cache", ["ram", "none"])
 def test_a_training_on_the_gpu_goes_on_on_the_cpu_and_back(cache, pairs_folder, tmp_path, capsys):
     more = ["--niter", 2, "--iters_per_epoch", 12, "--cache", cache, "--workers", 1]
     train_syn_joint.main([*arguments(pairs_folder, tmp_path / "m", *more), "--use_gpu", "true"])

@@ -12,9 +12,9 @@ import torch
 from ..errors import UserError
 from ..precision import require_fast
 from ..terminal import progress_bar
+from . import pack
 from .compose import composed, part_of, rain_pictures
 from .images import BLACK, crop_at, images_in, planes, read_image, to_eight_bits
-from .pack import Pack, is_pack
 from .pairs import Pair, pairs_of
 from .patches import PatchDataset
 
@@ -157,7 +157,7 @@ def layer_set(
         The data set, and where its layers come from, in words.
 
     Raises:
-        UserError: see ``rain_pictures``, ``images_in``, ``pairs_of``, ``Pack``, ``variants`` and ``on_photos``.
+        UserError: see ``rain_pictures``, ``images_in``, ``pairs_of``, ``pack.load``, ``variants`` and ``on_photos``.
     """
     require_fast(args.precision, device)
     photos = getattr(args, "clean", None)
@@ -167,8 +167,8 @@ def layer_set(
     sources: Sequence[Path | Pair]
     if args.streaks:
         sources, rule = rain_pictures(args.streaks, "--streaks"), "rain on black"
-    elif is_pack(args.data_path):
-        sources, rule = Pack(Path(args.data_path)), "O - B of a pack"
+    elif pack.is_pack(args.data_path):
+        sources, rule = pack.load(Path(args.data_path)), "O - B of a pack"
     else:
         sources, rule = pairs_of(args, hint)
     number = args.variants if part == "train" else 0

@@ -3,12 +3,14 @@
 import argparse
 import contextlib
 import hashlib
+import itertools
 import os
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -264,15 +266,17 @@ def check_pairs(
     pairs: Sequence[Pair],
     patch_size: int,
     flags: str,
-    keep: Callable[[int, np.ndarray, np.ndarray], None] | None = None,
+    keep: Callable[[int, np.ndarray, np.ndarray], Any] | None = None,
     rain: bool = True,
+    workers: int = 4,
 ) -> None:
-    """Decode every image once, before training: whole, partners of equal size, at least patch-sized (T8, T9).
+    """Decode every image once: whole, partners of equal size, at least patch-sized (T8, T9).
 
     Args:
         flags: the flags that name the data, for the message.
-        rain: whether the pairs have rain; photos, each of which is its own partner, have none.
         keep: is given the number of each good pair and its images, see ``Pair.read``.
+        rain: whether the pairs have rain; photos, each of which is its own partner, have none.
+        workers: threads that decode.
 
     Raises:
         UserError: lists the problems, the first ten by name; or no pair has rain.
@@ -293,18 +297,17 @@ def check_pairs(
         return ""
 
     what = "decoding pairs" if keep else "checking pairs"
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         try:
-            results = pool.map(problem_of, range(len(pairs)))
+            starts, numbers = range(0, len(pairs), 1000), range(len(pairs))  # a task each would take much memory
+            results = itertools.chain.from_iterable(pool.map(problem_of, numbers[s : s + 1000]) for s in starts)
             problems = list(filter(None, progress_bar(results, total=len(pairs), desc=what, unit="pair", leave=False)))
         except BaseException:  # Ctrl-C: do not wait for the rest
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    fail(
-        problems,
-        f"{len(problems)} of {len(pairs)} pairs can't be used for training:",
-        f"Mend or remove these files ({flags}), or choose a smaller --patchSize where they are too small.",
-    )
+    smaller = ", or choose a smaller --patchSize where they are too small" if patch_size > 1 else ""
+    remedy = f"Mend or remove these files ({flags}){smaller}."
+    fail(problems, f"{len(problems)} of {len(pairs)} pairs can't be used:", remedy)
     if rain:
         require_rain([pairs[i].name for i in sorted(same)], len(pairs), flags)
 

@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..precision import require_fast
 from ..terminal import ending_signals
 from . import cache, pack
+from .cache import DecodedPair
 from .images import images_in, widened
 from .pairs import (
     LIST,
@@ -40,10 +41,9 @@ class PatchDataset(Dataset):
     """Random crops, the same of rainy and clean; no flips. The crops of a training go round the shuffled images.
 
     Args:
-        pairs: checked pairs, files or those of a pack.
+        pairs: checked pairs: files, or decoded in RAM or in a pack.
         patch_size: side of the crop in px.
         seed: of the order of the images and of the crops (see ``CropSampler``), 0 or more.
-        decoded: all their images; None to read them for every crop.
 
     Attributes:
         photos: photos without rain, as pairs with themselves, from which crops come whose number is below 0.
@@ -53,10 +53,8 @@ class PatchDataset(Dataset):
     photos: "PatchDataset | None" = None
     n_real: int | None = None
 
-    def __init__(
-        self, pairs: Sequence[Pair], patch_size: int, seed: int, decoded: "cache.Decoded | None" = None
-    ) -> None:
-        self.pairs, self.patch_size, self.seed, self.decoded = pairs, patch_size, seed, decoded
+    def __init__(self, pairs: Sequence[Pair], patch_size: int, seed: int) -> None:
+        self.pairs, self.patch_size, self.seed = pairs, patch_size, seed
         # Neighbours in a list may be frames of one film, and an epoch may be shorter than the list.
         self.images = np.random.default_rng([seed]).permutation(len(pairs))
 
@@ -71,33 +69,26 @@ class PatchDataset(Dataset):
         Raises:
             ImageError: a file vanished or changed since it was checked.
         """
-        if self.photos is not None:
-            real = [key for key in keys if key[0] >= 0]
-            others = [(~n, row, column) for n, row, column in keys if n < 0]
-            parts = [(self._crops, real), (self.photos._crops, others)]
-            crops = [make(some) for make, some in parts if some]
-            kinds = {part.dtype for part in crops}
-            return torch.cat([part if len(kinds) == 1 else torch.from_numpy(widened(part.numpy())) for part in crops])
-        return self._crops(keys)
-
-    def _crops(self, keys: Sequence[Key]) -> Tensor:
-        numbers = [int(self.images[n % len(self.pairs)]) for n, _, _ in keys]
-        places = [(row, column) for _, row, column in keys]
-        if self.decoded is not None:
-            return self.decoded.crops(numbers, places, self.patch_size)
-        crops = [self.pairs[i].crop(place, self.patch_size) for i, place in zip(numbers, places, strict=True)]
+        crops = [self._crop(*key) for key in keys]
         if any(crop.dtype == np.uint16 for crop in crops):
             crops = [widened(crop) for crop in crops]
         return torch.from_numpy(np.stack(crops))
+
+    def _crop(self, n: int, row: float, column: float) -> np.ndarray:
+        if n < 0 and self.photos is not None:
+            return self.photos._crop(~n, row, column)
+        return self.pairs[int(self.images[n % len(self.pairs)])].crop((row, column), self.patch_size)
 
     def fingerprint(self) -> str:
         """Number and names of the pairs in short, and how crops are drawn, to notice that a resumed run sees others."""
         own = f"{len(self.pairs)} pairs, {fingerprint(self.pairs)}, crops {DRAWN}"
         return f"{own}; photos: {self.photos.fingerprint()}" if self.photos is not None else own
 
-    def is_decoded(self) -> bool:
-        """Whether all images are in memory."""
-        return self.decoded is not None and (self.photos is None or self.photos.is_decoded())
+    def is_decoded(self, in_ram: bool) -> bool:
+        """Whether all images are decoded, and, if ``in_ram``, lie in RAM."""
+        pair = self.pairs[0]
+        own = isinstance(pair, DecodedPair) and (isinstance(pair.images.values, np.ndarray) or not in_ram)
+        return own and (self.photos is None or self.photos.is_decoded(in_ram))
 
 
 def to_batch(pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,37 +126,22 @@ class CropSampler(Sampler):
     def __len__(self) -> int:
         return self.steps * (self.last - self.first + 1) - self.skip
 
-    def epochs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Numbers (steps, n) and places (steps, n, 2) of this process's crops of each epoch that are not done yet."""
+    def __iter__(self) -> Iterator[list[Key]]:
         length = self.batch_size * self.steps
         for epoch in range(self.first, self.last + 1):
             rng = np.random.default_rng([self.seed, epoch])
             order, places = rng.permutation(length), rng.random((length, 2))
-            order = order.reshape(self.steps, self.batch_size)
-            numbers = (epoch - 1) * length + order
+            batches = order.reshape(self.steps, self.batch_size)
+            numbers = (epoch - 1) * length + batches
             if self.n_real is not None:
                 numbers[:, self.n_real :] = ~numbers[:, self.n_real :]
             done = self.skip if epoch == self.first else 0
-            numbers, order = (part[done:, distributed.share()] for part in (numbers, order))
-            if len(order):  # else its steps are done, its validation is not
-                yield numbers, places[order]
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        for numbers, places in self.epochs():
-            for batch, corners in zip(numbers.tolist(), places.tolist(), strict=True):
-                yield [(n, row, column) for n, (row, column) in zip(batch, corners, strict=True)]
+            shares = (part[done:, distributed.share()].tolist() for part in (numbers, batches))
+            for own, drawn in zip(*shares, strict=True):
+                yield [(n, *places[i].tolist()) for n, i in zip(own, drawn, strict=True)]
 
 
 # --- the processes that read ---------------------------------------------------------------------------------------
-
-
-def device_crops(dataset: PatchDataset, sampler: CropSampler) -> Iterator[Tensor]:
-    """Batches for ``to_batch`` of images on the device; an epoch's places are brought there at once."""
-    for numbers, places in sampler.epochs():
-        images = dataset.images[numbers.ravel() % len(dataset.pairs)]
-        table = dataset.decoded.table(images, places.reshape(-1, 2), dataset.patch_size)
-        for part in table.split(numbers.shape[1], dim=1):
-            yield dataset.decoded.cut(part, dataset.patch_size)
 
 
 def crop_loader(
@@ -178,10 +154,8 @@ def crop_loader(
             time than handing it from one process to another; nor for a pack on the CPU, where that is true as well (on
             a GPU the time of this process is dear).
     """
-    if dataset.photos is None and dataset.decoded is not None and dataset.decoded.on_device:
-        return device_crops(dataset, sampler), lambda: None
     closing = multiprocessing.Value("b", False)  # from then on the workers end when they are told to
-    if dataset.is_decoded() or (isinstance(dataset.pairs[0], pack.PackedPair) and not pin_memory):
+    if dataset.is_decoded(in_ram=pin_memory):
         workers = 0
     loader = DataLoader(
         dataset,
@@ -229,7 +203,7 @@ def training_set(args: argparse.Namespace, device: torch.device, hint: str) -> t
         The data set, and by which rule pairs were found.
 
     Raises:
-        UserError: see ``pairs_of``, ``check_pairs`` and ``Pack``.
+        UserError: see ``pairs_of``, ``check_pairs`` and ``pack.load``.
     """
     if pack.is_pack(args.data_path):
         if "gt_path" in args.given:
@@ -237,7 +211,7 @@ def training_set(args: argparse.Namespace, device: torch.device, hint: str) -> t
         return listed_set(args, device, hint)
     require_fast(args.precision, device)  # before anything that takes long
     pairs, rule = pairs_of(args, hint)
-    return _checked(pairs, pairs, args, device, "--data_path, --gt_path"), rule
+    return _checked(pairs, pairs, args, "--data_path, --gt_path"), rule
 
 
 def listed_set(args: argparse.Namespace, device: torch.device, hint: str) -> tuple[PatchDataset, str]:
@@ -249,15 +223,15 @@ def listed_set(args: argparse.Namespace, device: torch.device, hint: str) -> tup
         The data set, and where the pairs come from, in words.
 
     Raises:
-        UserError: see ``PairList``, ``require_light``, ``small_sample``, ``check_pairs`` and ``Pack``.
+        UserError: see ``PairList``, ``require_light``, ``small_sample``, ``check_pairs`` and ``pack.load``.
     """
     require_fast(args.precision, device)
     require_no_pairing(args, f"the pack or {LIST}")
     path, name = Path(args.data_path), LIST
     if pack.is_pack(path):
-        pairs, name = pack.Pack(path), path.name
-        if pairs.smallest() < args.patchSize:
-            text = f"{path} has images of {pairs.smallest()} px, smaller than the {args.patchSize} px patch"
+        pairs, name = pack.load(path), path.name
+        if pairs.sizes.min() < args.patchSize:
+            text = f"{path} has images of {pairs.sizes.min()} px, smaller than the {args.patchSize} px patch"
             raise UserError(f"--data_path: {text}; choose a smaller --patchSize")
     else:
         pairs = PairList(path, hint)
@@ -267,10 +241,10 @@ def listed_set(args: argparse.Namespace, device: torch.device, hint: str) -> tup
     if number := getattr(args, "train_num", None):
         pairs = small_sample(pairs, number, args.seed, name)
         source += f", {number} of them drawn with --seed {args.seed}"
-    return _checked(pairs, some_of(pairs), args, device, "--data_path"), source
+    return _checked(pairs, some_of(pairs), args, "--data_path"), source
 
 
-def photo_set(args: argparse.Namespace, device: torch.device) -> PatchDataset:
+def photo_set(args: argparse.Namespace) -> PatchDataset:
     """The photos of --clean_path, each as a pair with itself.
 
     Raises:
@@ -278,24 +252,17 @@ def photo_set(args: argparse.Namespace, device: torch.device) -> PatchDataset:
     """
     folder = Path(args.clean_path)
     photos = [Pair(path.as_posix(), folder / path, folder / path) for path in images_in(folder, "--clean_path")]
-    return _checked(photos, some_of(photos), args, device, "--clean_path", rain=False)
+    return _checked(photos, some_of(photos), args, "--clean_path", rain=False)
 
 
 def _checked(
-    pairs: Sequence[Pair],
-    some: Sequence[Pair],
-    args: argparse.Namespace,
-    device: torch.device,
-    flags: str,
-    rain: bool = True,
+    pairs: Sequence[Pair], some: Sequence[Pair], args: argparse.Namespace, flags: str, rain: bool = True
 ) -> PatchDataset:
-    """Check pairs, and decode them for the cache while at it."""
-    where, p = cache.choose(args, pairs, device), args.patchSize
-    decoded = None if where == "none" else cache.Decoded(pairs, where, device)
-    if decoded:
-        check_pairs(pairs, p, flags, keep=decoded.put, rain=rain)
+    """Check pairs; where --cache keeps them in RAM, all are decoded for that."""
+    if cache.is_wanted(args, pairs):
+        pairs = cache.decode(pairs, args.patchSize, flags, rain)
     else:
         if len(some) < len(pairs):
             print(f"{len(pairs)} pairs, {len(some)} of them checked now, the others when they are used")
-        check_pairs(some, p, flags, rain=rain)
-    return PatchDataset(pairs, p, args.manualSeed, decoded)
+        check_pairs(some, args.patchSize, flags, rain=rain)
+    return PatchDataset(pairs, args.patchSize, args.manualSeed)

@@ -148,10 +148,10 @@ def crops(
     if args.clean_path is None:
         return pairs(args, device, hint)
     if _photos_alone(args):
-        dataset = photo_set(args, device)
+        dataset = photo_set(args)
         return dataset, f"{len(dataset.pairs)} photos of --clean_path"
     dataset, rule = pairs(args, device, hint)
-    dataset.photos, dataset.n_real = photo_set(args, device), real_samples(args.batchSize, args.fake_ratio)
+    dataset.photos, dataset.n_real = photo_set(args), real_samples(args.batchSize, args.fake_ratio)
     return dataset, f"{rule}; and {len(dataset.photos.pairs)} photos of --clean_path"
 
 

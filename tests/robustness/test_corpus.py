@@ -38,7 +38,7 @@ READERS = {
     ".png": look_at,
     ".jpg": look_at,
     ".tif": look_at,
-    ".h5": lambda path: [pair.read() for pair in pack.Pack(path)],
+    ".h5": lambda path: [pair.read() for pair in pack.load(path)],
     ".pt": lambda path: checkpoint.load_generator(path, "--netED"),
 }
 
