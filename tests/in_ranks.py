@@ -56,11 +56,11 @@ def joint(kinds, dtype, crops, steps, w_adv, side):
     return run(step, draw, nets, optimizers.values(), 0, crops, steps, side, dtype)
 
 
-def augmented(crops, steps, ratio):
-    """Augmented training in float64."""
+def augmented(crops, steps, ratio, crop=None):
+    """Augmented training in float64; ``crop`` makes its rain in place of G."""
     net, netED = fill(PReNet(2), 31, 0.02).double(), fill(EDNet(3, 16, 8, 16), 32).double()
     n_real, optimizer = real_samples(crops, ratio), adam(net.parameters(), 1e-3)
-    step, draw = aug_step(net, netED, optimizer, n_real), aug_draw(netED, n_real)
+    step, draw = aug_step(net, netED, optimizer, n_real), aug_draw(netED, n_real, crop, seed=3)
     torch.manual_seed(9)
     return run(step, draw, [net], [optimizer], 100, crops, steps, 16, torch.float64)
 
@@ -79,7 +79,8 @@ def compared():
     """What one process and several must agree on; seven crops make shares of four and three."""
     with in_double():
         results = {f"joint {n}": joint(NARROW, torch.float64, n, 6, 0.01, 16) for n in (8, 7)}
-        return results | {f"augmented {ratio}": augmented(8, 3, ratio) for ratio in (0.5, 7.0, 0.15)}
+        results |= {f"augmented {ratio}": augmented(8, 3, ratio) for ratio in (0.5, 7.0, 0.15)}
+        return results | {"from a bank": augmented(8, 3, 1.0, lambda h, w, crops, rng: rng.rand(h, w, 1) * crops / 100)}
 
 
 def broadcast_weights():

@@ -110,11 +110,11 @@ def aug_draw(
         if netED is None:
             return None, rainy, clean
         if crop is not None:
-            rain = np.empty((*rainy.shape[2:], 3, len(own := range(whole - n_real)[distributed.share(n_real)])))
-            for k in own:
-                rng = np.random.RandomState([seed, index, k])
-                rain[..., k - own.start] = crop(*rainy.shape[2:], index * (whole - n_real) + k, rng)
-            return None, rainy, clean, torch.from_numpy(rain).float().permute(3, 2, 0, 1).to(rainy.device)
+            own = range(whole - n_real)[distributed.share(n_real)]
+            rain = np.empty((len(own), *rainy.shape[2:], 3), np.float32)
+            for made, k in zip(rain, own, strict=True):
+                made[:] = crop(*made.shape[:2], index * (whole - n_real) + k, np.random.RandomState([seed, index, k]))
+            return None, rainy, clean, torch.from_numpy(rain).permute(0, 3, 1, 2).to(rainy.device)
         codes = torch.randn(whole - n_real, netED.nz, device=rainy.device)
         return None, rainy, clean, codes[distributed.share(n_real)]
 
