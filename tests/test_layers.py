@@ -76,12 +76,31 @@ def test_variants_keep_to_their_ranges_and_to_the_seed():
 
 def test_rain_of_pairs_is_o_minus_b_and_not_below_0(tmp_path):
     clean = photo(20, 22, 0)
-    rainy = np.clip(clean.astype(int) + np.random.RandomState(0).randint(-30, 90, (20, 22, 1)), 0, 255)
+    rainy = np.clip(clean.astype(int) + np.random.RandomState(0).randint(-30, 90, (20, 22, 3)), 0, 255)
     write_image(tmp_path / "rain" / "a.png", rainy.astype(np.uint8))
     write_image(tmp_path / "norain" / "a.png", clean)
     (pair,), _ = find_pairs(tmp_path / "rain", tmp_path / "norain", "--a, --b")
-    assert np.array_equal(rain_of(pair), np.maximum(rainy - clean, 0))
+    rain, lost = rain_of(pair)
+    assert np.array_equal(rain, np.maximum(rainy - clean, 0)) and np.array_equal(
+        lost[..., 0] > 0, (rainy == 255).any(2)
+    )
     assert [layer.pixels.shape[2] for layer in sets(tmp_path).pairs] == [3, 3]
+
+
+def test_rain_that_was_cut_at_white_is_found_or_avoided(tmp_path):
+    clean = np.full((40, 200, 3), (10, 100, 230), np.uint8)
+    clean[:, :40] = 250  # here all channels are cut
+    layer = rain_layer((40, 200), 0, brightness=0.5)
+    layer = np.rint(255 * layer).astype(np.uint8)
+    write_image(tmp_path / "rain" / "a.png", cv2.add(clean, np.repeat(layer, 3, 2)))
+    write_image(tmp_path / "norain" / "a.png", clean)
+    (pair,), _ = find_pairs(tmp_path / "rain", tmp_path / "norain", "--a, --b")
+    rain, lost = rain_of(pair)
+    assert np.array_equal(rain[:, 40:], layer[:, 40:]) and lost[:, 40:].max() == 0 and lost[:, :40].max() == 255
+    (whole,) = sets(tmp_path, variants=0).pairs
+    crops = [whole.crop((0.5, k / 30), 16)[0] for k in range(30)]
+    windows = np.lib.stride_tricks.sliding_window_view(layer[..., 0], (16, 16)).reshape(-1, 16, 16)
+    assert all((crop == windows).mean((1, 2)).max() >= 0.98 for crop in crops)  # each is the true rain of some place
 
 
 def test_streaks_on_nothing_are_streaks_on_black(tmp_path):

@@ -19,6 +19,7 @@ from .pairs import Pair, pairs_of
 from .patches import PatchDataset
 
 TURN, SCALE, GAIN = 15, (0.8, 1.25), (0.8, 1.2)  # ranges of a variant: degrees to either side, factors
+LOST, TRIES = 0.02, 20  # share of a crop whose rain may be unknown; other places that are tried
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,21 @@ class RainLayer(Pair):
 
     pixels: np.ndarray = field(default=None, compare=False, repr=False)  # (H, W, 1 or 3) uint8
     photos: Sequence[np.ndarray] = field(default=(), compare=False, repr=False)  # (H, W, 3) uint8, of any sizes
+    lost: np.ndarray | None = field(default=None, compare=False, repr=False)  # (H, W, 1), not 0 where rain is unknown
 
     def crop(self, place: tuple[float, float], p: int) -> np.ndarray:
-        """See ``Pair.crop``; on a photo rainy = clip(clean + layer). The place seeds which photo, and where in it."""
+        """See ``Pair.crop``; on a photo rainy = clip(clean + layer). The place seeds which photo, and where in it.
+
+        Where too much of the rain is unknown there, it seeds other places, of which the first good one is taken.
+        """
+        rng = np.random.default_rng(np.array(place).view(np.uint32))
+        if self.lost is not None:
+            places = [place, *rng.random((TRIES, 2))]
+            shares = [np.count_nonzero(_cut(self.lost, one, p)) / p**2 for one in places]
+            place = places[next((k for k, share in enumerate(shares) if share <= LOST), int(np.argmin(shares)))]
         rain = _cut(self.pixels, place, p)
         if not self.photos:
             return planes(rain, np.zeros_like(rain))
-        rng = np.random.default_rng(np.array(place).view(np.uint32))
         clean = _cut(self.photos[rng.integers(len(self.photos))], rng.random(2), p)
         return planes(composed(clean, [rain], [1]), clean)
 
@@ -91,10 +100,19 @@ def read_layer(path: Path) -> np.ndarray:
     return _slim(to_eight_bits(read_image(path, BLACK)))
 
 
-def rain_of(pair: Pair) -> np.ndarray:
-    """O - B of a pair, not below 0: (H, W, 1 or 3) uint8."""
+def rain_of(pair: Pair) -> tuple[np.ndarray, np.ndarray | None]:
+    """O - B of a pair, not below 0, (H, W, 1 or 3) uint8; and where that is less than the rain, since O is cut at 255.
+
+    Grey rain is that of the brightest channel of O - B: it is unknown only where all channels are cut. The second array
+    is (H, W, 1) uint8, 255 there, or None where nothing is cut.
+    """
     rainy, clean = (to_eight_bits(image) for image in pair.read())
-    return _slim(cv2.subtract(rainy, clean))
+    rain, cut = cv2.subtract(rainy, clean), rainy == 255
+    if (np.ptp(rain[~cut.any(2)], axis=1) == 0).all():
+        rain, lost = rain.max(2, keepdims=True), cut.all(2, keepdims=True)
+    else:
+        lost = cut.any(2, keepdims=True)
+    return np.ascontiguousarray(rain), 255 * lost.astype(np.uint8) if lost.any() else None
 
 
 def _slim(pixels: np.ndarray) -> np.ndarray:
@@ -118,12 +136,15 @@ def variants(
     """
     for i, source in enumerate(progress_bar(sources, desc="turning and scaling layers", unit="layer", leave=False)):
         path = source.rainy if isinstance(source, Pair) else source
-        pixels = rain_of(source) if isinstance(source, Pair) else read_layer(source)
-        layer = RainLayer(source.name, path, path, pixels=pixels)
+        pixels, lost = rain_of(source) if isinstance(source, Pair) else (read_layer(source), None)
+        layer = RainLayer(source.name, path, path, pixels=pixels, lost=lost)
         layer.require_patch(pixels, patch)
         for k in range(number):
-            changed = variant(pixels, np.random.RandomState([seed, i, k]), patch, turn)
-            yield replace(layer, name=f"{k}_{source.name}", pixels=changed)
+            changed, also = (
+                None if part is None else variant(part, np.random.RandomState([seed, i, k]), patch, turn)
+                for part in (pixels, lost)
+            )
+            yield replace(layer, name=f"{k}_{source.name}", pixels=changed, lost=also)
         if not number:
             yield layer
 
