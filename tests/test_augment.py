@@ -215,6 +215,8 @@ def test_without_pairs_every_sample_is_generated_and_a_stop_leaves_no_trace(
         train_on_photos(pairs_folder, tmp_path / "parts", *flags, "--niter", niter)
     whole, parts = (load(tmp_path / name / "Aug_DerainNet_state_2.pt") for name in ("whole", "parts"))
     assert same(whole, parts)
+    with pytest.raises(UserError, match="other options: --data_path is .*rain, was not given"):
+        train(pairs_folder, tmp_path / "parts", "--clean_path", pairs_folder / "norain", *flags, "--niter", 3)
 
 
 def test_photos_and_knobs_that_make_no_sense(pairs_folder, generator, tmp_path, capsys):

@@ -148,7 +148,7 @@ def crops(
     if args.clean_path is None:
         return pairs(args, device, hint)
     if _photos_alone(args):
-        dataset = photo_set(args)
+        args.data_path, dataset = "", photo_set(args)  # its default is not used
         return dataset, f"{len(dataset.pairs)} photos of --clean_path"
     dataset, rule = pairs(args, device, hint)
     dataset.photos, dataset.n_real = photo_set(args), real_samples(args.batchSize, args.fake_ratio)
