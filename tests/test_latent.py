@@ -132,7 +132,7 @@ def test_the_posterior_is_drawn_from_the_seed(small):
         (["--nz", "7"], "--netED: .* of other sizes: --nz is 7, it has 5"),
         (["--patch_size", "64"], "--netED: .* of other sizes: --patch_size is 64, it has 16"),
         (["--netED", "{}/no.pt"], "--netED: there is no"),
-        (["--pair_by", "x-{{}}", "{{}}"], "find no single partner .*--pair_by 'x-{}'"),
+        (["--pair_by", "x-{{}}", "{{}}"], "--pair_by: no name fits 'x-{}'"),
         (["--data_path", "{}/none"], "--data_path: .*none is not a folder. Put two rainy images"),
         (["--data_path", "{}/data/small", "--gt_path", "{}/data/plain"], "is 15x30, smaller than the 16 px patch"),
     ],
