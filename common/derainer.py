@@ -211,7 +211,7 @@ def follow_training(args: argparse.Namespace, weights: Path) -> None:
     """
     found, now = stored(weights), getattr(args, "derainer", PRENET)
     name = found.pop("derainer", PRENET)
-    if name != PRENET and "derainer" not in args.given:
+    if "derainer" in args and name != PRENET and "derainer" not in args.given:
         raise UserError(
             f"--model_dir: {weights} was trained with a derainer of its own, and code is only run where you name it. "
             f"If you trust it, add --derainer {shlex.quote(name)}"

@@ -132,7 +132,9 @@ def add_training(parser: cli.Parser, log_dir: str, model_dir: str) -> Group:
     add_path(val, "--val_data_path", help=help)
     add_path(val, "--val_gt_path", help="folder of their clean partners")
     add_pairing(val)
-    val.add_argument("--val_every", type=cli.positive_int, default=1, help="epochs between validations")
+    val.add_argument(
+        "--val_every", type=cli.positive_int, default=1, help="epochs between validations; the last always"
+    )
     return val
 
 

@@ -25,7 +25,7 @@ rm -f $demo/latent/seed10/*.gif
 python for_syn/test_disentanglement.py --netED default --manualSeed 10 --gif --save_fake $demo/latent $cpu
 
 echo "== 4/6 removing rain, with the derainer that comes with the project"
-python for_syn/test_syn_aug.py $test --save_path $demo/derained
+python for_syn/test_syn_aug.py $test --model_dir default --save_path $demo/derained
 python -m common.evaluation.metrics --pred $demo/test/rain $demo/derained --gt $demo/test/norain \
   --sheet $demo/comparison.png --quiet
 

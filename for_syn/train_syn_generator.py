@@ -109,9 +109,10 @@ def main(argv=None):
             gamma=0.5,
         )
         made = folder.path / f"ED_ema_state_{args.niter}.pt"
-        print_result(f"its rain on photos: generate_rain.py --netED {made} --data_path PHOTOS")
-        print_result(f"a derainer that learns from it: train_syn_aug.py --netED {made} --clean_path PHOTOS")
-        print_result("RNet has not learned. Rain on photos does not need it; train_syn_encoder.py trains it.")
+        if made.exists():
+            print_result(f"its rain on photos: generate_rain.py --netED {made} --data_path PHOTOS")
+            print_result(f"a derainer that learns from it: train_syn_aug.py --netED {made} --clean_path PHOTOS")
+            print_result("RNet has not learned. Rain on photos does not need it; train_syn_encoder.py trains it.")
 
 
 if __name__ == "__main__":

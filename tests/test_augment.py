@@ -223,10 +223,12 @@ def test_photos_and_knobs_that_make_no_sense(pairs_folder, generator, tmp_path, 
     for words, message in (
         (["--clean_path", tmp_path / "none"], "--clean_path: .*none is not a folder"),
         (["--clean_path", pairs_folder / "norain", "--fake_ratio", 0], "--clean_path: with --fake_ratio 0"),
-        (["--angle", 5, "--fake_ratio", 0], "--angle: with --fake_ratio 0"),
+        (["--angle", 5, "--fake_ratio", 0], "--fake_ratio 0: there is no generated rain; leave the knobs"),
     ):
         with pytest.raises(UserError, match=message):
             train(pairs_folder, tmp_path / "model", "--netED", generator, *words)
+    with pytest.raises(UserError, match="--fake_ratio: it belongs to pairs; name these with --data_path"):
+        train_on_photos(pairs_folder, tmp_path / "model", "--netED", generator, "--fake_ratio", 1)
     write_image(tmp_path / "photos" / "norain" / "one.png", np.zeros((40, 40, 3), np.uint8))
     words = "--angle", 80, "--patchSize", 32  # not that of the generator
     train_on_photos(tmp_path / "photos", tmp_path / "model", "--netED", generator, *words, "--dry_run")

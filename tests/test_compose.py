@@ -126,6 +126,7 @@ def test_what_is_held_out_is_never_trained_on(sources):
         (["--part", "held_out"], "say how many are held out"),
         (["--clean", "nowhere"], "nowhere is not a folder. Name a folder of photos without rain"),
         (["--streaks", "empty"], "--streaks: no image"),
+        (["--out", "set.h5"], "set.h5 would be a folder"),
     ],
 )
 def test_mistakes(sources, tmp_path_factory, monkeypatch, capsys, flags, message):

@@ -119,11 +119,12 @@ def test_images_of_formats_that_are_not_read_are_counted(tmp_path, warnings):
 def test_a_real_folder_is_read_once(tmp_path, capsys):
     """Links to parents, to folders that are read already, and back and forth between two folders."""
     data = touch(tmp_path, "data/z/1.png", "data/2.png", "else/3.png", "else/.git/4.png") / "data"
-    links = {"data/z/up": "data", "data/top": ".", "data/a": "data/z", "data/b": "else", "else/c": "data/z"}
+    touch(tmp_path, "data/k/5.png")  # its link to z comes before z by name, and z keeps its name
+    links = {"data/z/up": "data", "data/top": ".", "data/a": "data/z", "data/b": "else", "data/k/c": "data/z"}
     for link, target in links.items():
         (tmp_path / link).symlink_to(tmp_path / target)
     for _ in range(2):  # one warning
-        assert [str(n) for n in images.list_images(data)] == ["2.png", "b/3.png", "z/1.png"]
+        assert [str(n) for n in images.list_images(data)] == ["2.png", "b/3.png", "k/5.png", "z/1.png"]
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: 4 links below {data} are left out") and "z/up" in line
 

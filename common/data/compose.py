@@ -26,6 +26,7 @@ from ..errors import UserError
 from ..files import write_bytes
 from ..lock import locked
 from ..terminal import progress_bar
+from . import pack
 from .images import BLACK, images_in, read_image, require_outside, to_eight_bits, write_image
 
 NAME = "compose.json"
@@ -134,7 +135,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--hold_out", type=cli.count, default=0, help=kept_out)
     which = "which part of photos and streaks to use"
     parser.add_argument("--part", choices=("train", "held_out"), default="train", help=which)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if Path(args.out).suffix in pack.ENDINGS:
+        raise UserError(f"--out: {args.out} would be a folder; name one, and pack it then: {cli.typed('data.pack')}")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:

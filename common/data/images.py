@@ -69,16 +69,18 @@ def list_images(folder: Path) -> list[Path]:
         raise UserError(f"{error.filename}: the folder can't be read ({error.strerror}); {remedy}") from None
 
     files, left_out, seen = [], [], set(Path(folder).resolve().parents)
-    for current, inner, names in os.walk(folder, onerror=refuse, followlinks=True):
-        here = Path(current)
-        if here.resolve() in seen:
-            left_out.append(here.relative_to(folder).as_posix())
-            inner.clear()
-            continue
-        seen.add(here.resolve())
-        inner[:] = [name for name in inner if not name.startswith(".") and name.lower() not in _FOREIGN]
-        inner.sort(key=lambda name: (here.joinpath(name).is_symlink(), name))
-        files += [here.relative_to(folder) / name for name in names if not name.startswith(".")]
+    todo = [Path(folder)]
+    for top in todo:  # links come behind all real folders, so that these keep their names
+        for current, inner, names in os.walk(top, onerror=refuse):
+            here = Path(current)
+            if here.resolve() in seen:
+                left_out.append(here.relative_to(folder).as_posix())
+                inner.clear()
+                continue
+            seen.add(here.resolve())
+            inner[:] = sorted(name for name in inner if not name.startswith(".") and name.lower() not in _FOREIGN)
+            todo += [here / name for name in inner if here.joinpath(name).is_symlink()]
+            files += [here.relative_to(folder) / name for name in names if not name.startswith(".")]
     if left_out:
         shown = ", ".join(left_out[:LINKS_SHOWN]) + ", ..." * (len(left_out) > LINKS_SHOWN)
         text = f"{len(left_out)} links below {folder} are left out, since each real folder is read once: {shown}"

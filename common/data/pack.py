@@ -1,4 +1,4 @@
-"""A pack: all pairs of a data set, decoded, in one HDF5 file of which a crop reads a few kilobytes.
+"""A pack: all pairs of a data set, decoded, in one HDF5 file of which a crop reads its rows alone.
 
     python -m common.data.pack --data_path RAINY --gt_path CLEAN --out rain100L.h5
     python -m common.data.pack --data_path RAIN800 --side_by_side left --out rain800.h5

@@ -33,12 +33,12 @@ from .pairs import (
     some_of,
 )
 
-DRAWN = 2  # version of how a seed makes crops; raised with every change of CropSampler
+DRAWN = 3  # version of how a seed makes crops; raised with every change of CropSampler and Pair.crop
 Key = tuple[int, float, float]  # number of the crop over the whole training, and its place in the image
 
 
 class PatchDataset(Dataset):
-    """Random crops, the same of rainy and clean; no flips. The crops of a training go round the shuffled images.
+    """Random crops, the same of rainy and clean; no flips. Without photos they go round the shuffled images.
 
     Args:
         pairs: checked pairs: files, or decoded in RAM or in a pack.
@@ -263,6 +263,6 @@ def _checked(
         pairs = cache.decode(pairs, args.patchSize, flags, rain)
     else:
         if len(some) < len(pairs):
-            print(f"{len(pairs)} pairs, {len(some)} of them checked now, the others when they are used")
+            print(f"{flags}: {len(pairs)}, {len(some)} of them checked now, the others when they are used")
         check_pairs(some, args.patchSize, flags, rain=rain)
     return PatchDataset(pairs, args.patchSize, args.manualSeed)

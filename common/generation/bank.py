@@ -145,7 +145,7 @@ def bank_of(args: argparse.Namespace, netED: EDNet | None, ranges: dict[str, End
     if not ranges:
         return None
     if netED is None:
-        raise UserError(f"--{next(iter(ranges))}: with --fake_ratio 0 there is no generated rain; leave it out")
+        raise UserError("--fake_ratio 0: there is no generated rain; leave the knobs and --preset out")
     ranges, texts = clamped(ranges)
     for text in texts:
         print(f"warning: --{text}", file=sys.stderr)

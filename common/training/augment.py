@@ -148,6 +148,9 @@ def crops(
     if args.clean_path is None:
         return pairs(args, device, hint)
     if _photos_alone(args):
+        for flag in ("gt_path", "side_by_side", "train_num", "seed", "fake_ratio"):
+            if flag in args.given:
+                raise UserError(f"--{flag}: it belongs to pairs; name these with --data_path, or leave the flag out")
         args.data_path, dataset = "", photo_set(args)  # its default is not used
         return dataset, f"{len(dataset.pairs)} photos of --clean_path"
     dataset, rule = pairs(args, device, hint)

@@ -25,6 +25,7 @@ from ..files import write_bytes
 from ..lock import locked
 from ..terminal import print_result
 from . import checkpoint, seeds
+from .kinds import kind_of
 from .optimizer import load_state, state_of
 
 VERSION = 1
@@ -57,7 +58,7 @@ class TrainingFolder:
         self.args, self.prefixes = args, prefixes
         self.path = Path(args.model_dir)
         self.experiment = "/".join(Path(script).resolve().parts[-2:])
-        self.start = Position()  # where it goes on from
+        self.at = Position()  # where it stands
         self._state: dict | None = None  # what it goes on from; of --resume N maybe the weights alone
         self._data = ""
 
@@ -89,13 +90,13 @@ class TrainingFolder:
         if state and args.manualSeed is None:
             args.manualSeed = state["options"]["manualSeed"]
         if state and args.resume in (0, state["epoch"]):
-            self._state, self.start = state, Position(*(state[key] for key in ("epoch", "step", "best", "sums")))
-            print(f"going on after {self.start}: {self.path / STATE}")
+            self._state, self.at = state, Position(*(state[key] for key in ("epoch", "step", "best", "sums")))
+            print(f"going on after {self.at}: {self.path / STATE}")
         elif args.resume:
             files = {name: self.path / f"{name}_state_{args.resume}.pt" for name in self.prefixes}
             self._state = {"nets": {name: checkpoint.load(file, "--resume") for name, file in files.items()}}
-            self.start = Position(args.resume, best=state["best"] if state else self.start.best)
-            print(f"going on with bare weights after {self.start}; Adam starts fresh: not bit for bit the same run")
+            self.at = Position(args.resume, best=state["best"] if state else self.at.best)
+            print(f"going on with bare weights after {self.at}; Adam starts fresh: not bit for bit the same run")
         elif any(path.suffix != ".json" for path in self.files()):
             raise UserError(
                 f"--model_dir: {self.path} holds weights, but no full state to go on from. --resume N goes on from "
@@ -113,6 +114,8 @@ class TrainingFolder:
             return None
         try:
             state = checkpoint.load(path, "--model_dir")
+            if kind_of(state) != "state":
+                raise UserError(f"{path} is no full training state")
         except UserError as error:  # of a damaged disk; ``find`` tells what is left
             print(f"left out: {error}")
             return None
@@ -142,22 +145,26 @@ class TrainingFolder:
         self._data = f"{data}, generator {generator}" if generator else data
         self.require_same_options()
         if self._state is None:
-            return self.start
+            return self.at
         state, self._state = self._state, None  # its memory is needed
         for name, content in state["nets"].items():
             checkpoint.put_weights(nets[name], content, self._kind(name), f"--model_dir: {self.path}, {name}")
         if "rng" not in state:  # bare weights
-            return self.start
+            return self.at
         before, _, of_generator = state["data"].partition(", generator ")
         if of_generator != generator:
             text = f"{self.args.netED} is not the generator of the training in {self.path}"
             raise UserError(f"--netED: {text}; name that one, or another --model_dir")
         if before != data:
             print(f"other data than before ({before}; now {data}): not bit for bit the same run")
-        for name, optimizer in optimizers.items():
-            load_state(optimizer, state["optimizers"][name])
+        try:
+            for name, optimizer in optimizers.items():
+                load_state(optimizer, state["optimizers"][name])
+        except (KeyError, ValueError):
+            text = f"{self.path / STATE} is damaged, or other parameters learn now; --resume N takes bare weights"
+            raise UserError(f"--model_dir: {text}") from None
         seeds.set_rng_state(state["rng"])
-        return self.start
+        return self.at
 
     def require_same_options(self) -> None:
         """Raise UserError if an option differs from those of the state to go on from."""
@@ -168,7 +175,7 @@ class TrainingFolder:
         differ = [
             f"--{key} is {_text(now[key])}, was {_text(stored[key])}"
             for key in sorted(now.keys() - FREE | {"streaks", "clean_path", "data_path"} & now.keys())
-            if now[key] != stored[key] and not (key in FREE and now[key] and stored[key])
+            if _text(now[key]) != _text(stored[key]) and not (key in FREE and now[key] and stored[key])
         ]
         if differ:
             raise UserError(
@@ -246,7 +253,7 @@ def _require_finite(name: str, tensors: Iterable[torch.Tensor]) -> None:
 
 
 def _text(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value) or "not given"
+    return " ".join(sorted(map(str, value))) if isinstance(value, list) else str(value) or "not given"
 
 
 @contextlib.contextmanager
@@ -274,7 +281,7 @@ def open_folder(args: argparse.Namespace, script: str, *prefixes: str) -> Iterat
             if not (logs := Path(args.log_dir)).exists() or not logs.samefile(folder.path):
                 locks.enter_context(locked(logs, "--log_dir"))
         folder.find()
-        distributed.require_same("--model_dir", str(folder.start))
+        distributed.require_same("--model_dir", str(folder.at))
         yield folder
 
 
@@ -297,7 +304,5 @@ def describe(
     print_result("networks:")
     for name, net in nets.items():
         print_result(f"  {name}: {sum(p.numel() for p in net.parameters()):,} parameters" if net else f"  {name}: none")
-    will = f"would train on {device}, after {folder.start}"
-    print_result(
-        f"{will if folder.start.epoch < folder.args.niter else 'nothing to do'}; --dry_run: nothing was written"
-    )
+    will = f"would train on {device}, after {folder.at}"
+    print_result(f"{will if folder.at.epoch < folder.args.niter else 'nothing to do'}; --dry_run: nothing was written")

@@ -76,7 +76,7 @@ class LossSums:
             TrainingStopped: one is not finite.
         """
         values = {name: float(value) for name, value in self.newest.items()}
-        if bad := [name for name, value in values.items() if not math.isfinite(value)]:
+        if bad := [name for name, mean in self.means().items() if not math.isfinite(mean + values[name])]:
             remedy = "If it happens again: lower the learning rates, or look at the data."
             raise TrainingStopped(f"not finite, in this step or shortly before: {', '.join(bad)}. {remedy}")
         return values
@@ -154,6 +154,9 @@ def fit(
     distributed.require_same("--data_path, --netED", data + generator)
     at = folder.restore(nets, optimizers, data, generator)
     distributed.broadcast_weights(nets.values())
+    if models.frozen and _digest(models.frozen) != generator:  # a part of a network whose weights --resume N brought
+        text = f"{args.netED} is not the generator of the training in {folder.path}"
+        raise UserError(f"--netED: {text}; name that one, or another --model_dir")
     if at.epoch >= args.niter:
         _say(f"nothing to do: {at.epoch} epochs are done and --niter is {args.niter}")
         return
