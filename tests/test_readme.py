@@ -101,7 +101,7 @@ def world(tmp_path, monkeypatch):
                 for folder in ("DERAINED", "OTHERS"):
                     write_image(tmp_path / folder / f"{k}.png", clean // 2)
     for k in range(24):
-        write_image(tmp_path / "PHOTOS" / f"{k}.png", photo(40, 50, k))
+        write_image(tmp_path / "PHOTOS" / f"{k}.png", photo(70, 80, k))
         drops = 90 * (np.random.RandomState(k).rand(60, 80, 1) > 0.9)
         write_image(tmp_path / "STREAKS" / f"{k}.png", drops.repeat(3, 2).astype(np.uint8))
     shutil.copytree(tmp_path / "RAINY", tmp_path / "SPA_DATA" / "a")
