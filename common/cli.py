@@ -9,11 +9,10 @@ import errno
 import math
 import os
 import re
-import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -159,8 +158,10 @@ def run(main: Callable[[], int | None], torchrun: bool = False) -> int:
     if distributed.is_launched() and not torchrun:
         _complain("error: this command runs in one process; start it with python, not with torchrun")
         return 2
+    # Other signals end a command as Ctrl-C does; not under torchrun, which ends processes that wait.
+    ending = [] if distributed.is_launched() else terminal.ending_signals()
     try:
-        with _tidy_ends(), distributed.process_group(), terminal.speaking():
+        with terminal.handling(ending, terminal.end), distributed.process_group(), terminal.speaking():
             return main() or 0
     except BaseException as error:
         text, code = _explain(error)
@@ -170,22 +171,6 @@ def run(main: Callable[[], int | None], torchrun: bool = False) -> int:
             raise
         _complain(text)
         return code
-
-
-@contextlib.contextmanager
-def _tidy_ends() -> Iterator[None]:
-    """Within it other signals end the command as Ctrl-C does; not under torchrun, which ends processes that wait."""
-
-    def stop(number: int, frame: object) -> NoReturn:
-        raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")
-
-    numbers = [] if distributed.is_launched() else terminal.ending_signals()
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _complain(text: str) -> None:

@@ -4,8 +4,8 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
-from typing import TextIO
+from collections.abc import Callable, Iterable, Iterator
+from typing import NoReturn, TextIO
 
 from tqdm import tqdm
 
@@ -45,6 +45,22 @@ def ending_signals() -> list[signal.Signals]:
     return [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
 
 
+def end(number: int, frame: object) -> NoReturn:
+    """A handler of signals that ends the command as Ctrl-C does."""
+    raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")
+
+
+@contextlib.contextmanager
+def handling(numbers: Iterable[int], handler: Callable) -> Iterator[None]:
+    """Within it signals have this handler, afterwards their own again."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, own in before.items():
+            signal.signal(number, own)
+
+
 def print_result(text: object) -> None:
     """Print the result of a command, which --quiet keeps: a table of scores, say."""
     print(text, file=_results or sys.stdout)
@@ -78,6 +94,12 @@ def warn_once(text: str, key: str) -> None:
         _warned.add(key)
         stream = sys.__stderr__ if distributed.is_launched() else sys.stderr  # that of other ranks is closed
         tqdm.write(printable(f"warning: {text}"), stream)
+
+
+def warn(texts: list[str]) -> None:
+    """Print warnings about flags on stderr, each text without its --; only in the first of several processes."""
+    if texts and distributed.is_first():
+        print("\n".join(f"warning: --{text}" for text in texts), file=sys.stderr)
 
 
 def tell(problems: list[str], headline: str) -> None:

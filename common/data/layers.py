@@ -37,9 +37,12 @@ class RainLayer(Pair):
         """
         rng = np.random.default_rng(np.array(place).view(np.uint32))
         if self.lost is not None:
-            places = [place, *rng.random((TRIES, 2))]
-            shares = [np.count_nonzero(_cut(self.lost, one, p)) / p**2 for one in places]
-            place = places[next((k for k, share in enumerate(shares) if share <= LOST), int(np.argmin(shares)))]
+            places, shares = [place, *rng.random((TRIES, 2))], []
+            for one in places:
+                shares.append(np.count_nonzero(_cut(self.lost, one, p)) / p**2)
+                if shares[-1] <= LOST:
+                    break
+            place = places[int(np.argmin(shares))]
         rain = _cut(self.pixels, place, p)
         if not self.photos:
             return planes(rain, np.zeros_like(rain))

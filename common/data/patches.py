@@ -75,7 +75,7 @@ class PatchDataset(Dataset):
         return torch.from_numpy(np.stack(crops))
 
     def _crop(self, n: int, row: float, column: float) -> np.ndarray:
-        if n < 0 and self.photos is not None:
+        if n < 0:
             return self.photos._crop(~n, row, column)
         return self.pairs[int(self.images[n % len(self.pairs)])].crop((row, column), self.patch_size)
 

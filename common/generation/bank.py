@@ -1,7 +1,6 @@
 """Crops of generated rain at the price of a cut: from a few layers, turned, scaled, mirrored and added at random."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 import cv2
@@ -9,6 +8,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..models import EDNet
+from ..terminal import warn
 from .knobs import clamped, set_knobs
 from .measures import direction
 from .rain import ROOM, RainMaker, colour
@@ -47,6 +47,12 @@ class Rain:
         return made.reshape(height, width, -1) * self.gain
 
 
+def added(showers: Sequence[Rain], height: int, width: int, rng: np.random.RandomState) -> np.ndarray:
+    """The sum of showers, each at a random place, (height, width, C) float32 >= 0; black without any."""
+    dry = np.zeros((height, width, 1), np.float32)
+    return sum((rain.crop(height, width, rng) for rain in showers), dry)
+
+
 class RainBank:
     """Square layers of rain: two at the start, up to 24 later, of which the oldest are replaced.
 
@@ -83,21 +89,22 @@ class RainBank:
         early = min(crops // EARLY, LAYERS - FIRST)
         return FIRST + early + max(0, crops - EARLY * (LAYERS - FIRST)) // LATE
 
-    def showers(self, crops: int, rng: np.random.RandomState, size: tuple[int, int] | None = None) -> list[Rain]:
-        """The rain of an image after so many crops: one shower or more, to be added.
+    def showers(self, crops: int, rng: np.random.RandomState, large: tuple | None = None) -> list[Rain]:
+        """The rain of an image after so many crops: no shower, one or more; see ``added``.
 
         Args:
-            size: height and width of an image that is larger than what the bank is for; its layers are made for it,
-                with the arguments ``scale`` and ``stretch`` of ``set_knobs`` behind them.
+            large: of an image that is larger than what the bank is for, and gets layers of its own: their height and
+                width, ``scale`` and ``stretch``, see ``set_knobs``.
         """
+        oldest = self.number(crops) - LAYERS
+        self._layers = {k: layer for k, layer in self._layers.items() if k >= oldest}
         low, high = self.knobs.get("layers", (1, 1))
         places = rng.permutation(LAYERS)[: rng.randint(low, high + 1)]
-        return [self._shower(crops, int(place), rng, size) for place in places]
+        return [self._shower(crops, int(place), rng, large) for place in places]
 
     def crop(self, height: int, width: int, crops: int, rng: np.random.RandomState) -> np.ndarray:
-        """The sum of the showers of an image, (height, width, C) float32 >= 0, C of 1 or that of the generator."""
-        dry = np.zeros((height, width, 1), np.float32)
-        return sum((rain.crop(height, width, rng) for rain in self.showers(crops, rng)), dry)
+        """The rain of an image, (height, width, C) float32 >= 0, C of 1 or that of the generator."""
+        return added(self.showers(crops, rng), height, width, rng)
 
     def layer(self, number: int) -> tuple[np.ndarray, float]:
         """A layer (side, side, C) uint8 and its angle in degrees."""
@@ -107,19 +114,17 @@ class RainBank:
             self._layers[number] = made, angle if np.isfinite(angle) else 0.0
         return self._layers[number]
 
-    def _shower(self, crops: int, place: int, rng: np.random.RandomState, size: tuple | None) -> Rain:
+    def _shower(self, crops: int, place: int, rng: np.random.RandomState, large: tuple | None) -> Rain:
         """A shower, of a layer at this place in the bank."""
         angle = {"angle": rng.uniform(*self.knobs["angle"])} if "angle" in self.knobs else {}
         gain = rng.uniform(*self.intensity)
         if "tint" in self.knobs and not self.grey:
             gain = gain * colour(rng.uniform(*self.knobs["tint"]), rng)
-        if size:
-            return Rain(self._made(*size[:2], rng, *size[2:], **angle), gain)
+        if large:
+            height, width, scale, stretch = large
+            return Rain(self._made(height, width, rng, scale, stretch, **angle), gain)
         number = self.number(crops)
-        kept = min(number, LAYERS)
-        for old in [k for k in self._layers if k < number - kept]:
-            del self._layers[old]
-        layer, own = self.layer(number - 1 - place % kept)
+        layer, own = self.layer(number - 1 - place % min(number, LAYERS))
         zoom = 1.0 if "thickness" in self.knobs else float(np.exp(rng.uniform(-ZOOM, ZOOM)))
         if angle:
             return Rain(layer, gain, angle["angle"] - own, zoom)
@@ -147,6 +152,5 @@ def bank_of(args: argparse.Namespace, netED: EDNet | None, ranges: dict[str, End
     if netED is None:
         raise UserError("--fake_ratio 0: there is no generated rain; leave the knobs and --preset out")
     ranges, texts = clamped(ranges)
-    for text in texts:
-        print(f"warning: --{text}", file=sys.stderr)
+    warn(texts)
     return RainBank(RainMaker(netED), max(LEAST, round(SIDE * args.patchSize)) + ROOM, [args.manualSeed], ranges)

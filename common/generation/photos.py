@@ -5,7 +5,6 @@ import hashlib
 import io
 import math
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -32,7 +31,7 @@ from ..errors import UserError
 from ..files import write_bytes
 from ..lock import locked
 from ..models import EDNet
-from ..terminal import progress_bar, tell
+from ..terminal import progress_bar, tell, warn
 from .knobs import Knobs, clamped, measured, missed, set_knobs
 from .measures import RAINY, Measures
 from .rain import VERSION, RainMaker, auto_scale, colour, fingerprint
@@ -238,7 +237,7 @@ def rain_on_photos(
     knobs, warnings = clamped(rain.knobs)
     if knobs.keys() & {"density", "brightness"} and rain.intensity != 1:
         raise UserError("--intensity: it scales what --density and --brightness set; leave the one or the others out")
-    _warn(warnings)
+    warn(warnings)
     rain = replace(rain, knobs=knobs)
     rows = _planned(photos, rain, fingerprint(netED))
     kinds, mine = KINDS if save_layer else ("norain", "rain"), photos[distributed.share()]
@@ -265,7 +264,7 @@ def rain_on_photos(
         made, earlier = (sum(part[i] for part in parts) for i in (0, 1))
         problems = {photo: text for part in parts for photo, text in part[2].items()}
         print(f"{made} pairs made in {save}, {earlier} were there already")
-        _warn(missed([one for part in parts for one in part[3]]))
+        warn(missed([one for part in parts for one in part[3]]))
         if distributed.is_first():
             _finish(save)
     if problems:
@@ -298,11 +297,6 @@ def _make(
                 write_image(save / kind / row["file"], made[kind], profile)
             reached.append(measures)
     return reached
-
-
-def _warn(texts: list[str]) -> None:
-    if texts and distributed.is_first():
-        print("\n".join(f"warning: --{text}" for text in texts), file=sys.stderr)
 
 
 def _planned(photos: list[Path], rain: Rain, checkpoint: str) -> dict[Path, list[Row]]:

@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..training.checkpoint import load_generator
 from ..weights import GENERATOR, named
-from .bank import FIRST, SIDE, RainBank
+from .bank import FIRST, SIDE, RainBank, added
 from .knobs import REACH, clamped
 from .rain import ROOM, RainMaker, auto_scale
 
@@ -80,8 +80,9 @@ class RainAugment(v2.Transform):
         if intensity is None:
             intensity = 1 if knobs.keys() & {"density", "brightness"} else (0.5, 1.5)
         self.p, self.size, self.seed, self.knobs = p, size, seed, knobs
-        knobs["layers"] = tuple(int(end) for end in _range("layers", layers, 0, 8))
-        if knobs["layers"] != _range("layers", layers):
+        ends = _range("layers", layers, 0, 8)
+        knobs["layers"] = tuple(map(int, ends))
+        if knobs["layers"] != ends:
             raise ValueError(f"layers: expected whole numbers, got {layers}")
         for text in texts:
             warnings.warn(f"RainAugment: {text}", stacklevel=2)
@@ -139,8 +140,8 @@ class RainAugment(v2.Transform):
             large = height + height // 2 * (frames > 1), width, *auto_scale(height, width)  # room to fall
         else:
             self._crops += 1
-        showers, dry = self.bank.showers(self._crops, rng, large), np.zeros((height, width, 1), np.float32)
-        crops = np.stack([sum((rain.crop(height, width, rng) for rain in showers), dry) for _ in clip])
+        showers = self.bank.showers(self._crops, rng, large)
+        crops = np.stack([added(showers, height, width, rng) for _ in clip])
         layer = torch.from_numpy(crops).permute(0, 3, 1, 2).to(clip.device)
         layer = layer.amax(1, keepdim=True) if channels == 1 else layer
         if clip.dtype == torch.uint8:

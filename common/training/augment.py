@@ -154,7 +154,7 @@ def crops(
         args.data_path, dataset = "", photo_set(args)  # its default is not used
         return dataset, f"{len(dataset.pairs)} photos of --clean_path"
     dataset, rule = pairs(args, device, hint)
-    dataset.photos, dataset.n_real = photo_set(args), real_samples(args.batchSize, args.fake_ratio)
+    dataset.photos, dataset.n_real = photo_set(args), share(args)[0]
     return dataset, f"{rule}; and {len(dataset.photos.pairs)} photos of --clean_path"
 
 

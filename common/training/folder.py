@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,9 +32,10 @@ from .optimizer import load_state, state_of
 VERSION = 1
 STATE = "train_state_last.pt"
 INPUTS = {"data_path", "gt_path", "val_data_path", "val_gt_path", "streaks", "clean", "clean_path"}  # only read
-# Options that may change when a training goes on: how long, where and how fast, never what is computed. Files may move
-# (but not come or go): other data and another generator are told by their content, another network by its shapes.
-FREE = INPUTS | {"netED", "derainer", "init_ED", "init_Derain", "model_dir", "log_dir", "pad_to", "pad_square"}
+GIVEN = {"streaks", "clean_path", "data_path"}  # files that may move, but not come or go
+# Options that may change when a training goes on: how long, where and how fast, never what is computed. Other data and
+# another generator are told by their content, another network by its shapes.
+FREE = INPUTS - GIVEN | {"netED", "derainer", "init_ED", "init_Derain", "model_dir", "log_dir", "pad_to", "pad_square"}
 FREE |= {"niter", "workers", "use_gpu", "gpu_id", "cache", "cuda_graphs", "resume", "overwrite", "dry_run", "quiet"}
 FREE |= {"save_every", "save_minutes", "log_every", "val_every"}
 
@@ -174,8 +176,8 @@ class TrainingFolder:
         now, stored = self.options(), self.args.defaults | self._state["options"]
         differ = [
             f"--{key} is {_text(now[key])}, was {_text(stored[key])}"
-            for key in sorted(now.keys() - FREE | {"streaks", "clean_path", "data_path"} & now.keys())
-            if _text(now[key]) != _text(stored[key]) and not (key in FREE and now[key] and stored[key])
+            for key in sorted(now.keys() - FREE)
+            if _compared(key, now[key]) != _compared(key, stored[key])
         ]
         if differ:
             raise UserError(
@@ -252,8 +254,14 @@ def _require_finite(name: str, tensors: Iterable[torch.Tensor]) -> None:
         raise TrainingStopped(f"weights of {name} are not finite; nothing was saved.")
 
 
+def _compared(key: str, value: Any) -> object:
+    if key in GIVEN:
+        return bool(value)
+    return sorted(value) if key == "derainer_args" else value
+
+
 def _text(value: object) -> str:
-    return " ".join(sorted(map(str, value))) if isinstance(value, list) else str(value) or "not given"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value) or "not given"
 
 
 @contextlib.contextmanager

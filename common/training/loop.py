@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from .. import distributed
 from ..data.patches import CropSampler, PatchDataset, crop_loader, to_batch
 from ..errors import TrainingStopped, UserError, explain
-from ..terminal import ending_signals, progress_bar
+from ..terminal import end, ending_signals, handling, progress_bar
 from .ema import EMA
 from .folder import Position, TrainingFolder
 from .graphs import record
@@ -102,18 +102,14 @@ def stop_request() -> Iterator[Stop]:
 
     def ask(number: int, frame: object) -> None:
         if asked and not distributed.is_launched():  # torchrun passes signals on, and some come twice
-            raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")
+            end(number, frame)
         if not asked and distributed.is_first():
             with contextlib.suppress(OSError):  # not print: it may be the print of a step that was interrupted
                 os.write(2, b"\nstopping after this step to save ...\n")
         asked.append(number)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, *ending_signals())}
-    try:
+    with handling((signal.SIGINT, *ending_signals()), ask):
         yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _digest(net: nn.Module) -> str:
@@ -154,7 +150,8 @@ def fit(
     distributed.require_same("--data_path, --netED", data + generator)
     at = folder.restore(nets, optimizers, data, generator)
     distributed.broadcast_weights(nets.values())
-    if models.frozen and _digest(models.frozen) != generator:  # a part of a network whose weights --resume N brought
+    # The frozen part of a network may have come with the weights of --resume N.
+    if args.resume and models.frozen and _digest(models.frozen) != generator:
         text = f"{args.netED} is not the generator of the training in {folder.path}"
         raise UserError(f"--netED: {text}; name that one, or another --model_dir")
     if at.epoch >= args.niter:
