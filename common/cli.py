@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from . import distributed, terminal, weights
+from . import distributed, terminal
 from .errors import explain
 
 EXIT_CODES = "exit codes: 0 done; 1 done in part, or stopped by trouble; 2 a mistake in the flags or files; 130 Ctrl-C"
@@ -85,16 +85,6 @@ def path(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
     return os.path.abspath(os.path.expanduser(text))
-
-
-def generator_path(text: str) -> str:
-    """The path of a generator, or the word for the one that comes with the project."""
-    return path(weights.named(text, weights.GENERATOR))
-
-
-def derainer_path(text: str) -> str:
-    """The path of a derainer's weights, or the word for those that come with the project."""
-    return path(weights.named(text, weights.DERAINER))
 
 
 def boolean(text: str) -> bool:

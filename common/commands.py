@@ -89,7 +89,7 @@ def derain_flags(parser: cli.Parser, data_path: str | None, save_path: str, mode
     flags.add_path(data, "--save_path", save_path, help="where the derained images go")
     model = parser.add_argument_group("model")
     help = "weights: a file, or a folder for its newest one; 'default', or without that folder: the project's"
-    model.add_argument("--model_dir", type=cli.derainer_path, default=model_dir, help=help)
+    model.add_argument("--model_dir", type=flags.derainer_path, default=model_dir, help=help)
     run = parser.add_argument_group("run")
     flags.add_derainer(model, run)
     help = "margin of a tile in px, for a derainer of your own with --tile"

@@ -2,7 +2,7 @@
 
 import argparse
 
-from . import cli
+from . import cli, weights
 
 Group = argparse._ActionsContainer  # a parser, or a titled section of its --help
 
@@ -12,10 +12,20 @@ def add_path(group: Group, flag: str, default: str | None = None, **more) -> Non
     group.add_argument(flag, type=cli.path, default=default, **more)
 
 
+def generator_path(text: str) -> str:
+    """The path of a generator, or the word for the one that comes with the project."""
+    return cli.path(weights.named(text, weights.GENERATOR))
+
+
+def derainer_path(text: str) -> str:
+    """The path of a derainer's weights, or the word for those that come with the project."""
+    return cli.path(weights.named(text, weights.DERAINER))
+
+
 def add_netED(group: Group, default: str | None = "default", **more) -> None:
     """--netED, which takes a file or 'default'."""
     help = "weights of RNet and G; 'default': the generator that comes with the project"
-    group.add_argument("--netED", type=cli.generator_path, default=default, help=help, **more)
+    group.add_argument("--netED", type=generator_path, default=default, help=help, **more)
 
 
 def add_switch(group: Group, flag: str, help: str) -> None:
@@ -155,13 +165,13 @@ def add_photos(group: Group) -> None:
 def add_start_of_derainer(group: Group) -> None:
     """--init_Derain of augmented training, see ``augment.start_from``."""
     help = "weights of the derainer to start from; 'default': those of the project, made with --recurrent_iter 3"
-    group.add_argument("--init_Derain", type=cli.derainer_path, help=help)
+    group.add_argument("--init_Derain", type=derainer_path, help=help)
 
 
 def add_start_of_generator(group: Group) -> None:
     """--init_ED."""
     help = "weights of RNet and G to start from; 'default': the generator that comes with the project"
-    group.add_argument("--init_ED", type=cli.generator_path, help=help)
+    group.add_argument("--init_ED", type=generator_path, help=help)
 
 
 def add_unused(group: Group, **defaults: int) -> None:

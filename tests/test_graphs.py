@@ -15,8 +15,8 @@ from common.benchmark import Training, differing
 from common.errors import TrainingStopped, UserError
 from common.models import Derain, Discriminator, EDNet, PReNet
 from common.training import augment, encoder, generator, graphs, joint
+from common.training.checkpoint import load_state, state_of
 from common.training.graphs import WARM_UP, RecordedStep
-from common.training.optimizer import load_state, state_of
 from for_syn import train_syn_joint
 from tests.golden import fill
 from tests.runs import arguments, numbers_of, train
@@ -166,9 +166,9 @@ def test_a_training_with_recorded_steps(on_tape, pairs_folder, tmp_path):
     """The same log but for the rounding of rates to fp32; a state goes on recorded or not."""
     tape = Tape()
     on_tape(tape)
-    more = ["--niter", 2, "--iters_per_epoch", 10, "--milestone", 1, 2]
+    more = ["--niter", 2, "--iters_per_epoch", 8, "--milestone", 1, 2]
     train(pairs_folder, tmp_path / "recorded", *more, "--cuda_graphs")
-    assert (tape.recorded, tape.replayed) == (2, 20 - 2 * WARM_UP)
+    assert (tape.recorded, tape.replayed) == (2, 16 - 2 * WARM_UP)
     train(pairs_folder, tmp_path / "usual", *more)
     for name, graphs_ in (("recorded", []), ("usual", ["--cuda_graphs"])):
         train(pairs_folder, tmp_path / name, "--niter", 3, *more[2:], *graphs_)

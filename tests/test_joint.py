@@ -23,63 +23,41 @@ def batch(step, n=4):
     return torch.from_numpy((clean + rain).astype(np.float32)), torch.from_numpy(clean.astype(np.float32))
 
 
-def seven_steps(dtype, w_adv):
-    """The run of golden/README.md: networks after it, and the scalars of its steps."""
+def test_seven_steps_in_double():
+    """The run of golden/README.md: the scalars of its steps, and the networks after it."""
+    golden = golden_json("joint_syn.json")
     nets = fill(Derain(6), 21, 0.02), fill(EDNet(3, 128, 32), 22, 0.02), fill(Discriminator(64, 64), 23)
-    netDerain, netED, netD = (net.to(dtype) for net in nets)
+    netDerain, netED, netD = (net.double() for net in nets)
     optD = Adam((p for p in netD.parameters() if p.requires_grad), 4e-4)
     optDerain, optED = Adam(netDerain.parameters(), 2e-4), Adam(netED.parameters(), 1e-4)
     torch.manual_seed(7)
-    rows = []
-    for step in range(7):
-        rainy, clean = (x.to(dtype) for x in batch(step))
+    for step, expected in enumerate(golden["rows_float64"]):
+        rainy, clean = (x.double() for x in batch(step))
         learn = step % 5 == 0
-        eps = torch.randn(4, 128).to(dtype)
+        eps = torch.randn(4, 128).double()
         with torch.set_grad_enabled(learn):
             out = forward(netDerain, netED, rainy, eps)
-        alpha = torch.rand(4, 1, 1, 1).to(dtype)
-        losses = d_step(netD, optD, rainy, out.fake, alpha, 10)
+        losses = d_step(netD, optD, rainy, out.fake, torch.rand(4, 1, 1, 1).double(), 10)
         row = {name: losses[key].item() for key, name in NAMES.items()}
         with torch.no_grad():
             row["kl_z"] = gaussian_kl(out.mu_z, out.logvar_z).item()
             row["kl_b"] = gaussian_kl(out.mu_b, out.logvar_b, clean, 1e-6).item()
             row["mse"] = torch.mean((out.mu_b - clean) ** 2).item()
         if learn:
-            losses = g_step(netDerain, netED, netD, optDerain, optED, out, clean, w_adv, 1e-6)
+            losses = g_step(netDerain, netED, netD, optDerain, optED, out, clean, golden["w_adv"], 1e-6)
             row |= {"g_loss": losses["g_adv"].item(), "errED": losses["loss_G"].item()}
             assert losses["kl_z"].item() == row["kl_z"] and losses["kl_b"].item() == row["kl_b"]
-        rows.append(row)
-    return {"derain": netDerain, "ed": netED, "disc": netD}, rows
-
-
-def compare(rows, reference, rel, absolute):
-    for row, expected in zip(rows, reference, strict=True):
-        assert row.keys() == expected.keys() - {"step"}
-        for name, value in row.items():
-            assert value == pytest.approx(expected[name], rel=rel, abs=absolute(name)), (expected["step"], name)
-
-
-def test_seven_steps_in_double():
-    golden = golden_json("joint_syn.json")
-    _, rows = seven_steps(torch.float64, golden["w_adv"])
-    compare(rows, golden["rows_float64"], 1e-5, lambda name: 1e-6)
-
-
-def test_seven_steps_in_single():
-    golden = golden_json("joint_syn.json")
-    nets, rows = seven_steps(torch.float32, golden["w_adv"])
-    compare(rows, golden["rows_float32"], 1e-3, lambda name: {"gp": 1e-4, "errD": 2e-3}.get(name, 1e-6))
+        assert row == pytest.approx({name: expected[name] for name in expected.keys() - {"step"}}, rel=1e-5, abs=1e-6)
     rates = {"derain": 2e-4, "ed": 1e-4, "disc": 4e-4}
-    for name, net in nets.items():
+    for (name, rate), net in zip(rates.items(), nets, strict=True):
         expected = golden["params_float32_mean_std"][name]
         assert net.state_dict().keys() == expected.keys()
         for key, value in net.state_dict().items():
             mean, std = expected[key]
             if key.endswith(NOT_REPRODUCIBLE):
-                assert value.mean().item() == pytest.approx(mean, abs=7 * rates[name])
+                assert value.mean().item() == pytest.approx(mean, abs=7 * rate)
                 continue
-            scale = std or abs(mean)
-            assert value.mean().item() == pytest.approx(mean, abs=2e-3 * scale), key
+            assert value.mean().item() == pytest.approx(mean, abs=2e-3 * (std or abs(mean))), key
             if value.numel() > 1:
                 assert value.std().item() == pytest.approx(std, rel=2e-3), key
 

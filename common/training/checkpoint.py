@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.optim import Optimizer
 
 from .. import derainer
 from ..errors import TrainingStopped, UserError, is_dead_worker
@@ -229,3 +230,26 @@ def put_weights(net: nn.Module, content: object, kind: str, where: str) -> None:
         raise UserError(
             f"{where}: {broken[0]} is not finite. The training that wrote it went wrong; use an earlier checkpoint."
         )
+
+
+# --- optimisers ----------------------------------------------------------------------------------------------------
+
+
+def state_of(optimizer: Optimizer) -> dict:
+    """The state of an optimizer from which one on any device can go on."""
+    state = optimizer.state_dict()
+    groups = [group | {"lr": float(group["lr"])} for group in state["param_groups"]]
+    return state | {"param_groups": groups}
+
+
+def load_state(optimizer: Optimizer, stored: dict) -> None:
+    """Go on from a ``state_of``; the kind of optimizer and its rates stay.
+
+    Raises:
+        ValueError: it was of other parameters.
+    """
+    groups = zip(stored["param_groups"], optimizer.state_dict()["param_groups"], strict=True)
+    groups = [own | {"params": theirs["params"]} for theirs, own in groups]
+    optimizer.load_state_dict(stored | {"param_groups": groups})
+    for weight, state in optimizer.state.items():  # in the weight's memory layout, which fused Adam asks for
+        state |= {k: torch.empty_like(weight).copy_(v) for k, v in state.items() if k != "step"}

@@ -27,7 +27,6 @@ from ..lock import locked
 from ..terminal import print_result
 from . import checkpoint, seeds
 from .kinds import kind_of
-from .optimizer import load_state, state_of
 
 VERSION = 1
 STATE = "train_state_last.pt"
@@ -75,7 +74,7 @@ class TrainingFolder:
         """All files of a training with these prefixes, of whichever --fake_ratio and --ema."""
         names = "|".join(re.sub(r"\d+", r"\\d+", name) for name in self.prefixes)
         weights = rf"({names})(_ema)?_(state_\d+|best)"
-        own = re.compile(rf"(train_state_(last|prev)|{weights})\.pt(\.tmp)?|({names})\.json")
+        own = re.compile(rf"(train_state_last|{weights})\.pt(\.tmp)?|({names})\.json")
         return sorted(path for path in self.path.glob("*") if own.fullmatch(path.name))
 
     def find(self) -> None:
@@ -161,7 +160,7 @@ class TrainingFolder:
             print(f"other data than before ({before}; now {data}): not bit for bit the same run")
         try:
             for name, optimizer in optimizers.items():
-                load_state(optimizer, state["optimizers"][name])
+                checkpoint.load_state(optimizer, state["optimizers"][name])
         except (KeyError, ValueError):
             text = f"{self.path / STATE} is damaged, or other parameters learn now; --resume N takes bare weights"
             raise UserError(f"--model_dir: {text}") from None
@@ -221,7 +220,7 @@ class TrainingFolder:
             "data": self._data,
             "options": self.options(),
             "nets": {name: net.state_dict() for name, net in nets.items()},
-            "optimizers": {name: state_of(optimizer) for name, optimizer in optimizers.items()},
+            "optimizers": {name: checkpoint.state_of(optimizer) for name, optimizer in optimizers.items()},
             "rng": seeds.rng_state(),
         }
         checkpoint.save(content, self.path / STATE)

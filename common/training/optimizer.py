@@ -1,8 +1,7 @@
-"""Adam for all trainings, and its state in checkpoints."""
+"""Adam for all trainings, and its rate."""
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
@@ -23,23 +22,3 @@ def set_rate(optimizer: Optimizer, rate: float) -> None:
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
-
-
-def state_of(optimizer: Optimizer) -> dict:
-    """The state of an optimizer from which one on any device can go on."""
-    state = optimizer.state_dict()
-    groups = [group | {"lr": float(group["lr"])} for group in state["param_groups"]]
-    return state | {"param_groups": groups}
-
-
-def load_state(optimizer: Optimizer, stored: dict) -> None:
-    """Go on from a ``state_of``; the kind of optimizer and its rates stay.
-
-    Raises:
-        ValueError: it was of other parameters.
-    """
-    groups = zip(stored["param_groups"], optimizer.state_dict()["param_groups"], strict=True)
-    groups = [own | {"params": theirs["params"]} for theirs, own in groups]
-    optimizer.load_state_dict(stored | {"param_groups": groups})
-    for weight, state in optimizer.state.items():  # in the weight's memory layout, which fused Adam asks for
-        state |= {k: torch.empty_like(weight).copy_(v) for k, v in state.items() if k != "step"}
