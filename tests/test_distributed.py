@@ -5,12 +5,10 @@ import functools
 import importlib
 import json
 import os
-import re
 import shutil
 import signal
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +18,6 @@ from common.data.patches import CropSampler
 from common.errors import UserError
 from common.models import EDNet
 from common.training import device
-from for_syn import train_syn_joint
 from tests import in_ranks
 from tests.conftest import begin, write_pairs
 from tests.golden import fill
@@ -195,12 +192,6 @@ def test_what_is_said_of_shared_work(job):
 # --- how a job ends ------------------------------------------------------------------------------------------------
 
 
-def long_training(folder, *more):
-    data = write_pairs(folder / "data")
-    flags = training(data, folder / "m", 4, "--niter", 10000, "--save_minutes", 1e-9, "--cache", "none", *more)
-    return torchrun("for_syn/train_syn_joint.py", *flags)
-
-
 def wait_for_file(file, process):
     for _ in range(1200):
         if file.exists():
@@ -208,37 +199,6 @@ def wait_for_file(file, process):
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.05)
     raise AssertionError(f"{file} did not come")
-
-
-def process_of(rank, parent):
-    """The number of the process that torchrun started for a rank."""
-    for entry in os.listdir("/proc"):
-        try:
-            environment = Path("/proc", entry, "environ").read_bytes().split(b"\0")
-            started_by = int(Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError):
-            continue
-        if started_by == parent.pid and f"RANK={rank}".encode() in environment:
-            return int(entry)
-    raise AssertionError("no such process")
-
-
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="the processes are found in Linux's /proc")
-def test_killed_rank_ends_the_job_and_its_state_goes_on(tmp_path):
-    process = long_training(tmp_path)
-    wait_for_file(tmp_path / "m" / "train_state_last.pt", process)
-    os.kill(process_of(1, process), signal.SIGKILL)
-    text = process.communicate(timeout=120)[0]
-    assert process.returncode == 1 and 'train_syn_joint.py", line' not in text  # no traceback of ours
-    assert "Signal 9 (SIGKILL)" in text  # torchrun's report
-    state = load(tmp_path / "m" / "train_state_last.pt")
-    more = ["--niter", state["epoch"] + 1, "--save_minutes", 1e-9, "--cache", "none"]
-    for name in ("whole", "m"):
-        train_syn_joint.main(training(tmp_path / "data", tmp_path / name, 4, *more))
-    for name in ("DerainNet", "ED", "D"):
-        weights = f"{name}_state_{state['epoch'] + 1}.pt"
-        one, two = load(tmp_path / "whole" / weights), load(tmp_path / "m" / weights)
-        assert furthest(one, two, but=NOT_REPRODUCIBLE) < 1e-3  # rounding, which every step makes larger
 
 
 def test_ctrl_c_saves_once_and_says_how_to_go_on(tmp_path):
@@ -262,13 +222,17 @@ def test_an_image_that_one_rank_can_not_read_ends_the_job(tmp_path):
     assert (state["epoch"], state["step"]) == (0, 3)
 
 
-def test_a_mistake_is_told_once(tmp_path):
-    data = write_pairs(tmp_path / "data")
-    (data / "rain" / "8.png").write_bytes(b"no image")
-    process = torchrun("for_syn/train_syn_joint.py", *training(data, tmp_path / "m", 4))
-    text = process.communicate(timeout=120)[0]
-    assert process.returncode == 1 and "exitcode  : 2" in text
-    assert len(re.findall("^error: 1 of 4 pairs can't be used", text, re.M)) == 1 and "[rank 1]" not in text
+def test_of_all_that_fail_the_first_speaks(monkeypatch, capsys):
+    """Later ones tell after two seconds whose error it is; by then torchrun has ended them."""
+    waited, ended = [], []
+    monkeypatch.setattr(distributed, "is_launched", lambda: True)
+    monkeypatch.setattr(cli.time, "sleep", waited.append)
+    monkeypatch.setattr(cli.os, "_exit", ended.append)
+    monkeypatch.setattr(sys, "__stderr__", sys.stderr)
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        cli._end_rank("error: x", 2)
+    assert capsys.readouterr().err == "error: x\n[rank 1] error: x\n" and waited == [2] and ended == [2, 2]
 
 
 def test_ranks_that_see_different_things_are_refused(monkeypatch):

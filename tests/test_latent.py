@@ -147,10 +147,9 @@ def test_refused_by_the_interpolation(small, flags, message):
     assert not (small / "out").exists()
 
 
-@pytest.mark.parametrize("script", [test_disentanglement, spa_disentanglement])
-def test_files_of_a_disentanglement(small, script, capsys):
+def test_files_of_a_disentanglement(small, capsys):
     flags = ["--netED", str(small / "ED.pt"), "--save_fake", str(small / "out"), "--use_gpu", "false"]
-    assert script.main([*flags, "--dims", "4", "0", "--gif"]) == 0
+    assert test_disentanglement.main([*flags, "--dims", "4", "0", "--gif"]) == 0
     out = small / "out"
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     files = ["fake.jpg", "sheet.png", "dim0.gif", "dim4.gif", *(f"{d}.png" for d in range(5))]
@@ -197,7 +196,7 @@ def test_a_seed_in_place_of_the_list_and_the_dimensions_that_matter(small):
 def test_random_rains(small, capsys):
     flags = ["--netED", str(small / "ED.pt"), "--save_fake", str(small / "out"), "--use_gpu", "false"]
     assert test_disentanglement.main([*flags, "--figure", "generated"]) == 0
-    assert test_disentanglement.main([*flags, "--figure", "diversity"]) == 0
+    assert spa_disentanglement.main([*flags, "--figure", "diversity"]) == 0
     assert {path.name for path in (small / "out").iterdir()} == {"generated.png", "diversity.gif"}
     picture = read_image(small / "out/generated.png")
     assert picture.shape == (8 * 128 + 7 * 3, 8 * 128 + 7 * 3, 3)

@@ -1,4 +1,4 @@
-"""The logs of a training: TensorBoard scalars and image grids, log.csv, options.json."""
+"""The logs of a training: TensorBoard scalars and images, log.csv, options.json."""
 
 import contextlib
 import csv
@@ -11,13 +11,12 @@ import torch
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from torchvision.utils import make_grid
 
 from .. import distributed
 from ..errors import Unwritable, UserError
 from ..files import write_bytes
 
-GRID = 8  # images in a grid
+SHOWN = 8  # images side by side
 
 
 class Log:
@@ -65,10 +64,10 @@ class Log:
             self._add(step, summary.scalar(name, value))
 
     def images(self, images: dict[str, torch.Tensor], step: int) -> None:
-        """Add a grid of the first images of each (N, 3, H, W) batch, clamped to [0, 1]."""
+        """Add a row of the first images of each (N, 3, H, W) batch, clamped to [0, 1]."""
         for name, batch in images.items() if self.writes else ():
-            grid = make_grid(batch[:GRID].float().clamp(0, 1).cpu(), nrow=GRID)
-            self._add(step, summary.image(name, grid))
+            row = torch.cat(list(batch[:SHOWN].float().clamp(0, 1).cpu()), 2)  # (3, H, 8 W)
+            self._add(step, summary.image(name, row))
 
     def _add(self, step: int, content: summary.Summary) -> None:
         if self.writes:
