@@ -87,6 +87,18 @@ def test_rain_of_pairs_is_o_minus_b_and_not_below_0(tmp_path):
     assert [layer.pixels.shape[2] for layer in sets(tmp_path).pairs] == [3, 3]
 
 
+@pytest.mark.parametrize(("noise", "colours", "channels"), [(2, (1, 1, 1), 1), (0, (1, 0.9, 0.8), 3)])
+def test_the_noise_of_a_camera_is_no_colour(tmp_path, noise, colours, channels):
+    layer = 255 * rain_layer((60, 80), 0, brightness=0.2, density=0.3)
+    noise = np.random.RandomState(0).randint(-noise, noise + 1, (60, 80, 3))
+    rainy = (20 + np.rint(layer * colours + noise * (layer > 4))).astype(np.uint8)
+    write_image(tmp_path / "rain" / "a.png", rainy)
+    write_image(tmp_path / "norain" / "a.png", np.full_like(rainy, 20))
+    (pair,), _ = find_pairs(tmp_path / "rain", tmp_path / "norain", "--a, --b")
+    rain, _ = rain_of(pair)
+    assert rain.shape[2] == channels and np.abs(rain.mean(2) - (layer * colours).mean(2)).max() <= 2.5
+
+
 def test_rain_that_was_cut_at_white_is_found_or_avoided(tmp_path):
     clean = np.full((40, 200, 3), (10, 100, 230), np.uint8)
     clean[:, :40] = 250  # here all channels are cut

@@ -19,6 +19,7 @@ from .pairs import Pair, pairs_of
 from .patches import PatchDataset
 
 TURN, SCALE, GAIN = 15, (0.8, 1.25), (0.8, 1.2)  # ranges of a variant: degrees to either side, factors
+COLOUR = 0.05  # of the rain of a pair, by which the channels differ from their mean; SPA-Data: 0.02
 LOST, TRIES = 0.02, 20  # share of a crop whose rain may be unknown; other places that are tried
 
 
@@ -106,15 +107,18 @@ def read_layer(path: Path) -> np.ndarray:
 def rain_of(pair: Pair) -> tuple[np.ndarray, np.ndarray | None]:
     """O - B of a pair, not below 0, (H, W, 1 or 3) uint8; and where that is less than the rain, since O is cut at 255.
 
-    Grey rain is that of the brightest channel of O - B: it is unknown only where all channels are cut. The second array
-    is (H, W, 1) uint8, 255 there, or None where nothing is cut.
+    Rain is grey if its channels differ by no more than the noise of a camera makes them differ. Grey rain is the mean
+    of the channels, or the brightest one where one is cut: it is unknown only where all are cut. The second array is
+    (H, W, 1) uint8, 255 there, or None where nothing is cut.
     """
     rainy, clean = (to_eight_bits(image) for image in pair.read())
     rain, cut = cv2.subtract(rainy, clean), rainy == 255
-    if (np.ptp(rain[~cut.any(2)], axis=1) == 0).all():
-        rain, lost = rain.max(2, keepdims=True), cut.all(2, keepdims=True)
-    else:
-        lost = cut.any(2, keepdims=True)
+    part = cut.any(2, keepdims=True)
+    whole = rain[~part[..., 0]].astype(np.float32)
+    lost = part
+    if np.abs(whole - whole.mean(1, keepdims=True)).sum() <= COLOUR * whole.sum():
+        mean = np.rint(rain.mean(2, keepdims=True)).astype(np.uint8)
+        rain, lost = np.where(part, rain.max(2, keepdims=True), mean), cut.all(2, keepdims=True)
     return np.ascontiguousarray(rain), 255 * lost.astype(np.uint8) if lost.any() else None
 
 
