@@ -1,4 +1,4 @@
-"""The flags that several scripts share, in groups; their types are those of cli.py."""
+"""The flags that several scripts share, in groups; types of flags that none shares are in cli.py."""
 
 import argparse
 

@@ -2,15 +2,12 @@
 
 import importlib
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from common import cli
 from common.errors import TrainingStopped, UserError
-from common.models import Derain
 from common.training import device, seeds
 from for_syn import train_syn_joint
 from tests.golden import ROOT, golden_json
@@ -157,21 +154,3 @@ def test_seeds(capsys):
     drawn = torch.rand(3)
     seeds.set_rng_state(state)
     assert torch.equal(torch.rand(3), drawn)
-
-
-def test_scripts_run_from_their_own_folder(pairs_folder, tmp_path):
-    data = os.path.relpath(pairs_folder, ROOT / "for_spa")
-    torch.save(Derain(1).state_dict(), tmp_path / "net.pt")
-    command = [
-        sys.executable,
-        "test_spa_joint.py",
-        "--data_path",
-        f"{data}/rain",
-        "--gt_path",
-        f"{data}/norain",
-        "--use_gpu",
-        "no",
-    ]
-    command += ["--stage", "1", "--save_path", tmp_path / "out", "--netDerain", tmp_path / "net.pt"]
-    done = subprocess.run(command, cwd=ROOT / "for_spa", capture_output=True, text=True)
-    assert done.returncode == 0 and "PSNR-Y" in done.stdout, done.stderr

@@ -1,33 +1,10 @@
 """The demo's procedural rain and its picture."""
 
 import numpy as np
-import pytest
 
 from common.data import demo
 from common.data.images import read_image, to_float, write_image
 from common.evaluation.metrics import psnr
-
-
-def measured_angle(image):
-    """Degrees from vertical of the main axis, positive where the lower end lies to the right."""
-    y, x = np.mgrid[: image.shape[0], : image.shape[1]]
-    x, y = x - np.average(x, weights=image), y - np.average(y, weights=image)
-    covariance = np.cov(np.stack([x.ravel(), y.ravel()]), aweights=image.ravel())
-    axis = np.linalg.eigh(covariance)[1][:, 1]
-    return np.degrees(np.arctan2(axis[0] * np.sign(axis[1]), abs(axis[1])))
-
-
-@pytest.mark.parametrize("angle", [-30, 0, 12])
-def test_streaks_lean_as_asked(angle):
-    kernel = demo.streak_kernel(angle, 25, 2, 0.5)
-    assert kernel.max() == 1 and kernel.min() == 0
-    assert measured_angle(kernel) == pytest.approx(angle, abs=1)
-
-
-def test_length_and_width_of_a_streak():
-    kernel = demo.streak_kernel(0, 21, 3, 0)
-    middle = kernel.shape[0] // 2
-    assert kernel[middle].sum() == pytest.approx(3, abs=0.1) and kernel[:, middle].sum() == pytest.approx(20, abs=1.5)
 
 
 def test_layers_are_seeded_bounded_and_as_dense_and_bright_as_asked():

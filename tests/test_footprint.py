@@ -57,6 +57,7 @@ for main, flags in (
     code = cli.run(lambda: main(flags))
     assert code == 0, (main.__module__, code)
 assert not connections, connections
+assert "torchvision" not in sys.modules  # it takes seconds to import
 """
 
 

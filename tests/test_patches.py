@@ -10,9 +10,7 @@ from common.data.images import to_float, write_image
 from common.data.pairs import CHECK_ALL, PairList
 from common.data.patches import PatchDataset, listed_set, to_batch, training_set
 from common.errors import UserError
-from for_syn import train_syn_joint
 from tests.conftest import CPU, crops, flags, pairs_of, photo, spa_list
-from tests.runs import arguments, load, same
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
@@ -94,12 +92,3 @@ def test_a_long_list_is_decoded_whole_where_it_fits(tmp_path, monkeypatch, capsy
     assert (
         isinstance(dataset.pairs, PairList) and "200 of them checked now" in printed and "common.data.pack" in printed
     )
-
-
-def test_training_is_the_same_with_every_cache(pairs_folder, tmp_path, capsys):
-    for name in ("none", "ram"):
-        train_syn_joint.main(arguments(pairs_folder, tmp_path / name, "--cache", name, "--niter", 1))
-    for net in ("DerainNet", "ED", "D"):
-        assert same(load(tmp_path / "none" / f"{net}_state_1.pt"), load(tmp_path / "ram" / f"{net}_state_1.pt"))
-    train_syn_joint.main(arguments(pairs_folder, tmp_path / "none", "--cache", "ram", "--niter", 2))
-    assert "other data" not in capsys.readouterr().out

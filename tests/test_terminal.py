@@ -1,4 +1,4 @@
-"""What commands say: --quiet, progress bars, Ctrl-C, and the pages of --help."""
+"""What commands say: --quiet, progress bars, signals, and the pages of --help."""
 
 import errno
 import importlib
@@ -121,7 +121,7 @@ def test_a_signal_ends_a_command_soon(tmp_path, generator):
     for k in range(12):
         write_image(tmp_path / "photos" / f"{k}.png", photo(300, 400, k))
     flags = ["--data_path", tmp_path / "photos", "--save_path", tmp_path / "out", "--netED", generator]
-    # It is ignored where a shell runs the tests aside.
+    # It is ignored under nohup.
     before = signal.signal(signal.SIGHUP, signal.default_int_handler)
     process = begin(sys.executable, ROOT / "for_syn" / "generate_rain.py", *flags, "--use_gpu", "false", env=os.environ)
     signal.signal(signal.SIGHUP, before)

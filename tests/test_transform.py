@@ -269,13 +269,10 @@ def test_under_autocast_and_other_default_types(generator):
         torch.set_default_dtype(torch.float32)
 
 
-def test_layers_add_up_each_with_its_own_wind(drawn):
-    one, many = (drawn(p=1, seed=2, size=64, intensity=1, layers=layers) for layers in (1, (2, 3)))
-    first, more = (augment(torch.zeros(40, 3, 64, 64)).mean() for augment in (one, many))
-    assert more == pytest.approx(2.5 * first.item(), rel=0.35)
+def test_the_number_of_layers(drawn):
+    many = drawn(seed=2, layers=(2, 3))
+    assert {len(many.bank.showers(0, np.random.RandomState(k))) for k in range(20)} == {2, 3}
     assert "layers=(2, 3)" in repr(many)
-    numbers = [len(many.bank.showers(0, np.random.RandomState(k))) for k in range(20)]
-    assert set(numbers) == {2, 3}
     with pytest.raises(ValueError, match="layers: expected whole numbers"):
         drawn(layers=(1, 2.5))
 

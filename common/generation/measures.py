@@ -46,8 +46,9 @@ def directions(greys: np.ndarray) -> np.ndarray:
     rims = [cv2.copyMakeBorder(grey, *[RADIUS] * 4, cv2.BORDER_REFLECT_101) for grey in greys]
     slopes = (x.reshape(len(greys), -1, width + 2 * RADIUS) for x in _derivatives(np.concatenate(rims)))
     rows, columns = (slice(RADIUS + rim, RADIUS + side - rim) for side in (height, width))
-    gx, gy = (slope[:, rows, columns].astype(np.float64) for slope in slopes)
-    xx, yy, xy = ((a * b).mean((1, 2)) for a, b in ((gx, gx), (gy, gy), (gx, gy)))
+    gx, gy = (slope[:, rows, columns] for slope in slopes)
+    sums = (np.einsum("nij,nij->n", a, b, dtype=np.float64) for a, b in ((gx, gx), (gy, gy), (gx, gy)))
+    xx, yy, xy = (total / gx[0].size for total in sums)
     angles = np.degrees(np.arctan2(-2 * xy, xx - yy) / 2)  # along it, brightness changes least
     return np.where(xx + yy < 1e-12, np.nan, angles)
 

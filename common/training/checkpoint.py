@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, read without running code, put into networks that they fit."""
+"""Checkpoint files: written whole or not at all, read without running code, put into networks and optimisers."""
 
 import argparse
 import contextlib
