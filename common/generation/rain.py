@@ -17,7 +17,7 @@ from torch import Tensor
 from ..data.layers import inner_size, warped
 from ..errors import UserError
 from ..models import EDNet
-from .measures import directions
+from .measures import direction
 from .quilt import quilt
 
 BATCH = 2**18  # px of patches at a time, whatever the picture, so that the same codes give the same bytes
@@ -146,7 +146,7 @@ class Shower:
         if self._grey is None:
             self._grey = bool((patches == patches[..., :1]).all())
         patches = patches[..., :1] if self._grey else patches
-        return patches, directions(patches.mean(3))
+        return patches, np.array([direction(patch.mean(2)) for patch in patches])
 
     def _aligned(self, patches: np.ndarray, angles: np.ndarray) -> np.ndarray:
         """The patches that need least turning, in the wind, cut: (M, p, p, C) -> (N, CUTS, side, side, C)."""
