@@ -1,4 +1,4 @@
-"""The flags that several scripts share, in groups; types of flags that none shares are in cli.py."""
+"""The flags that several scripts share, in groups; types that any flag may have are in cli.py."""
 
 import argparse
 

@@ -115,10 +115,11 @@ def rain_of(pair: Pair) -> tuple[np.ndarray, np.ndarray | None]:
     rain, cut = cv2.subtract(rainy, clean), rainy == 255
     part = cut.any(2, keepdims=True)
     whole = rain[~part[..., 0]].astype(np.float32)
-    lost = part
     if np.abs(whole - whole.mean(1, keepdims=True)).sum() <= COLOUR * whole.sum():
         mean = np.rint(rain.mean(2, keepdims=True)).astype(np.uint8)
         rain, lost = np.where(part, rain.max(2, keepdims=True), mean), cut.all(2, keepdims=True)
+    else:
+        lost = part
     return np.ascontiguousarray(rain), 255 * lost.astype(np.uint8) if lost.any() else None
 
 

@@ -164,7 +164,7 @@ def generator_step(
         rain = (rainy - clean).clamp(min=0)
         real = critic_view(rain, channels)
         with torch.no_grad():
-            fake = critic_view(netED.sample(z_d).contiguous(), channels)
+            fake = critic_view(netED.sample(z_d), channels)
         losses = d_step(netD, optimizers["D"], real, fake, w_gp * LAZY if penalties else 0)
         if not g_learns:
             return losses, {"rain": rain}
