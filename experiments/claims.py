@@ -1,16 +1,26 @@
 """The paper's claim, measured: what does a derainer that has few pairs gain from generated rain?
 
     python experiments/claims.py --data DATA --out claims
-    python experiments/claims.py --data DATA --out claims --cells heavy4 --seeds 1 --steps 300
+    python experiments/claims.py --data DATA --out claims --cells heavy4 --ways without pasted --seeds 1 --steps 300
 
-A cell is a kind of rain and a number of pairs. For each cell and seed PReNet is trained three times, with equal steps:
-without generated rain; with rain of a generator that saw the same few pairs alone ('same pairs'); with rain of one that
-saw more ('more data', the paper's protocol): --netED for light rain, the generator of heavy12 for heavy4. One generator
-serves all seeds. The derainers are tested on other pairs. Finished work is kept: the same command goes on. A second one
-may run beside it with other --cells; keep heavy4 and heavy12 in one, they share a generator. Writes results.csv,
-results.md, claims.png (curves) and rain.png (real rain of each cell, and that of its generators).
+A cell is a kind of rain and a number of pairs. For each cell, seed and way PReNet is trained, with equal steps. Ways:
 
-DATA holds rain100H_train18/ and rain100L_more/ (rain/, norain/) and clean/, streaks/ (see common/data/compose.py).
+    without         real crops alone
+    same pairs      a third of the crops has rain of a generator that saw the same few pairs and nothing else
+    more data       the same, by a generator that saw more (the paper's protocol): --netED for light rain, the
+                    generator of heavy12 for heavy4
+    pasted          two thirds have rain of the same pairs (O - B, turned, scaled, brightened) on free photos
+    adapted         two thirds have rain of --netED, adapted to the same pairs, on their clean images
+    adapted, free   the same on free photos
+    shipped, free   two thirds have rain of --netED as it is, on free photos
+
+What more real pairs give is the row 'without' of light20 and of heavy12. One generator serves all seeds. The derainers
+are tested on other pairs. Finished work is kept: to go on, run the same command again. A second one may run beside it
+with other --cells; keep heavy4 and heavy12 in one, they share a generator. Writes results.csv, results.md, claims.png
+(curves) and rain.png (real rain of each cell, and that of its generators).
+
+DATA holds rain100H_train18/ and rain100L_more/ (rain/, norain/) and clean/, streaks/ (see common/data/compose.py). Free
+photos are those of clean/ and, if it is there, clean_more/.
 """
 
 import argparse
@@ -32,6 +42,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import cli, flags
 from common.data import compose
 from common.data.images import crop_at, list_images, read_image, write_image
+from common.data.layers import on_photos, variants
+from common.data.pairs import Pair
 from common.data.pictures import grid, sheet
 from common.files import write_bytes
 from common.generation.latent import base_code, pixels
@@ -53,11 +65,29 @@ from experiments.experiment import (
 
 HEAVY_TEST = tuple(f"norain-{k}.png" for k in (3, 6, 9, 12, 15, 18))  # of the 18 pairs of Rain100H's training set
 HEAVY_TRAIN = tuple(f"norain-{k}.png" for k in (2, 4, 5, 7, 8, 11, 13, 14, 16, 17, 19, 20))
-FAKE_RATIO = 0.5
+PASTED, VARIANTS = 600, 16  # pasted pairs of a cell, variants of each layer
 PATCHES = 12  # of a kind of rain, to look at
 SETTINGS = ("data", "netED", "steps", "batchSize", "recurrent_iter", "patchSize", "precision")  # of all cells
-SETTINGS += ("generator_steps", "generator_batch")
-WAYS = ("without", "same pairs", "more data")
+SETTINGS += ("generator_steps", "generator_batch", "adapting_steps")
+
+
+class Way(NamedTuple):
+    """Where the crops of a way come from that are not of real pairs."""
+
+    generator: str = ""  # 'own': of the cell; 'more': see Cell; 'adapted': --netED, adapted to the cell; 'shipped'
+    photos: str = ""  # 'free': they fall on free photos, not on the clean images of the pairs
+    ratio: float = 2  # --fake_ratio; pasted pairs for a real one
+
+
+WAYS = {
+    "without": Way(ratio=0),
+    "same pairs": Way("own", ratio=0.5),
+    "more data": Way("more", ratio=0.5),
+    "pasted": Way(photos="free"),
+    "adapted": Way("adapted"),
+    "adapted, free": Way("adapted", "free"),
+    "shipped, free": Way("shipped", "free"),
+}
 
 
 class Cell(NamedTuple):
@@ -106,57 +136,103 @@ def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
             shutil.copyfile(source / kind / name, target / kind / name)
 
 
-def steps_of(total: int) -> tuple[int, int]:
-    """--iters_per_epoch with generated rain, and without, so that all trainings have ``total`` steps, rounded up."""
-    iters = math.ceil(total / EPOCHS / (1 + FAKE_RATIO))
-    return iters, steps_per_epoch(iters, FAKE_RATIO)
+def free_photos(args: argparse.Namespace) -> Path:
+    """A folder of links to the photos of clean/ and clean_more/; none of them is in a test here."""
+    folder = Path(args.out, "photos")
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in ("clean", "clean_more"):
+        for path in sorted(Path(args.data, source).glob("*.[jp][pn]g")):
+            link = folder / f"{source}_{path.name}"
+            if not link.exists():
+                link.symlink_to(path.resolve())
+    return folder
 
 
-def _flags(args: argparse.Namespace, name: str, seed: int) -> list:
-    """Flags of all trainings of a cell."""
-    pairs = make_data(args, name) / "train"
+def paste(args: argparse.Namespace, name: str) -> Path:
+    """The real pairs of a cell, and twice as many with their rain pasted on free photos: rain/ and norain/."""
+    folder = Path(args.out, name, "pasted")
+    if folder.is_dir():
+        return folder
+    train, rng = make_data(args, name) / "train", np.random.default_rng(0)
+    pairs = [Pair(file, train / "rain" / file, train / "norain" / file) for file in list_images(train / "rain")]
+    side = min(2 * args.patchSize, *(min(pair.read()[0].shape[:2]) for pair in pairs))
+    photos = free_photos(args)
+    layers = on_photos(list(variants(pairs, VARIANTS, 0, side)), [photos / file for file in list_images(photos)], side)
+    with tempfile.TemporaryDirectory(prefix=".pasted-", dir=folder.parent) as aside:
+        for k in progress_bar(range(PASTED), desc="pasting", unit="pair", leave=False):
+            both = layers[rng.integers(len(layers))].crop(tuple(rng.random(2)), side)  # (6, side, side)
+            for kind, planes in (("rain", both[:3]), ("norain", both[3:])):
+                write_image(
+                    Path(aside, "new", kind, f"pasted_{k}.png"), np.ascontiguousarray(planes.transpose(1, 2, 0))
+                )
+        for k in range(PASTED // 2):
+            pair = pairs[k % len(pairs)]
+            for kind, path in (("rain", pair.rainy), ("norain", pair.clean)):
+                shutil.copyfile(path, Path(aside, "new", kind, f"real_{k}{path.suffix}"))
+        Path(aside, "new").rename(folder)
+    return folder
+
+
+def steps_of(total: int, ratio: float) -> tuple[int, int]:
+    """--iters_per_epoch, and the steps that an epoch has then; the steps are the same for all ratios.
+
+    Args:
+        total: steps of the training, at least.
+    """
+    steps = 3 * math.ceil(total / EPOCHS / 3)
+    iters = round(steps / (1 + ratio))
+    return iters, steps_per_epoch(iters, ratio)
+
+
+def _flags(args: argparse.Namespace, pairs: Path, seed: int) -> list:
+    """Flags of all trainings on these pairs."""
     words = ["--data_path", pairs / "rain", "--gt_path", pairs / "norain", "--manualSeed", seed, "--workers", 0]
     return [*words, "--patchSize", args.patchSize, *device_flags(args)]
 
 
-def source_of(name: str, way: str) -> str:
-    """Whose generator a way takes: a cell's, or --netED; '' if it takes none."""
-    return dict(zip(WAYS, ("", name, CELLS[name].more), strict=True))[way]
+def generator(args: argparse.Namespace, name: str, way: Way) -> Path | None:
+    """The file of the generator that a way takes in a cell, None if it takes none."""
+    more = CELLS[name].more
+    if way.generator == "shipped" or (way.generator, more) == ("more", "--netED"):
+        return Path(args.netED)
+    kind, last = ("adapted", 1) if way.generator == "adapted" else ("generator", EPOCHS)
+    cell = more if way.generator == "more" else name
+    return Path(args.out, cell, kind, f"ED_ema_state_{last}.pt") if way.generator else None
 
 
-def generator(args: argparse.Namespace, source: str) -> Path:
-    """The file of that generator."""
-    return Path(args.netED) if source == "--netED" else Path(args.out, source, "generator", f"ED_ema_state_{EPOCHS}.pt")
+def train_generator(args: argparse.Namespace, file: Path) -> None:
+    """Train G on the pairs of the cell in whose folder ``file`` lies, or adapt --netED to them."""
+    pairs = make_data(args, file.parts[-3]) / "train"
+    if file.parts[-2] == "adapted":  # docs/rain.md, "Your rain from a few pairs"
+        words = ["--init_ED", args.netED, "--lr", 1e-4, "--batchSize", 24, "--niter", 1]
+        words += ["--iters_per_epoch", args.adapting_steps]
+    else:
+        words = ["--niter", EPOCHS, "--iters_per_epoch", math.ceil(args.generator_steps / EPOCHS), "--milestone", 7, 9]
+        words += ["--batchSize", args.generator_batch]
+    flags = [*_flags(args, pairs, 1), *words, "--ema", 0.998]
+    train("for_syn/train_syn_generator.py", file.parent, file.name, flags)
 
 
-def train_generator(args: argparse.Namespace, name: str) -> None:
-    """Train G on the pairs of a cell, by train_syn_generator.py."""
-    file = generator(args, name)
-    words = ["--niter", EPOCHS, "--iters_per_epoch", math.ceil(args.generator_steps / EPOCHS), "--milestone", 7, 9]
-    words += ["--batchSize", args.generator_batch, "--ema", 0.998]
-    train("for_syn/train_syn_generator.py", file.parent, file.name, [*_flags(args, name, 1), *words])
-
-
-def run(args: argparse.Namespace, name: str, seed: int, way: str) -> dict:
+def run(args: argparse.Namespace, name: str, seed: int, which: str) -> dict:
     """Train and test one derainer; returns a row of the results, which is kept in its folder."""
-    folder = Path(args.out, name, f"seed{seed}", way.replace(" ", "_"))
+    folder = Path(args.out, name, f"seed{seed}", which.replace(",", "").replace(" ", "_"))
     done = folder.with_suffix(".json")
     if done.exists():
         return json.loads(done.read_bytes())
-    test, stages = make_data(args, name) / "test", ["--recurrent_iter", args.recurrent_iter]
-    words = [*_flags(args, name, seed), *stages, "--batchSize", args.batchSize]
+    data, stages, way = make_data(args, name), ["--recurrent_iter", args.recurrent_iter], WAYS[which]
+    test, file, (iters, steps) = data / "test", generator(args, name, way), steps_of(args.steps, way.ratio)
+    pairs = paste(args, name) if way.photos and not file else data / "train"
+    words = [*_flags(args, pairs, seed), *stages, "--batchSize", args.batchSize]
     words += ["--val_data_path", test / "rain", "--val_gt_path", test / "norain", "--precision", args.precision]
-    ratio, (with_, iters) = 0.0, steps_of(args.steps)
-    if source := source_of(name, way):
-        ratio, iters = FAKE_RATIO, with_
-        if source in CELLS:
-            train_generator(args, source)
-        words += ["--netED", generator(args, source)]
-    net, minutes = train_derainer(folder, iters, ratio, words)
+    if file:
+        if way.generator != "shipped" and file != Path(args.netED):
+            train_generator(args, file)
+        words += ["--netED", file, *(["--clean_path", free_photos(args)] if way.photos else [])]
+    net, minutes = train_derainer(folder, iters if file else steps, way.ratio if file else 0, words)
     scores = measure(net, test, folder.with_name(f"{folder.name}_derained"), [*stages, *device_flags(args)])
     log = read_log(folder.with_name(f"{folder.name}_logs"))
     curve = [log["step"].tolist(), log["val_psnr_y"].tolist()]
-    row = {"cell": name, "seed": seed, "way": way, **scores["derained"], "minutes": minutes}
+    row = {"cell": name, "seed": seed, "way": which, **scores["derained"], "minutes": minutes}
     row |= {"rainy": scores["rainy"], "curve": curve}
     write_bytes(done, json.dumps(row).encode())
     return row
@@ -168,7 +244,7 @@ def run(args: argparse.Namespace, name: str, seed: int, way: str) -> dict:
 def _rows(args: argparse.Namespace) -> list[dict]:
     """All finished rows in the folder, in order."""
     rows = [json.loads(path.read_bytes()) for path in Path(args.out).glob("*/seed*/*.json")]
-    return sorted(rows, key=lambda row: (list(CELLS).index(row["cell"]), row["seed"], WAYS.index(row["way"])))
+    return sorted(rows, key=lambda row: (list(CELLS).index(row["cell"]), row["seed"], list(WAYS).index(row["way"])))
 
 
 def table(args: argparse.Namespace, rows: list[dict]) -> str:
@@ -201,7 +277,7 @@ def draw_curves(rows: list[dict], path: Path) -> None:
     cells = list(dict.fromkeys(row["cell"] for row in rows))
     figure = Figure((4.2 * len(cells), 3.4), layout="tight")
     axes = figure.subplots(1, len(cells), squeeze=False)[0]
-    colors = dict(zip(WAYS, ("C7", "C0", "C1"), strict=True))
+    colors = dict(zip(WAYS, ("C7", "C0", "C1", "C2", "C3", "C4", "C5"), strict=True))
     for name, axis in zip(cells, axes, strict=True):
         labels = set()
         for row in (row for row in rows if row["cell"] == name):
@@ -226,10 +302,11 @@ def rain(args: argparse.Namespace, rows: list[dict]) -> np.ndarray:
             rainy, clean = (read_image(folder / kind / names[k % len(names)]) for kind in ("rain", "norain"))
             crops.append(cv2.subtract(rainy, clean)[crop_at(rng.rand(2), *rainy.shape[:2], p)])
         images = {f"real: {CELLS[name].rain}, {CELLS[name].pairs} pairs": crops}
-        for way in WAYS:
-            if (source := source_of(name, way)) and (file := generator(args, source)).exists():
+        files = {generator(args, name, way): which for which, way in WAYS.items()}
+        for file, which in files.items():
+            if file and file.exists():
                 netED = load_generator(file, "--netED").eval()
-                images[way] = pixels(sampled(netED, base_code(netED.nz, 0, PATCHES)), "nearest")
+                images[which] = pixels(sampled(netED, base_code(netED.nz, 0, PATCHES)), "nearest")
         lines.append(([grid(patches, PATCHES // 2, 2) for patches in images.values()], list(images)))
     return sheet(lines)
 
@@ -242,12 +319,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flags.add_path(parser, "--data", required=True, help="folder of the data sets, see above")
     flags.add_path(parser, "--out", required=True, help="folder for everything; the same one goes on")
     parser.add_argument("--cells", nargs="+", choices=list(CELLS), default=list(CELLS), help="kind of rain and pairs")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="of training, see above")
     parser.add_argument("--seeds", nargs="+", type=cli.seed, default=[1, 2, 3], help="of the derainers")
     flags.add_netED(parser, "default")
     parser.add_argument("--steps", type=cli.positive_int, default=1200, help="of each derainer")
     parser.add_argument("--batchSize", type=cli.number(int, 3), default=3, help="crops in a step of a derainer")
     parser.add_argument("--generator_steps", type=cli.positive_int, default=4000, help="of each generator")
     parser.add_argument("--generator_batch", type=cli.positive_int, default=16, help="crops in a step of a generator")
+    parser.add_argument("--adapting_steps", type=cli.positive_int, default=1000, help="of --netED on a cell's pairs")
     parser.add_argument("--recurrent_iter", type=cli.stages, default=3, help="stages of PReNet")
     parser.add_argument("--patchSize", type=cli.patch_size, default=64, help="side of a crop in px")
     flags.add_speed(parser)
@@ -261,7 +340,8 @@ def main(argv: list[str] | None = None) -> int:
     with one_setting(out, {name: getattr(args, name) for name in SETTINGS}):
         for name in cells:
             make_data(args, name)
-    jobs = [(name, seed, way) for seed in seeds for name in cells for way in WAYS if way != WAYS[2] or CELLS[name].more]
+    jobs = [(name, seed, way) for seed in seeds for name in cells for way in dict.fromkeys(args.ways)]
+    jobs = [(name, seed, way) for name, seed, way in jobs if WAYS[way].generator != "more" or CELLS[name].more]
     for name, seed, way in progress_bar(jobs, desc="derainers", unit="derainer"):
         run(args, name, seed, way)
     rows = _rows(args)

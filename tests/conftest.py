@@ -140,7 +140,8 @@ def calls(monkeypatch):
     def call(words, log):
         script, *flags = map(str, words)
         made.append((script, flags))
-        small = ["--nz", "4", "--nef", "2", "--ndf", "4"] if "generator" in script else []
+        sizes = ["--nz", "5", "--nef", "4"] if "--init_ED" in flags else ["--nz", "4", "--nef", "2"]  # of ``generator``
+        small = ["--ndf", "4", *sizes] if "generator" in script else []
         importlib.import_module(script[:-3].replace("/", ".")).main([*flags, *small])
 
     monkeypatch.setattr(experiment, "call", call)

@@ -32,26 +32,34 @@ def flag(flags, name):
     return flags[flags.index(name) + 1]
 
 
-def test_claims(calls, generator, tmp_path, capsys):
-    """All ways take as many steps on the right pairs; what is done is kept, for the same settings alone."""
+def test_claims(calls, generator, tmp_path, capsys, monkeypatch):
+    """All ways take as many steps on the right pairs and photos; what is done is kept, for the same settings alone."""
+    monkeypatch.setattr(claims, "PASTED", 16)
     write_claim_sets(tmp_path / "sets")
     out = tmp_path / "out"
     words = ["--data", tmp_path / "sets", "--out", out, "--netED", generator, "--cells", "heavy4", "--seeds", 1, *CPU]
     words += ["--generator_steps", 4, "--generator_batch", 2, "--patchSize", 16, "--recurrent_iter", 1]
+    words += ["--adapting_steps", 1]
     assert run(claims, *words, "--steps", 6) == 0
     assert [(row["cell"], row["way"]) for row in rows_of(out / "results.csv")] == [("heavy4", w) for w in claims.WAYS]
     assert "| heavy, 4 | more data |" in (out / "results.md").read_text()
     assert all(read_image(out / name).std() > 10 for name in ("claims.png", "rain.png"))
     few, more = (out / cell / "data" / "train" / "rain" for cell in ("heavy4", "heavy12"))
     assert {path.name for path in few.iterdir()} == set(claims.HEAVY_TRAIN[:4])
+    pasted, adapt, aug = out / "heavy4" / "pasted", "train_syn_generator.py", "train_syn_aug.py"
     trainings = [(script[8:], flags) for script, flags in calls if "train" in script]
     assert [(script, flag(flags, "--data_path")) for script, flags in trainings] == [
-        ("train_syn_aug.py", str(few)),
-        ("train_syn_generator.py", str(few)), ("train_syn_aug.py", str(few)),
-        ("train_syn_generator.py", str(more)), ("train_syn_aug.py", str(few)),
+        (aug, str(few)), (adapt, str(few)), (aug, str(few)), (adapt, str(more)), (aug, str(few)),
+        (aug, str(pasted / "rain")), (adapt, str(few)), (aug, str(few)), (aug, str(few)), (aug, str(few)),
     ]  # fmt: skip
-    ratios = [(float(flag(f, "--fake_ratio")), int(flag(f, "--iters_per_epoch"))) for s, f in trainings if "aug" in s]
-    assert ratios == [(0, 3), (0.5, 2), (0.5, 2)]  # with generated rain an epoch is half as long again
+    ratios = [(float(flag(f, "--fake_ratio")), int(flag(f, "--iters_per_epoch"))) for s, f in trainings if s == aug]
+    assert ratios == [(0, 3), (0.5, 2), (0.5, 2), (0, 3), (2, 1), (2, 1), (2, 1)]  # three steps an epoch
+    free = [flag(f, "--clean_path") if "--clean_path" in f else "" for s, f in trainings if s == aug]
+    assert free == [""] * 5 + [str(out / "photos")] * 2 and len(list((out / "photos").iterdir())) == 6
+    files = {kind: sorted(path.name for path in (pasted / kind).iterdir()) for kind in ("rain", "norain")}
+    assert files["rain"] == files["norain"] and len(files["rain"]) == 24
+    rainy, clean = (read_image(pasted / kind / "pasted_0.png").astype(int) for kind in files)
+    assert rainy.shape == (24, 24, 3) and (rainy >= clean).all() and (rainy > clean).any()
     before = len(calls)
     assert run(claims, *words, "--steps", 6) == 0 and len(calls) == before
     assert run(claims, *words, "--steps", 60) == 2
