@@ -174,6 +174,14 @@ def add_start_of_generator(group: Group) -> None:
     group.add_argument("--init_ED", type=generator_path, help=help)
 
 
+def add_start_of_bnet(group: Group) -> None:
+    """--init_Derain and --bnet_first of joint training, see ``joint.start_from`` and ``joint.joint_draw``."""
+    help = "weights of BNet to start from, or of a derainer; 'default': the project's, made with --stage 3"
+    group.add_argument("--init_Derain", type=derainer_path, help=help)
+    help = "steps at the start in which BNet and D learn alone, and RNet and G keep the weights of --init_ED"
+    group.add_argument("--bnet_first", type=cli.count, default=0, help=help)
+
+
 def add_unused(group: Group, **defaults: int) -> None:
     """Flags of the reference that change nothing here; they are taken, so that its command lines run."""
     for name, default in defaults.items():

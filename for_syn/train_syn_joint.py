@@ -46,7 +46,7 @@ def parse_args(argv=None):
     model.add_argument("--nef", type=cli.width, default=32, help="width of RNet and G")
     model.add_argument("--ndf", type=cli.width, help="width of D; left alone: 64 up to patch 64, 64*64/p beyond")
     flags.add_start_of_generator(model)
-    flags.add_path(model, "--init_Derain", help="weights of BNet to start from, DerainNet_state_N.pt")
+    flags.add_start_of_bnet(model)
     optim = parser.add_argument_group("optimisation")
     optim.add_argument("--niter", type=cli.positive_int, default=700, help="epochs")
     # T13: 1 on the synthetic sets, 0.01 on SPA-Data
@@ -97,7 +97,7 @@ def main(argv=None):
             folder=folder,
             models=Models(nets | ({"ED_ema": ema.net} if ema else {}), optimizers, ema=ema),
             dataset=dataset,
-            draw=joint_draw(args.n_dis, args.nz),
+            draw=joint_draw(args.n_dis, args.nz, args.bnet_first),
             step=joint_step(netDerain, netED, netD, optimizers, args.w_adv, args.lambda_gp, args.eps2),
             iters_per_epoch=args.iters_per_epoch,
             gamma=0.5,

@@ -17,7 +17,7 @@ from common.data.images import write_image
 from common.errors import TrainingStopped, UserError
 from common.evaluation import derain
 from common.lock import locked
-from common.models import EDNet
+from common.models import Derain, EDNet, PReNet
 from common.training import folder as training_folder
 from common.training import joint
 from common.training.loop import LossSums, learning_rate
@@ -287,6 +287,22 @@ def test_a_training_starts_from_given_weights(pairs_folder, tmp_path):
     for path in given.values():
         path.unlink()
     train(pairs_folder, tmp_path / "b", "--niter", 2, "--ema", 0.5, *start)  # it has weights of its own
+
+
+def test_bnet_starts_as_a_derainer_and_learns_before_the_generator(pairs_folder, tmp_path):
+    torch.manual_seed(0)
+    net, rainy = PReNet(2), torch.rand(1, 3, 20, 20)
+    torch.save(net.state_dict(), tmp_path / "derainer.pt")
+    flags = ["--init_Derain", tmp_path / "derainer.pt", "--stage", 2, "--bnet_first", 7, "--save_every", 1]
+    train(pairs_folder, tmp_path / "x", "--niter", 1, *flags, "--lrDerain", 1e-30)
+    bnet = Derain(2)
+    bnet.load_state_dict(load(tmp_path / "x" / "DerainNet_state_1.pt"))
+    with torch.no_grad():
+        assert torch.allclose(bnet(rainy)[0], net(rainy)[0], atol=1e-6)
+    train(pairs_folder, tmp_path / "m", "--niter", 2, *flags)  # steps 0 and 5 of BNet, step 10 of all
+    weights = [load(tmp_path / run / f"ED_state_{n}.pt") for run, n in (("x", 1), ("m", 1), ("m", 2))]
+    assert same(*weights[:2]) and not same(*weights[1:])
+    assert not same(bnet.state_dict(), load(tmp_path / "m" / "DerainNet_state_1.pt"))
 
 
 def test_given_weights_that_do_not_fit_are_refused_before_training(pairs_folder, tmp_path):

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .. import distributed
-from .checkpoint import load_weights
+from ..models import Derain, PReNet
+from .checkpoint import load, load_weights, put_weights
+from .kinds import kind_of
 from .losses import gaussian_kl, gradient_penalty
 
 Tensors = dict[str, Tensor]
@@ -71,6 +73,7 @@ def g_step(
     clean: Tensor,
     w_adv: float,
     eps2: float,
+    with_ED: bool = True,
 ) -> Tensors:
     """One step of BNet and EDNet on loss_G = w_adv (-mean D(fake)) + KL_z + KL_b; of D only u and v move.
 
@@ -79,6 +82,7 @@ def g_step(
         clean: (N, 3, p, p) ground truth.
         w_adv: weight of the adversarial term.
         eps2: prior variance of the background.
+        with_ED: false: EDNet stays as it is.
 
     Returns:
         The losses, detached: loss_G, g_adv (unweighted), kl_z, kl_b.
@@ -89,9 +93,11 @@ def g_step(
     kl_z = gaussian_kl(out.mu_z, out.logvar_z)
     kl_b = gaussian_kl(out.mu_b, out.logvar_b, prior_mu=clean, prior_var=eps2)
     loss = w_adv * g_adv + kl_z + kl_b
-    loss.backward(inputs=[*netDerain.parameters(), *netED.parameters()])  # none for the weights of D
+    learning = [*netDerain.parameters(), *(netED.parameters() if with_ED else ())]
+    loss.backward(inputs=learning)  # none for the weights of D
     optDerain.step()
-    optED.step()
+    if with_ED:
+        optED.step()
     return {"loss_G": loss.detach(), "g_adv": g_adv.detach(), "kl_z": kl_z.detach(), "kl_b": kl_b.detach()}
 
 
@@ -104,20 +110,23 @@ def joint_step(
     lambda_gp: float,
     eps2: float,
 ) -> Callable[..., tuple[Tensors, Tensors]]:
-    """The step for ``fit``: D in every one, BNet and EDNet where ``learn`` is true, see ``joint_draw``.
+    """The step for ``fit``: D in every one, BNet and EDNet where ``kind`` says so, see ``joint_draw``.
 
     Args:
         optimizers: DerainNet, ED and D.
     """
 
-    def step(learn: bool, rainy: Tensor, clean: Tensor, eps: Tensor, alpha: Tensor) -> tuple[Tensors, Tensors]:
+    def step(
+        kind: tuple[bool, bool], rainy: Tensor, clean: Tensor, eps: Tensor, alpha: Tensor
+    ) -> tuple[Tensors, Tensors]:
+        learn, with_ED = kind
         with torch.set_grad_enabled(learn):  # a step of D needs no gradients of BNet and EDNet
             out = forward(netDerain, netED, rainy, eps)
         losses = {"mse": torch.mean((out.mu_b.detach() - clean) ** 2)}
         losses |= d_step(netD, optimizers["D"], rainy, out.fake, alpha, lambda_gp)
         if learn:
             opts = optimizers["DerainNet"], optimizers["ED"]
-            losses |= g_step(netDerain, netED, netD, *opts, out, clean, w_adv, eps2)
+            losses |= g_step(netDerain, netED, netD, *opts, out, clean, w_adv, eps2, with_ED)
         images = {"derained": out.mu_b, "clean": clean, "rainy": rainy, "generated_rainy": out.fake}
         images["rain_layer"] = out.rain
         return losses, {name: image.detach() for name, image in images.items()}
@@ -125,31 +134,46 @@ def joint_step(
     return step
 
 
-def joint_draw(n_dis: int, nz: int) -> Callable[[Tensor, Tensor, int, int], tuple]:
-    """The inputs of a step for ``fit``: (learn, rainy, clean, eps, alpha), drawn in the order of the reference.
+def joint_draw(n_dis: int, nz: int, bnet_first: int = 0) -> Callable[[Tensor, Tensor, int, int], tuple]:
+    """The inputs of a step for ``fit``: (kind, rainy, clean, eps, alpha), drawn in the order of the reference.
+
+    The kind is two flags: whether BNet learns beside D, and whether EDNet does, too.
 
     The draws are for the whole batch; each process takes its share.
 
     Args:
         n_dis: BNet and EDNet learn in every n_dis-th step, counted from 0 over the whole training.
+        bnet_first: steps at the start in which EDNet does not learn.
     """
 
     def draw(rainy: Tensor, clean: Tensor, index: int, whole: int) -> tuple:
         mine = distributed.share()
         eps = torch.randn(whole, nz, device=rainy.device)[mine]
         alpha = torch.rand(whole, 1, 1, 1, device=rainy.device)[mine]
-        return index % n_dis == 0, rainy, clean, eps, alpha
+        learn = index % n_dis == 0
+        return (learn, learn and index >= bnet_first), rainy, clean, eps, alpha
 
     return draw
 
 
-def start_from(args: argparse.Namespace, netDerain: nn.Module, netED: nn.Module) -> None:
+def start_from(args: argparse.Namespace, netDerain: Derain, netED: nn.Module) -> None:
     """Fill BNet and EDNet from --init_Derain and --init_ED, where these are given.
+
+    A derainer of augmented training gives BNet its body, and the output convolution of its mean.
 
     Raises:
         UserError: see ``load_weights``.
     """
     if args.init_ED:
         load_weights(netED, args.init_ED, "ED", "--init_ED")
-    if args.init_Derain:
-        load_weights(netDerain, args.init_Derain, "joint", "--init_Derain")
+    if not args.init_Derain:
+        return
+    content, where = load(args.init_Derain, "--init_Derain"), f"--init_Derain: {args.init_Derain}"
+    if kind_of(content) != "augmented":
+        return put_weights(netDerain, content, "joint", where)
+    net, own = PReNet(args.stage), netDerain.derainet
+    put_weights(net, content, "augmented", where)
+    own.load_state_dict(net.state_dict(), strict=False)
+    with torch.no_grad():
+        for part in ("weight", "bias"):
+            getattr(own.convfinal[0], part)[:3] = getattr(net.conv[0], part)
