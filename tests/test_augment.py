@@ -248,15 +248,14 @@ def test_noaug_is_the_same_training_without_the_generator(spa, tmp_path):  # doc
     assert same(a, b)
 
 
-@pytest.mark.parametrize("ratio, digits", [("0.25", "025"), ("1.0", "10"), ("0.5", "05")])
-def test_names_of_the_files_follow_the_ratio_and_resume_finds_them(spa, generator, tmp_path, ratio, digits, capsys):
+def test_names_of_the_files_follow_the_ratio_and_resume_finds_them(spa, generator, tmp_path):
     model = tmp_path / "model"
-    more = ["--netED", generator, "--fake_ratio", ratio, "--batchSize", 5, "--train_num", 2, "--save_every", 1]
+    more = ["--netED", generator, "--fake_ratio", 0.25, "--batchSize", 5, "--train_num", 2, "--save_every", 1]
     train_spa(train_spa_smallsample_aug, spa, model, *more, "--niter", 1)
-    assert (model / f"Aug{digits}_DerainNet_state_1.pt").exists() and (model / f"Aug{digits}_DerainNet.json").exists()
+    assert (model / "Aug025_DerainNet_state_1.pt").exists() and (model / "Aug025_DerainNet.json").exists()
     for resume, n in ((0, 2), (1, 3)):  # from the full state, and from weights
         train_spa(train_spa_smallsample_aug, spa, model, *more, "--resume", resume, "--niter", n)
-        assert (model / f"Aug{digits}_DerainNet_state_{n}.pt").exists()
+        assert (model / f"Aug025_DerainNet_state_{n}.pt").exists()
 
 
 def test_spa_scripts_and_their_files(spa, generator, tmp_path, capsys):
