@@ -14,7 +14,8 @@ from PIL import ImageCms
 from common import cli
 from common.data.demo import rain_layer
 from common.data.images import write_image
-from common.data.pairs import PairList, find_pairs
+from common.data.pair_list import PairList
+from common.data.pairs import find_pairs
 from common.data.patches import CropSampler, crop_loader, to_batch
 from common.generation import rain
 from common.memory import keep_memory

@@ -9,7 +9,8 @@ import torch
 from common.data import pairs as module
 from common.data.images import write_image
 from common.data.names import match
-from common.data.pairs import Pair, Pairing, PairList, find_pairs, require_light, small_sample, validation_pairs
+from common.data.pair_list import PairList, small_sample
+from common.data.pairs import Pair, Pairing, find_pairs, require_light, validation_pairs
 from common.data.patches import CropSampler, PatchDataset, listed_set, training_set
 from common.errors import UserError
 from tests.conftest import CPU, crops, flags, pairs_of, photo, spa_list

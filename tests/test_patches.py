@@ -7,7 +7,8 @@ import torch
 from common.data import cache, pack
 from common.data.cache import Decoded, decode
 from common.data.images import to_float, write_image
-from common.data.pairs import CHECK_ALL, PairList
+from common.data.pair_list import PairList
+from common.data.pairs import CHECK_ALL
 from common.data.patches import PatchDataset, listed_set, to_batch, training_set
 from common.errors import UserError
 from tests.conftest import CPU, crops, flags, pairs_of, photo, spa_list

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import cv2
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from ..errors import UserError
 from ..files import write_bytes
@@ -34,8 +34,6 @@ _WRITTEN: dict[str, dict] = {  # by format, options of Pillow
 }
 WHITE, BLACK = 255, 0  # what transparent parts become
 ROUNDED = 2  # levels by which the profiles of sRGB that programs write differ
-LINKS_SHOWN = 4  # in a message
-_ORIENTATION = 274  # tag of EXIF
 
 warnings.filterwarnings("ignore", module="PIL")  # of broken files, one message is enough
 Image.MAX_IMAGE_PIXELS = 2**30  # as many as OpenCV reads; Pillow takes photos of 200 megapixels for attacks
@@ -82,7 +80,7 @@ def list_images(folder: Path) -> list[Path]:
             todo += [here / name for name in inner if here.joinpath(name).is_symlink()]
             files += [here.relative_to(folder) / name for name in names if not name.startswith(".")]
     if left_out:
-        shown = ", ".join(left_out[:LINKS_SHOWN]) + ", ..." * (len(left_out) > LINKS_SHOWN)
+        shown = ", ".join(left_out[:4]) + ", ..." * (len(left_out) > 4)
         text = f"{len(left_out)} links below {folder} are left out, since each real folder is read once: {shown}"
         warn_once(text, text)
     if unread := [f.suffix.lower() for f in files if f.suffix.lower() in _UNREAD]:
@@ -161,7 +159,7 @@ def image_format(path: Path) -> tuple[int, int, type]:
 def _orientation(image: Image.Image) -> int:
     if image.format == "PNG" and "exif" not in image.info:
         return 1  # getexif would decode the whole image
-    return image.getexif().get(_ORIENTATION, 1)
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def _format(image: Image.Image) -> tuple[int, int, type]:

@@ -32,7 +32,8 @@ from ..lock import locked
 from ..terminal import progress_bar
 from .cache import Decoded, scan
 from .images import ImageError
-from .pairs import LIST, Pair, PairList, check_pairs, fail, fingerprint, pairs_of, require_light, require_no_pairing
+from .pair_list import LIST, PairList
+from .pairs import Pair, check_pairs, fail, fingerprint, pairs_of, require_light, require_no_pairing
 
 VERSION = 2
 ENDINGS = (".h5", ".hdf5")

@@ -1,11 +1,10 @@
-"""Rainy/clean pairs in two folders or in a list, and their checks."""
+"""Rainy/clean pairs in two folders, and the checks of pairs."""
 
 import argparse
 import contextlib
 import hashlib
 import itertools
 import os
-import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ REMEDY = (
     "Name a folder of rainy and one of clean images. If each image holds both, give --side_by_side left (or right). "
     f"For other names give {PAIR_BY}."
 )
-LIST = "real_world.txt"  # SPA-Data's list of pairs, in --data_path
 LOOKED_AT = 12  # pairs, to notice that rainy and clean are exchanged
 DARKER = 0.5 / 255  # by so much of white a rainy image is darker than its clean one, in the mean
 CHECK_ALL, CHECK_SOME = 1000, 200  # longer lists are checked by so many samples, so that training starts in seconds
@@ -182,84 +180,12 @@ def require_no_pairing(args: argparse.Namespace, what: str) -> None:
         raise UserError(f"--{given[0]}: {what} says what pairs already; leave the flag out")
 
 
-class PairList(Sequence[Pair]):
-    """The pairs of SPA-Data's list, "rainy_path clean_path" a line, relative to the folder that holds the list (T7).
-
-    Line ends of any system, a byte order mark, blank lines and lines that begin with # are fine; a leading slash is
-    dropped, a backslash read as a slash. Only the lines are kept: the list of SPA-Data has 638,492.
-
-    Args:
-        folder: holds the list.
-        hint: what belongs into the folder and where it comes from, for the message when it is missing.
-
-    Raises:
-        UserError: the list is missing or empty, or lines lack two paths inside the folder.
-    """
-
-    def __init__(self, folder: Path, hint: str = "") -> None:
-        self.folder = Path(folder)
-        path = self.folder / LIST
-        if not self.folder.is_dir():
-            raise UserError(f"--data_path: {folder} is not a folder. {hint}".rstrip())
-        if not path.is_file():
-            raise UserError(f"--data_path: there is no {path}, the list of the pairs. {hint}".rstrip())
-        text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        self._digest = hashlib.sha256(text).hexdigest()[:12]
-        self._lines: list[bytes] = []
-        problems = []
-        for number, line in enumerate(text.split(b"\n"), 1):
-            if line.strip()[:1] not in (b"", b"#"):
-                self._lines.append(line)
-                paths = self._paths(line)
-                if len(paths) != 2:
-                    problems.append(f"line {number}: {len(paths)} paths instead of 2")
-                elif leaving := [path for path in paths if ".." in path.split("/")]:
-                    problems.append(f"line {number}: {leaving[0]} leaves the folder of the list")
-        fail(
-            problems,
-            f"--data_path: {len(problems)} of {len(self._lines)} entries of {path} can't be used:",
-            "A line holds the path of a rainy image, a space, and the path of its clean partner, both inside the "
-            "folder of the list and without spaces. Mend these lines, or put a # before them.",
-        )
-        if not self._lines:
-            raise UserError(f"--data_path: {path} lists no pair. {hint}".rstrip())
-
-    @staticmethod
-    def _paths(line: bytes) -> list[str]:
-        return [os.fsdecode(part).replace("\\", "/").lstrip("/") for part in line.split()]
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def __getitem__(self, i: int) -> Pair:
-        rainy, clean = self._paths(self._lines[i])  # raises IndexError
-        return Pair(rainy, self.folder / rainy, self.folder / clean)
-
-    def fingerprint(self) -> str:
-        """A few digits that change with the list."""
-        return self._digest
-
-
 def fingerprint(pairs: Sequence[Pair]) -> str:
     """A few digits that change with the names of the pairs."""
     if isinstance(pairs, list):
         names = "\n".join(pair.name for pair in pairs).encode("utf-8", "surrogateescape")
         return hashlib.sha256(names).hexdigest()[:12]
     return pairs.fingerprint()  # of a list's text; of the set that a pack was made of
-
-
-def small_sample(pairs: Sequence[Pair], number: int, seed: int, source: str = LIST) -> list[Pair]:
-    """Shuffle with ``seed`` and keep ``number`` pairs: the small-sample setting of the paper.
-
-    Raises:
-        UserError: fewer pairs are there.
-    """
-    if number > len(pairs):
-        text = f"{number} pairs are asked for, but {source} lists {len(pairs)}"
-        raise UserError(f"--train_num: {text}; give --train_num {len(pairs)} or less")
-    order = list(range(len(pairs)))
-    random.Random(seed).shuffle(order)
-    return [pairs[i] for i in order[:number]]
 
 
 def check_pairs(

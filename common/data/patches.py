@@ -20,16 +20,14 @@ from ..terminal import ending_signals
 from . import cache, pack
 from .cache import DecodedPair
 from .images import images_in, widened
+from .pair_list import LIST, PairList, small_sample
 from .pairs import (
-    LIST,
     Pair,
-    PairList,
     check_pairs,
     fingerprint,
     pairs_of,
     require_light,
     require_no_pairing,
-    small_sample,
     some_of,
 )
 

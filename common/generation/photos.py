@@ -25,7 +25,7 @@ from ..data.images import (
     to_uint8,
     write_image,
 )
-from ..data.pairs import LIST
+from ..data.pair_list import LIST
 from ..data.pictures import sheet, thumbnail
 from ..errors import UserError
 from ..files import write_bytes

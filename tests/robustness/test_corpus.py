@@ -16,7 +16,7 @@ import torch
 from common import cli
 from common.data import pack
 from common.data.images import image_format, read_image, write_image
-from common.data.pairs import PairList
+from common.data.pair_list import PairList
 from common.errors import UserError
 from common.training import checkpoint
 from for_syn import train_syn_aug
