@@ -176,9 +176,9 @@ def add_start_of_generator(group: Group) -> None:
 
 def add_start_of_bnet(group: Group) -> None:
     """--init_Derain and --bnet_first of joint training, see ``joint.start_from`` and ``joint.joint_draw``."""
-    help = "weights of BNet to start from, or of a derainer; 'default': the project's, made with --stage 3"
+    help = "weights of BNet to start from, or of a derainer; 'default': the project's, for --stage 3"
     group.add_argument("--init_Derain", type=derainer_path, help=help)
-    help = "steps at the start in which BNet and D learn alone, and RNet and G keep the weights of --init_ED"
+    help = "steps at the start in which RNet and G stay as they are; BNet learns in each n_dis-th of them, D in all"
     group.add_argument("--bnet_first", type=cli.count, default=0, help=help)
 
 

@@ -1,7 +1,7 @@
 """The paper's claim, measured: what does a derainer that has few pairs gain from generated rain?
 
     python experiments/claims.py --data DATA --out claims
-    python experiments/claims.py --data DATA --out claims --cells heavy4 --ways without pasted --seeds 1 --steps 300
+    python experiments/claims.py --data DATA --out claims --cells heavy4 --ways without "shipped, free" --seeds 1
 
 A cell is a kind of rain and a number of pairs. For each cell, seed and way PReNet is trained, with equal steps. Ways:
 
@@ -24,6 +24,7 @@ photos are those of clean/ and, if it is there, clean_more/.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import shutil
@@ -76,7 +77,7 @@ class Way(NamedTuple):
 
     generator: str = ""  # 'own': of the cell; 'more': see Cell; 'adapted': --netED, adapted to the cell; 'shipped'
     photos: str = ""  # 'free': they fall on free photos, not on the clean images of the pairs
-    ratio: float = 2  # --fake_ratio; pasted pairs for a real one
+    ratio: float = 2  # --fake_ratio
 
 
 WAYS = {
@@ -137,19 +138,18 @@ def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
 
 
 def free_photos(args: argparse.Namespace) -> Path:
-    """A folder of links to the photos of clean/ and clean_more/; none of them is in a test here."""
+    """A folder of links to clean/ and clean_more/; none of their photos is in a test here."""
     folder = Path(args.out, "photos")
     folder.mkdir(parents=True, exist_ok=True)
     for source in ("clean", "clean_more"):
-        for path in sorted(Path(args.data, source).glob("*.[jp][pn]g")):
-            link = folder / f"{source}_{path.name}"
-            if not link.exists():
-                link.symlink_to(path.resolve())
+        if Path(args.data, source).is_dir():
+            with contextlib.suppress(FileExistsError):  # of an earlier run, or of one beside
+                (folder / source).symlink_to(Path(args.data, source).resolve())
     return folder
 
 
 def paste(args: argparse.Namespace, name: str) -> Path:
-    """The real pairs of a cell, and twice as many with their rain pasted on free photos: rain/ and norain/."""
+    """The real pairs of a cell again and again, and twice as many with their rain on free photos: rain/ and norain/."""
     folder = Path(args.out, name, "pasted")
     if folder.is_dir():
         return folder
@@ -192,25 +192,24 @@ def _flags(args: argparse.Namespace, pairs: Path, seed: int) -> list:
 
 def generator(args: argparse.Namespace, name: str, way: Way) -> Path | None:
     """The file of the generator that a way takes in a cell, None if it takes none."""
-    more = CELLS[name].more
-    if way.generator == "shipped" or (way.generator, more) == ("more", "--netED"):
+    kind, cell = ("own", CELLS[name].more) if way.generator == "more" else (way.generator, name)
+    if kind == "shipped" or cell == "--netED":
         return Path(args.netED)
-    kind, last = ("adapted", 1) if way.generator == "adapted" else ("generator", EPOCHS)
-    cell = more if way.generator == "more" else name
-    return Path(args.out, cell, kind, f"ED_ema_state_{last}.pt") if way.generator else None
+    last = {"own": EPOCHS, "adapted": 1}.get(kind)
+    return Path(args.out, cell, kind, f"ED_ema_state_{last}.pt") if last and cell else None
 
 
 def train_generator(args: argparse.Namespace, file: Path) -> None:
     """Train G on the pairs of the cell in whose folder ``file`` lies, or adapt --netED to them."""
-    pairs = make_data(args, file.parts[-3]) / "train"
-    if file.parts[-2] == "adapted":  # docs/rain.md, "Your rain from a few pairs"
-        words = ["--init_ED", args.netED, "--lr", 1e-4, "--batchSize", 24, "--niter", 1]
-        words += ["--iters_per_epoch", args.adapting_steps]
+    words = _flags(args, make_data(args, file.parts[-3]) / "train", 1)
+    if file.parts[-2] == "adapted":  # as docs/rain.md does, "Your rain from a few pairs"
+        shipped, steps = load_generator(args.netED, "--netED"), args.adapting_steps
+        words += ["--init_ED", args.netED, "--nz", shipped.nz, "--nef", shipped.nef, "--lr", 1e-4, "--batchSize", 24]
+        words += ["--variants", VARIANTS, "--niter", 1, "--iters_per_epoch", steps, "--critic_first", 3 * steps // 10]
     else:
-        words = ["--niter", EPOCHS, "--iters_per_epoch", math.ceil(args.generator_steps / EPOCHS), "--milestone", 7, 9]
+        words += ["--niter", EPOCHS, "--iters_per_epoch", math.ceil(args.generator_steps / EPOCHS), "--milestone", 7, 9]
         words += ["--batchSize", args.generator_batch]
-    flags = [*_flags(args, pairs, 1), *words, "--ema", 0.998]
-    train("for_syn/train_syn_generator.py", file.parent, file.name, flags)
+    train("for_syn/train_syn_generator.py", file.parent, file.name, [*words, "--ema", 0.998])
 
 
 def run(args: argparse.Namespace, name: str, seed: int, which: str) -> dict:
@@ -225,7 +224,7 @@ def run(args: argparse.Namespace, name: str, seed: int, which: str) -> dict:
     words = [*_flags(args, pairs, seed), *stages, "--batchSize", args.batchSize]
     words += ["--val_data_path", test / "rain", "--val_gt_path", test / "norain", "--precision", args.precision]
     if file:
-        if way.generator != "shipped" and file != Path(args.netED):
+        if file != Path(args.netED):
             train_generator(args, file)
         words += ["--netED", file, *(["--clean_path", free_photos(args)] if way.photos else [])]
     net, minutes = train_derainer(folder, iters if file else steps, way.ratio if file else 0, words)
@@ -269,6 +268,7 @@ def table(args: argparse.Namespace, rows: list[dict]) -> str:
     before = "; ".join(f"{kind} {v['psnr_y']:.2f} / {v['ssim_y']:.4f}" for kind, v in rainy.items())
     net = f"PReNet of {args.recurrent_iter} stages, {args.steps} steps of {args.batchSize} crops"
     how = f"{net}, {args.precision}; generators of cells: {args.generator_steps} steps of {args.generator_batch}"
+    how += f", adapted ones {args.adapting_steps} of 24"
     return "\n".join([*lines, "", f"On Y, in dB, mean and deviation over the seeds. Rainy: {before}. {how}."]) + "\n"
 
 
@@ -302,11 +302,11 @@ def rain(args: argparse.Namespace, rows: list[dict]) -> np.ndarray:
             rainy, clean = (read_image(folder / kind / names[k % len(names)]) for kind in ("rain", "norain"))
             crops.append(cv2.subtract(rainy, clean)[crop_at(rng.rand(2), *rainy.shape[:2], p)])
         images = {f"real: {CELLS[name].rain}, {CELLS[name].pairs} pairs": crops}
-        files = {generator(args, name, way): which for which, way in WAYS.items()}
-        for file, which in files.items():
-            if file and file.exists():
+        ways = [WAYS[row["way"]] for row in rows if row["cell"] == name]
+        for kind, file in {way.generator: generator(args, name, way) for way in ways if way.generator}.items():
+            if file:
                 netED = load_generator(file, "--netED").eval()
-                images[which] = pixels(sampled(netED, base_code(netED.nz, 0, PATCHES)), "nearest")
+                images[f"generator: {kind}"] = pixels(sampled(netED, base_code(netED.nz, 0, PATCHES)), "nearest")
         lines.append(([grid(patches, PATCHES // 2, 2) for patches in images.values()], list(images)))
     return sheet(lines)
 

@@ -106,7 +106,7 @@ def job(tmp_path_factory):
     (folder / "jobs.json").write_text(json.dumps(jobs))
     process = torchrun(IN_RANKS, folder)
     text = process.communicate(timeout=300)[0]
-    assert "gone.png" in text, text
+    assert process.returncode and "gone.png" in text, text
     (folder / "printed.txt").write_text(text)
     return folder
 

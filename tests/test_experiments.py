@@ -45,7 +45,7 @@ def write_claim_sets(folder):
             write_image(folder / name / "norain" / file, clean)
             write_image(folder / name / "rain" / file, (clean + drops).clip(0, 255).astype(np.uint8))
     for k in range(6):
-        write_image(folder / "clean" / f"{k}.png", photo(24, 30, k))
+        write_image(folder / "clean" / f"{k}.png", photo(24, 30, 100 + k))
         drops = 90 * (np.random.RandomState(k).rand(30, 40, 1) > 0.9)
         write_image(folder / "streaks" / f"{k}.png", drops.repeat(3, 2).astype(np.uint8))
 
@@ -60,8 +60,8 @@ def calls(monkeypatch):
     def call(words, log):
         script, *flags = map(str, words)
         made.append((script, flags))
-        sizes = ["--nz", "5", "--nef", "4"] if "--init_ED" in flags else ["--nz", "4", "--nef", "2"]  # of ``generator``
-        small = ["--ndf", "4", *sizes] if "generator" in script else []
+        sizes = {"--nz": "4", "--nef": "2", "--ndf": "4"} if "generator" in script else {}
+        small = [word for flag, value in sizes.items() if flag not in flags for word in (flag, value)]
         importlib.import_module(script[:-3].replace("/", ".")).main([*flags, *small])
 
     monkeypatch.setattr(experiment, "call", call)
@@ -75,7 +75,7 @@ def test_claims(calls, generator, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     words = ["--data", tmp_path / "sets", "--out", out, "--netED", generator, "--cells", "heavy4", "--seeds", 1, *CPU]
     words += ["--generator_steps", 4, "--generator_batch", 2, "--patchSize", 16, "--recurrent_iter", 1]
-    words += ["--adapting_steps", 1]
+    words += ["--adapting_steps", 4]
     assert run(claims, *words, "--steps", 6) == 0
     assert [(row["cell"], row["way"]) for row in rows_of(out / "results.csv")] == [("heavy4", w) for w in claims.WAYS]
     assert "| heavy, 4 | more data |" in (out / "results.md").read_text()
@@ -91,11 +91,15 @@ def test_claims(calls, generator, tmp_path, capsys, monkeypatch):
     ratios = [(float(flag(f, "--fake_ratio")), int(flag(f, "--iters_per_epoch"))) for s, f in trainings if s == aug]
     assert ratios == [(0, 3), (0.5, 2), (0.5, 2), (0, 3), (2, 1), (2, 1), (2, 1)]  # three steps an epoch
     free = [flag(f, "--clean_path") if "--clean_path" in f else "" for s, f in trainings if s == aug]
-    assert free == [""] * 5 + [str(out / "photos")] * 2 and len(list((out / "photos").iterdir())) == 6
+    assert free == [""] * 5 + [str(out / "photos")] * 2
     files = {kind: sorted(path.name for path in (pasted / kind).iterdir()) for kind in ("rain", "norain")}
     assert files["rain"] == files["norain"] and len(files["rain"]) == 24
     rainy, clean = (read_image(pasted / kind / "pasted_0.png").astype(int) for kind in files)
     assert rainy.shape == (24, 24, 3) and (rainy >= clean).all() and (rainy > clean).any()
+    free_photos = [photo(24, 30, 100 + k)[:, x : x + 24] for k in range(6) for x in range(7)]
+    assert any(np.array_equal(clean, crop) for crop in free_photos)
+    adapted = torch.load(out / "heavy4" / "adapted" / "ED_ema_state_1.pt", weights_only=True)
+    assert not torch.equal(adapted["decoder.main.0.weight"], torch.load(generator)["decoder.main.0.weight"])
     before = len(calls)
     assert run(claims, *words, "--steps", 6) == 0 and len(calls) == before
     assert run(claims, *words, "--steps", 60) == 2

@@ -25,7 +25,7 @@ def batch(step, n=4):
 
 
 def test_seven_steps_in_double():
-    """The run of golden/README.md: the scalars of its steps, and the networks after it."""
+    """The run of golden/README.md: the scalars of its steps, and the networks after it; a frozen BNet is in float32."""
     golden = golden_json("joint_syn.json")
     nets = fill(Derain(6), 21, 0.02), fill(EDNet(3, 128, 32), 22, 0.02), fill(Discriminator(64, 64), 23)
     netDerain, netED, netD = (net.double() for net in nets)
@@ -38,7 +38,7 @@ def test_seven_steps_in_double():
         eps = torch.randn(4, 128).double()
         if learn:
             out = forward(netDerain, netED, rainy, eps)
-        else:  # BNet alone in float32, which rounds by 1e-7: PyTorch's convolutions in double take seven times as long
+        else:  # float32 rounds by 1e-7; PyTorch's convolutions in double take seven times as long
             with torch.no_grad():
                 posterior = copy.deepcopy(netDerain).float()(rainy.float())
                 out = forward(lambda x, posterior=posterior: posterior, netED, rainy, eps)

@@ -33,6 +33,7 @@ _WRITTEN: dict[str, dict] = {  # by format, options of Pillow
     "TIFF": {"compression": "tiff_deflate"},
 }
 WHITE, BLACK = 255, 0  # what transparent parts become
+LINKS_SHOWN = 4  # in a message
 ROUNDED = 2  # levels by which the profiles of sRGB that programs write differ
 
 warnings.filterwarnings("ignore", module="PIL")  # of broken files, one message is enough
@@ -80,15 +81,14 @@ def list_images(folder: Path) -> list[Path]:
             todo += [here / name for name in inner if here.joinpath(name).is_symlink()]
             files += [here.relative_to(folder) / name for name in names if not name.startswith(".")]
     if left_out:
-        shown = ", ".join(left_out[:4]) + ", ..." * (len(left_out) > 4)
+        shown = ", ".join(left_out[:LINKS_SHOWN]) + ", ..." * (len(left_out) > LINKS_SHOWN)
         text = f"{len(left_out)} links below {folder} are left out, since each real folder is read once: {shown}"
         warn_once(text, text)
     if unread := [f.suffix.lower() for f in files if f.suffix.lower() in _UNREAD]:
-        endings = ", ".join(sorted(set(unread)))
-        text = f"{len(unread)} images below {folder} are left out ({endings}); convert them to PNG"
+        text = f"{len(unread)} images below {folder} are left out ({', '.join(sorted({*unread}))}); convert them to PNG"
         warn_once(text, text)
-    images = [f for f in files if f.suffix.lower() in EXTENSIONS]
-    return sorted(images, key=lambda path: (natural_key(path), str(path)))
+    files = [f for f in files if f.suffix.lower() in EXTENSIONS]
+    return sorted(files, key=lambda path: (natural_key(path), str(path)))
 
 
 def images_in(folder: Path, flag: str, hint: str = "") -> list[Path]:

@@ -1,17 +1,20 @@
 """Joint training of BNet, RNet, G and D: the two steps of the paper (docs/method.md, 3)."""
 
 import argparse
+import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .. import distributed
+from .. import derainer, distributed
 from ..models import Derain, PReNet
+from ..terminal import warn
 from .checkpoint import load, load_weights, put_weights
-from .kinds import kind_of
+from .kinds import kind_of, unwrapped
 from .losses import gaussian_kl, gradient_penalty
 
 Tensors = dict[str, Tensor]
@@ -159,7 +162,8 @@ def joint_draw(n_dis: int, nz: int, bnet_first: int = 0) -> Callable[[Tensor, Te
 def start_from(args: argparse.Namespace, netDerain: Derain, netED: nn.Module) -> None:
     """Fill BNet and EDNet from --init_Derain and --init_ED, where these are given.
 
-    A derainer of augmented training gives BNet its body, and the output convolution of its mean.
+    A derainer of augmented training gives BNet its body and its mean. The variance starts at that of the prior, where
+    it ends anyway; from a random start its loss would spoil the body within a few steps.
 
     Raises:
         UserError: see ``load_weights``.
@@ -168,12 +172,16 @@ def start_from(args: argparse.Namespace, netDerain: Derain, netED: nn.Module) ->
         load_weights(netED, args.init_ED, "ED", "--init_ED")
     if not args.init_Derain:
         return
-    content, where = load(args.init_Derain, "--init_Derain"), f"--init_Derain: {args.init_Derain}"
+    where, own = f"--init_Derain: {args.init_Derain}", netDerain.derainet
+    content = unwrapped(load(args.init_Derain, "--init_Derain"), netDerain.state_dict().keys(), where)
     if kind_of(content) != "augmented":
         return put_weights(netDerain, content, "joint", where)
-    net, own = PReNet(args.stage), netDerain.derainet
+    net, stages = PReNet(args.stage), derainer.stored(Path(args.init_Derain)).get("recurrent_iter", args.stage)
     put_weights(net, content, "augmented", where)
     own.load_state_dict(net.state_dict(), strict=False)
+    final, conv = own.convfinal[0], net.conv[0]
     with torch.no_grad():
-        for part in ("weight", "bias"):
-            getattr(own.convfinal[0], part)[:3] = getattr(net.conv[0], part)
+        final.weight.copy_(torch.cat([conv.weight, torch.zeros_like(conv.weight)]))
+        final.bias.copy_(torch.cat([conv.bias, torch.full_like(conv.bias, math.log(args.eps2))]))
+    if stages != args.stage:  # it loads, and removes rain badly
+        warn([f"--stage: {args.stage}, in the training of {args.init_Derain} it was {stages}"])
