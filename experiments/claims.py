@@ -195,8 +195,11 @@ def generator(args: argparse.Namespace, name: str, way: Way) -> Path | None:
     kind, cell = ("own", CELLS[name].more) if way.generator == "more" else (way.generator, name)
     if kind == "shipped" or cell == "--netED":
         return Path(args.netED)
-    last = {"own": EPOCHS, "adapted": 1}.get(kind)
-    return Path(args.out, cell, kind, f"ED_ema_state_{last}.pt") if last and cell else None
+    folders = {"own": ("generator", EPOCHS), "adapted": ("adapted", 1)}  # and the last epoch
+    if kind not in folders or not cell:
+        return None
+    folder, last = folders[kind]
+    return Path(args.out, cell, folder, f"ED_ema_state_{last}.pt")
 
 
 def train_generator(args: argparse.Namespace, file: Path) -> None:
@@ -204,7 +207,8 @@ def train_generator(args: argparse.Namespace, file: Path) -> None:
     words = _flags(args, make_data(args, file.parts[-3]) / "train", 1)
     if file.parts[-2] == "adapted":  # as docs/rain.md does, "Your rain from a few pairs"
         shipped, steps = load_generator(args.netED, "--netED"), args.adapting_steps
-        words += ["--init_ED", args.netED, "--nz", shipped.nz, "--nef", shipped.nef, "--lr", 1e-4, "--batchSize", 24]
+        words += ["--init_ED", args.netED, "--nz", shipped.nz, "--nef", shipped.nef]
+        words += ["--patchSize", shipped.patch_size, "--lr", 1e-4, "--batchSize", 24]
         words += ["--variants", VARIANTS, "--niter", 1, "--iters_per_epoch", steps, "--critic_first", 3 * steps // 10]
     else:
         words += ["--niter", EPOCHS, "--iters_per_epoch", math.ceil(args.generator_steps / EPOCHS), "--milestone", 7, 9]
@@ -303,7 +307,7 @@ def rain(args: argparse.Namespace, rows: list[dict]) -> np.ndarray:
             crops.append(cv2.subtract(rainy, clean)[crop_at(rng.rand(2), *rainy.shape[:2], p)])
         images = {f"real: {CELLS[name].rain}, {CELLS[name].pairs} pairs": crops}
         ways = [WAYS[row["way"]] for row in rows if row["cell"] == name]
-        for kind, file in {way.generator: generator(args, name, way) for way in ways if way.generator}.items():
+        for file, kind in {generator(args, name, way): way.generator for way in ways}.items():
             if file:
                 netED = load_generator(file, "--netED").eval()
                 images[f"generator: {kind}"] = pixels(sampled(netED, base_code(netED.nz, 0, PATCHES)), "nearest")

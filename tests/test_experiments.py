@@ -98,8 +98,9 @@ def test_claims(calls, generator, tmp_path, capsys, monkeypatch):
     assert rainy.shape == (24, 24, 3) and (rainy >= clean).all() and (rainy > clean).any()
     free_photos = [photo(24, 30, 100 + k)[:, x : x + 24] for k in range(6) for x in range(7)]
     assert any(np.array_equal(clean, crop) for crop in free_photos)
-    adapted = torch.load(out / "heavy4" / "adapted" / "ED_ema_state_1.pt", weights_only=True)
-    assert not torch.equal(adapted["decoder.main.0.weight"], torch.load(generator)["decoder.main.0.weight"])
+    files = generator, out / "heavy4" / "adapted" / "ED_ema_state_1.pt"
+    start, adapted = (torch.load(file, weights_only=True)["decoder.main.0.weight"] for file in files)
+    assert 0 < (adapted - start).abs().max() < 0.01  # three steps of 1e-4
     before = len(calls)
     assert run(claims, *words, "--steps", 6) == 0 and len(calls) == before
     assert run(claims, *words, "--steps", 60) == 2

@@ -312,11 +312,11 @@ def test_bnet_starts_as_a_derainer_and_learns_before_the_generator(pairs_folder,
 
 
 def test_a_derainer_does_not_get_worse_as_bnet(pairs_folder, tmp_path):
-    """Its variance does not spoil its mean, which a random start does: 41 dB become 25 within 35 steps."""
+    """Its variance does not spoil its mean. With a random start of the variance the error grows threefold here."""
     flags = ["--init_Derain", "default", "--stage", 3, "--niter", 4, "--n_dis", 1, "--batchSize", 3]
     train(pairs_folder, tmp_path / "m", *flags)
     errors = [float(row["mse"]) for row in log_of(tmp_path / "m")]
-    assert errors[-1] < errors[0] < 0.01
+    assert errors[-1] < errors[0] / 2
 
 
 def test_given_weights_that_do_not_fit_are_refused_before_training(pairs_folder, tmp_path):

@@ -174,14 +174,16 @@ def start_from(args: argparse.Namespace, netDerain: Derain, netED: nn.Module) ->
         return
     where, own = f"--init_Derain: {args.init_Derain}", netDerain.derainet
     content = unwrapped(load(args.init_Derain, "--init_Derain"), netDerain.state_dict().keys(), where)
+    stored = derainer.stored(Path(args.init_Derain))
+    stages = stored.get("recurrent_iter", stored.get("stage", args.stage))
+    if stages != args.stage:  # it loads, and removes rain badly
+        warn([f"stage: {args.stage}, in the training of {args.init_Derain} it was {stages}"])
     if kind_of(content) != "augmented":
         return put_weights(netDerain, content, "joint", where)
-    net, stages = PReNet(args.stage), derainer.stored(Path(args.init_Derain)).get("recurrent_iter", args.stage)
+    net = PReNet(args.stage)
     put_weights(net, content, "augmented", where)
     own.load_state_dict(net.state_dict(), strict=False)
     final, conv = own.convfinal[0], net.conv[0]
     with torch.no_grad():
         final.weight.copy_(torch.cat([conv.weight, torch.zeros_like(conv.weight)]))
         final.bias.copy_(torch.cat([conv.bias, torch.full_like(conv.bias, math.log(args.eps2))]))
-    if stages != args.stage:  # it loads, and removes rain badly
-        warn([f"--stage: {args.stage}, in the training of {args.init_Derain} it was {stages}"])
