@@ -50,7 +50,6 @@ from common.files import write_bytes
 from common.generation.latent import base_code, pixels
 from common.generation.rain import sampled
 from common.terminal import progress_bar
-from common.training.augment import steps_per_epoch
 from common.training.checkpoint import load_generator
 from experiments.experiment import (
     EPOCHS,
@@ -84,7 +83,7 @@ WAYS = {
     "without": Way(ratio=0),
     "same pairs": Way("own", ratio=0.5),
     "more data": Way("more", ratio=0.5),
-    "pasted": Way(photos="free"),
+    "pasted": Way(photos="free", ratio=0),
     "adapted": Way("adapted"),
     "adapted, free": Way("adapted", "free"),
     "shipped, free": Way("shipped", "free"),
@@ -173,15 +172,9 @@ def paste(args: argparse.Namespace, name: str) -> Path:
     return folder
 
 
-def steps_of(total: int, ratio: float) -> tuple[int, int]:
-    """--iters_per_epoch, and the steps that an epoch has then; the steps are the same for all ratios.
-
-    Args:
-        total: steps of the training, at least.
-    """
-    steps = 3 * math.ceil(total / EPOCHS / 3)
-    iters = round(steps / (1 + ratio))
-    return iters, steps_per_epoch(iters, ratio)
+def iters_of(total: int, ratio: float) -> int:
+    """--iters_per_epoch for ``total`` steps of a training at least, as many for all ratios."""
+    return round(3 * math.ceil(total / EPOCHS / 3) / (1 + ratio))
 
 
 def _flags(args: argparse.Namespace, pairs: Path, seed: int) -> list:
@@ -223,7 +216,7 @@ def run(args: argparse.Namespace, name: str, seed: int, which: str) -> dict:
     if done.exists():
         return json.loads(done.read_bytes())
     data, stages, way = make_data(args, name), ["--recurrent_iter", args.recurrent_iter], WAYS[which]
-    test, file, (iters, steps) = data / "test", generator(args, name, way), steps_of(args.steps, way.ratio)
+    test, file = data / "test", generator(args, name, way)
     pairs = paste(args, name) if way.photos and not file else data / "train"
     words = [*_flags(args, pairs, seed), *stages, "--batchSize", args.batchSize]
     words += ["--val_data_path", test / "rain", "--val_gt_path", test / "norain", "--precision", args.precision]
@@ -231,7 +224,7 @@ def run(args: argparse.Namespace, name: str, seed: int, which: str) -> dict:
         if file != Path(args.netED):
             train_generator(args, file)
         words += ["--netED", file, *(["--clean_path", free_photos(args)] if way.photos else [])]
-    net, minutes = train_derainer(folder, iters if file else steps, way.ratio if file else 0, words)
+    net, minutes = train_derainer(folder, iters_of(args.steps, way.ratio), way.ratio, words)
     scores = measure(net, test, folder.with_name(f"{folder.name}_derained"), [*stages, *device_flags(args)])
     log = read_log(folder.with_name(f"{folder.name}_logs"))
     curve = [log["step"].tolist(), log["val_psnr_y"].tolist()]
