@@ -1,7 +1,7 @@
 """What the processes of a job do for tests/test_distributed.py, which starts this file by torchrun.
 
-tests/in_ranks.py FOLDER    writes FOLDER/RANK.pt, then runs the scripts in FOLDER/jobs.json; the last lacks an image
-tests/in_ranks.py FLAGS     trains, and saves slowly
+tests/in_ranks.py FOLDER           writes FOLDER/RANK.pt, then runs the scripts in FOLDER/jobs.json
+tests/in_ranks.py TROUBLE FLAGS    trains with trouble: "slow save" or "no image"
 """
 
 import contextlib
@@ -118,23 +118,23 @@ def no_image(self, keys, real=PatchDataset.__getitems__, calls=[]):  # noqa: B00
     return real(self, keys)
 
 
+TROUBLE = {"slow save": (checkpoint, "save", slow_save), "no image": (PatchDataset, "__getitems__", no_image)}
+
+
 def main():
-    if len(sys.argv) > 2:
-        with mock.patch.object(checkpoint, "save", slow_save):
-            return train_syn_joint.main(sys.argv[1:])
+    if sys.argv[1] in TROUBLE:
+        with mock.patch.object(*TROUBLE[sys.argv[1]]):
+            return train_syn_joint.main(sys.argv[2:])
     folder = Path(sys.argv[1])
     results = {"compared": compared(), "weights": broadcast_weights(), "gradients": gradients()}
     first = distributed.is_first()
     results |= {"any": distributed.any_true(first, not first, False), "gather": distributed.gather(distributed.rank())}
     results["broadcast"] = distributed.broadcast(distributed.rank() + 5)
     torch.save(results, folder / f"{distributed.rank()}.pt")
-    *jobs, (module, argv) = json.loads((folder / "jobs.json").read_text())
-    for done, flags in jobs:
-        print(f"== {done}", flush=True)
-        importlib.import_module(done).main(flags)
-        distributed.gather(None)  # the first one may still be saving
-    with mock.patch.object(PatchDataset, "__getitems__", no_image):
+    for module, argv in json.loads((folder / "jobs.json").read_text()):
+        print(f"== {module}", flush=True)
         importlib.import_module(module).main(argv)
+        distributed.gather(None)  # the first one may still be saving
 
 
 if __name__ == "__main__":

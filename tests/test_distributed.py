@@ -101,12 +101,11 @@ def job(tmp_path_factory):
         ("for_syn.test_syn_joint", derain(two)),
         ("for_syn.generate_rain", rain(two)),
         ("for_syn.test_syn_aug", derain_some(two)),
-        (joint, training(data, folder / "unread", "--cache", "none", "--save_minutes", 1e-9)),
     ]
     (folder / "jobs.json").write_text(json.dumps(jobs))
     process = torchrun(IN_RANKS, folder)
     text = process.communicate(timeout=300)[0]
-    assert process.returncode and "gone.png" in text, text
+    assert process.returncode == 0, text
     (folder / "printed.txt").write_text(text)
     return folder
 
@@ -189,8 +188,7 @@ def test_same_files_as_one_process(job, work, number):
 def test_what_is_said_of_shared_work(job):
     printed = (job / "printed.txt").read_text()
     assert printed.count("4 images derained") == 1 and printed.count("8 pairs made") == 1
-    assert printed.count("[rank 1]") == printed.count("[rank 1] error: gone.png")
-    assert printed.count("2 of 4 images could not be derained") == 1
+    assert "[rank 1]" not in printed and printed.count("2 of 4 images could not be derained") == 1
 
 
 # --- how a job ends ------------------------------------------------------------------------------------------------
@@ -207,7 +205,7 @@ def wait_for_file(file, process):
 
 def test_ctrl_c_saves_once_and_says_how_to_go_on(tmp_path):
     data, model = write_pairs(tmp_path / "data"), tmp_path / "m"
-    process = torchrun(IN_RANKS, *training(data, model, "--iters_per_epoch", 10**5))
+    process = torchrun(IN_RANKS, "slow save", *training(data, model, "--iters_per_epoch", 10**5))
     wait_for_file(tmp_path / "m_logs" / "options.json", process)
     time.sleep(2)
     os.kill(process.pid, signal.SIGINT)  # as a terminal does: its processes have sessions of their own
@@ -218,10 +216,11 @@ def test_ctrl_c_saves_once_and_says_how_to_go_on(tmp_path):
     assert "[rank 1]" not in text
 
 
-def test_an_image_that_one_rank_can_not_read_ends_the_job(job):
-    text = (job / "printed.txt").read_text()
+def test_an_image_that_one_rank_can_not_read_ends_the_job(tmp_path):
+    flags = training(write_pairs(tmp_path / "data"), tmp_path / "m", "--cache", "none", "--save_minutes", 1e-9)
+    text = torchrun(IN_RANKS, "no image", *flags).communicate(timeout=120)[0]
     assert "error: gone.png: no such file. The last good state is" in text and 'loop.py", line' not in text
-    state = load(job / "unread" / "train_state_last.pt")
+    state = load(tmp_path / "m" / "train_state_last.pt")
     assert (state["epoch"], state["step"]) == (0, 3)
 
 
