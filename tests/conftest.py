@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib
 import os
 import subprocess
 from unittest import mock
@@ -107,6 +108,45 @@ def generator(tmp_path_factory):
 def quick(monkeypatch):
     """Rain layers are chosen from few patches."""
     monkeypatch.setattr(rain, "POOL", 64)
+
+
+def write_claim_sets(folder):
+    """The data sets of the claim, of tiny images."""
+    from experiments import claims  # here, since it imports matplotlib
+
+    for name, files in (
+        ("rain100H_train18", [*claims.HEAVY_TRAIN, *claims.HEAVY_TEST]),
+        ("rain100L_more", ["norain-10.png", "norain-15.png"]),
+    ):
+        for k, file in enumerate(files):
+            clean = photo(24, 30, k)
+            drops = 90 * (np.random.RandomState(k).rand(24, 30, 1) > 0.9)
+            write_image(folder / name / "norain" / file, clean)
+            write_image(folder / name / "rain" / file, (clean + drops).clip(0, 255).astype(np.uint8))
+    for k in range(6):
+        write_image(folder / "clean" / f"{k}.png", photo(24, 30, 100 + k))
+        drops = 90 * (np.random.RandomState(k).rand(30, 40, 1) > 0.9)
+        write_image(folder / "streaks" / f"{k}.png", drops.repeat(3, 2).astype(np.uint8))
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The scripts that claims.py or which_rain.py calls, as (script, flags); they run in this process, in small."""
+    from experiments import claims, experiment, which_rain
+
+    made = []
+    for module in (claims, experiment, which_rain):
+        monkeypatch.setattr(module, "EPOCHS", 2)
+
+    def call(words, log):
+        script, *flags = map(str, words)
+        made.append((script, flags))
+        sizes = {"--nz": "4", "--nef": "2", "--ndf": "4"} if "generator" in script else {}
+        small = [word for flag, value in sizes.items() if flag not in flags for word in (flag, value)]
+        importlib.import_module(script[:-3].replace("/", ".")).main([*flags, *small])
+
+    monkeypatch.setattr(experiment, "call", call)
+    return made
 
 
 # --- data sets -----------------------------------------------------------------------------------------------------

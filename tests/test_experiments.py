@@ -1,7 +1,6 @@
 """Every script of experiments/ runs in small, and what their tables measure has its closed forms."""
 
 import csv
-import importlib
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from common.data.images import read_image, to_uint8, write_image
 from common.errors import TrainingStopped
 from common.models import EDNet
 from experiments import claims, curves, distance, experiment, knobs_report, streaks, two_sample, which_rain
-from tests.conftest import photo
+from tests.conftest import photo, write_claim_sets
 from tests.golden import fill
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -31,41 +30,6 @@ def rows_of(path):
 
 def flag(flags, name):
     return flags[flags.index(name) + 1]
-
-
-def write_claim_sets(folder):
-    """The data sets of the claim, of tiny images."""
-    for name, files in (
-        ("rain100H_train18", [*claims.HEAVY_TRAIN, *claims.HEAVY_TEST]),
-        ("rain100L_more", ["norain-10.png", "norain-15.png"]),
-    ):
-        for k, file in enumerate(files):
-            clean = photo(24, 30, k)
-            drops = 90 * (np.random.RandomState(k).rand(24, 30, 1) > 0.9)
-            write_image(folder / name / "norain" / file, clean)
-            write_image(folder / name / "rain" / file, (clean + drops).clip(0, 255).astype(np.uint8))
-    for k in range(6):
-        write_image(folder / "clean" / f"{k}.png", photo(24, 30, 100 + k))
-        drops = 90 * (np.random.RandomState(k).rand(30, 40, 1) > 0.9)
-        write_image(folder / "streaks" / f"{k}.png", drops.repeat(3, 2).astype(np.uint8))
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """The scripts that claims.py or which_rain.py calls, as (script, flags); they run in this process, in small."""
-    made = []
-    for module in (claims, experiment, which_rain):
-        monkeypatch.setattr(module, "EPOCHS", 2)
-
-    def call(words, log):
-        script, *flags = map(str, words)
-        made.append((script, flags))
-        sizes = {"--nz": "4", "--nef": "2", "--ndf": "4"} if "generator" in script else {}
-        small = [word for flag, value in sizes.items() if flag not in flags for word in (flag, value)]
-        importlib.import_module(script[:-3].replace("/", ".")).main([*flags, *small])
-
-    monkeypatch.setattr(experiment, "call", call)
-    return made
 
 
 def test_claims(calls, generator, tmp_path, capsys, monkeypatch):

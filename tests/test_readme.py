@@ -1,8 +1,7 @@
 """Every command and every block of Python in the README and in docs runs, in small; files and links exist.
 
 `make demo`, `make test` and pip do not run. A command runs as the page gives it, in a folder of the test; flags that it
-does not set get small values. Of the experiments and the benchmark, which have tests of their own, only the flags are
-read.
+does not set get small values.
 """
 
 import importlib
@@ -22,7 +21,8 @@ from common import cli, commands
 from common.data.images import write_image
 from common.generation import rain
 from common.models import Derain, EDNet, PReNet
-from tests.conftest import flags_of, photo
+from experiments import distance, knobs_report, which_rain
+from tests.conftest import flags_of, photo, write_claim_sets
 from tests.golden import ROOT, fill
 
 PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
@@ -46,6 +46,10 @@ SMALL = {
     "variants": "1",
     "pictures": "2",
     "netED": "ED.pt",
+    "generator_steps": "2",
+    "steps": "2",
+    "seeds": "1",
+    "cells": "heavy4",
 }
 OWN = {  # for single scripts; None leaves the default
     "test_syn_joint.py": {"stage": None},
@@ -55,6 +59,7 @@ OWN = {  # for single scripts; None leaves the default
     "train_syn_generator.py": {"niter": None, "iters_per_epoch": "1"},
     "train_syn_encoder.py": {"niter": None, "iters_per_epoch": "1"},
     "common.data.pack": {"workers": None},
+    "which_rain.py": {"kinds": "procedural"},
 }
 
 
@@ -102,13 +107,30 @@ def world(tmp_path, monkeypatch):
     shutil.copytree(tmp_path / "RAINY", tmp_path / "SPA_DATA" / "a")
     shutil.copytree(tmp_path / "CLEAN", tmp_path / "SPA_DATA" / "b")
     (tmp_path / "SPA_DATA" / "real_world.txt").write_text("a/0.png b/0.png\na/1.png b/1.png\n")
+    for name in ("LOGS", "OTHER_LOGS"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log.csv").write_text("epoch,step,seconds,loss\n1,9,1.0,-0.5\n2,18,2.0,-0.6\n")
+    write_claim_sets(tmp_path / "DATA")
     nets = {"DerainNet_state_700": Derain(6), "DerainNet_state_800": Derain(6), "Aug_DerainNet_state_200": PReNet(6)}
     small = EDNet(nz=5, nef=4, patch_size=16)
     for name, net in (nets | {"ED_state_700": small, "ED_state_800": small, "ED": small}).items():
         torch.save(fill(net, 1).state_dict(), tmp_path / f"{name}.pt")
     (block,) = (code for code in python_in(TEXT) if "class Small" in code)
     (tmp_path / "small.py").write_text(block)
-    monkeypatch.setattr(rain, "POOL", 32)
+    for module, name, value in (  # generators and knobs are measured on little
+        (rain, "POOL", 32),
+        (distance, "BIG", 64),
+        (distance, "NUMBER", 16),
+        (distance, "STEPS", 2),
+        (distance, "VARIANTS", 30),
+        (which_rain, "VARIANTS", 1),
+        (which_rain, "STAGES", 1),
+        (which_rain, "PATCH", 16),
+        (knobs_report, "SIDE", 48),
+        (knobs_report, "PLACES", 2),
+        (knobs_report, "RANGES", {"angle": (-45, 45)}),
+    ):
+        monkeypatch.setattr(module, name, value)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -124,8 +146,6 @@ def smaller(module, name, words):
         values = dict.fromkeys(values) | {"niter": "2"}
     if "--derainer" in words:
         values["recurrent_iter"] = None
-    if "--fake_ratio 0" in " ".join(words):
-        values["batchSize"] = "1"
     if "default" in words:  # the generator of the project has its own sizes
         values |= {"nz": None, "nef": None, "patchSize": None}
     more = {flag: value for flag, value in values.items() if value and flag in flags and f"--{flag}" not in words}
@@ -149,7 +169,6 @@ def run(line, world, names):
     if words[0] == "vrgnet":
         return commands.main([*words[1:], "--use_gpu", "false"])
     assert words[0] == "python", line
-    parsed_alone = words[1].startswith("experiments/") or "common.benchmark" in words
     if words[1] == "-m":
         name, words = words[2], words[3:]
         module = importlib.import_module(name)
@@ -157,9 +176,6 @@ def run(line, world, names):
         family, name = words[1].split("/")
         words = words[2:]
         module = importlib.import_module(f"{family}.{name.removesuffix('.py')}")
-    if parsed_alone:
-        module.parse_args(words)
-        return 0
     return cli.run(lambda: module.main(smaller(module, name, words)))
 
 
@@ -171,7 +187,7 @@ def rename_weights(world):
 
 
 @pytest.mark.parametrize("heading", COMMANDS)
-def test_commands_run_in_small(heading, world, capsys):
+def test_commands_run_in_small(heading, world, capsys, calls):
     names = {}
     # Two photos are enough, where none are left out.
     if "--hold_out" not in " ".join(COMMANDS[heading]):
