@@ -23,10 +23,10 @@ from common.data.patches import PatchDataset
 from common.models import Derain, Discriminator, EDNet, PReNet
 from common.training import checkpoint
 from common.training.augment import aug_draw, aug_step, real_samples
-from common.training.joint import joint_draw, joint_step
 from common.training.optimizer import adam
 from for_syn import train_syn_joint
 from tests.golden import fill
+from tests.runs import joint_training
 from tests.test_joint import batch
 
 NETWORKS = (Derain, 2), (EDNet, 3, 16, 8, 16), (Discriminator, 16, 16)
@@ -47,10 +47,9 @@ def run(step, draw, nets, optimizers, first, crops, steps):
 
 def joint(crops):
     """Joint training in float64."""
-    stds, rates = (0.02, 0.02, None), {"DerainNet": 2e-4, "ED": 1e-4, "D": 4e-4}
+    stds = (0.02, 0.02, None)
     nets = [fill(kind(*sizes), 21 + i, stds[i]).double() for i, (kind, *sizes) in enumerate(NETWORKS)]
-    optimizers = {name: adam(net.parameters(), rates[name]) for name, net in zip(rates, nets, strict=True)}
-    step, draw = joint_step(*nets, optimizers, 0.01, 10, 1e-6), joint_draw(5, nets[1].nz)
+    step, draw, *_, optimizers = joint_training(nets, n_dis=5, w_adv=0.01)
     torch.manual_seed(7)
     return run(step, draw, nets, optimizers.values(), 0, crops, 6)
 

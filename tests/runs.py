@@ -8,6 +8,9 @@ from pathlib import Path
 import torch
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from common.benchmark import Training
+from common.training.joint import joint_draw, joint_step
+from common.training.optimizer import adam
 from for_syn import train_syn_joint
 from tests.conftest import folders
 
@@ -26,6 +29,15 @@ def arguments(data, model, *more, seed=5):
 def train(data, model, *more, seed=5):
     """A small joint training; the same call goes on with it."""
     return train_syn_joint.main(arguments(data, model, *more, seed=seed))
+
+
+def joint_training(nets, n_dis=2, adam=adam, w_adv=1.0):
+    """Joint training of BNet, EDNet and the critic, with the paper's rates."""
+    rates = {"DerainNet": 2e-4, "ED": 1e-4, "D": 4e-4}
+    nets = dict(zip(rates, nets, strict=True))
+    optimizers = {name: adam(net.parameters(), rates[name]) for name, net in nets.items()}
+    step = joint_step(*nets.values(), optimizers, w_adv, 10.0, 1e-6)
+    return Training(step, joint_draw(n_dis, nets["ED"].nz), n_dis, nets, optimizers)
 
 
 def load(path):

@@ -8,19 +8,18 @@ import torch
 from torch import nn
 
 from common import precision as arithmetic
-from common.benchmark import Training, differing
+from common.benchmark import differing
 from common.data.images import read_image, write_image
 from common.evaluation.derain import Windows, derain, derain_pixels
 from common.models import Derain, Discriminator, EDNet
 from common.precision import prepare
-from common.training import augment, joint
+from common.training import augment
 from common.training.graphs import CudaRecorder
-from common.training.optimizer import adam
 from for_syn import test_syn_joint as derain_script
 from for_syn import train_syn_joint
 from tests.conftest import photo
 from tests.golden import fill, golden_json, uniform
-from tests.runs import arguments, load, numbers_of, train
+from tests.runs import arguments, joint_training, load, numbers_of, train
 from tests.test_distributed import torchrun, training
 from tests.test_joint import NAMES, batch
 
@@ -50,35 +49,28 @@ def test_golden_rows(kind, name):
     """Seven joint steps of the reference, with the draws of the CPU."""
     golden = golden_json(name)
     nets = fill(Derain(6), 21, 0.02), fill(EDNet(3, 128, 32), 22, 0.02), fill(Discriminator(64, 64), 23)
-    step = joint_training([net.to(GPU, kind) for net in nets], 5, w_adv=golden["w_adv"]).step
+    nets = [net.to(GPU, kind) for net in nets]
+    prepare(nets[0], GPU, "fp32", training=True)
+    step = joint_training(nets, w_adv=golden["w_adv"]).step
     torch.manual_seed(7)
     double = kind == torch.float64
-    names = NAMES | {"mse": "mse", "g_adv": "g_loss", "loss_G": "errED", "kl_z": "kl_z", "kl_b": "kl_b"}
     for index, expected in enumerate(golden["rows_float64" if double else "rows_float32"]):
         draws = torch.randn(4, 128), torch.rand(4, 1, 1, 1)
-        losses, _ = step(index % 5 == 0, *(x.to(GPU, kind) for x in (*batch(index), *draws)))
+        losses, _ = step((index % 5 == 0,) * 2, *(x.to(GPU, kind) for x in (*batch(index), *draws)))
         assert len(losses) == (9 if index % 5 == 0 else 5)
         for key, value in losses.items():
             allowed = 1e-6 if double else {"gp": 1e-4, "loss_D": 2e-3, "loss_G": 2e-3}.get(key, 1e-6)
-            expect = pytest.approx(expected[names[key]], rel=1e-5 if double else 1e-3, abs=allowed)
+            expect = pytest.approx(expected[NAMES[key]], rel=1e-5 if double else 1e-3, abs=allowed)
             assert value.item() == expect, (index, key)
-
-
-def joint_training(nets, n_dis, precision="fp32", w_adv=1.0):
-    """Joint training of these networks."""
-    prepare(nets[0], GPU, precision, training=True)
-    rates = {"DerainNet": 2e-4, "ED": 1e-4, "D": 4e-4}
-    nets = dict(zip(rates, nets, strict=True))
-    optimizers = {name: adam(net.parameters(), rates[name]) for name, net in nets.items()}
-    step = joint.joint_step(*nets.values(), optimizers, w_adv, 10.0, 1e-6)
-    return Training(step, joint.joint_draw(n_dis, nets["ED"].nz), n_dis, nets, optimizers)
 
 
 def small(precision="fp32"):
     """Joint training of small networks."""
     torch.manual_seed(0)
     nets = fill(Derain(2), 21, 0.02), fill(EDNet(3, 8, 4, 16), 22, 0.02), fill(Discriminator(16, 8), 23)
-    return joint_training([net.to(GPU) for net in nets], 2, precision)
+    nets = [net.to(GPU) for net in nets]
+    prepare(nets[0], GPU, precision, training=True)
+    return joint_training(nets)
 
 
 def joint_run(precision="fp32"):
@@ -187,8 +179,8 @@ def test_processes_over_nccl(pairs_folder, tmp_path):
     """As many as there are GPUs, up to two; one alone goes the same way through NCCL."""
     processes = min(2, torch.cuda.device_count())
     flags = ["--use_gpu", "true", "--niter", 3, "--n_dis", 2, "--log_every", 1]
-    train_syn_joint.main(training(pairs_folder, tmp_path / "alone", 4, *flags))
-    together = training(pairs_folder, tmp_path / "together", 4, *flags)
+    train_syn_joint.main(training(pairs_folder, tmp_path / "alone", *flags))
+    together = training(pairs_folder, tmp_path / "together", *flags)
     process = torchrun("for_syn/train_syn_joint.py", *together, processes=processes)
     text = process.communicate(timeout=300)[0]
     assert process.returncode == 0, text

@@ -14,12 +14,12 @@ from common import distributed
 from common.benchmark import Training, differing
 from common.errors import TrainingStopped, UserError
 from common.models import Derain, Discriminator, EDNet, PReNet
-from common.training import augment, encoder, generator, graphs, joint
+from common.training import augment, encoder, generator, graphs
 from common.training.checkpoint import load_state, state_of
 from common.training.graphs import WARM_UP, RecordedStep
 from for_syn import train_syn_joint
 from tests.golden import fill
-from tests.runs import arguments, numbers_of, train
+from tests.runs import arguments, joint_training, numbers_of, train
 from tests.tape import Tape
 
 CPU = torch.device("cpu")
@@ -32,12 +32,9 @@ def adam(parameters, lr=1e-3, betas=(0.9, 0.999)):
     return optimizer
 
 
-def joint_training():
+def small_joint_training():
     nets = fill(Derain(1), 21, 0.02), fill(EDNet(3, 8, 2, 16), 22, 0.02), fill(Discriminator(16, 4), 23)
-    nets = dict(zip(("DerainNet", "ED", "D"), nets, strict=True))
-    optimizers = {name: adam(net.parameters()) for name, net in nets.items()}
-    step = joint.joint_step(*nets.values(), optimizers, 1.0, 10.0, 1e-6)
-    return Training(step, joint.joint_draw(2, 8), 2, nets, optimizers)
+    return joint_training(nets, adam=adam)
 
 
 def augmented_training():
@@ -65,7 +62,7 @@ def encoder_training():
 
 @pytest.mark.parametrize(
     ("training", "kinds"),
-    [(joint_training, 2), (augmented_training, 1), (generator_training, 2), (encoder_training, 1)],
+    [(small_joint_training, 2), (augmented_training, 1), (generator_training, 2), (encoder_training, 1)],
 )
 def test_replayed_steps_are_those_that_run(training, kinds):
     tape, made = Tape(), training()
@@ -113,7 +110,7 @@ class OldRate(Changed):
     ("wrong", "found"), [(Stale, "mse of step 0"), (Lost, "exp_avg 0 of Adam"), (OldRate, "weight")]
 )
 def test_a_wrong_recording_is_found(wrong, found):
-    assert any(found in name for name in differing(joint_training(), wrong(), 4, 16, CPU))
+    assert any(found in name for name in differing(small_joint_training(), wrong(), 4, 16, CPU))
 
 
 def test_what_is_given_stays_and_a_kind_runs_before_it_is_recorded():
@@ -125,7 +122,7 @@ def test_what_is_given_stays_and_a_kind_runs_before_it_is_recorded():
 
 
 def test_states_fit_whether_steps_are_recorded_or_not():
-    training = joint_training()
+    training = small_joint_training()
     optimizer = training.optimizers["DerainNet"]
     RecordedStep(training.step, training.optimizers, Tape())(*training.draw(*torch.rand(2, 4, 3, 16, 16), 0, 4))
     stored = state_of(optimizer)

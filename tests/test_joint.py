@@ -1,20 +1,22 @@
 """The two steps of joint training against the reference, and what each of them may touch."""
 
-import copy
 import math
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.optim import Adam
 
 from common.models import Derain, Discriminator, EDNet
 from common.training.joint import d_step, forward, g_step
 from common.training.losses import gaussian_kl
 from tests.golden import fill, golden_json
+from tests.runs import joint_training
 
 NOT_REPRODUCIBLE = ("key_conv.bias", "attn2.value_conv.bias")  # true gradient zero: Adam turns rounding into steps
-NAMES = {"d_real": "d_loss_real", "d_fake": "d_loss_fake", "gp": "gp", "loss_D": "errD"}
+NAMES = {"d_real": "d_loss_real", "d_fake": "d_loss_fake", "gp": "gp", "loss_D": "errD", "mse": "mse"}
+NAMES |= {"g_adv": "g_loss", "loss_G": "errED", "kl_z": "kl_z", "kl_b": "kl_b"}  # of the golden rows, by ours
 
 
 def batch(step, n=4):
@@ -24,34 +26,33 @@ def batch(step, n=4):
     return torch.from_numpy((clean + rain).astype(np.float32)), torch.from_numpy(clean.astype(np.float32))
 
 
-def test_seven_steps_in_double():
-    """The run of golden/README.md: the scalars of its steps, and the networks after it; a frozen BNet is in float32."""
+class InSingle(nn.Module):
+    """A network in float32 among others in float64: its convolutions in double would take seven times as long."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x.float())
+
+
+def test_seven_steps_of_the_reference():
+    """The run of golden/README.md: all losses of its steps, and the networks after it; in float64 but for BNet."""
     golden = golden_json("joint_syn.json")
     nets = fill(Derain(6), 21, 0.02), fill(EDNet(3, 128, 32), 22, 0.02), fill(Discriminator(64, 64), 23)
-    netDerain, netED, netD = (net.double() for net in nets)
-    optD = Adam((p for p in netD.parameters() if p.requires_grad), 4e-4)
-    optDerain, optED = Adam(netDerain.parameters(), 2e-4), Adam(netED.parameters(), 1e-4)
+    training = joint_training([InSingle(nets[0]), nets[1].double(), nets[2].double()], 5, w_adv=golden["w_adv"])
+    posterior = {}
+    nets[0].register_forward_hook(lambda net, x, out: posterior.update(b=[y.double() for y in out]))
+    nets[1].register_forward_hook(lambda net, x, out: posterior.update(z=out[1:3]))
     torch.manual_seed(7)
-    for step, expected in enumerate(golden["rows_float64"]):
-        rainy, clean = (x.double() for x in batch(step))
-        learn = step % 5 == 0
-        eps = torch.randn(4, 128).double()
-        if learn:
-            out = forward(netDerain, netED, rainy, eps)
-        else:  # float32 rounds by 1e-7; PyTorch's convolutions in double take seven times as long
-            with torch.no_grad():
-                posterior = copy.deepcopy(netDerain).float()(rainy.float())
-                out = forward(lambda x, posterior=posterior: posterior, netED, rainy, eps)
-        losses = d_step(netD, optD, rainy, out.fake, torch.rand(4, 1, 1, 1).double(), 10)
-        row = {name: losses[key].item() for key, name in NAMES.items()}
-        with torch.no_grad():
-            row["kl_z"] = gaussian_kl(out.mu_z, out.logvar_z).item()
-            row["kl_b"] = gaussian_kl(out.mu_b, out.logvar_b, clean, 1e-6).item()
-            row["mse"] = torch.mean((out.mu_b - clean) ** 2).item()
-        if learn:
-            losses = g_step(netDerain, netED, netD, optDerain, optED, out, clean, golden["w_adv"], 1e-6)
-            row |= {"g_loss": losses["g_adv"].item(), "errED": losses["loss_G"].item()}
-            assert losses["kl_z"].item() == row["kl_z"] and losses["kl_b"].item() == row["kl_b"]
+    for index, expected in enumerate(golden["rows_float64"]):
+        kind, *inputs = training.draw(*batch(index), index, 4)
+        rainy, clean, eps, alpha = (x.double() for x in inputs)
+        losses, _ = training.step(kind, rainy, clean, eps, alpha)
+        assert ("loss_G" in losses) == (index % 5 == 0)
+        kl = {"kl_z": gaussian_kl(*posterior["z"]), "kl_b": gaussian_kl(*posterior["b"], clean, 1e-6)}
+        row = {NAMES[key]: value.item() for key, value in (kl | losses).items()}
         assert row == pytest.approx({name: expected[name] for name in expected.keys() - {"step"}}, rel=1e-5, abs=1e-6)
     rates = {"derain": 2e-4, "ed": 1e-4, "disc": 4e-4}
     for (name, rate), net in zip(rates.items(), nets, strict=True):

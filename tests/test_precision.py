@@ -15,13 +15,11 @@ from common.evaluation.derain import derain
 from common.models import Derain, Discriminator, EDNet, PReNet
 from common.precision import prepare, require_fast, set_arithmetic
 from common.training import losses
-from common.training.joint import joint_draw, joint_step
-from common.training.optimizer import adam
 from for_syn import test_syn_joint as derain_script
 from for_syn import train_syn_joint
 from tests.conftest import photo
 from tests.golden import fill, uniform
-from tests.runs import arguments
+from tests.runs import arguments, joint_training
 
 CPU = torch.device("cpu")
 
@@ -54,14 +52,6 @@ def test_in_any_memory_layout_the_numbers_are_the_same():
                 assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
 
-def joint_training(nets, **how):
-    """A step and a draw of joint training for these networks, and the optimizers."""
-    names = ("DerainNet", "ED", "D")
-    optimizers = {name: adam(net.parameters(), 1e-4) for name, net in zip(names, nets, strict=True)}
-    settings = {"w_adv": 1.0, "lambda_gp": 10.0, "eps2": 1e-6} | how
-    return joint_step(*nets, optimizers, **settings), joint_draw(2, nets[1].nz), optimizers
-
-
 def test_only_steps_that_learn_compute_gradients():
     calls = []
     net = fill(Derain(1), 1, 0.02)
@@ -69,7 +59,7 @@ def test_only_steps_that_learn_compute_gradients():
     net.derainet.register_forward_hook(
         lambda module, args, out: calls.append((out[0].requires_grad, args[0].is_contiguous()))
     )
-    step, draw, _ = joint_training((net, EDNet(3, 4, 2, 16), Discriminator(16, 4)))
+    step, draw, *_ = joint_training((net, EDNet(3, 4, 2, 16), Discriminator(16, 4)))
     for index in range(3):
         step(*draw(*torch.rand(2, 2, 3, 16, 16), index, 2))
     assert calls == [(True, True), (False, False), (True, True)]  # channels_last where no gradients are
@@ -110,7 +100,7 @@ def test_bf16_is_for_the_derainer_alone(any_processor):
     for name, module in (("bnet", nets[0].derainet.conv0), ("ed", nets[1].decoder), ("d", nets[2])):
         module.register_forward_hook(note(name))
     prepare(nets[0], CPU, "bf16", training=True)
-    step, draw, optimizers = joint_training(nets)
+    step, draw, *_, optimizers = joint_training(nets)
     for index in range(3):
         values, images = step(*draw(*torch.rand(2, 2, 3, 16, 16), index, 2))
         assert all(value.dtype == torch.float32 for value in [*values.values(), *images.values()])
