@@ -84,7 +84,7 @@ def main(argv=None):
         grey = all(layer.pixels.shape[2] == 1 for layer in dataset.pairs)
         init_decoder(netED.decoder, grey)
         if args.init_ED and folder.is_new:
-            load_weights(netED, args.init_ED, "ED", "--init_ED")
+            load_weights(netED, args.init_ED, "--init_ED")
         first = args.critic_first
         if first is None:  # a critic that knows nothing would spoil a G that is trained
             first = 300 if args.init_ED else 0

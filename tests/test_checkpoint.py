@@ -31,7 +31,7 @@ def refused(path, content, kind, message):
     """That a file of this content is no network of the kind, with this message."""
     torch.save(content, path)
     with pytest.raises(UserError, match=message):
-        load_weights(small(kind), path, kind, "--net")
+        load_weights(small(kind), path, "--net")
 
 
 # --- what loads ------------------------------------------------------------------------------------------------------
@@ -45,18 +45,18 @@ def test_load(tmp_path, kind, form):
         net.load_state_dict({key: value.half() for key, value in net.state_dict().items()})
     state = {key: value.half() if form == "half" else value for key, value in net.state_dict().items()}
     torch.save(state, tmp_path / "x.pt", _use_new_zipfile_serialization=form != "old")
-    load_weights(other, tmp_path / "x.pt", kind, "--net")
+    load_weights(other, tmp_path / "x.pt", "--net")
     assert same(net, other)
 
 
 @needs_data
 def test_released_checkpoints():  # T11: the old format, saved from cuda:0
-    for name, net, kind in (
-        ("syn100l_DerainNet_state_700.pt", Derain(), "joint"),
-        ("spa_DerainNet_state_800.pt", Derain(), "joint"),
-        ("prenet_rain100L_net_latest.pth", PReNet(), "augmented"),
+    for name, net in (
+        ("syn100l_DerainNet_state_700.pt", Derain()),
+        ("spa_DerainNet_state_800.pt", Derain()),
+        ("prenet_rain100L_net_latest.pth", PReNet()),
     ):
-        load_weights(net, DATA / "checkpoints" / name, kind, "--net")
+        load_weights(net, DATA / "checkpoints" / name, "--net")
         assert {p.device.type for p in net.parameters()} == {"cpu"}
 
 
@@ -82,7 +82,7 @@ def test_weights_as_other_projects_publish_them(tmp_path, capsys, kind, form):
     net, other, path = small(kind), small(kind), tmp_path / "x.pt"
     wrap, message = FORMS[form]
     torch.save(wrap(net.state_dict()), path)
-    load_weights(other, path, kind, "--net")
+    load_weights(other, path, "--net")
     assert same(net, other) and f"--net: {path}: {message}\n" == capsys.readouterr().out
     if kind == "ED":
         assert checkpoint.load_generator(path, "--netED").nz == 4
@@ -98,26 +98,26 @@ class Own(torch.nn.Module):
         self.module = torch.nn.Conv2d(3, 3, 1)
 
 
-@pytest.mark.parametrize("make, kind", [(lambda: PReNet(1), "augmented"), (Own, "own")])
-def test_wrapped_networks_take_weights_with_and_without_the_wrapper(tmp_path, make, kind):
+@pytest.mark.parametrize("make", [lambda: PReNet(1), Own])
+def test_wrapped_networks_take_weights_with_and_without_the_wrapper(tmp_path, make):
     wrappers = (lambda net: net, torch.nn.DataParallel, lambda net: torch.compile(net, backend="eager"))
     for saving in wrappers:
         net = make()
         torch.save(saving(net).state_dict(), tmp_path / "x.pt")
         for loading in wrappers:
             other = make()
-            load_weights(loading(other), tmp_path / "x.pt", kind, "--net")
+            load_weights(loading(other), tmp_path / "x.pt", "--net")
             assert same(net, other)
 
 
 def test_safetensors(tmp_path):
     net, other = small("ED"), small("ED")
     save_file(after("module.", net.state_dict()), tmp_path / "x.pth")  # known by its content
-    load_weights(other, tmp_path / "x.pth", "ED", "--net")
+    load_weights(other, tmp_path / "x.pth", "--net")
     assert same(net, other)
     (tmp_path / "x.pth").write_bytes((tmp_path / "x.pth").read_bytes()[:-9])
     with pytest.raises(UserError, match="is damaged"):
-        load_weights(other, tmp_path / "x.pth", "ED", "--net")
+        load_weights(other, tmp_path / "x.pth", "--net")
 
 
 def test_PReNet_r_is_PReNet_with_equal_blocks(tmp_path, capsys):
@@ -127,7 +127,7 @@ def test_PReNet_r_is_PReNet_with_equal_blocks(tmp_path, capsys):
     others = tuple(f"res_conv{k}" for k in range(2, 6))
     state = {key: value for key, value in net.state_dict().items() if not key.startswith(others)}
     torch.save(after("module.", state), tmp_path / "x.pt")
-    load_weights(other, tmp_path / "x.pt", "augmented", "--model_dir")
+    load_weights(other, tmp_path / "x.pt", "--model_dir")
     assert "this is PReNet_r" in capsys.readouterr().out and same(net, other)
 
 
@@ -161,6 +161,22 @@ def test_the_wrong_file_is_recognised(tmp_path, kind, message):
 )  # fmt: skip
 def test_weights_that_do_not_fit(tmp_path, kind, content, message):
     refused(tmp_path / "x.pt", content, kind, message)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"vrgnet_state": 1}, "this is a training state; use the network's own file .*Expected here: weights of Own."),
+        (
+            PReNet(1).state_dict(),
+            "does not fit. Expected: weights of Own. Set the flags .*--derainer.*Missing",
+        ),
+    ],
+)
+def test_what_a_network_of_the_user_is_not(tmp_path, content, message):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=message):
+        load_weights(Own(), tmp_path / "x.pt", "--net")
 
 
 def saved(value):

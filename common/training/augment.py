@@ -15,7 +15,7 @@ from .. import derainer, distributed
 from ..data.patches import PatchDataset, photo_set
 from ..errors import UserError
 from ..models import EDNet
-from .checkpoint import generator_of, kind_of_derainer, load_weights
+from .checkpoint import generator_of, load_weights
 from .losses import ssim_loss
 
 Tensors = dict[str, Tensor]
@@ -128,7 +128,7 @@ def start_from(args: argparse.Namespace, net: nn.Module) -> None:
         UserError: see ``load_weights``.
     """
     if args.init_Derain:
-        load_weights(net, args.init_Derain, kind_of_derainer(args), "--init_Derain")
+        load_weights(net, args.init_Derain, "--init_Derain")
 
 
 def crops(

@@ -17,7 +17,7 @@ from ..errors import TrainingStopped, UserError, is_dead_worker
 from ..models import Derain, EDNet
 from ..terminal import print_result
 from ..weights import DERAINER
-from .kinds import FOREIGN, KINDS, REMEDIES, kind_of, unwrapped
+from .kinds import FOREIGN, KINDS, REMEDY, kind_of, unwrapped
 
 
 def save(value: object, path: Path) -> None:
@@ -100,11 +100,6 @@ def newest(path: Path, flag: str, hint: str = "") -> Path:
     return Path(path, file)
 
 
-def kind_of_derainer(args: argparse.Namespace) -> str:
-    """What the weights of --derainer must be: 'augmented' or 'own', see ``put_weights``."""
-    return "own" if derainer.is_custom(args) else "augmented"
-
-
 def load_derainer(args: argparse.Namespace, hint: str = "") -> nn.Module:
     """The derainer that --model_dir, --derainer and the choice beside the weights name, filled, on the CPU.
 
@@ -124,7 +119,7 @@ def load_derainer(args: argparse.Namespace, hint: str = "") -> nn.Module:
     args.model_dir, content = str(path), load(path, "--model_dir", hint)
     derainer.follow_training(args, path)
     net = derainer.build(args)
-    put_weights(net, content, kind_of_derainer(args), f"--model_dir: {path}")
+    put_weights(net, content, f"--model_dir: {path}")
     return net
 
 
@@ -137,7 +132,7 @@ def load_joint(args: argparse.Namespace, hint: str = "") -> Derain:
     content = load(args.netDerain, "--netDerain", hint)
     derainer.follow_training(args, Path(args.netDerain))
     net = Derain(stage=args.stage)
-    put_weights(net, content, "joint", f"--netDerain: {args.netDerain}")
+    put_weights(net, content, f"--netDerain: {args.netDerain}")
     return net
 
 
@@ -155,7 +150,7 @@ def load_generator(path: Path, flag: str, hint: str = "") -> EDNet:
             nz = content["decoder.main.0.weight"].shape[1]
             convolutions = sum(key.startswith("encoder.main.") and x.dim() == 4 for key, x in content.items())
             net = EDNet(nc=nc, nz=nz, nef=nef, patch_size=2 ** (convolutions + 1))
-    put_weights(net, content, "ED", f"{flag}: {path}")
+    put_weights(net, content, f"{flag}: {path}")
     return net
 
 
@@ -190,28 +185,27 @@ def generator_of(args: argparse.Namespace, device: torch.device, hint: str, any_
     return net.eval().requires_grad_(False).to(device)
 
 
-def load_weights(net: nn.Module, path: Path, kind: str, flag: str) -> None:
-    """Load a released or own state dict into a network, in place.
-
-    Args:
-        kind: what is expected, see ``kind_of``.
-        flag: names the file in messages.
+def load_weights(net: nn.Module, path: Path, flag: str) -> None:
+    """Load a released or own state dict into a network, in place; ``flag`` names the file in messages.
 
     Raises:
         UserError: says what the file looks like, what was expected, and which keys or shapes differ.
     """
-    put_weights(net, load(path, flag), kind, f"{flag}: {path}")
+    put_weights(net, load(path, flag), f"{flag}: {path}")
 
 
-def put_weights(net: nn.Module, content: object, kind: str, where: str) -> None:
+def put_weights(net: nn.Module, content: object, where: str) -> None:
     """``load_weights`` for a file that is read already; ``where`` names it in messages. Raises the same."""
-    expected, net = KINDS[kind][1], derainer.inner(net)
-    content = unwrapped(content, net.state_dict().keys(), where)
+    net = derainer.inner(net)
+    own = net.state_dict()
+    kind = kind_of(own)  # None: a network of the user's
+    expected = KINDS[kind][1] if kind else f"weights of {type(net).__name__}"
+    content = unwrapped(content, own.keys(), where)
     actual = kind_of(content)
-    if actual not in (kind, None) and (kind != "own" or actual == "state"):
+    if actual not in (kind, None) and (kind or actual == "state"):
         _, is_a, remedy = KINDS[actual]
         raise UserError(f"{where}: this is {is_a}; {remedy}. Expected here: {expected}.")
-    if kind == actual == "augmented" and "res_conv2.0.weight" not in content:
+    if actual == "augmented" and "res_conv2.0.weight" in own.keys() - content.keys():
         print(f"{where}: this is PReNet_r, whose one residual block stands for all five")
         one = {key: value for key, value in content.items() if key.startswith("res_conv1.")}
         content |= {key.replace("1", str(k), 1): value for k in range(2, 6) for key, value in one.items()}
@@ -220,7 +214,7 @@ def put_weights(net: nn.Module, content: object, kind: str, where: str) -> None:
     except Exception as error:  # names or shapes differ, or it is no state dict at all
         text = " ".join(str(error).split())
         raise UserError(
-            f"{where}: this does not fit. Expected: {expected}. {REMEDIES.get(kind, '')} PyTorch says: {text:.600}"
+            f"{where}: this does not fit. Expected: {expected}. {REMEDY} PyTorch says: {text:.600}"
         ) from None
     for key, value in net.state_dict().items():
         if value.is_floating_point() and not content[key].is_floating_point():  # loading makes floats of quantized ones

@@ -149,7 +149,7 @@ class TrainingFolder:
             return self.at
         state, self._state = self._state, None  # its memory is needed
         for name, content in state["nets"].items():
-            checkpoint.put_weights(nets[name], content, self._kind(name), f"--model_dir: {self.path}, {name}")
+            checkpoint.put_weights(nets[name], content, f"--model_dir: {self.path}, {name}")
         if "rng" not in state:  # bare weights
             return self.at
         before, _, of_generator = state["data"].partition(", generator ")
@@ -183,10 +183,6 @@ class TrainingFolder:
                 f"--model_dir: {self.path} holds a training with other options: {'; '.join(differ)}. Give the same "
                 "options to go on with it, --overwrite to start anew, or another --model_dir."
             )
-
-    def _kind(self, prefix: str) -> str:
-        joint = {"DerainNet": "joint", "ED": "ED", "ED_ema": "ED", "D": "D"}
-        return joint.get(prefix) or checkpoint.kind_of_derainer(self.args)
 
     def begin(self) -> None:
         """The checks are done and the first step is next: delete what --overwrite deletes, write the choice."""

@@ -169,7 +169,7 @@ def start_from(args: argparse.Namespace, netDerain: Derain, netED: nn.Module) ->
         UserError: see ``load_weights``.
     """
     if args.init_ED:
-        load_weights(netED, args.init_ED, "ED", "--init_ED")
+        load_weights(netED, args.init_ED, "--init_ED")
     if not args.init_Derain:
         return
     where, own = f"--init_Derain: {args.init_Derain}", netDerain.derainet
@@ -179,9 +179,9 @@ def start_from(args: argparse.Namespace, netDerain: Derain, netED: nn.Module) ->
     if stages != args.stage:  # it loads, and removes rain badly
         warn([f"stage: {args.stage}, in the training of {args.init_Derain} it was {stages}"])
     if kind_of(content) != "augmented":
-        return put_weights(netDerain, content, "joint", where)
+        return put_weights(netDerain, content, where)
     net = PReNet(args.stage)
-    put_weights(net, content, "augmented", where)
+    put_weights(net, content, where)
     own.load_state_dict(net.state_dict(), strict=False)
     final, conv = own.convfinal[0], net.conv[0]
     with torch.no_grad():

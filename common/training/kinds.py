@@ -9,16 +9,12 @@ KINDS = {
     "augmented": ("res_conv1.0.weight", "an augmented derainer", "use test_syn_aug.py or test_spa_aug.py"),
     "ED": ("decoder.main.0.weight", "a generator, ED", "it belongs to --netED, ED_state_N.pt"),
     "D": ("l4.0.module.weight_bar", "a critic, D", "only joint training uses it, D_state_N.pt"),
-    "own": ("", "the network of --derainer", "name it with --derainer"),
 }
-# What to do where names or shapes differ; PReNet and BNet have no sizes to set.
-REMEDIES = {
-    "ED": "Set the flags of the network (--nz, --nef, --patchSize) as in its training.",
-    "D": "Set the flags of the network (--ndf, --patchSize) as in its training.",
-    "own": "Give --derainer and --derainer_args as in its training.",
-    "augmented": "If it is of another network (PRN, or PReNet with a GRU, say): test_syn_aug.py --derainer "
-    "path/to/file.py:Class tests it, with its authors' code.",
-}
+REMEDY = (  # where names or shapes differ
+    "Set the flags of the network (--nz, --nef, --ndf, --patchSize, --derainer, --derainer_args) as in its training. "
+    "If it is of another network (PRN, or PReNet with a GRU, say): test_syn_aug.py --derainer path/to/file.py:Class "
+    "tests it, with its authors' code."
+)
 WANTED = "Wanted are weights of PyTorch: a state_dict in a .pt, .pth or .safetensors file"
 # How files begin that are no weights of PyTorch (and what torch.load says of archives) -> what they are, the remedy.
 FOREIGN = {
@@ -35,7 +31,7 @@ _PREFIXES = ("", "module.", "_orig_mod.", "net.", "model.", "network.", "netG.",
 
 
 def kind_of(content: object) -> str | None:
-    """What a loaded file is: a key of ``KINDS`` or None."""
+    """What a loaded file, or the state dict of a network, is: a key of ``KINDS`` or None."""
     names = content if isinstance(content, dict) else {}
     return next((kind for kind, (name, *_) in KINDS.items() if name in names), None)
 
