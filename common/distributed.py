@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.optim import Optimizer
 
-from .errors import TrainingStopped, UserError, is_dead_worker, is_out_of_memory
+from .errors import Stopped, UserError, is_dead_worker, is_out_of_memory
 
 T = TypeVar("T")
 TIMEOUT = datetime.timedelta(minutes=30)  # the longest that a process waits for another one
@@ -76,7 +76,7 @@ def _together(collective: Callable[[], T]) -> T:
         if is_dead_worker(error) or is_out_of_memory(error):
             raise
         reason = str(error).strip().partition("\n")[0]
-        raise TrainingStopped(f"another process of this job is gone or can't be reached ({reason})") from None
+        raise Stopped(f"another process of this job is gone or can't be reached ({reason})") from None
 
 
 def gather(value: T) -> list[T]:

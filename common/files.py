@@ -5,7 +5,7 @@ import os
 import uuid
 from pathlib import Path
 
-from .errors import Unwritable, UserError
+from .errors import Stopped
 
 UNFINISHED = ".writing-"  # start of the names of files that are not whole yet
 
@@ -14,8 +14,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a file that appears whole or not at all; folders are created.
 
     Raises:
-        UserError: it is a folder, or its folder is a file.
-        Unwritable: the folder can't be written to, or the disk is full.
+        Stopped: it is a folder, its folder can't be made or written to, or the disk is full.
     """
     path = Path(path)
     temporary = path.parent / f"{UNFINISHED}{uuid.uuid4().hex}"
@@ -23,10 +22,10 @@ def write_bytes(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(data)
         os.replace(temporary, path)
-    except (IsADirectoryError, FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"{path}: can't be written ({error.strerror}); name another file") from None
     except OSError as error:
-        raise Unwritable(f"{path}: can't be written ({error.strerror}); check the folder and the disk") from None
+        raise Stopped(
+            f"{path}: can't be written ({error.strerror}); check the path, its permissions and the disk"
+        ) from None
     finally:
         with contextlib.suppress(OSError):  # it is gone where all went well
             temporary.unlink()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import TrainingStopped, UserError
+from common.errors import Stopped, UserError
 from common.files import write_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,12 +42,12 @@ def one_setting(out: Path, settings: dict) -> Iterator[None]:
 
 
 def call(words: list, log: Path) -> None:
-    """Run a script of the project to its end; what it prints goes to a file. TrainingStopped: it failed."""
+    """Run a script of the project to its end; what it prints goes to a file. Stopped: it failed."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as file:
         done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
     if done.returncode:
-        raise TrainingStopped(f"{words[0]} ended with exit code {done.returncode}; see {log}")
+        raise Stopped(f"{words[0]} ended with exit code {done.returncode}; see {log}")
 
 
 def read_log(folder: Path) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from common.errors import TrainingStopped, UserError
+from common.errors import Stopped, UserError
 from common.models import Derain, Discriminator, EDNet, PReNet
 from common.training import checkpoint
 from common.training.checkpoint import load, load_weights
@@ -241,6 +241,6 @@ def test_save_is_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(TrainingStopped, match="x.pt: can't be saved .No space left on device"):
+    with pytest.raises(Stopped, match="x.pt: can't be saved .No space left on device"):
         checkpoint.save({"n": 2}, path)
     assert torch.load(path)["n"] == 1 and len(list(tmp_path.iterdir())) == 1

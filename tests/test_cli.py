@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common import cli
-from common.errors import TrainingStopped, UserError
+from common.errors import Stopped, UserError
 from common.training import device, seeds
 from for_syn import train_syn_joint
 from tests.golden import ROOT, golden_json
@@ -84,7 +84,7 @@ def test_exit_codes(capsys):
         return cli.run(main)
 
     assert cli.run(lambda: None) == 0 and cli.run(lambda: 1) == 1
-    assert fail(UserError("--x: y")) == 2 and fail(TrainingStopped("z")) == 1 and fail(KeyboardInterrupt()) == 130
+    assert fail(UserError("--x: y")) == 2 and fail(Stopped("z")) == 1 and fail(KeyboardInterrupt()) == 130
     assert fail(PermissionError(13, "Permission denied", "there")) == 2
     assert fail(RuntimeError("CUDA out of memory. Tried")) == 1
     err = capsys.readouterr().err

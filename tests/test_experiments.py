@@ -9,7 +9,7 @@ import torch
 from common import cli
 from common.data.demo import rain_layer
 from common.data.images import read_image, to_uint8, write_image
-from common.errors import TrainingStopped
+from common.errors import Stopped
 from common.models import EDNet
 from experiments import claims, curves, distance, experiment, knobs_report, streaks, two_sample, which_rain
 from tests.conftest import photo, write_claim_sets
@@ -122,7 +122,7 @@ def test_curves(tmp_path):
 
 def test_a_script_that_fails_is_named(tmp_path):
     (tmp_path / "bad.py").write_text("print('disk full'); raise SystemExit(3)")
-    with pytest.raises(TrainingStopped, match="bad.py ended with exit code 3; see .*log.txt"):
+    with pytest.raises(Stopped, match="bad.py ended with exit code 3; see .*log.txt"):
         experiment.call([tmp_path / "bad.py"], tmp_path / "log.txt")
     assert (tmp_path / "log.txt").read_text() == "disk full\n"
 

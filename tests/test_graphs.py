@@ -12,7 +12,7 @@ import torch
 
 from common import distributed
 from common.benchmark import Training, differing
-from common.errors import TrainingStopped, UserError
+from common.errors import Stopped, UserError
 from common.models import Derain, Discriminator, EDNet, PReNet
 from common.training import augment, encoder, generator, graphs
 from common.training.checkpoint import load_state, state_of
@@ -190,7 +190,7 @@ def test_a_recording_that_breaks_off_ends_the_training_with_advice(monkeypatch):
     def work():
         raise RuntimeError("operation not permitted\nmore")
 
-    with pytest.raises(TrainingStopped, match=r"recorded \(operation not permitted\); run the same .* without --cuda"):
+    with pytest.raises(Stopped, match=r"recorded \(operation not permitted\); run the same .* without --cuda"):
         graphs.CudaRecorder(CPU).record(work)
 
 

@@ -146,10 +146,10 @@ def test_a_folder_that_can_not_be_read_is_an_error(tmp_path, monkeypatch):  # pe
             images.list_images(tmp_path / "here")
 
 
-def test_a_folder_in_place_of_a_file_is_a_mistake_of_the_flags(tmp_path):
+def test_a_folder_in_place_of_a_file_is_one_message(tmp_path):
     touch(tmp_path, "folder.png/x", "file")
     for inside in ("folder.png", "file/deeper/x.png"):
-        with pytest.raises(UserError, match=r"can't be written .*; name another file"):
+        with pytest.raises(UserError, match=rf"{inside}: can't be written .*; check the path"):
             write_image(tmp_path / inside, PHOTO)
 
 

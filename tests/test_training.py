@@ -14,7 +14,7 @@ import torch
 
 from common import lock
 from common.data.images import write_image
-from common.errors import TrainingStopped, UserError
+from common.errors import Stopped, UserError
 from common.evaluation import derain
 from common.lock import locked
 from common.models import Derain, EDNet, PReNet
@@ -93,7 +93,7 @@ def test_a_signal_saves_and_says_how_to_go_on(pairs_folder, whole, tmp_path):
 def test_a_failure_in_validation_does_not_lose_the_epoch(pairs_folder, tmp_path, monkeypatch):
     val = ["--val_data_path", pairs_folder / "rain", "--val_gt_path", pairs_folder / "norain"]
     model = tmp_path / "model"
-    with monkeypatch.context() as patch, pytest.raises(TrainingStopped, match="broken. The last good state is"):
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="broken. The last good state is"):
         patch.setattr(derain, "validate", mock.Mock(side_effect=UserError("broken")))
         train(pairs_folder, model, "--niter", 2, *val)
     state = load(model / "train_state_last.pt")
@@ -240,7 +240,7 @@ def test_losses_that_are_not_finite_stop_the_training(pairs_folder, tmp_path, mo
         return real(*args, **seen) | ({"gp": torch.tensor(float("nan"))} if next(calls) > 8 else {})
 
     monkeypatch.setattr(joint, "d_step", d_step)
-    with pytest.raises(TrainingStopped) as error:
+    with pytest.raises(Stopped) as error:
         train(pairs_folder, tmp_path / "model", "--niter", 5, "--log_every", 4)
     assert "not finite, in this step or shortly before: gp. If" in str(
         error.value
@@ -259,7 +259,7 @@ def test_weights_that_are_not_finite_are_never_saved(whole):
         lambda: folder.save_state(folder.at, {"ED": net}, {}),
         lambda: folder.save_weights({"ED": net}, "x"),
     ):
-        with pytest.raises(TrainingStopped, match="weights of ED are not finite"):
+        with pytest.raises(Stopped, match="weights of ED are not finite"):
             save()
     assert (whole / "train_state_last.pt").read_bytes() == before and not (whole / "ED_x.pt").exists()
 

@@ -27,7 +27,7 @@ import h5py
 import numpy as np
 
 from .. import cli, flags
-from ..errors import Unwritable, UserError
+from ..errors import Stopped, UserError
 from ..lock import locked
 from ..terminal import progress_bar
 from .cache import Decoded, scan
@@ -115,7 +115,7 @@ def write(pairs: Sequence[Pair], out: Path, workers: int, overwrite: bool = Fals
     Raises:
         UserError: --out has another ending or is there already, pairs can't be read (the first ten are named), no
             pair has rain, the disk is too small, or another run writes the same file.
-        Unwritable: the file can't be written.
+        Stopped: the file can't be written.
     """
     if out.suffix.lower() not in ENDINGS:
         raise UserError(f"--out: {out.name} should end with .h5, by which the training scripts know a pack")
@@ -145,7 +145,7 @@ def write(pairs: Sequence[Pair], out: Path, workers: int, overwrite: bool = Fals
                 file.attrs["fingerprint"], file.attrs["version"] = decoded.digest, VERSION
             os.replace(part, out)
         except (OSError, RuntimeError) as error:  # HDF5 raises the second kind if closing fails
-            raise Unwritable(f"--out: {part} can't be written ({error}); check the folder and the disk") from None
+            raise Stopped(f"--out: {part} can't be written ({error}); check the folder and the disk") from None
         finally:  # it is gone where all went well
             part.unlink(missing_ok=True)
     print(f"{out}: {len(pairs)} pairs, {out.stat().st_size / 1e9:.2f} GB. Train with --data_path {out}")

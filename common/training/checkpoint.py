@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .. import derainer
-from ..errors import TrainingStopped, UserError, is_dead_worker
+from ..errors import Stopped, UserError, is_dead_worker
 from ..models import Derain, EDNet
 from ..terminal import print_result
 from ..weights import DERAINER
@@ -24,7 +24,7 @@ def save(value: object, path: Path) -> None:
     """Write a file aside and rename it, so that it is whole whenever it is there.
 
     Raises:
-        TrainingStopped: it can't be written; what stood there before is untouched.
+        Stopped: it can't be written; what stood there before is untouched.
     """
     aside = path.with_name(path.name + ".tmp")
     try:
@@ -42,7 +42,7 @@ def save(value: object, path: Path) -> None:
         for cause in filter(is_dead_worker, causes):
             raise cause from None
         reasons = [cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror]
-        raise TrainingStopped(
+        raise Stopped(
             f"{path}: can't be saved ({[*reasons, error][0]}); check the disk and the permissions of the folder."
         ) from None
 

@@ -21,7 +21,7 @@ from .. import derainer, distributed
 from ..data.images import require_outside
 from ..data.pairs import Pair
 from ..data.patches import PatchDataset
-from ..errors import TrainingStopped, UserError
+from ..errors import Stopped, UserError
 from ..files import write_bytes
 from ..lock import locked
 from ..terminal import print_result
@@ -203,7 +203,7 @@ class TrainingFolder:
         The first process saves, the others have the same.
 
         Raises:
-            TrainingStopped: a weight is not finite (the last good state stays), or the disk fails.
+            Stopped: a weight is not finite (the last good state stays), or the disk fails.
         """
         if not distributed.is_first():
             return
@@ -225,7 +225,7 @@ class TrainingFolder:
         """Save bare state dicts as ``PREFIX_SUFFIX.pt``, on the CPU, so that they load anywhere.
 
         Raises:
-            TrainingStopped: a weight is not finite, or the disk fails.
+            Stopped: a weight is not finite, or the disk fails.
         """
         if not distributed.is_first():
             return
@@ -246,7 +246,7 @@ class TrainingFolder:
 
 def _require_finite(name: str, tensors: Iterable[torch.Tensor]) -> None:
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
-        raise TrainingStopped(f"weights of {name} are not finite; nothing was saved.")
+        raise Stopped(f"weights of {name} are not finite; nothing was saved.")
 
 
 def _compared(key: str, value: Any) -> object:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .. import distributed
-from ..errors import TrainingStopped, UserError
+from ..errors import Stopped, UserError
 
 WARM_UP = 3  # steps of a kind that run before it is recorded, as PyTorch's notes on CUDA graphs advise
 
@@ -41,7 +41,7 @@ class CudaRecorder:
         """Record the work without running it: where its results will be, and what runs it.
 
         Raises:
-            TrainingStopped: the work can't be recorded. The state of the GPU is not known then: end the process.
+            Stopped: the work can't be recorded. The state of the GPU is not known then: end the process.
         """
         graph = torch.cuda.CUDAGraph()
         try:
@@ -50,7 +50,7 @@ class CudaRecorder:
                 results = work()
         except RuntimeError as error:
             reason = str(error.__context__ or error).strip().partition("\n")[0]  # the first of two errors says more
-            raise TrainingStopped(
+            raise Stopped(
                 f"--cuda_graphs: a step can't be recorded ({reason}); run the same command without --cuda_graphs"
             ) from None
         return results, graph.replay
@@ -78,7 +78,7 @@ class RecordedStep:
         recorder: see ``recorder``.
 
     Raises:
-        TrainingStopped: see ``CudaRecorder``.
+        Stopped: see ``CudaRecorder``.
     """
 
     def __init__(self, step: Step, optimizers: Mapping[str, Optimizer], recorder: CudaRecorder) -> None:

@@ -13,7 +13,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from .. import distributed
-from ..errors import Unwritable, UserError
+from ..errors import Stopped, UserError
 from ..files import write_bytes
 
 SHOWN = 8  # images side by side
@@ -84,7 +84,7 @@ class Log:
             self.file.flush()
         except OSError as error:
             text = f"{self.csv.parent} can't be written to ({error.strerror}); check the disk"
-            raise Unwritable(f"--log_dir: {text}") from None
+            raise Stopped(f"--log_dir: {text}") from None
 
     def epoch(self, row: dict[str, float | str]) -> None:
         """Add a row to log.csv, which is rewritten as a whole."""
@@ -100,6 +100,6 @@ class Log:
     def close(self) -> None:
         """Write what is left, as far as the disk takes it."""
         if self.writes:
-            with contextlib.suppress(OSError, Unwritable):
+            with contextlib.suppress(OSError, Stopped):
                 self.flush()
                 self.file.close()

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from .. import distributed
 from ..data.patches import CropSampler, PatchDataset, crop_loader, to_batch
-from ..errors import TrainingStopped, UserError, explain
+from ..errors import Stopped, UserError, explain
 from ..terminal import end, ending_signals, handling, progress_bar
 from .ema import EMA
 from .folder import Position, TrainingFolder
@@ -73,12 +73,12 @@ class LossSums:
         """The newest value of every loss; waits for the device.
 
         Raises:
-            TrainingStopped: one is not finite.
+            Stopped: one is not finite.
         """
         values = {name: float(value) for name, value in self.newest.items()}
         if bad := [name for name, mean in self.means().items() if not math.isfinite(mean + values[name])]:
             remedy = "If it happens again: lower the learning rates, or look at the data."
-            raise TrainingStopped(f"not finite, in this step or shortly before: {', '.join(bad)}. {remedy}")
+            raise Stopped(f"not finite, in this step or shortly before: {', '.join(bad)}. {remedy}")
         return values
 
     def means(self) -> Numbers:
@@ -141,7 +141,7 @@ def fit(
     """Train from where the folder stands to the end of epoch niter.
 
     Raises:
-        TrainingStopped: a loss or weight is not finite, a file can't be read or saved; the last good state stays.
+        Stopped: a loss or weight is not finite, a file can't be read or saved; the last good state stays.
         KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, once the state is saved.
     """
     nets, optimizers = models.nets, models.optimizers
@@ -192,7 +192,7 @@ def fit(
                 loop.run_epoch(rates)
         except Exception as error:
             if reason := explain(error):
-                raise TrainingStopped(f"{reason.rstrip('.')}. {folder.last_good()}") from None
+                raise Stopped(f"{reason.rstrip('.')}. {folder.last_good()}") from None
             raise
         finally:
             close()
