@@ -62,7 +62,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and end with exit code 2; once, of several processes."""
         text = f"error: {message}; {self.prog} --help lists the flags\n"
-        self.exit(2, None if distributed.launch_rank() else text)
+        self.exit(2, None if distributed.rank() else text)
 
     def parse_args(self, argv: list[str] | None = None) -> argparse.Namespace:
         """The flags as a namespace; ``given`` names those on the command line, ``defaults`` has those of all."""
@@ -173,7 +173,7 @@ def _complain(text: str) -> None:
 
 def _end_rank(text: str, code: int) -> NoReturn:
     """End one of several processes. Rank 0 speaks first: torchrun then ends the others, which say the same."""
-    if rank := distributed.launch_rank():
+    if rank := distributed.rank():
         time.sleep(2)
         text = "" if code == 130 else text and f"[rank {rank}] {text}"  # rank 0 tells of Ctrl-C
     _complain(text)

@@ -27,23 +27,14 @@ def is_launched() -> bool:
     return dist.is_available() and dist.is_torchelastic_launched()
 
 
-def launch_rank() -> int:
-    """The number that torchrun gave this process, also before it has found the others; 0 without torchrun."""
-    return int(os.environ["RANK"]) if is_launched() else 0
-
-
-def _is_grouped() -> bool:
-    return is_launched() and dist.is_initialized()  # a group of somebody else's program is not ours
-
-
 def world_size() -> int:
     """Processes of the job."""
-    return dist.get_world_size() if _is_grouped() else 1
+    return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
 
 
 def rank() -> int:
     """The number of this process, from 0 on."""
-    return dist.get_rank() if _is_grouped() else 0
+    return int(os.environ["RANK"]) if is_launched() else 0
 
 
 def is_first() -> bool:
@@ -53,12 +44,12 @@ def is_first() -> bool:
 
 def local_rank() -> int:
     """The number of this process on its machine, from 0 on."""
-    return int(os.environ["LOCAL_RANK"]) if _is_grouped() else 0
+    return int(os.environ["LOCAL_RANK"]) if is_launched() else 0
 
 
 def local_size() -> int:
     """Processes of the job on this machine."""
-    return int(os.environ["LOCAL_WORLD_SIZE"]) if _is_grouped() else 1
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if is_launched() else 1
 
 
 def share(start: int = 0) -> slice:
@@ -81,7 +72,7 @@ def _together(collective: Callable[[], T]) -> T:
 
 def gather(value: T) -> list[T]:
     """The values of all processes, in the order of their ranks, in each of them. Waits for all."""
-    if not _is_grouped():
+    if not is_launched():
         return [value]
     values: list[Any] = [None] * world_size()
     _together(lambda: dist.all_gather_object(values, value))
@@ -90,7 +81,7 @@ def gather(value: T) -> list[T]:
 
 def broadcast(value: T) -> T:
     """The value of rank 0, on all ranks."""
-    if not _is_grouped():
+    if not is_launched():
         return value
     values: list[Any] = [value if is_first() else None]
     _together(lambda: dist.broadcast_object_list(values, src=0))
@@ -109,15 +100,9 @@ def require_same(flag: str, value: str) -> None:
             raise UserError(f"{flag}: rank {number} has {other}, rank 0 has {values[0]}; they must be the same")
 
 
-def stopped(cause: KeyboardInterrupt, done: int, number: int, rest: str) -> KeyboardInterrupt:
-    """The exception for work on files that was stopped: the cause, and how many of this process's files are done."""
-    whose = "" if world_size() == 1 else " this process's"
-    return KeyboardInterrupt(f"{str(cause) or 'stopped by Ctrl-C'}; {done} of{whose} {number} {rest}")
-
-
 def any_true(*flags: bool) -> list[bool]:
     """For each flag, whether it is true in any process."""
-    if not _is_grouped():
+    if not is_launched():
         return list(flags)
     values = torch.tensor(flags, dtype=torch.int32)
     _together(lambda: dist.all_reduce(values, dist.ReduceOp.MAX))
@@ -161,7 +146,7 @@ def broadcast_weights(nets: Iterable[nn.Module], trainable: bool = True) -> None
         trainable: also the weights that learn, not just buffers and what moves with the forward (u and v of the
             spectral norm, the averages of a batch norm).
     """
-    if not _is_grouped():
+    if not is_launched():
         return
     for net in nets:
         learning = {name for name, p in net.named_parameters() if p.requires_grad}
@@ -180,7 +165,7 @@ def process_group() -> Iterator[None]:
     if not is_launched():
         yield
         return
-    if launch_rank():
+    if rank():
         sys.stdout = sys.stderr = open(os.devnull, "w", errors="backslashreplace")  # noqa: SIM115 (as long as the process)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:

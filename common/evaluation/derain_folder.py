@@ -94,7 +94,8 @@ def derain_folder(net: nn.Module, args: argparse.Namespace, device: torch.device
                 versions = {"rainy": in_srgb(rainy, profile), "derained": read_image(results[name])}
                 result.scores = {label: metrics.score(image, truth) for label, image in versions.items()}
         except KeyboardInterrupt as asked:
-            raise distributed.stopped(asked, number, len(mine), f"images are in {save}") from None
+            told = f"this process derained {number} of its {len(mine)} images into {save}"
+            raise KeyboardInterrupt(f"{str(asked) or 'stopped by Ctrl-C'}; {told}") from None
         except ImageError as error:  # the input or its ground truth; errors of writing are others and end the run
             result.problem = str(error)
         except derainer.DerainerError as error:  # of this size, perhaps

@@ -257,9 +257,10 @@ def rain_on_photos(
                 except ImageError as error:
                     problems[photo] = str(error)
         except KeyboardInterrupt as stop:
-            done = sum(_is_there(save, row, kinds) for photo in mine for row in rows[photo])
-            rest = f"pairs are in {save}; the same command {'without --overwrite ' * overwrite}goes on"
-            raise distributed.stopped(stop, done, rain.num * len(mine), rest) from None
+            done = sum(_is_there(save, row, kinds) for some in rows.values() for row in some)
+            again = f"the same command {'without --overwrite ' * overwrite}goes on"
+            told = f"{done} of {rain.num * len(photos)} pairs are in {save}; {again}"
+            raise KeyboardInterrupt(f"{str(stop) or 'stopped by Ctrl-C'}; {told}") from None
         parts = distributed.gather((made, earlier, problems, reached))
         made, earlier = (sum(part[i] for part in parts) for i in (0, 1))
         problems = {photo: text for part in parts for photo, text in part[2].items()}
