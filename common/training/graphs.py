@@ -5,7 +5,6 @@ tensors alone: Python's own part of it (numbers, branches, random draws) runs on
 ``make gpu`` (common/benchmark.py) compares recorded steps with steps that run, bit for bit.
 """
 
-import argparse
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
@@ -108,12 +107,3 @@ class RecordedStep:
         for group in self._groups:
             group["capturable"] = False
         return own, results, replay
-
-
-def record(step: Step, args: argparse.Namespace, optimizers: Mapping[str, Optimizer], device: torch.device) -> Step:
-    """The step for the loop: recorded with --cuda_graphs, else as it is.
-
-    Raises:
-        UserError: see ``recorder``.
-    """
-    return RecordedStep(step, optimizers, recorder(device)) if args.cuda_graphs else step

@@ -18,9 +18,9 @@ from .. import distributed
 from ..data.patches import CropSampler, PatchDataset, crop_loader, to_batch
 from ..errors import Stopped, UserError, explain
 from ..terminal import end, ending_signals, handling, progress_bar
+from . import graphs
 from .ema import EMA
 from .folder import Position, TrainingFolder
-from .graphs import record
 from .log import Log
 from .optimizer import set_rate
 
@@ -163,7 +163,8 @@ def fit(
     weight = own_size / args.batchSize
     for optimizer in optimizers.values():
         distributed.average_gradients(optimizer, weight)
-    step = record(step, args, optimizers, device)
+    if args.cuda_graphs:
+        step = graphs.RecordedStep(step, optimizers, graphs.recorder(device))
     base = {name: optimizer.param_groups[0]["initial_lr"] for name, optimizer in optimizers.items()}
 
     def train_on(pixels: Tensor, index: int) -> tuple[Tensors, Tensors]:
