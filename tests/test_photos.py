@@ -85,7 +85,7 @@ def test_pairs(mine, tmp_path, generator, script, capsys):
         "intensity": "1.0", "coherence": "0.5", "grey": "False", "checkpoint": "",
         "version": str(rain.VERSION), "knobs": "",
     }  # fmt: skip
-    assert len(rows[0]["checkpoint"]) == 64
+    assert len(rows[0]["checkpoint"]) == 12
     assert (out / "real_world.txt").read_text().splitlines()[2] == "rain/trip/b.png norain/trip/b.png"
     printed = capsys.readouterr().out
     assert "4 pairs made" in printed and "contact_sheet.jpg" in printed

@@ -32,9 +32,10 @@ from ..files import write_bytes
 from ..lock import locked
 from ..models import EDNet
 from ..terminal import progress_bar, tell, warn
+from ..training.checkpoint import digest
 from .knobs import Knobs, clamped, measured, missed, set_knobs
 from .measures import RAINY, Measures
-from .rain import VERSION, RainMaker, auto_scale, colour, fingerprint
+from .rain import VERSION, RainMaker, auto_scale, colour
 
 KINDS = ("norain", "layer", "rain")
 MANIFEST = "manifest.csv"  # which photo and which settings make each pair; written before the first pair
@@ -239,7 +240,7 @@ def rain_on_photos(
         raise UserError("--intensity: it scales what --density and --brightness set; leave the one or the others out")
     warn(warnings)
     rain = replace(rain, knobs=knobs)
-    rows = _planned(photos, rain, fingerprint(netED))
+    rows = _planned(photos, rain, digest(netED.decoder))
     kinds, mine = KINDS if save_layer else ("norain", "rain"), photos[distributed.share()]
     made, problems, reached = 0, {}, []
     with locked(save, "--save_path"):

@@ -4,7 +4,6 @@ G makes patches. The codes of a picture share a part, so that its rain is of one
 into one wind and quilted (``quilt``). Turning and scaling the whole then sets the angle and the size of the streaks.
 """
 
-import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -199,15 +198,6 @@ def draw_codes(number: int, shared: np.ndarray, coherence: float, rng: np.random
     """(number, nz) float32 codes sqrt(coherence) * shared + sqrt(1 - coherence) * own; ``shared`` is (nz,)."""
     own = rng.standard_normal((number, len(shared)))
     return torch.from_numpy((coherence**0.5 * shared + (1 - coherence) ** 0.5 * own).astype(np.float32))
-
-
-def fingerprint(netED: EDNet) -> str:
-    """SHA-256 of the generator's weights, whatever file they came in."""
-    digest = hashlib.sha256()
-    for key, value in sorted(netED.state_dict().items()):
-        if key.startswith("decoder."):
-            digest.update(key.encode() + value.float().cpu().numpy().astype("<f4").tobytes())
-    return digest.hexdigest()
 
 
 def auto_scale(height: int, width: int) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import hashlib
 import os
 import re
 import warnings
@@ -224,6 +225,14 @@ def put_weights(net: nn.Module, content: object, where: str) -> None:
         raise UserError(
             f"{where}: {broken[0]} is not finite. The training that wrote it went wrong; use an earlier checkpoint."
         )
+
+
+def digest(net: nn.Module) -> str:
+    """Twelve digits that change with the weights of a network, whatever file they came in."""
+    sha = hashlib.sha256()
+    for value in net.state_dict().values():
+        sha.update(value.cpu().numpy().tobytes())
+    return sha.hexdigest()[:12]
 
 
 # --- optimisers ----------------------------------------------------------------------------------------------------

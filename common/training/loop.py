@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import hashlib
 import math
 import os
 import signal
@@ -19,6 +18,7 @@ from ..data.patches import CropSampler, PatchDataset, crop_loader, to_batch
 from ..errors import Stopped, UserError, explain
 from ..terminal import end, ending_signals, handling, progress_bar
 from . import graphs
+from .checkpoint import digest
 from .ema import EMA
 from .folder import Position, TrainingFolder
 from .log import Log
@@ -112,14 +112,6 @@ def stop_request() -> Iterator[Stop]:
         yield lambda: bool(asked)
 
 
-def _digest(net: nn.Module) -> str:
-    """A few digits that change with the weights."""
-    digest = hashlib.sha256()
-    for value in net.state_dict().values():
-        digest.update(value.cpu().numpy().tobytes())
-    return digest.hexdigest()[:12]
-
-
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):  # whoever read the output is gone; that is no reason to stop
         print(text, flush=True)
@@ -146,12 +138,12 @@ def fit(
     """
     nets, optimizers = models.nets, models.optimizers
     device = next(next(iter(nets.values())).parameters()).device
-    data, generator = dataset.fingerprint(), _digest(models.frozen) if models.frozen else ""
+    data, generator = dataset.fingerprint(), digest(models.frozen) if models.frozen else ""
     distributed.require_same("--data_path, --netED", data + generator)
     at = folder.restore(nets, optimizers, data, generator)
     distributed.broadcast_weights(nets.values())
     # The frozen part of a network may have come with the weights of --resume N.
-    if args.resume and models.frozen and _digest(models.frozen) != generator:
+    if args.resume and models.frozen and digest(models.frozen) != generator:
         text = f"{args.netED} is not the generator of the training in {folder.path}"
         raise UserError(f"--netED: {text}; name that one, or another --model_dir")
     if at.epoch >= args.niter:
