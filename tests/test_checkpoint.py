@@ -2,7 +2,9 @@
 
 import argparse
 import io
+import os
 import zipfile
+from unittest import mock
 
 import pytest
 import torch
@@ -235,12 +237,14 @@ def test_missing_files(tmp_path):
 def test_save_is_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "x.pt"
     checkpoint.save({"n": 1}, path)
-
-    def full(value, file):
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(Stopped, match="x.pt: can't be saved .No space left on device"):
+    full = mock.Mock(side_effect=OSError(28, "No space left on device"))
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match=r"x.pt: can't be written \(No space left on dev"):
+        patch.setattr(os, "fsync", full)
         checkpoint.save({"n": 2}, path)
     assert torch.load(path)["n"] == 1 and len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_error_of_ours_is_not_one_of_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "save", mock.Mock(side_effect=RuntimeError("a bug of ours")))
+    with pytest.raises(RuntimeError, match="a bug of ours"):
+        checkpoint.save({"n": 1}, tmp_path / "x.pt")

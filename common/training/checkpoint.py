@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import hashlib
-import os
+import io
 import re
 import warnings
 from pathlib import Path
@@ -14,7 +14,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .. import derainer
-from ..errors import Stopped, UserError, is_dead_worker
+from ..errors import UserError
+from ..files import write_bytes
 from ..models import Derain, EDNet
 from ..terminal import print_result
 from ..weights import DERAINER
@@ -22,30 +23,10 @@ from .kinds import FOREIGN, KINDS, REMEDY, kind_of, unwrapped
 
 
 def save(value: object, path: Path) -> None:
-    """Write a file aside and rename it, so that it is whole whenever it is there.
-
-    Raises:
-        Stopped: it can't be written; what stood there before is untouched.
-    """
-    aside = path.with_name(path.name + ".tmp")
-    try:
-        with open(aside, "wb") as file:
-            torch.save(value, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):  # of a disk that can't be written to any more
-            aside.unlink(missing_ok=True)
-        causes: list[BaseException] = [error]  # torch hides a full disk behind a RuntimeError of its own
-        while causes[-1].__context__ is not None:
-            causes.append(causes[-1].__context__)
-        for cause in filter(is_dead_worker, causes):
-            raise cause from None
-        reasons = [cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror]
-        raise Stopped(
-            f"{path}: can't be saved ({[*reasons, error][0]}); check the disk and the permissions of the folder."
-        ) from None
+    """Write a checkpoint, which is whole whenever it is there; ``Stopped`` where it can't be written."""
+    data = io.BytesIO()  # torch.save would hide a full disk behind an error of its own
+    torch.save(value, data)
+    write_bytes(path, data.getbuffer(), sync=True)
 
 
 def load(path: Path, flag: str, hint: str = "") -> object:

@@ -11,7 +11,6 @@ same points.
 
 import argparse
 import contextlib
-import io
 import itertools
 import multiprocessing
 import os
@@ -33,6 +32,7 @@ from tqdm import tqdm
 from common import cli
 from common.data.pairs import Pair
 from common.models import EDNet
+from common.training import checkpoint
 from for_syn import train_syn_aug, train_syn_joint
 from tests.conftest import folders, write_pairs
 from tests.golden import fill
@@ -67,14 +67,11 @@ def arm(kind: str, number: int) -> None:
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def write(value: object, file, real=torch.save) -> None:
-        if not is_due():
-            return real(value, file)
-        whole = io.BytesIO()
-        real(value, whole)
-        file.write(whole.getvalue()[: random.Random(number).randrange(whole.tell() + 1)])
-        file.flush()
-        die()
+    def write(path: Path, data: memoryview, real=checkpoint.write_bytes, **more) -> None:
+        if is_due():
+            data = data[: random.Random(number).randrange(len(data) + 1)]
+            os.replace = lambda *_: die()
+        real(path, data, **more)
 
     def replace(source: Path, target: Path, real=os.replace) -> None:
         real(source, target)
@@ -89,7 +86,7 @@ def arm(kind: str, number: int) -> None:
     if kind == "in a step, after Adam":
         register_optimizer_step_post_hook(lambda *_: is_due() and die())
     elif kind == "in a write of a checkpoint":
-        torch.save = write
+        checkpoint.write_bytes = write
     elif kind == WORKER:
         Pair.read = read
     else:

@@ -149,7 +149,7 @@ def test_a_training_that_can_not_save_goes_on_later(whole, tmp_path, monkeypatch
         at_step(step, patch, lambda: stack.enter_context(files_up_to(10**5)))
         assert train(whole / "data", model, *more) == 1
     told = capsys.readouterr().err
-    assert f"error: {model / name}: can't be saved (File too large); check the disk" in told
+    assert f"error: {model / name}: can't be written (File too large); check the path" in told
     assert "The last good state is" in told and not list(model.glob("*.tmp"))
     assert position(model) == before
     assert train(whole / "data", model, *more) == 0
