@@ -1,6 +1,5 @@
 """Joint training as a user meets it: files, going on bit for bit, interruptions, refusals."""
 
-import argparse
 import itertools
 import json
 import os
@@ -83,7 +82,7 @@ def test_a_signal_saves_and_says_how_to_go_on(pairs_folder, whole, tmp_path):
     printed = process.communicate(timeout=60)[0]
     assert process.returncode == 130 and "Traceback" not in printed
     state = load(model / "train_state_last.pt")
-    told = f"stopped and saved after {state['epoch']} epochs and {state['step']} steps. The same command goes on"
+    told = f"stopped and saved after {state['epoch']} epochs and {state['step']} steps. {training_folder.AGAIN}\n"
     assert told in printed
     if state["epoch"] < 3:
         train(pairs_folder, model, "--niter", 3)
@@ -399,21 +398,3 @@ def test_how_names_pair_and_the_stages_are_stored(pairs_folder, tmp_path, capsys
     assert json.loads((model / "DerainNet.json").read_text()) == {"stage": 1}
     train(pairs_folder, model, *pairing, "--niter", 2)
     assert "by the rule: --pair_by 'wet {}' '{} dry' (wet 8.png with 8 dry.png)" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("flag", ["--model_dir", "--log_dir"])
-def test_input_folders_are_not_written_to(pairs_folder, tmp_path, flag):
-    with pytest.raises(UserError, match=rf"{flag}: \S+ lies in the input folder --gt_path"):
-        train(pairs_folder, tmp_path / "model", flag, pairs_folder / "norain" / "x")
-    assert not (pairs_folder / "norain" / "x").exists()
-
-
-@pytest.mark.parametrize(
-    ("overwrite", "resume", "words"),
-    [(False, 0, ""), (True, 0, " without --overwrite"), (False, 3, " without --resume")],
-)
-def test_the_message_names_the_command_that_goes_on(tmp_path, overwrite, resume, words):
-    args = argparse.Namespace(model_dir=tmp_path, overwrite=overwrite, resume=resume)
-    (tmp_path / "train_state_last.pt").touch()
-    text = training_folder.TrainingFolder(args, "for_syn/train_syn_joint.py", ("DerainNet",)).last_good()
-    assert text.endswith(f". The same command{words} goes on from there.")

@@ -18,7 +18,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .. import derainer, distributed
-from ..data.images import require_outside
 from ..data.pairs import Pair
 from ..data.patches import PatchDataset
 from ..errors import Stopped, UserError
@@ -30,11 +29,12 @@ from .kinds import kind_of
 
 VERSION = 1
 STATE = "train_state_last.pt"
-INPUTS = {"data_path", "gt_path", "val_data_path", "val_gt_path", "streaks", "clean", "clean_path"}  # only read
+AGAIN = "The same command goes on from there, without --overwrite and --resume."
 GIVEN = {"streaks", "clean_path", "data_path"}  # files that may move, but not come or go
 # Options that may change when a training goes on: how long, where and how fast, never what is computed. Other data and
 # another generator are told by their content, another network by its shapes.
-FREE = INPUTS - GIVEN | {"netED", "derainer", "init_ED", "init_Derain", "model_dir", "log_dir", "pad_to", "pad_square"}
+FREE = {"gt_path", "val_data_path", "val_gt_path", "clean", "netED", "derainer", "init_ED", "init_Derain"}
+FREE |= {"model_dir", "log_dir", "pad_to", "pad_square"}
 FREE |= {"niter", "workers", "use_gpu", "gpu_id", "cache", "cuda_graphs", "resume", "overwrite", "dry_run", "quiet"}
 FREE |= {"save_every", "save_minutes", "log_every", "val_every"}
 
@@ -236,12 +236,7 @@ class TrainingFolder:
     def last_good(self) -> str:
         """The full state, and how to go on from it; ends messages."""
         path = self.path / STATE
-        return f"The last good state is {path}. {self.again()}" if path.exists() else "No state was saved before."
-
-    def again(self) -> str:
-        """Says which command goes on with this training."""
-        once = [f" without --{flag}" for flag in ("overwrite", "resume") if getattr(self.args, flag)]  # would go back
-        return f"The same command{''.join(once)} goes on from there."
+        return f"The last good state is {path}. {AGAIN}" if path.exists() else "No state was saved before."
 
 
 def _require_finite(name: str, tensors: Iterable[torch.Tensor]) -> None:
@@ -271,12 +266,8 @@ def open_folder(args: argparse.Namespace, script: str, *prefixes: str) -> Iterat
         prefixes: names of the network files, ``DerainNet`` for ``DerainNet_state_N.pt``, the derainer's first.
 
     Raises:
-        UserError: see ``TrainingFolder.find``; another process trains in one of the folders, or one of them lies in a
-            folder of inputs.
+        UserError: see ``TrainingFolder.find``; another process trains in one of the folders.
     """
-    inputs = {f"--{flag}": getattr(args, flag, None) for flag in sorted(INPUTS)}
-    for flag in ("model_dir", "log_dir"):
-        require_outside(f"--{flag}", getattr(args, flag), inputs)
     folder = TrainingFolder(args, script, prefixes)
     with contextlib.ExitStack() as locks:
         if not args.dry_run:

@@ -30,7 +30,7 @@ class Log:
         overwrite: delete the logs of an earlier training.
 
     Raises:
-        UserError: the folder can't be written to.
+        UserError: log.csv can't be read.
     """
 
     def __init__(self, folder: str, options: dict, epoch: int, step: int, overwrite: bool) -> None:
@@ -45,18 +45,15 @@ class Log:
             except (OSError, KeyError, ValueError, TypeError, csv.Error):
                 text = f"{self.csv} can't be read as a table of epochs; repair it or move it away"
                 raise UserError(f"--log_dir: {text}") from None
-        try:
-            if overwrite:
-                for path in [*Path(folder).glob("events.out.tfevents.*"), self.csv]:
-                    path.unlink(missing_ok=True)
-            write_bytes(Path(folder, "options.json"), f"{json.dumps(options, indent=2)}\n".encode())
-            # A file of its own, also if the last one began in this second.
-            number = len(list(Path(folder).glob("events.out.tfevents.*")))
-            self.file = EventsWriter(str(Path(folder, "events")), f".{number:06}")
-            # TensorBoard forgets what a training that was cut off wrote after the state that it goes on from.
-            self.events = [Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))]
-        except OSError as error:
-            raise UserError(f"--log_dir: {folder} can't be written to ({error.strerror})") from None
+        if overwrite:
+            for path in [*Path(folder).glob("events.out.tfevents.*"), self.csv]:
+                path.unlink(missing_ok=True)
+        write_bytes(Path(folder, "options.json"), f"{json.dumps(options, indent=2)}\n".encode())
+        # A file of its own, also if the last one began in this second.
+        number = len(list(Path(folder).glob("events.out.tfevents.*")))
+        self.file = EventsWriter(str(Path(folder, "events")), f".{number:06}")
+        # TensorBoard forgets what a training that was cut off wrote after the state that it goes on from.
+        self.events = [Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))]
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Add scalars after so many steps."""

@@ -20,7 +20,7 @@ from ..terminal import end, ending_signals, handling, progress_bar
 from . import graphs
 from .checkpoint import digest
 from .ema import EMA
-from .folder import Position, TrainingFolder
+from .folder import AGAIN, Position, TrainingFolder
 from .log import Log
 from .optimizer import set_rate
 
@@ -142,10 +142,6 @@ def fit(
     distributed.require_same("--data_path, --netED", data + generator)
     at = folder.restore(nets, optimizers, data, generator)
     distributed.broadcast_weights(nets.values())
-    # The frozen part of a network may have come with the weights of --resume N.
-    if args.resume and models.frozen and digest(models.frozen) != generator:
-        text = f"{args.netED} is not the generator of the training in {folder.path}"
-        raise UserError(f"--netED: {text}; name that one, or another --model_dir")
     if at.epoch >= args.niter:
         _say(f"nothing to do: {at.epoch} epochs are done and --niter is {args.niter}")
         return
@@ -222,7 +218,7 @@ class _Loop:
 
     def stopped(self) -> KeyboardInterrupt:
         """The state is saved, and the training ends."""
-        return KeyboardInterrupt(f"stopped and saved after {self.at}. {self.folder.again()}")
+        return KeyboardInterrupt(f"stopped and saved after {self.at}. {AGAIN}")
 
     def run_epoch(self, rates: Numbers) -> None:
         """Train to the end of the epoch, validate, save, log."""
