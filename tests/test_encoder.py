@@ -1,6 +1,7 @@
 """Training of RNet for a trained G: its losses, what a step touches, how much it recovers, files, resume, refusals."""
 
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -126,6 +127,15 @@ def test_files_and_resume_bit_for_bit(pairs_folder, tmp_path, generator):
     torch.save({k: v + 0.1 for k, v in load(generator).items()}, tmp_path / "other.pt")
     with pytest.raises(UserError, match="--netED: .*other.pt is not the generator of the training in"):
         train(pairs_folder, tmp_path / "b", "--niter", 5, *more, "--netED", tmp_path / "other.pt")
+
+
+def test_overwrite_leaves_nothing_of_an_earlier_run(pairs_folder, tmp_path, generator, monkeypatch):
+    train(pairs_folder, tmp_path / "m", "--niter", 1, "--netED", generator)
+    assert (tmp_path / "m" / "ED_half.pt").exists()
+    monkeypatch.setattr(encoder, "r_step", mock.Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train(pairs_folder, tmp_path / "m", "--niter", 1, "--netED", generator, "--overwrite")
+    assert not list((tmp_path / "m").glob("ED_*"))
 
 
 def test_streaks_and_photos(streaks_folder, pairs_folder, tmp_path, generator):

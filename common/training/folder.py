@@ -73,7 +73,7 @@ class TrainingFolder:
     def files(self) -> list[Path]:
         """All files of a training with these prefixes, of whichever --fake_ratio and --ema."""
         names = "|".join(re.sub(r"\d+", r"\\d+", name) for name in self.prefixes)
-        weights = rf"({names})(_ema)?_(state_\d+|best)"
+        weights = rf"({names})(_ema)?_(state_\d+|best|half)"
         own = re.compile(rf"(train_state_last|{weights})\.pt(\.tmp)?|({names})\.json")
         return sorted(path for path in self.path.glob("*") if own.fullmatch(path.name))
 
