@@ -32,6 +32,12 @@ def three_epochs(tmp_path_factory):
     return folder
 
 
+def failing(real, number):
+    """A function that fails when it is called for the ``number``-th time, from 1 on."""
+    calls = itertools.count(1)
+    return lambda *args, **more: real(*args, **more) if next(calls) != number else 1 / 0
+
+
 @pytest.fixture
 def whole(three_epochs, tmp_path):
     """A copy of a run of three epochs without interruption; its data are those of ``pairs_folder``."""
@@ -109,14 +115,10 @@ def test_tensorboard_shows_every_point_once(pairs_folder, tmp_path, monkeypatch)
     def train_on(model, niter):
         train(pairs_folder, tmp_path / model, *val, "--niter", niter, "--log_every", 1, "--save_minutes", 1e-9)
 
-    def failing(real, number):
-        calls = itertools.count(1)
-        return lambda *args, **more: real(*args, **more) if next(calls) != number else 1 / 0
-
     val = ["--val_data_path", pairs_folder / "rain", "--val_gt_path", pairs_folder / "norain"]
     train_on("whole", 3)
     train_on("parts", 1)
-    saving = (training_folder, "_require_finite", 1)  # the logs are written, the state is not
+    saving = (training_folder, "_require_finite", 4)  # at the second save the logs are written, the state is not
     for place, name, call in ((joint, "d_step", 3), saving, (derain, "validate", 1), (joint, "d_step", 1)):
         with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
             patch.setattr(place, name, failing(getattr(place, name), call))
@@ -200,11 +202,18 @@ def test_a_drawn_seed_stays(pairs_folder, tmp_path, capsys):
     assert seeds[0] == seeds[1] and capsys.readouterr().out.count(f"manualSeed: {seeds[0]} (drawn") == 1
 
 
-def test_going_back_to_an_epoch(pairs_folder, whole, capsys):
+def test_going_back_to_an_epoch(pairs_folder, whole, monkeypatch, capsys):
     for resume, last in ((2, 3), (3, 4)):  # of epoch 3 there is a full state
         train(pairs_folder, whole, "--resume", resume, "--niter", last)
         assert ("Adam starts fresh" in capsys.readouterr().out) == (resume == 2)
         assert load(whole / "train_state_last.pt")["epoch"] == last
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(joint, "d_step", failing(joint.d_step, 3))
+        train(pairs_folder, whole, "--niter", 5, "--save_minutes", 1e-9)
+    state = load(whole / "train_state_last.pt")
+    assert (state["epoch"], state["step"]) == (4, 2)
+    train(pairs_folder, whole, "--resume", 4, "--niter", 5)
+    assert "going on with bare weights after 4 epochs and 0 steps" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"--resume: there is no \S+DerainNet_state_7.pt"):
         train(pairs_folder, whole, "--resume", 7)
 

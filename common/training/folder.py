@@ -80,6 +80,8 @@ class TrainingFolder:
     def find(self) -> None:
         """Find what to go on from: the full state, or with --resume N the weights after N epochs.
 
+        A state of no step counts as a new training: other options will do, and nothing that was learned is lost.
+
         Raises:
             UserError: there is nothing to go on from, or the folder holds another training.
         """
@@ -90,15 +92,18 @@ class TrainingFolder:
             return
         if state and args.manualSeed is None:
             args.manualSeed = state["options"]["manualSeed"]
-        if state and args.resume in (0, state["epoch"]):
-            self._state, self.at = state, Position(*(state[key] for key in ("epoch", "step", "best", "sums")))
-            print(f"going on after {self.at}: {self.path / STATE}")
+        at = Position(*(state[key] for key in ("epoch", "step", "best", "sums"))) if state else Position()
+        stands = at.epoch, at.step
+        if state and (not args.resume or stands == (args.resume, 0)):
+            if any(stands):
+                self._state, self.at = state, at
+                print(f"going on after {self.at}: {self.path / STATE}")
         elif args.resume:
             files = {name: self.path / f"{name}_state_{args.resume}.pt" for name in self.prefixes}
             self._state = {"nets": {name: checkpoint.load(file, "--resume") for name, file in files.items()}}
-            self.at = Position(args.resume, best=state["best"] if state else self.at.best)
+            self.at = Position(args.resume, best=at.best)
             print(f"going on with bare weights after {self.at}; Adam starts fresh: not bit for bit the same run")
-        elif any(path.suffix != ".json" for path in self.files()):
+        elif any(path.suffix == ".pt" for path in self.files()):
             raise UserError(
                 f"--model_dir: {self.path} holds weights, but no full state to go on from. --resume N goes on from "
                 "..._state_N.pt with a fresh Adam, --overwrite deletes its files, another --model_dir keeps them."
@@ -184,12 +189,16 @@ class TrainingFolder:
                 "options to go on with it, --overwrite to start anew, or another --model_dir."
             )
 
-    def begin(self) -> None:
-        """The checks are done and the first step is next: delete what --overwrite deletes, write the choice."""
+    def begin(self, nets: dict[str, nn.Module], optimizers: dict[str, Optimizer]) -> None:
+        """The checks are done and the first step is next: save the state, from which the same command goes on.
+
+        Then delete what is left of an earlier training, of --overwrite say, and write the choice.
+        """
         if not distributed.is_first():
             return
-        if self.args.overwrite:
-            for path in self.files():
+        self.save_state(self.at, nets, optimizers)
+        for path in self.files() if self.at == Position() else ():
+            if path.name != STATE:
                 path.unlink()
         if "derainer" in self.args or "stage" in self.args:
             choice = json.dumps(derainer.choice_of(self.args), indent=2)
@@ -235,8 +244,7 @@ class TrainingFolder:
 
     def last_good(self) -> str:
         """The full state, and how to go on from it; ends messages."""
-        path = self.path / STATE
-        return f"The last good state is {path}. {AGAIN}" if path.exists() else "No state was saved before."
+        return f"The last good state is {self.path / STATE}. {AGAIN}"
 
 
 def _require_finite(name: str, tensors: Iterable[torch.Tensor]) -> None:

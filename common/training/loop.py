@@ -165,8 +165,8 @@ def fit(
             models.ema.update(index)
         return distributed.average(losses, weight), images
 
+    folder.begin(nets, optimizers)
     log = Log(args.log_dir, folder.options(), at.epoch, at.epoch * iters_per_epoch + at.step, args.overwrite)
-    folder.begin()
     epochs = at.epoch + 1, args.niter, at.step
     sampler = CropSampler(args.batchSize, iters_per_epoch, dataset.seed, *epochs, dataset.n_real)
     loader, close = crop_loader(dataset, sampler, args.workers, pin_memory=device.type == "cuda")

@@ -169,8 +169,6 @@ class Arena:
         flags = [*folders(self.data, model), *self.flags]
         if (model / STATE).exists():
             self.report.resumes += 1
-        elif model.exists():
-            flags += ["--overwrite"]
         workers = self.rng.choice((1, 2)) if kind == WORKER else 0
         argv = [*map(str, flags), "--workers", str(workers), "--cache", "none" if workers else "ram"]
         moment, output = self.rng.randint(1, KINDS[kind]) if kind else 0, self.folder / "output.txt"

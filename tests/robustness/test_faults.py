@@ -1,6 +1,7 @@
 """Kills, full disks, images that vanish, too little memory: no saved work is lost."""
 
 import contextlib
+import itertools
 import shutil
 import subprocess
 from unittest import mock
@@ -15,14 +16,15 @@ from common.data.images import write_image
 from common.errors import UserError
 from common.evaluation import derain_folder, metrics
 from common.models import Derain
-from common.training import joint
+from common.training import joint, log
+from common.training.folder import TrainingFolder
 from for_syn import generate_rain, test_disentanglement, test_syn_joint
 from for_syn import train_syn_joint as script
 from tests.conftest import folders, write_pairs
 from tests.golden import fill
 from tests.robustness import faults
 from tests.robustness.faults import JOINT, OFTEN, TINY
-from tests.runs import assert_same_run, differing, load, same
+from tests.runs import assert_same_run, differing, load, log_of, same
 
 STEPS = ["--iters_per_epoch", "6", "--save_every", "2", "--workers", "0"]
 
@@ -79,6 +81,45 @@ def test_nothing_is_lost_by_kills(tmp_path):
     result = faults.torment(tmp_path, 12, ["joint"], seed=1)
     assert result.problems == [] and result.kills.total() == 12 and result.resumes > 6
     assert all(result.kills[kind] for kind in faults.KINDS), result
+
+
+class Killed(BaseException):
+    """Ends a training at a moment that ``faults.py`` hits rarely."""
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "number"),
+    [
+        (TrainingFolder, "files", 1),  # of --overwrite: between the first state and the end of the earlier run's files
+        (log.Log, "epoch", 1),  # weights of epoch 1 are there
+        (TrainingFolder, "save_state", 2),  # and their row in log.csv
+    ],
+)
+def test_a_kill_in_the_first_epoch_leaves_nothing_in_the_way(whole, tmp_path, monkeypatch, place, name, number):
+    model, real, calls = tmp_path / "model", getattr(place, name), itertools.count(1)
+    for end in ("", "_logs"):  # of an earlier run
+        shutil.copytree(f"{whole}/model{end}", f"{model}{end}")
+    shutil.copy(model / "D_state_3.pt", model / "D_state_9.pt")
+
+    def kill(*args):
+        if next(calls) == number:
+            raise Killed
+        return real(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(place, name, kill)
+        train(whole / "data", model, "--overwrite", "--save_every", 1)
+    assert position(model) == (0, 0)
+    (model / "train_state_last.pt.tmp").write_bytes(b"x")
+    assert train(whole / "data", model) == 0
+    assert_same_run(whole / "model", model)
+    assert log_of(whole / "model") == log_of(model) and not list(model.glob("*.tmp"))
+
+
+def test_what_is_left_of_a_first_write_is_not_in_the_way(whole, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "train_state_last.pt.tmp").write_bytes(b"half")
+    assert train(whole / "data", tmp_path / "model", "--niter", 1) == 0
 
 
 def test_one_bit_that_differs_is_noticed():
@@ -245,6 +286,14 @@ def test_training_without_memory(whole, tmp_path, monkeypatch, capsys):
     assert "The last good state is" in told
     assert train(whole / "data", tmp_path / "model") == 0
     assert_same_run(whole / "model", tmp_path / "model")
+
+
+def test_what_failed_in_the_first_step_starts_with_other_options(whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        at_step(1, patch, mock.Mock(side_effect=MemoryError()))
+        assert train(whole / "data", tmp_path / "model") == 1
+    assert position(tmp_path / "model") == (0, 0)
+    assert train(whole / "data", tmp_path / "model", "--batchSize", 1, "--niter", 1) == 0
 
 
 def test_deraining_without_memory_for_one_image(commands, tmp_path, monkeypatch, capsys):
