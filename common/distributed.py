@@ -89,11 +89,7 @@ def broadcast(value: T) -> T:
 
 
 def require_same(flag: str, value: str) -> None:
-    """Refuse processes that see different data, on different machines, say.
-
-    Raises:
-        UserError: names the first rank that differs from rank 0, and both values.
-    """
+    """Refuse processes that see different data. UserError: names the first rank that differs from rank 0, and both."""
     values = gather(value)
     for number, other in enumerate(values):
         if other != values[0]:
@@ -157,11 +153,7 @@ def broadcast_weights(nets: Iterable[nn.Module], trainable: bool = True) -> None
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """Within it the processes that torchrun started are one job. Ranks other than 0 print nothing.
-
-    Raises:
-        UserError: the processes can't find each other.
-    """
+    """Within it torchrun's processes are one job, of which rank 0 prints. UserError: they can't find each other."""
     if not is_launched():
         yield
         return

@@ -22,9 +22,8 @@ def locked(place: Path, flag: str, is_file: bool = False) -> Iterator[None]:
     Where the file system has no locks, a file stands for one.
 
     Args:
-        place: a folder, which is created; if it is empty in the end, it is deleted again.
+        place: a folder, which is created and, if empty in the end, deleted again; or a file in one (``is_file``).
         flag: names it, for messages.
-        is_file: whether it is a single file in such a folder instead.
 
     Raises:
         UserError: another run holds the lock, or the folder can't be written to.

@@ -21,12 +21,7 @@ ARITHMETIC = {
 def prepare(net: nn.Module, device: torch.device, precision: str, training: bool = False) -> None:
     """Set precision and memory layout of a derainer, once, before its first step; says what the precision means.
 
-    Args:
-        precision: of --precision.
-        training: in training a CPU keeps PyTorch's usual layout.
-
-    Raises:
-        UserError: see ``require_fast``.
+    In training a CPU keeps PyTorch's usual layout. Raises as ``require_fast``.
     """
     require_fast(precision, device)
     set_arithmetic(precision)
@@ -86,11 +81,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def require_fast(precision: str, device: torch.device) -> None:
-    """Refuse bf16 where it would not be faster but a hundred times slower.
-
-    Raises:
-        UserError: the processor has no instructions for it.
-    """
+    """Refuse bf16 on a processor without instructions for it (UserError), where it is a hundred times slower."""
     if precision == "bf16" and not has_bfloat16(device):
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
         raise UserError(

@@ -65,11 +65,7 @@ def load(path: Path, flag: str, hint: str = "") -> object:
 
 
 def newest(path: Path, flag: str, hint: str = "") -> Path:
-    """The file itself, or of a folder of augmented training the weights of the most epochs; says which.
-
-    Raises:
-        UserError: the folder holds none, or those of several trainings.
-    """
+    """The file itself, or the weights of the most epochs in a folder of one augmented training (else UserError)."""
     if not Path(path).is_dir():
         return Path(path)
     name = r"((?:No)?Aug\d*_DerainNet)_state_(\d+)\.pt"
@@ -87,9 +83,7 @@ def load_derainer(args: argparse.Namespace, hint: str = "") -> nn.Module:
 
     Of a folder --model_dir becomes the file that is taken. If the flag is not given and its default folder is missing,
     it is the derainer that comes with the project. Other flags may be set from the choice, see ``follow_training``.
-
-    Raises:
-        UserError: see ``newest``, ``load``, ``derainer.follow_training``, ``derainer.build`` and ``put_weights``.
+    UserError: weights or code are missing, or do not fit.
     """
     if "model_dir" not in args.given and not Path(args.model_dir).parent.exists():
         args.model_dir = str(DERAINER)
@@ -106,11 +100,7 @@ def load_derainer(args: argparse.Namespace, hint: str = "") -> nn.Module:
 
 
 def load_joint(args: argparse.Namespace, hint: str = "") -> Derain:
-    """BNet of --netDerain with the stages of --stage, filled, on the CPU; --stage may be set, see ``follow_training``.
-
-    Raises:
-        UserError: see ``load_weights``.
-    """
+    """BNet of --netDerain, filled, on the CPU; sets --stage, see ``follow_training``. Raises as ``load_weights``."""
     content = load(args.netDerain, "--netDerain", hint)
     derainer.follow_training(args, Path(args.netDerain))
     net = Derain(stage=args.stage)
@@ -119,11 +109,7 @@ def load_joint(args: argparse.Namespace, hint: str = "") -> Derain:
 
 
 def load_generator(path: Path, flag: str, hint: str = "") -> EDNet:
-    """Make the EDNet that fits a released or own file, whatever its sizes, and fill it.
-
-    Raises:
-        UserError: see ``load`` and ``load_weights``.
-    """
+    """Make the EDNet that fits a released or own file, whatever its sizes, and fill it. Raises as ``load_weights``."""
     ends = {"encoder.main.0.weight", "decoder.main.0.weight"}  # which every size has
     content, net = unwrapped(load(path, flag, hint), ends, f"{flag}: {path}"), EDNet()
     if kind_of(content) == "ED":
@@ -227,11 +213,7 @@ def state_of(optimizer: Optimizer) -> dict:
 
 
 def load_state(optimizer: Optimizer, stored: dict) -> None:
-    """Go on from a ``state_of``; the kind of optimizer and its rates stay.
-
-    Raises:
-        ValueError: it was of other parameters.
-    """
+    """Go on from a ``state_of``; the kind of optimizer and its rates stay. ValueError: it was of other parameters."""
     groups = zip(stored["param_groups"], optimizer.state_dict()["param_groups"], strict=True)
     groups = [own | {"params": theirs["params"]} for theirs, own in groups]
     optimizer.load_state_dict(stored | {"param_groups": groups})

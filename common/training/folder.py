@@ -81,9 +81,7 @@ class TrainingFolder:
         """Find what to go on from: the full state, or with --resume N the weights after N epochs.
 
         A state of no step counts as a new training: other options will do, and nothing that was learned is lost.
-
-        Raises:
-            UserError: there is nothing to go on from, or the folder holds another training.
+        UserError: there is nothing to go on from, or the folder holds another training.
         """
         args, state = self.args, self._read()
         if args.overwrite and args.resume:
@@ -209,10 +207,8 @@ class TrainingFolder:
     def save_state(self, at: Position, nets: dict[str, nn.Module], optimizers: dict[str, Optimizer]) -> None:
         """Save everything that a bit-for-bit continuation needs; loadable with ``weights_only=True``.
 
-        The first process saves, the others have the same.
-
-        Raises:
-            Stopped: a weight is not finite (the last good state stays), or the disk fails.
+        The first process saves, the others have the same. Stopped: a weight is not finite (the last good state stays),
+        or the disk fails.
         """
         if not distributed.is_first():
             return
@@ -231,11 +227,7 @@ class TrainingFolder:
         checkpoint.save(content, self.path / STATE)
 
     def save_weights(self, nets: dict[str, nn.Module], suffix: str) -> None:
-        """Save bare state dicts as ``PREFIX_SUFFIX.pt``, on the CPU, so that they load anywhere.
-
-        Raises:
-            Stopped: a weight is not finite, or the disk fails.
-        """
+        """Save bare state dicts, on the CPU, as ``PREFIX_SUFFIX.pt``; they load anywhere. Raises as ``save_state``."""
         if not distributed.is_first():
             return
         for name, net in nets.items():

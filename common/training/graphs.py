@@ -39,8 +39,7 @@ class CudaRecorder:
     def record(self, work: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
         """Record the work without running it: where its results will be, and what runs it.
 
-        Raises:
-            Stopped: the work can't be recorded. The state of the GPU is not known then: end the process.
+        Stopped: it can't be recorded. The state of the GPU is not known then: end the process.
         """
         graph = torch.cuda.CUDAGraph()
         try:
@@ -56,11 +55,7 @@ class CudaRecorder:
 
 
 def recorder(device: torch.device) -> CudaRecorder:
-    """What records on a device.
-
-    Raises:
-        UserError: nothing does, on a CPU or in several processes, whose sums a recording may hang in.
-    """
+    """What records on a device. UserError: on a CPU, or in several processes, whose sums a recording may hang in."""
     if device.type != "cuda" or distributed.world_size() > 1:
         raise UserError("--cuda_graphs: steps are recorded on a GPU and in one process; leave --cuda_graphs out")
     return CudaRecorder(device)
@@ -74,10 +69,7 @@ class RecordedStep:
     Args:
         step: (kind, *tensors) -> losses and images; Python's part of it depends on the kind alone.
         optimizers: all that it steps, Adam with fused=True; their rates become tensors, which a recording reads.
-        recorder: see ``recorder``.
-
-    Raises:
-        Stopped: see ``CudaRecorder``.
+        recorder: see ``recorder``; raises as its ``record``.
     """
 
     def __init__(self, step: Step, optimizers: Mapping[str, Optimizer], recorder: CudaRecorder) -> None:

@@ -70,11 +70,7 @@ class LossSums:
         self.newest = self.newest | dict(zip(losses, now, strict=True))
 
     def last(self) -> Numbers:
-        """The newest value of every loss; waits for the device.
-
-        Raises:
-            Stopped: one is not finite.
-        """
+        """The newest value of every loss; waits for the device. Stopped: one is not finite."""
         values = {name: float(value) for name, value in self.newest.items()}
         if bad := [name for name, mean in self.means().items() if not math.isfinite(mean + values[name])]:
             remedy = "If it happens again: lower the learning rates, or look at the data."

@@ -9,11 +9,7 @@ from .. import distributed
 
 
 def seed_everything(seed: int | None) -> int:
-    """Seed every random number generator, alike in all processes; None draws a seed and prints it.
-
-    Returns:
-        The seed, for the crops.
-    """
+    """Seed every generator, alike in all processes; None draws a seed and prints it. Returns the seed."""
     if seed is None:
         seed = distributed.broadcast(random.SystemRandom().randrange(2**31))
         print(f"manualSeed: {seed} (drawn; --manualSeed {seed} repeats this run)")
