@@ -26,9 +26,13 @@ def prepare(net: nn.Module, device: torch.device, precision: str, training: bool
         training: in training a CPU keeps PyTorch's usual layout.
 
     Raises:
-        UserError: see ``require_fast``.
+        UserError: bf16 on a processor without instructions for it, where it would be a hundred times slower.
     """
-    require_fast(precision, device)
+    if precision == "bf16" and not has_bfloat16(device):
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
+        raise UserError(
+            f"--precision bf16: {name} has no bfloat16 instructions, it would be many times slower; take fp32"
+        )
     set_arithmetic(precision)
     if device.type == "cuda":
         old = precision in ("auto", "tf32") and not torch.cuda.is_tf32_supported()
@@ -83,16 +87,3 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return any(value for name, value in torch.cpu.get_capabilities().items() if "bf16" in name)
-
-
-def require_fast(precision: str, device: torch.device) -> None:
-    """Refuse bf16 where it would not be faster but a hundred times slower.
-
-    Raises:
-        UserError: the processor has no instructions for it.
-    """
-    if precision == "bf16" and not has_bfloat16(device):
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
-        raise UserError(
-            f"--precision bf16: {name} has no bfloat16 instructions, it would be many times slower; take fp32"
-        )

@@ -63,12 +63,12 @@ def main(argv=None):
         if folder.is_new:
             start_from(args, net)
         derainer.check(net, args.batchSize, args.patchSize, device)
-        dataset, rule = listed_set(args, device, DATA)
+        precision.prepare(net, device, args.precision, training=True)
+        dataset, rule = listed_set(args, DATA)
         held_out = validation_pairs(args)
         validate = validator(net, held_out, device, Windows.from_flags(args))
         if args.dry_run:
             return describe(folder, dataset, rule, held_out, {"derainer": net}, device)
-        precision.prepare(net, device, args.precision, training=True)
         optimizer = adam(net.parameters(), args.lr)
         fit(
             args=args,

@@ -151,15 +151,13 @@ def calls(monkeypatch):
 
 # --- data sets -----------------------------------------------------------------------------------------------------
 
-CPU = torch.device("cpu")
-
 
 def flags(data_path, gt_path=None, patch_size=16, **more):
     """What the scripts give to training_set and listed_set."""
     values = {"data_path": str(data_path), "gt_path": gt_path and str(gt_path), "patchSize": patch_size}
     values |= {"pair_by": None, "side_by_side": None, "dark_rain": False, "val_data_path": None}
-    values |= {"precision": "fp32", "manualSeed": 0}
-    return argparse.Namespace(**values | {"cache": "none", "dry_run": False, "given": set()} | more)
+    values |= {"manualSeed": 0, "cache": "none", "dry_run": False, "given": set()}
+    return argparse.Namespace(**values | more)
 
 
 def pairs_of(folder):

@@ -18,7 +18,7 @@ from common.data.pairs import fingerprint
 from common.data.patches import PatchDataset, listed_set, training_set
 from common.errors import UserError
 from for_syn import train_syn_joint
-from tests.conftest import CPU, crops, flags, folders, pairs_of, spa_list
+from tests.conftest import crops, flags, folders, pairs_of, spa_list
 
 
 @pytest.fixture
@@ -73,9 +73,9 @@ def test_training_from_a_pack_is_that_from_its_folders(pairs_folder, packed, tmp
     train_syn_joint.main([*folders(pairs_folder, tmp_path / "pack"), *small, "--niter", "2"])  # goes on with the files
     assert "other data" not in capsys.readouterr().out
     with pytest.raises(UserError, match="--gt_path: the pack .* holds the clean images, too"):
-        training_set(flags(packed, tmp_path, given={"gt_path"}), CPU, "")
+        training_set(flags(packed, tmp_path, given={"gt_path"}), "")
     with pytest.raises(UserError, match="set.h5 has images of 20 px, smaller than the 32 px patch"):
-        training_set(flags(packed, None, 32), CPU, "")
+        training_set(flags(packed, None, 32), "")
 
 
 def test_a_list_and_its_small_sample(pairs_folder, tmp_path):
@@ -84,7 +84,7 @@ def test_a_list_and_its_small_sample(pairs_folder, tmp_path):
     assert main(["--data_path", str(pairs_folder), "--out", str(out)]) == 0
     assert [pair.name for pair in load(out)] == ["rain/9.png", "rain/8.png", "rain/11.png", "rain/10.png"]
     assert fingerprint(load(out)) == fingerprint(pairs)
-    listed, packed = (listed_set(flags(p, train_num=2, seed=5), CPU, "") for p in (pairs_folder, out))
+    listed, packed = (listed_set(flags(p, train_num=2, seed=5), "") for p in (pairs_folder, out))
     assert listed[0].fingerprint() == packed[0].fingerprint() and torch.equal(crops(listed[0]), crops(packed[0]))
     assert packed[1] == "spa.h5, 4 pairs, 2 of them drawn with --seed 5"
 
@@ -140,7 +140,7 @@ def test_verify_finds_changed_pixels(packed):
 
 def test_a_missing_pack(tmp_path):
     with pytest.raises(UserError, match="gone.h5: there is no such pack; make it with"):
-        training_set(flags(tmp_path / "gone.h5"), CPU, "")
+        training_set(flags(tmp_path / "gone.h5"), "")
     (tmp_path / "folder.h5").mkdir()
     assert is_pack("x.H5") and not is_pack(tmp_path / "folder.h5") and not is_pack("rain")
 

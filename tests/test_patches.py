@@ -11,7 +11,7 @@ from common.data.pair_list import PairList
 from common.data.pairs import CHECK_ALL
 from common.data.patches import PatchDataset, listed_set, to_batch, training_set
 from common.errors import UserError
-from tests.conftest import CPU, crops, flags, pairs_of, photo, spa_list
+from tests.conftest import crops, flags, pairs_of, photo, spa_list
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
@@ -74,21 +74,21 @@ def test_bad_files_are_found_while_decoding(pairs_folder):
     (pairs_folder / "rain" / "9.png").write_bytes((pairs_folder / "rain" / "9.png").read_bytes()[:200])
     write_image(pairs_folder / "norain" / "10.png", photo(24, 30, 0))
     with pytest.raises(UserError) as error:
-        training_set(flags(pairs_folder / "rain", pairs_folder / "norain", cache="ram"), CPU, "")
+        training_set(flags(pairs_folder / "rain", pairs_folder / "norain", cache="ram"), "")
     assert "2 of 4 pairs can't be used" in str(error.value) and "9.png" in str(error.value)
     assert "10.png is 22x24, its clean partner 10.png 30x24" in str(error.value)
     with pytest.raises(UserError, match="4 of 4 .*(.|\n)*8.png is 20x24, smaller than the 32 px patch"):
-        training_set(flags(pairs_folder / "rain", pairs_folder / "norain", 32, cache="ram"), CPU, "")
+        training_set(flags(pairs_folder / "rain", pairs_folder / "norain", 32, cache="ram"), "")
 
 
 def test_a_long_list_is_decoded_whole_where_it_fits(tmp_path, monkeypatch, capsys):
     write_image(tmp_path / "a.png", photo(20, 20, 1))
     write_image(tmp_path / "b.png", photo(20, 20, 0))
     spa_list(tmp_path, "a.png b.png\n" * (CHECK_ALL + 1))
-    dataset, _ = listed_set(flags(tmp_path, cache="auto"), CPU, "")
+    dataset, _ = listed_set(flags(tmp_path, cache="auto"), "")
     assert isinstance(dataset.pairs, Decoded) and "checked now" not in capsys.readouterr().out
     monkeypatch.setattr(cache, "free_memory", lambda: 10**6)
-    dataset, _ = listed_set(flags(tmp_path, cache="auto"), CPU, "")
+    dataset, _ = listed_set(flags(tmp_path, cache="auto"), "")
     printed = capsys.readouterr().out
     assert (
         isinstance(dataset.pairs, PairList) and "200 of them checked now" in printed and "common.data.pack" in printed

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 from ..errors import UserError
-from ..precision import require_fast
 from ..terminal import progress_bar
 from . import pack
 from .compose import composed, part_of, rain_pictures
@@ -171,9 +169,7 @@ def on_photos(layers: Sequence[RainLayer], photos: Sequence[Path | Pair], patch:
     return [replace(layer, photos=clean) for layer in layers]
 
 
-def layer_set(
-    args: argparse.Namespace, device: torch.device, hint: str, part: str = "train"
-) -> tuple[PatchDataset, str]:
+def layer_set(args: argparse.Namespace, hint: str, part: str = "train") -> tuple[PatchDataset, str]:
     """Variants of the layers of --streaks, or of O - B of --data_path and --gt_path, as a data set of rain and black.
 
     In a script with --clean they fall on its photos, or on the clean images of the pairs.
@@ -188,7 +184,6 @@ def layer_set(
     Raises:
         UserError: see ``rain_pictures``, ``images_in``, ``pairs_of``, ``pack.load``, ``variants`` and ``on_photos``.
     """
-    require_fast(args.precision, device)
     photos = getattr(args, "clean", None)
     if "clean" in args and bool(photos) != bool(args.streaks):
         raise UserError("--streaks, --clean: give both, or pairs (--data_path, --gt_path) in their place")

@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .. import distributed
 from ..errors import UserError
-from ..precision import require_fast
 from ..terminal import ending_signals
 from . import cache, pack
 from .cache import DecodedPair
@@ -191,7 +190,7 @@ def _start_worker(closing: Any, worker: int) -> None:
 # --- from the flags of a script ------------------------------------------------------------------------------------
 
 
-def training_set(args: argparse.Namespace, device: torch.device, hint: str) -> tuple[PatchDataset, str]:
+def training_set(args: argparse.Namespace, hint: str) -> tuple[PatchDataset, str]:
     """Find and check the pairs of --data_path and --gt_path, or of a pack; decode them once where --cache says so.
 
     Args:
@@ -206,13 +205,12 @@ def training_set(args: argparse.Namespace, device: torch.device, hint: str) -> t
     if pack.is_pack(args.data_path):
         if "gt_path" in args.given:
             raise UserError(f"--gt_path: the pack {args.data_path} holds the clean images, too; leave the flag out")
-        return listed_set(args, device, hint)
-    require_fast(args.precision, device)  # before anything that takes long
+        return listed_set(args, hint)
     pairs, rule = pairs_of(args, hint)
     return _checked(pairs, pairs, args, "--data_path, --gt_path"), rule
 
 
-def listed_set(args: argparse.Namespace, device: torch.device, hint: str) -> tuple[PatchDataset, str]:
+def listed_set(args: argparse.Namespace, hint: str) -> tuple[PatchDataset, str]:
     """The same for the list in --data_path, or a pack; with --train_num and --seed a small sample of it.
 
     Of more than 1000 pairs samples are checked, unless all are decoded for the cache; the others when they are used.
@@ -223,7 +221,6 @@ def listed_set(args: argparse.Namespace, device: torch.device, hint: str) -> tup
     Raises:
         UserError: see ``PairList``, ``require_light``, ``small_sample``, ``check_pairs`` and ``pack.load``.
     """
-    require_fast(args.precision, device)
     require_no_pairing(args, f"the pack or {LIST}")
     path, name = Path(args.data_path), LIST
     if pack.is_pack(path):

@@ -132,7 +132,7 @@ def start_from(args: argparse.Namespace, net: nn.Module) -> None:
 
 
 def crops(
-    args: argparse.Namespace, device: torch.device, pairs: Callable[..., tuple[PatchDataset, str]], hint: str
+    args: argparse.Namespace, pairs: Callable[..., tuple[PatchDataset, str]], hint: str
 ) -> tuple[PatchDataset, str]:
     """The crops of augmented training: of pairs alone, of pairs and of the photos of --clean_path, or of these alone.
 
@@ -146,14 +146,14 @@ def crops(
         UserError: see ``photo_set`` and ``pairs``.
     """
     if args.clean_path is None:
-        return pairs(args, device, hint)
+        return pairs(args, hint)
     if _photos_alone(args):
         for flag in ("gt_path", "side_by_side", "train_num", "seed", "fake_ratio"):
             if flag in args.given:
                 raise UserError(f"--{flag}: it belongs to pairs; name these with --data_path, or leave the flag out")
         args.data_path, dataset = "", photo_set(args)  # its default is not used
         return dataset, f"{len(dataset.pairs)} photos of --clean_path"
-    dataset, rule = pairs(args, device, hint)
+    dataset, rule = pairs(args, hint)
     dataset.photos, dataset.n_real = photo_set(args), share(args)[0]
     return dataset, f"{rule}; and {len(dataset.photos.pairs)} photos of --clean_path"
 
