@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli, flags, precision
 from common.data.pairs import validation_pairs
-from common.data.patches import listed_set
+from common.data.patches import training_set
 from common.evaluation.derain import validator
 from common.models import Derain, Discriminator, EDNet
 from common.training.device import pick_device
@@ -76,7 +76,7 @@ def main(argv=None):
         args.ndf = args.ndf or min(64, 64 * 64 // args.patchSize)
         netDerain = Derain(stage=args.stage).to(device)
         precision.prepare(netDerain, device, args.precision, training=True)
-        dataset, rule = listed_set(args, DATA)
+        dataset, rule = training_set(args, DATA)
         held_out = validation_pairs(args)
         netED = EDNet(nc=args.nc, nz=args.nz, nef=args.nef, patch_size=args.patchSize).to(device)
         netD = Discriminator(image_size=args.patchSize, conv_dim=args.ndf).to(device)

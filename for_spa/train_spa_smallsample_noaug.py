@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli, derainer, flags, precision
 from common.data.pairs import validation_pairs
-from common.data.patches import listed_set
+from common.data.patches import training_set
 from common.evaluation.derain import Windows, validator
 from common.training.augment import aug_draw, aug_step, ratio_digits, start_from, steps_per_epoch
 from common.training.device import pick_device
@@ -64,7 +64,7 @@ def main(argv=None):
             start_from(args, net)
         derainer.check(net, args.batchSize, args.patchSize, device)
         precision.prepare(net, device, args.precision, training=True)
-        dataset, rule = listed_set(args, DATA)
+        dataset, rule = training_set(args, DATA)
         held_out = validation_pairs(args)
         validate = validator(net, held_out, device, Windows.from_flags(args))
         if args.dry_run:

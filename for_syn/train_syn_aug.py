@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli, derainer, flags, precision
 from common.data.pairs import validation_pairs
-from common.data.patches import training_set
 from common.evaluation.derain import Windows, validator
 from common.generation.bank import bank_of
 from common.generation.knob_flags import add_knobs, knobs
@@ -75,7 +74,7 @@ def main(argv=None):
         bank = bank_of(args, netED, ranges)
         derainer.check(net, args.batchSize, args.patchSize, device)
         precision.prepare(net, device, args.precision, training=True)
-        dataset, rule = crops(args, training_set, DATA)
+        dataset, rule = crops(args, DATA)
         held_out = validation_pairs(args)
         validate = validator(net, held_out, device, Windows.from_flags(args))
         if args.dry_run:

@@ -153,8 +153,8 @@ def calls(monkeypatch):
 
 
 def flags(data_path, gt_path=None, patch_size=16, **more):
-    """What the scripts give to training_set and listed_set."""
-    values = {"data_path": str(data_path), "gt_path": gt_path and str(gt_path), "patchSize": patch_size}
+    """What the scripts give to training_set; those that read lists have no --gt_path."""
+    values = {"data_path": str(data_path), "patchSize": patch_size} | ({"gt_path": str(gt_path)} if gt_path else {})
     values |= {"pair_by": None, "side_by_side": None, "dark_rain": False, "val_data_path": None}
     values |= {"manualSeed": 0, "cache": "none", "dry_run": False, "given": set()}
     return argparse.Namespace(**values | more)

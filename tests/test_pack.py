@@ -15,7 +15,7 @@ from common.data import cache, pack
 from common.data.images import write_image
 from common.data.pack import is_pack, load, main, write
 from common.data.pairs import fingerprint
-from common.data.patches import PatchDataset, listed_set, training_set
+from common.data.patches import PatchDataset, training_set
 from common.errors import UserError
 from for_syn import train_syn_joint
 from tests.conftest import crops, flags, folders, pairs_of, spa_list
@@ -84,7 +84,7 @@ def test_a_list_and_its_small_sample(pairs_folder, tmp_path):
     assert main(["--data_path", str(pairs_folder), "--out", str(out)]) == 0
     assert [pair.name for pair in load(out)] == ["rain/9.png", "rain/8.png", "rain/11.png", "rain/10.png"]
     assert fingerprint(load(out)) == fingerprint(pairs)
-    listed, packed = (listed_set(flags(p, train_num=2, seed=5), "") for p in (pairs_folder, out))
+    listed, packed = (training_set(flags(p, train_num=2, seed=5), "") for p in (pairs_folder, out))
     assert listed[0].fingerprint() == packed[0].fingerprint() and torch.equal(crops(listed[0]), crops(packed[0]))
     assert packed[1] == "spa.h5, 4 pairs, 2 of them drawn with --seed 5"
 

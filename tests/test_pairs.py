@@ -11,7 +11,7 @@ from common.data.images import write_image
 from common.data.names import match
 from common.data.pair_list import PairList, small_sample
 from common.data.pairs import Pair, Pairing, find_pairs, require_light, validation_pairs
-from common.data.patches import CropSampler, PatchDataset, listed_set, training_set
+from common.data.patches import CropSampler, PatchDataset, training_set
 from common.errors import UserError
 from tests.conftest import crops, flags, pairs_of, photo, spa_list
 from tests.golden import ROOT
@@ -195,7 +195,7 @@ def test_side_by_side(tmp_path, side):
     with pytest.raises(UserError, match="--gt_path: .*elsewhere is not needed"):
         training_set(flags(tmp_path, tmp_path / "elsewhere", side_by_side=side, given=given), "")
     with pytest.raises(UserError, match="--pair_by: --side_by_side takes both images from one file"):
-        training_set(flags(tmp_path, side_by_side=side, pair_by=["a{}", "b{}"]), "")
+        training_set(flags(tmp_path, tmp_path, side_by_side=side, pair_by=["a{}", "b{}"]), "")
 
 
 def test_pairs_without_rain(tmp_path):
@@ -216,9 +216,9 @@ def test_rainy_and_clean_that_are_exchanged_are_refused(pairs_folder):  # rain a
         validation_pairs(flags("", val_data_path=str(norain), val_gt_path=str(rain)))
     spa_list(pairs_folder, "".join(f"norain/{i}.png rain/{i}.png\n" for i in range(8, 12)))
     with pytest.raises(UserError, match=f"--data_path: .*{told}"):
-        listed_set(flags(pairs_folder), "")
+        training_set(flags(pairs_folder), "")
     training_set(flags(norain, rain, dark_rain=True), "")
-    listed_set(flags(pairs_folder, dark_rain=True), "")
+    training_set(flags(pairs_folder, dark_rain=True), "")
     (rain / "8.png").rename(rain / "x.png")
     (norain / "8.png").rename(rain / "8.png")
     (rain / "x.png").rename(norain / "8.png")
@@ -240,7 +240,7 @@ def test_of_many_pairs_a_dozen_are_looked_at_and_two_that_are_right_will_do(tmp_
 def test_mistakes_in_the_flags(tmp_path):
     spa_list(tmp_path, "r/1.png c/1.png")
     with pytest.raises(UserError, match="--side_by_side: the pack or real_world.txt says what pairs already"):
-        listed_set(flags(tmp_path, side_by_side="left", given={"side_by_side"}), "")
+        training_set(flags(tmp_path, side_by_side="left", given={"side_by_side"}), "")
     write_image(tmp_path / "rain" / "1.png", photo(4, 4, 0))
     with pytest.raises(UserError, match=r"--gt_path: \S+nowhere is not a folder. Put Rain100L there"):
         training_set(flags(tmp_path / "rain", tmp_path / "nowhere"), "Put Rain100L there")
@@ -329,7 +329,7 @@ def test_file_names_of_any_bytes_and_links_in_a_spa_list(tmp_path):
     (tmp_path / "spa" / "real").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "link").symlink_to(tmp_path / "spa")
     spa_list(tmp_path / "spa", "real/rain/\u96e8.png real/norain/\u96e8.png")
-    assert listed_set(flags(tmp_path / "link"), "")[1] == "real_world.txt, 1 pairs"
+    assert training_set(flags(tmp_path / "link"), "")[1] == "real_world.txt, 1 pairs"
     name = spa_list(tmp_path / "spa", b"r/\xff.png c/\xff.png")[0].name
     assert name.encode("utf-8", "surrogateescape") == b"r/\xff.png"
 
@@ -340,7 +340,7 @@ def test_bad_files_of_a_spa_list_are_named(tmp_path):
     (tmp_path / "broken.png").write_bytes((tmp_path / "a.png").read_bytes()[:100])
     spa_list(tmp_path, "a.png a.png\na.png gone.png\na.png b.png\nbroken.png a.png\nsmall.png small.png")
     with pytest.raises(UserError, match="4 of 5 pairs") as error:
-        listed_set(flags(tmp_path), "")
+        training_set(flags(tmp_path), "")
     told = ("gone.png: no such file", "clean partner b.png 20x21", "broken.png: can't be read", "than the 16 px patch")
     assert all(problem in str(error.value) for problem in told)
     dataset = PatchDataset(PairList(tmp_path), 16, 0)
@@ -356,9 +356,9 @@ def test_a_long_spa_list_is_checked_by_samples(tmp_path, monkeypatch, capsys):
         write_image(tmp_path / f"{name}.png", photo(20, 20, ord(name)))
     spa_list(tmp_path, "a.png b.png\n" * 5 + "gone.png gone.png\n" + "a.png b.png\n" * 5)
     with pytest.raises(UserError, match="1 of 3 pairs can't be used"):
-        listed_set(flags(tmp_path, dark_rain=True), "")
+        training_set(flags(tmp_path, dark_rain=True), "")
     spa_list(tmp_path, "a.png b.png\n" * 4 + "gone.png gone.png\n" + "a.png b.png\n" * 6)
-    assert len(listed_set(flags(tmp_path, dark_rain=True), "")[0].pairs) == 11
+    assert len(training_set(flags(tmp_path, dark_rain=True), "")[0].pairs) == 11
     assert "3 of them checked now" in capsys.readouterr().out
 
 

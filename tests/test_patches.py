@@ -9,7 +9,7 @@ from common.data.cache import Decoded, decode
 from common.data.images import to_float, write_image
 from common.data.pair_list import PairList
 from common.data.pairs import CHECK_ALL
-from common.data.patches import PatchDataset, listed_set, to_batch, training_set
+from common.data.patches import PatchDataset, to_batch, training_set
 from common.errors import UserError
 from tests.conftest import crops, flags, pairs_of, photo, spa_list
 
@@ -85,10 +85,10 @@ def test_a_long_list_is_decoded_whole_where_it_fits(tmp_path, monkeypatch, capsy
     write_image(tmp_path / "a.png", photo(20, 20, 1))
     write_image(tmp_path / "b.png", photo(20, 20, 0))
     spa_list(tmp_path, "a.png b.png\n" * (CHECK_ALL + 1))
-    dataset, _ = listed_set(flags(tmp_path, cache="auto"), "")
+    dataset, _ = training_set(flags(tmp_path, cache="auto"), "")
     assert isinstance(dataset.pairs, Decoded) and "checked now" not in capsys.readouterr().out
     monkeypatch.setattr(cache, "free_memory", lambda: 10**6)
-    dataset, _ = listed_set(flags(tmp_path, cache="auto"), "")
+    dataset, _ = training_set(flags(tmp_path, cache="auto"), "")
     printed = capsys.readouterr().out
     assert (
         isinstance(dataset.pairs, PairList) and "200 of them checked now" in printed and "common.data.pack" in printed

@@ -191,38 +191,25 @@ def _start_worker(closing: Any, worker: int) -> None:
 
 
 def training_set(args: argparse.Namespace, hint: str) -> tuple[PatchDataset, str]:
-    """Find and check the pairs of --data_path and --gt_path, or of a pack; decode them once where --cache says so.
+    """Find and check the pairs of --data_path: of a pack, of two folders in a script with --gt_path, else of a list.
+
+    --train_num and --seed take a small sample of a list or pack. Of more than 1000 pairs there, samples are checked,
+    unless all are decoded for the cache; the others when they are used. Raises as ``pack.load``, ``pairs_of``,
+    ``PairList``, ``require_light``, ``small_sample`` and ``check_pairs``.
 
     Args:
         hint: what belongs into the folders and where it comes from, for the message when they are missing.
 
     Returns:
-        The data set, and by which rule pairs were found.
-
-    Raises:
-        UserError: see ``pairs_of``, ``check_pairs`` and ``pack.load``.
+        The data set, and by which rule pairs were found, or where they come from, in words.
     """
-    if pack.is_pack(args.data_path):
-        if "gt_path" in args.given:
-            raise UserError(f"--gt_path: the pack {args.data_path} holds the clean images, too; leave the flag out")
-        return listed_set(args, hint)
-    pairs, rule = pairs_of(args, hint)
-    return _checked(pairs, pairs, args, "--data_path, --gt_path"), rule
-
-
-def listed_set(args: argparse.Namespace, hint: str) -> tuple[PatchDataset, str]:
-    """The same for the list in --data_path, or a pack; with --train_num and --seed a small sample of it.
-
-    Of more than 1000 pairs samples are checked, unless all are decoded for the cache; the others when they are used.
-
-    Returns:
-        The data set, and where the pairs come from, in words.
-
-    Raises:
-        UserError: see ``PairList``, ``require_light``, ``small_sample``, ``check_pairs`` and ``pack.load``.
-    """
-    require_no_pairing(args, f"the pack or {LIST}")
     path, name = Path(args.data_path), LIST
+    if "gt_path" in args and not pack.is_pack(path):
+        pairs, rule = pairs_of(args, hint)
+        return _checked(pairs, pairs, args, "--data_path, --gt_path"), rule
+    if "gt_path" in args.given:
+        raise UserError(f"--gt_path: the pack {path} holds the clean images, too; leave the flag out")
+    require_no_pairing(args, f"the pack or {LIST}")
     if pack.is_pack(path):
         pairs, name = pack.load(path), path.name
         if pairs.sizes.min() < args.patchSize:
