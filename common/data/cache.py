@@ -106,11 +106,7 @@ def scan(pairs: Sequence[Pair]) -> tuple[np.ndarray, np.dtype, list[str]]:
 
 
 def decode(pairs: Sequence[Pair], patch_size: int, flags: str, rain: bool = True) -> Decoded:
-    """Decode all pairs into RAM; see ``check_pairs``.
-
-    Raises:
-        UserError: see ``check_pairs``.
-    """
+    """Decode all pairs into RAM; takes and raises what ``check_pairs`` does."""
     sizes, kind, _ = scan(pairs)  # what is wrong is found again by the check, which names all problems
     values = np.empty(6 * sizes.prod(1).sum(), kind)
     decoded = Decoded([pair.name for pair in pairs], sizes, values, fingerprint(pairs))

@@ -227,11 +227,7 @@ def training_set(args: argparse.Namespace, hint: str) -> tuple[PatchDataset, str
 
 
 def photo_set(args: argparse.Namespace) -> PatchDataset:
-    """The photos of --clean_path, each as a pair with itself.
-
-    Raises:
-        UserError: see ``images_in`` and ``check_pairs``.
-    """
+    """The photos of --clean_path, each as a pair with itself; raises as ``images_in`` and ``check_pairs``."""
     folder = Path(args.clean_path)
     photos = [Pair(path.as_posix(), folder / path, folder / path) for path in images_in(folder, "--clean_path")]
     return _checked(photos, some_of(photos), args, "--clean_path", rain=False)
