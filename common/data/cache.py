@@ -105,12 +105,12 @@ def scan(pairs: Sequence[Pair]) -> tuple[np.ndarray, np.dtype, list[str]]:
     return sizes, kind, problems
 
 
-def decode(pairs: Sequence[Pair], patch_size: int, flags: str, rain: bool = True) -> Decoded:
+def decode(pairs: Sequence[Pair], patch_size: int, flags: str) -> Decoded:
     """Decode all pairs into RAM; takes and raises what ``check_pairs`` does."""
     sizes, kind, _ = scan(pairs)  # what is wrong is found again by the check, which names all problems
     values = np.empty(6 * sizes.prod(1).sum(), kind)
     decoded = Decoded([pair.name for pair in pairs], sizes, values, fingerprint(pairs))
-    check_pairs(pairs, patch_size, flags, decoded.put, rain)
+    check_pairs(pairs, patch_size, flags, decoded.put)
     return decoded
 
 

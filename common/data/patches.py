@@ -230,17 +230,15 @@ def photo_set(args: argparse.Namespace) -> PatchDataset:
     """The photos of --clean_path, each as a pair with itself; raises as ``images_in`` and ``check_pairs``."""
     folder = Path(args.clean_path)
     photos = [Pair(path.as_posix(), folder / path, folder / path) for path in images_in(folder, "--clean_path")]
-    return _checked(photos, some_of(photos), args, "--clean_path", rain=False)
+    return _checked(photos, some_of(photos), args, "--clean_path")
 
 
-def _checked(
-    pairs: Sequence[Pair], some: Sequence[Pair], args: argparse.Namespace, flags: str, rain: bool = True
-) -> PatchDataset:
+def _checked(pairs: Sequence[Pair], some: Sequence[Pair], args: argparse.Namespace, flags: str) -> PatchDataset:
     """Check pairs; where --cache keeps them in RAM, all are decoded for that."""
     if cache.is_wanted(args, pairs):
-        pairs = cache.decode(pairs, args.patchSize, flags, rain)
+        pairs = cache.decode(pairs, args.patchSize, flags)
     else:
         if len(some) < len(pairs):
             print(f"{flags}: {len(pairs)}, {len(some)} of them checked now, the others when they are used")
-        check_pairs(some, args.patchSize, flags, rain=rain)
+        check_pairs(some, args.patchSize, flags)
     return PatchDataset(pairs, args.patchSize, args.manualSeed)
