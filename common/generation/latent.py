@@ -13,7 +13,7 @@ from tqdm import tqdm
 from .. import cli, flags
 from ..data.images import require_outside, to_float, to_uint8, write_image
 from ..data.pairs import Pair, pairs_of
-from ..data.pictures import beside, enlarged, grid, reduced, row, sheet, strip, write_gif
+from ..data.pictures import enlarged, grid, reduced, row, sheet, strip, write_gif
 from ..errors import UserError
 from ..files import write_bytes
 from ..models import EDNet
@@ -201,9 +201,8 @@ def _sweep_all(netED: EDNet, seed: int, folder: Path, bar: tqdm) -> list[float]:
     changes = [change(rain) for rain in rains]
     order = np.argsort([-value for value in changes], kind="stable")[:TOP]
     gain = brightening(torch.cat([rains[d] for d in order]))
-    labels = [f"z{d}: {changes[d]:.2g}" for d in order]
     shown = [strip([enlarged(tile, TILE) for tile in pixels(gain * rains[d])], WHITE) for d in order]
-    whole = beside(labels, shown, WHITE)
+    whole = sheet([([tiles], [f"z{d}: {changes[d]:.2g}"]) for d, tiles in zip(order, shown, strict=True)])
     title = f"one dimension of the code a row, from -3 to 3; change in grey levels a step; shown {gain:g}x brighter"
     write_image(folder / "sheet.png", row([whole], [title], whole.shape[1]))
     return changes
