@@ -17,7 +17,7 @@ from common.data.demo import rain_layer
 from common.data.images import write_image
 from common.data.pair_list import PairList
 from common.data.pairs import find_pairs
-from common.data.patches import CropSampler, crop_loader, to_batch
+from common.data.patches import crop_keys, crop_loader, to_batch
 from common.generation import rain
 from common.memory import keep_memory
 from common.models import EDNet
@@ -174,7 +174,7 @@ def spa_list(folder, text):
 
 def crops(dataset, workers=0, seed=3):
     """All crops of two epochs of three batches: (6, 4, 3, p, p), the rainy ones of a batch before its clean ones."""
-    loader, close = crop_loader(dataset, CropSampler(2, 3, seed, 1, 2), workers)
+    loader, close = crop_loader(dataset, crop_keys(2, 3, seed, 1, 2), workers)
     batches = [torch.cat(to_batch(batch)) for batch in loader]
     close()
     return torch.stack(batches)

@@ -11,7 +11,7 @@ from common.data.images import write_image
 from common.data.names import match
 from common.data.pair_list import PairList, small_sample
 from common.data.pairs import Pair, Pairing, find_pairs, require_light, validation_pairs
-from common.data.patches import CropSampler, PatchDataset, training_set
+from common.data.patches import PatchDataset, crop_keys, training_set
 from common.errors import UserError
 from tests.conftest import crops, flags, pairs_of, photo, spa_list
 from tests.golden import ROOT
@@ -251,8 +251,7 @@ def test_crops_do_not_depend_on_the_number_of_workers(pairs_folder):  # T1
     alone = crops(dataset)
     assert len(alone) == 6 and not any(map(torch.equal, alone[:3], alone[3:]))  # another epoch, other crops
     assert torch.equal(alone, crops(dataset, 2))
-    resumed = CropSampler(2, 3, 3, 2, 2, skip=1)
-    assert list(resumed) == list(CropSampler(2, 3, 3, 1, 2))[4:]
+    assert list(crop_keys(2, 3, 3, 2, 2, skip=1)) == list(crop_keys(2, 3, 3, 1, 2))[4:]  # on resume
 
 
 def test_crops_reach_every_place_and_are_the_same_in_both(tmp_path):  # T8
@@ -261,7 +260,7 @@ def test_crops_reach_every_place_and_are_the_same_in_both(tmp_path):  # T8
     for folder in ("rain", "norain"):
         write_image(tmp_path / folder / "1.png", image)
     dataset, seen = PatchDataset(pairs_of(tmp_path), 16, 0), set()
-    for (key,) in CropSampler(1, 200, 0, 1, 1):
+    for (key,) in crop_keys(1, 200, 0, 1, 1):
         rainy, clean = dataset[key]
         assert torch.equal(rainy, clean) and rainy.shape == (3, 16, 16)
         first = int(rainy[0, 0, 0] * 255 + 0.5) * 256 + int(rainy[1, 0, 0] * 255 + 0.5)
@@ -272,11 +271,11 @@ def test_crops_reach_every_place_and_are_the_same_in_both(tmp_path):  # T8
 
 
 def test_every_image_is_shown_equally_often():
-    order = [n for batch in CropSampler(3, 4, 0, 1, 3) for n, *_ in batch]
+    order = [n for batch in crop_keys(3, 4, 0, 1, 3) for n, *_ in batch]
     assert all(sorted(order[i : i + 12]) == list(range(i, i + 12)) for i in (0, 12, 24)) and len(order) == 36
     assert order[:12] != [n - 12 for n in order[12:24]]
     # an epoch that is shorter than the set goes on where the last one ended
-    assert sorted(n % 4 for ((n, *_),) in CropSampler(1, 2, 0, 1, 4)) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert sorted(n % 4 for ((n, *_),) in crop_keys(1, 2, 0, 1, 4)) == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 @pytest.mark.parametrize(

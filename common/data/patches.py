@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, multiprocessing
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from .. import distributed
 from ..errors import UserError
@@ -30,7 +30,7 @@ from .pairs import (
     some_of,
 )
 
-DRAWN = 3  # version of how a seed makes crops; raised with every change of CropSampler and Pair.crop
+DRAWN = 3  # version of how a seed makes crops; raised with every change of crop_keys and Pair.crop
 Key = tuple[int, float, float]  # number of the crop over the whole training, and its place in the image
 
 
@@ -40,7 +40,7 @@ class PatchDataset(Dataset):
     Args:
         pairs: checked pairs: files, or decoded in RAM or in a pack.
         patch_size: side of the crop in px.
-        seed: of the order of the images and of the crops (see ``CropSampler``), 0 or more.
+        seed: of the order of the images and of the crops (see ``crop_keys``), 0 or more.
 
     Attributes:
         photos: photos without rain, as pairs with themselves, from which crops come whose number is below 0.
@@ -56,7 +56,7 @@ class PatchDataset(Dataset):
         self.images = np.random.default_rng([seed]).permutation(len(pairs))
 
     def __getitem__(self, key: Key) -> tuple[Tensor, Tensor]:
-        """(n, row, column) of a ``CropSampler`` -> rainy and clean crop, each (3, p, p) float32 in [0, 1]."""
+        """(n, row, column) of ``crop_keys`` -> rainy and clean crop, each (3, p, p) float32 in [0, 1]."""
         rainy, clean = to_batch(self.__getitems__([key]))
         return rainy[0], clean[0]
 
@@ -100,7 +100,9 @@ def floats(pixels: Tensor) -> Tensor:
     return pixels.to(torch.float32).div_(top)
 
 
-class CropSampler(Sampler):
+def crop_keys(
+    batch_size: int, steps: int, seed: int, first: int, last: int, skip: int = 0, n_real: int | None = None
+) -> Iterator[list[Key]]:
     """Keys of a PatchDataset for a whole training, a batch at a time, each epoch in a seeded order of its own.
 
     T1: which image a crop comes from and its place depend on (seed, epoch, sample) alone, not on workers or processes.
@@ -113,40 +115,30 @@ class CropSampler(Sampler):
         skip: steps of the first epoch that are done already.
         n_real: the crops of a batch from there on come from photos: their numbers are -1 - n. None: no crop does.
     """
-
-    def __init__(
-        self, batch_size: int, steps: int, seed: int, first: int, last: int, skip: int = 0, n_real: int | None = None
-    ) -> None:
-        self.batch_size, self.steps, self.seed = batch_size, steps, seed
-        self.first, self.last, self.skip, self.n_real = first, last, skip, n_real
-
-    def __len__(self) -> int:
-        return self.steps * (self.last - self.first + 1) - self.skip
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        length = self.batch_size * self.steps
-        for epoch in range(self.first, self.last + 1):
-            rng = np.random.default_rng([self.seed, epoch])
-            order, places = rng.permutation(length), rng.random((length, 2))
-            batches = order.reshape(self.steps, self.batch_size)
-            numbers = (epoch - 1) * length + batches
-            if self.n_real is not None:
-                numbers[:, self.n_real :] = ~numbers[:, self.n_real :]
-            done = self.skip if epoch == self.first else 0
-            shares = (part[done:, distributed.share()].tolist() for part in (numbers, batches))
-            for own, drawn in zip(*shares, strict=True):
-                yield [(n, *places[i].tolist()) for n, i in zip(own, drawn, strict=True)]
+    length = batch_size * steps
+    for epoch in range(first, last + 1):
+        rng = np.random.default_rng([seed, epoch])
+        order, places = rng.permutation(length), rng.random((length, 2))
+        batches = order.reshape(steps, batch_size)
+        numbers = (epoch - 1) * length + batches
+        if n_real is not None:
+            numbers[:, n_real:] = ~numbers[:, n_real:]
+        done = skip if epoch == first else 0
+        shares = (part[done:, distributed.share()].tolist() for part in (numbers, batches))
+        for own, drawn in zip(*shares, strict=True):
+            yield [(n, *places[i].tolist()) for n, i in zip(own, drawn, strict=True)]
 
 
 # --- the processes that read ---------------------------------------------------------------------------------------
 
 
 def crop_loader(
-    dataset: PatchDataset, sampler: CropSampler, workers: int, pin_memory: bool = False
+    dataset: PatchDataset, keys: Iterator[list[Key]], workers: int, pin_memory: bool = False
 ) -> tuple[Iterable[Tensor], Callable[[], None]]:
     """Batches of crops, for ``to_batch``, and a function to call when no more are wanted.
 
     Args:
+        keys: of each batch, see ``crop_keys``; they can be gone through once.
         workers: processes that read. None are started where the images are in memory, since cutting a crop takes less
             time than handing it from one process to another; nor for a pack on the CPU, where that is true as well (on
             a GPU the time of this process is dear).
@@ -156,7 +148,7 @@ def crop_loader(
         workers = 0
     loader = DataLoader(
         dataset,
-        batch_sampler=sampler,
+        batch_sampler=keys,
         num_workers=min(workers, (os.cpu_count() or 1) // distributed.local_size() or 1),  # more would wait
         collate_fn=_as_it_is,
         worker_init_fn=functools.partial(_start_worker, closing),
