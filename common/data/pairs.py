@@ -181,11 +181,9 @@ def require_no_pairing(args: argparse.Namespace, what: str) -> None:
 
 
 def fingerprint(pairs: Sequence[Pair]) -> str:
-    """A few digits that change with the names of the pairs."""
-    if isinstance(pairs, list):
-        names = "\n".join(pair.name for pair in pairs).encode("utf-8", "surrogateescape")
-        return hashlib.sha256(names).hexdigest()[:12]
-    return pairs.fingerprint()  # of a list's text; of the set that a pack was made of
+    """A few digits that change with the names of the pairs; the same for files, a list, a pack, or pairs in RAM."""
+    names = [pair.name for pair in pairs] if isinstance(pairs, list) else pairs.names
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
 def check_pairs(
