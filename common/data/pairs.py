@@ -240,7 +240,7 @@ def require_light(pairs: Sequence[Pair], flags: str) -> None:
     Raises:
         UserError: nearly all of these rainy images are darker than their clean partners.
     """
-    darker, others, some = 0, 0, _spread(pairs, LOOKED_AT)
+    darker, others, some = 0, 0, spread(pairs, LOOKED_AT)
     for pair in some:
         with contextlib.suppress(ImageError):  # the check that decodes it names it
             rainy, clean = (image.mean() / np.iinfo(image.dtype).max for image in pair.read())
@@ -257,11 +257,12 @@ def require_light(pairs: Sequence[Pair], flags: str) -> None:
 
 def some_of(pairs: Sequence[Pair]) -> Sequence[Pair]:
     """All pairs of a short list, samples from all over a long one."""
-    return pairs if len(pairs) <= CHECK_ALL else _spread(pairs, CHECK_SOME)
+    return pairs if len(pairs) <= CHECK_ALL else spread(pairs, CHECK_SOME)
 
 
-def _spread(pairs: Sequence[Pair], number: int) -> list[Pair]:
-    return [pairs[i] for i in np.linspace(0, len(pairs) - 1, min(len(pairs), number)).astype(int)]
+def spread(items: Sequence, number: int) -> list:
+    """So many items from all over a sequence, the first and the last among them; of a short one all."""
+    return [items[i] for i in np.linspace(0, len(items) - 1, min(len(items), number)).astype(int)]
 
 
 def validation_pairs(args: argparse.Namespace) -> list[Pair]:
