@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, multiprocessing
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_convert
 
 from .. import distributed
 from ..errors import UserError
@@ -150,7 +150,7 @@ def crop_loader(
         dataset,
         batch_sampler=keys,
         num_workers=min(workers, (os.cpu_count() or 1) // distributed.local_size() or 1),  # more would wait
-        collate_fn=_as_it_is,
+        collate_fn=default_convert,  # the dataset makes batches itself
         worker_init_fn=functools.partial(_start_worker, closing),
         pin_memory=pin_memory,
         generator=torch.Generator(),  # its own: the loader must not move the generator that is part of the state
@@ -160,10 +160,6 @@ def crop_loader(
         closing.value = True
 
     return loader, close
-
-
-def _as_it_is(batch: Tensor) -> Tensor:
-    return batch
 
 
 def _start_worker(closing: Any, worker: int) -> None:
