@@ -47,6 +47,14 @@ def write_pairs(folder):
     return folder
 
 
+def made(folder, *names):
+    """Files that are only listed, never read."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 

@@ -13,7 +13,7 @@ from common.data.pair_list import PairList, small_sample
 from common.data.pairs import Pair, Pairing, find_pairs, require_light, validation_pairs
 from common.data.patches import PatchDataset, crop_keys, training_set
 from common.errors import UserError
-from tests.conftest import crops, flags, pairs_of, photo, spa_list
+from tests.conftest import crops, flags, made, pairs_of, photo, spa_list
 from tests.golden import ROOT
 
 
@@ -64,14 +64,6 @@ def test_names_that_do_not_pair(rainy, clean, problems):
     found, _, said = match(paths(*rainy), paths(*clean))
     assert len(found) == len(rainy) - len(problems) and len(said) == len(problems)
     assert all(text.startswith(problem) for text, problem in zip(said, problems, strict=True))
-
-
-def made(folder, *names):
-    """Files that are only listed, never read."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    return folder
 
 
 CITY = "ulm/ulm_0000{}_000019_leftImg8bit"
