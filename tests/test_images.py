@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from common import terminal
@@ -230,7 +231,10 @@ def test_deep_tiffs_that_would_be_read_wrongly_are_refused(tmp_path):
     tiff(tmp_path / "planes.tif", deep, 16, t284=2)  # one plane after the other
     tiff(tmp_path / "12.tif", PHOTO[:, :, 0], 12)
     tiff(tmp_path / "times_alpha.tif", np.concatenate((deep, deep, deep, deep), 2), 16, t262=2, t338=1)
-    for name in ("white.tif", "planes.tif", "12.tif", "times_alpha.tif"):
+    colours = PHOTO.astype(np.uint16).transpose(2, 0, 1) * 257
+    tifffile.imwrite(tmp_path / "colour_planes.tif", colours, photometric="rgb", planarconfig="separate")
+    tifffile.imwrite(tmp_path / "signed.tif", deep[..., 0].astype(np.int16))
+    for name in ("white.tif", "planes.tif", "12.tif", "times_alpha.tif", "colour_planes.tif", "signed.tif"):
         with pytest.raises(ImageError, match=f"{name}: can't be read as an image .* save it as PNG"):
             read_image(tmp_path / name)
 

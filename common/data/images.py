@@ -168,6 +168,7 @@ def _format(image: Image.Image) -> tuple[int, int, type]:
     width, height = image.size
     if image.format == "TIFF":  # newer versions of Pillow turn this size by themselves, older ones do not
         width, height = image.tag_v2[256], image.tag_v2[257]
+        deep = 16 in image.tag_v2.get(258, ()) and image.mode != "I"  # tiles of a plane do not say it; "I" has a sign
     if _orientation(image) in (5, 6, 7, 8):
         height, width = width, height
     return height, width, np.uint16 if deep else np.uint8
