@@ -4,6 +4,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -257,6 +258,14 @@ def test_what_is_no_image(tmp_path):
                 read(tmp_path / f"{name}.png")
     with pytest.raises(ImageError, match="neither 8 nor 16 bits"):
         read_image(tmp_path / "float.tif")
+
+
+@pytest.mark.parametrize("read", [read_image, image_format])
+def test_an_image_that_is_too_large_for_the_memory_is_not_a_bad_one(tmp_path, monkeypatch, read):
+    write_image(tmp_path / "a.png", PHOTO)
+    monkeypatch.setattr(images, "_format", mock.Mock(side_effect=MemoryError))
+    with pytest.raises(MemoryError):
+        read(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("ending", ["png", "PNG", "webp", "bmp", "tif", "jpg"])

@@ -136,7 +136,9 @@ def size_text(size: Sequence[int]) -> str:
     return f"{size[1]}x{size[0]}"
 
 
-def _unreadable(path: Path, error: Exception) -> ImageError:
+def _unreadable(path: Path, error: Exception) -> Exception:
+    if isinstance(error, MemoryError):  # the image may be fine
+        return error
     if isinstance(error, FileNotFoundError):
         return ImageError(f"{path}: no such file")
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
