@@ -22,7 +22,8 @@ from ..errors import UserError
 from ..files import write_bytes
 from ..terminal import warn_once
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff")
+JPEG = (".jpg", ".jpeg", ".jfif")
+EXTENSIONS = (".png", *JPEG, ".bmp", ".webp", ".tif", ".tiff")
 _UNREAD = (".heic", ".heif", ".avif", ".gif", ".jxl", ".jp2", ".ppm", ".exr", ".dng", ".cr2", ".cr3", ".nef", ".arw")
 _FOREIGN = ("@eadir", "#recycle", "$recycle.bin", "__macosx", "lost+found", "system volume information")  # of systems
 _WRITTEN: dict[str, dict] = {  # by format, options of Pillow

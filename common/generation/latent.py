@@ -1,7 +1,6 @@
 """What the rain code z means: from one rain to another, single dimensions, random rains (docs/rain.md)."""
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import cli, flags
-from ..data.images import require_outside, to_float, to_uint8, write_image
+from ..data.images import JPEG, require_outside, to_float, to_uint8, write_image
 from ..data.pairs import Pair, pairs_of
 from ..data.pictures import enlarged, grid, reduced, row, sheet, strip, write_gif
 from ..errors import UserError
@@ -93,7 +92,8 @@ def run_interpolation(args: argparse.Namespace, netED: EDNet, seed: int, hint: s
     inputs = {"--data_path": args.data_path, "--gt_path": args.gt_path}
     for flag in ("save_patch", "save_inputfake", "save_rainfake"):
         require_outside(f"--{flag}", getattr(args, flag), inputs)
-    names = [re.sub(r"\.jpe?g$", ".png", pair.name.replace("/", "_"), flags=re.I) for pair in pairs[:2]]
+    paths = [Path(pair.name.replace("/", "_")) for pair in pairs[:2]]
+    names = [str(path.with_suffix(".png") if path.suffix.lower() in JPEG else path) for path in paths]
     if names[0] == names[1]:  # a.jpg and a.png, a/b.png and a_b.png
         names = [f"A_{names[0]}", f"B_{names[1]}"]
     rng = np.random.RandomState(CROP_SEED)
