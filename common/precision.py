@@ -21,9 +21,14 @@ ARITHMETIC = {
 def prepare(net: nn.Module, device: torch.device, precision: str, training: bool = False) -> None:
     """Set precision and memory layout of a derainer, once, before its first step; says what the precision means.
 
-    In training a CPU keeps PyTorch's usual layout. Raises as ``require_fast``.
+    In training a CPU keeps PyTorch's usual layout. UserError: bf16 on a processor without instructions for it, where it
+    would be a hundred times slower.
     """
-    require_fast(precision, device)
+    if precision == "bf16" and not has_bfloat16(device):
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
+        raise UserError(
+            f"--precision bf16: {name} has no bfloat16 instructions, it would be many times slower; take fp32"
+        )
     set_arithmetic(precision)
     if device.type == "cuda":
         old = precision in ("auto", "tf32") and not torch.cuda.is_tf32_supported()
@@ -78,12 +83,3 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return any(value for name, value in torch.cpu.get_capabilities().items() if "bf16" in name)
-
-
-def require_fast(precision: str, device: torch.device) -> None:
-    """Refuse bf16 on a processor without instructions for it (UserError), where it is a hundred times slower."""
-    if precision == "bf16" and not has_bfloat16(device):
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
-        raise UserError(
-            f"--precision bf16: {name} has no bfloat16 instructions, it would be many times slower; take fp32"
-        )

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli, flags, precision
 from common.data.pairs import validation_pairs
-from common.data.patches import listed_set
+from common.data.patches import training_set
 from common.evaluation.derain import validator
 from common.models import Derain, Discriminator, EDNet
 from common.training.device import pick_device
@@ -74,9 +74,10 @@ def main(argv=None):
         device = pick_device(args.use_gpu, args.gpu_id, training=True)
         args.manualSeed = seed_everything(args.manualSeed)
         args.ndf = args.ndf or min(64, 64 * 64 // args.patchSize)
-        dataset, rule = listed_set(args, device, DATA)
-        held_out = validation_pairs(args)
         netDerain = Derain(stage=args.stage).to(device)
+        precision.prepare(netDerain, device, args.precision, training=True)
+        dataset, rule = training_set(args, DATA)
+        held_out = validation_pairs(args)
         netED = EDNet(nc=args.nc, nz=args.nz, nef=args.nef, patch_size=args.patchSize).to(device)
         netD = Discriminator(image_size=args.patchSize, conv_dim=args.ndf).to(device)
         if folder.is_new:
@@ -89,7 +90,6 @@ def main(argv=None):
         }
         if args.dry_run:
             return describe(folder, dataset, rule, held_out, nets, device)
-        precision.prepare(netDerain, device, args.precision, training=True)
         ema = EMA(netED, args.ema, every=args.n_dis) if args.ema else None
         fit(
             args=args,

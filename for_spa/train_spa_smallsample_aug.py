@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli, derainer, flags, precision
 from common.data.pairs import validation_pairs
-from common.data.patches import listed_set
 from common.evaluation.derain import Windows, validator
 from common.generation.bank import bank_of
 from common.generation.knob_flags import add_knobs, knobs
@@ -83,12 +82,12 @@ def main(argv=None):
         netED = pick_generator(args, device, GENERATOR, any_crop=bool(ranges))
         bank = bank_of(args, netED, ranges)
         derainer.check(net, args.batchSize, args.patchSize, device)
-        dataset, rule = crops(args, device, listed_set, DATA)
+        precision.prepare(net, device, args.precision, training=True)
+        dataset, rule = crops(args, DATA)
         held_out = validation_pairs(args)
         validate = validator(net, held_out, device, Windows.from_flags(args))
         if args.dry_run:
             return describe(folder, dataset, rule, held_out, {"derainer": net, "netED": netED}, device)
-        precision.prepare(net, device, args.precision, training=True)
         optimizer = adam(net.parameters(), args.lr)
         n_real, iters_per_epoch = share(args)
         fit(

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli, derainer, flags, precision
 from common.data.pairs import validation_pairs
-from common.data.patches import listed_set
+from common.data.patches import training_set
 from common.evaluation.derain import Windows, validator
 from common.training.augment import aug_draw, aug_step, ratio_digits, start_from, steps_per_epoch
 from common.training.device import pick_device
@@ -63,12 +63,12 @@ def main(argv=None):
         if folder.is_new:
             start_from(args, net)
         derainer.check(net, args.batchSize, args.patchSize, device)
-        dataset, rule = listed_set(args, device, DATA)
+        precision.prepare(net, device, args.precision, training=True)
+        dataset, rule = training_set(args, DATA)
         held_out = validation_pairs(args)
         validate = validator(net, held_out, device, Windows.from_flags(args))
         if args.dry_run:
             return describe(folder, dataset, rule, held_out, {"derainer": net}, device)
-        precision.prepare(net, device, args.precision, training=True)
         optimizer = adam(net.parameters(), args.lr)
         fit(
             args=args,

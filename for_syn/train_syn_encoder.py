@@ -71,8 +71,8 @@ def main(argv=None):
         device = pick_device(args.use_gpu, args.gpu_id, training=True)
         args.manualSeed = seed_everything(args.manualSeed)
         netED = generator_of(args, device, NETED)
-        dataset, rule = layer_set(args, device, DATA)
-        held_out = layer_set(args, device, DATA, "held_out")[0] if args.hold_out else None
+        dataset, rule = layer_set(args, DATA)
+        held_out = layer_set(args, DATA, "held_out")[0] if args.hold_out else None
         init_encoder(netED.encoder.requires_grad_())
         if args.dry_run:
             return describe(folder, dataset, rule, held_out.pairs if held_out else [], {"netED": netED}, device)

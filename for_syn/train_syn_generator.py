@@ -79,7 +79,7 @@ def main(argv=None):
     with open_folder(args, __file__, "ED", "D", "ED_ema") as folder:
         device = pick_device(args.use_gpu, args.gpu_id, training=True)
         args.manualSeed = seed_everything(args.manualSeed)
-        dataset, rule = layer_set(args, device, DATA)
+        dataset, rule = layer_set(args, DATA)
         netED = EDNet(nc=args.nc, nz=args.nz, nef=args.nef, patch_size=args.patchSize).to(device)
         grey = all(layer.pixels.shape[2] == 1 for layer in dataset.pairs)
         init_decoder(netED.decoder, grey)

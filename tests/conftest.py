@@ -17,7 +17,7 @@ from common.data.demo import rain_layer
 from common.data.images import write_image
 from common.data.pair_list import PairList
 from common.data.pairs import find_pairs
-from common.data.patches import CropSampler, crop_loader, to_batch
+from common.data.patches import crop_keys, crop_loader, to_batch
 from common.generation import rain
 from common.memory import keep_memory
 from common.models import EDNet
@@ -44,6 +44,14 @@ def write_pairs(folder):
         rainy = clean.astype(int) + 90 * (np.random.RandomState(50 + i).rand(24, 20 + i, 1) > 0.9)
         write_image(folder / "norain" / f"{i + 8}.png", clean)
         write_image(folder / "rain" / f"{i + 8}.png", rainy.clip(0, 255).astype(np.uint8))
+    return folder
+
+
+def made(folder, *names):
+    """Files that are only listed, never read."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
     return folder
 
 
@@ -151,15 +159,13 @@ def calls(monkeypatch):
 
 # --- data sets -----------------------------------------------------------------------------------------------------
 
-CPU = torch.device("cpu")
-
 
 def flags(data_path, gt_path=None, patch_size=16, **more):
-    """What the scripts give to training_set and listed_set."""
-    values = {"data_path": str(data_path), "gt_path": gt_path and str(gt_path), "patchSize": patch_size}
+    """What the scripts give to training_set; those that read lists have no --gt_path."""
+    values = {"data_path": str(data_path), "patchSize": patch_size} | ({"gt_path": str(gt_path)} if gt_path else {})
     values |= {"pair_by": None, "side_by_side": None, "dark_rain": False, "val_data_path": None}
-    values |= {"precision": "fp32", "manualSeed": 0}
-    return argparse.Namespace(**values | {"cache": "none", "dry_run": False, "given": set()} | more)
+    values |= {"manualSeed": 0, "cache": "none", "dry_run": False, "given": set()}
+    return argparse.Namespace(**values | more)
 
 
 def pairs_of(folder):
@@ -176,7 +182,7 @@ def spa_list(folder, text):
 
 def crops(dataset, workers=0, seed=3):
     """All crops of two epochs of three batches: (6, 4, 3, p, p), the rainy ones of a batch before its clean ones."""
-    loader, close = crop_loader(dataset, CropSampler(2, 3, seed, 1, 2), workers)
+    loader, close = crop_loader(dataset, crop_keys(2, 3, seed, 1, 2), workers)
     batches = [torch.cat(to_batch(batch)) for batch in loader]
     close()
     return torch.stack(batches)

@@ -115,18 +115,16 @@ def test_what_is_held_out_is_never_trained_on(sources):
     (photos, streaks), (other_photos, other_streaks) = used
     assert len(other_photos) == len(other_streaks) == 2 and len(photos) == 4 and len(streaks) == 3
     assert not photos & other_photos and not streaks & other_streaks
-    assert compose.held_out(20, 120).tolist() == list(range(0, 120, 6))
+    assert compose.part_of(range(120), 20, "held_out") == list(range(0, 120, 6))
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--gain", 2, 1], "--gain: the lower bound 2 is above"),
-        (["--hold_out", 6], "--hold_out: 6 of 6 files leaves none to use"),
-        (["--part", "held_out"], "say how many are held out"),
+        (["--hold_out", 6], "--hold_out: 6 of 6 files leaves none to use; give a smaller number"),
+        (["--part", "held_out"], "--hold_out: 0 of 6 files leaves none to use; give a larger number"),
         (["--clean", "nowhere"], "nowhere is not a folder. Name a folder of photos without rain"),
         (["--streaks", "empty"], "--streaks: no image"),
-        (["--out", "set.h5"], "set.h5 would be a folder"),
     ],
 )
 def test_mistakes(sources, tmp_path_factory, monkeypatch, capsys, flags, message):

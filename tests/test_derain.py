@@ -242,10 +242,10 @@ def test_the_result_of_a_jpeg_is_a_png_and_pairs(tmp_path, run):
 
 
 def test_results_of_equal_stems_get_names_of_their_own():
-    names = ["a.jpg", "A.png", "a.jpeg", "a.jpg.png", "b/a.jpg", "b.bmp"]
+    names = ["a.jpg", "A.png", "a.jpeg", "a.jpg.png", "b/a.jpg", "b.bmp", "c.JFIF"]
     found = result_names(list(map(Path, names)), keep_format=False)
     assert list(map(str, (found[Path(name)] for name in names))) == [
-        *("a.jpg.jpg.png", "A.png", "a.jpeg.png", "a.jpg.png", "b/a.png", "b.bmp")
+        *("a.jpg.jpg.png", "A.png", "a.jpeg.png", "a.jpg.png", "b/a.png", "b.bmp", "c.png")
     ]
     assert result_names([Path("a.jpg")], keep_format=True) == {Path("a.jpg"): Path("a.jpg")}
 

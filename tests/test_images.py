@@ -4,17 +4,19 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from common import terminal
 from common.data import images
 from common.data.images import ImageError, image_format, read_image, write_image
 from common.errors import UserError
-from tests.conftest import SRGB, photo
+from tests.conftest import SRGB, made, photo
 
 PHOTO = photo(40, 50, 0)
 
@@ -93,24 +95,16 @@ def test_grey_images_with_a_profile_of_grey_become_srgb(tmp_path):
     assert np.array_equal(read_image(tmp_path / "a.png"), pixels)
 
 
-def touch(folder, *names):
-    """Files that are only listed, never read."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    return folder
-
-
 def test_natural_order(tmp_path):  # T12
     hidden = ".hidden.png", ".thumbnails/1.png", "@eaDir/img2.png/SYNOPHOTO_THUMB_M.jpg", "$Recycle.Bin/$R1.png"
-    here = touch(tmp_path / "here", "img10.png", "img2.png", "b/1.png", "img2b.jpg", "notes.txt", "IMG3.PNG", *hidden)
-    (here / "c").symlink_to(touch(tmp_path / "linked", "2.png"))
+    here = made(tmp_path / "here", "img10.png", "img2.png", "b/1.png", "img2b.jpg", "notes.txt", "IMG3.PNG", *hidden)
+    (here / "c").symlink_to(made(tmp_path / "linked", "2.png"))
     expected = ["IMG3.PNG", "b/1.png", "c/2.png", "img2.png", "img2b.jpg", "img10.png"]
     assert [str(name) for name in images.list_images(here)] == expected
 
 
 def test_images_of_formats_that_are_not_read_are_counted(tmp_path, warnings):
-    touch(tmp_path, "1.HEIC", "2.heic", "3.gif", "4.txt", "5.jfif")
+    made(tmp_path, "1.HEIC", "2.heic", "3.gif", "4.txt", "5.jfif")
     assert images.list_images(tmp_path) == [Path("5.jfif")]
     (line,) = warnings()
     assert line.startswith(f"warning: 3 images below {tmp_path} are left out (.gif, .heic); convert them")
@@ -118,8 +112,8 @@ def test_images_of_formats_that_are_not_read_are_counted(tmp_path, warnings):
 
 def test_a_real_folder_is_read_once(tmp_path, capsys):
     """Links to parents, to folders that are read already, and back and forth between two folders."""
-    data = touch(tmp_path, "data/z/1.png", "data/2.png", "else/3.png", "else/.git/4.png") / "data"
-    touch(tmp_path, "data/k/5.png")  # its link to z comes before z by name, and z keeps its name
+    data = made(tmp_path, "data/z/1.png", "data/2.png", "else/3.png", "else/.git/4.png") / "data"
+    made(tmp_path, "data/k/5.png")  # its link to z comes before z by name, and z keeps its name
     links = {"data/z/up": "data", "data/top": ".", "data/a": "data/z", "data/b": "else", "data/k/c": "data/z"}
     for link, target in links.items():
         (tmp_path / link).symlink_to(tmp_path / target)
@@ -130,7 +124,7 @@ def test_a_real_folder_is_read_once(tmp_path, capsys):
 
 
 def test_a_folder_that_can_not_be_read_is_an_error(tmp_path, monkeypatch):  # permissions would not stop root
-    touch(tmp_path, "here/shut/1.png", "here/.hidden/1.png", "here/1.png")
+    made(tmp_path, "here/shut/1.png", "here/.hidden/1.png", "here/1.png")
     real = os.scandir
 
     def scandir(path):
@@ -147,7 +141,7 @@ def test_a_folder_that_can_not_be_read_is_an_error(tmp_path, monkeypatch):  # pe
 
 
 def test_a_folder_in_place_of_a_file_is_one_message(tmp_path):
-    touch(tmp_path, "folder.png/x", "file")
+    made(tmp_path, "folder.png/x", "file")
     for inside in ("folder.png", "file/deeper/x.png"):
         with pytest.raises(UserError, match=rf"{inside}: can't be written .*; check the path"):
             write_image(tmp_path / inside, PHOTO)
@@ -238,7 +232,10 @@ def test_deep_tiffs_that_would_be_read_wrongly_are_refused(tmp_path):
     tiff(tmp_path / "planes.tif", deep, 16, t284=2)  # one plane after the other
     tiff(tmp_path / "12.tif", PHOTO[:, :, 0], 12)
     tiff(tmp_path / "times_alpha.tif", np.concatenate((deep, deep, deep, deep), 2), 16, t262=2, t338=1)
-    for name in ("white.tif", "planes.tif", "12.tif", "times_alpha.tif"):
+    colours = PHOTO.astype(np.uint16).transpose(2, 0, 1) * 257
+    tifffile.imwrite(tmp_path / "colour_planes.tif", colours, photometric="rgb", planarconfig="separate")
+    tifffile.imwrite(tmp_path / "signed.tif", deep[..., 0].astype(np.int16))
+    for name in ("white.tif", "planes.tif", "12.tif", "times_alpha.tif", "colour_planes.tif", "signed.tif"):
         with pytest.raises(ImageError, match=f"{name}: can't be read as an image .* save it as PNG"):
             read_image(tmp_path / name)
 
@@ -261,6 +258,14 @@ def test_what_is_no_image(tmp_path):
                 read(tmp_path / f"{name}.png")
     with pytest.raises(ImageError, match="neither 8 nor 16 bits"):
         read_image(tmp_path / "float.tif")
+
+
+@pytest.mark.parametrize("read", [read_image, image_format])
+def test_an_image_that_is_too_large_for_the_memory_is_not_a_bad_one(tmp_path, monkeypatch, read):
+    write_image(tmp_path / "a.png", PHOTO)
+    monkeypatch.setattr(images, "_format", mock.Mock(side_effect=MemoryError))
+    with pytest.raises(MemoryError):
+        read(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("ending", ["png", "PNG", "webp", "bmp", "tif", "jpg"])

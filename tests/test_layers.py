@@ -14,7 +14,7 @@ from common.data.patches import to_batch
 from common.errors import UserError
 from common.generation.measures import measure
 from experiments.distance import eight_bits, read_layers
-from tests.conftest import CPU, flags, photo
+from tests.conftest import flags, photo
 
 
 def drawn(angle=0, width=2.0, shape=(240, 200)):
@@ -27,7 +27,7 @@ def measured(layer):
 
 def sets(folder, patch=16, part="train", **more):
     values = {"streaks": None, "hold_out": 0, "variants": 2, "manualSeed": 4, "turn": TURN} | more
-    return layer_set(flags(folder / "rain", folder / "norain", patch, **values), CPU, "", part)[0]
+    return layer_set(flags(folder / "rain", folder / "norain", patch, **values), "", part)[0]
 
 
 @pytest.mark.parametrize("before, turn", [(0, -15), (10, 8)])

@@ -11,9 +11,9 @@ from common.data.images import write_image
 from common.data.names import match
 from common.data.pair_list import PairList, small_sample
 from common.data.pairs import Pair, Pairing, find_pairs, require_light, validation_pairs
-from common.data.patches import CropSampler, PatchDataset, listed_set, training_set
+from common.data.patches import PatchDataset, crop_keys, training_set
 from common.errors import UserError
-from tests.conftest import CPU, crops, flags, pairs_of, photo, spa_list
+from tests.conftest import crops, flags, made, pairs_of, photo, spa_list
 from tests.golden import ROOT
 
 
@@ -64,14 +64,6 @@ def test_names_that_do_not_pair(rainy, clean, problems):
     found, _, said = match(paths(*rainy), paths(*clean))
     assert len(found) == len(rainy) - len(problems) and len(said) == len(problems)
     assert all(text.startswith(problem) for text, problem in zip(said, problems, strict=True))
-
-
-def made(folder, *names):
-    """Files that are only listed, never read."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    return folder
 
 
 CITY = "ulm/ulm_0000{}_000019_leftImg8bit"
@@ -189,13 +181,13 @@ def test_side_by_side(tmp_path, side):
     write_image(tmp_path / "1.png", np.concatenate(both, 1))
     given = {"gt_path"}  # which may name the folder once more
     for folder, names in (("nowhere", set()), (tmp_path, given)):
-        dataset, rule = training_set(flags(tmp_path, folder, side_by_side=side, given=names), CPU, "")
+        dataset, rule = training_set(flags(tmp_path, folder, side_by_side=side, given=names), "")
         assert side in rule and dataset.pairs[0].format() == (20, 17, np.uint8)
         assert all(map(np.array_equal, dataset.pairs[0].read(), (rainy, clean)))
     with pytest.raises(UserError, match="--gt_path: .*elsewhere is not needed"):
-        training_set(flags(tmp_path, tmp_path / "elsewhere", side_by_side=side, given=given), CPU, "")
+        training_set(flags(tmp_path, tmp_path / "elsewhere", side_by_side=side, given=given), "")
     with pytest.raises(UserError, match="--pair_by: --side_by_side takes both images from one file"):
-        training_set(flags(tmp_path, side_by_side=side, pair_by=["a{}", "b{}"]), CPU, "")
+        training_set(flags(tmp_path, tmp_path, side_by_side=side, pair_by=["a{}", "b{}"]), "")
 
 
 def test_pairs_without_rain(tmp_path):
@@ -203,26 +195,26 @@ def test_pairs_without_rain(tmp_path):
         write_image(tmp_path / "rain" / f"{n}.png", photo(20, 20, n))
         write_image(tmp_path / "norain" / f"{n}.png", photo(20, 20, n))
     with pytest.raises(UserError, match="each rainy image has the pixels of its clean partner"):
-        training_set(flags(tmp_path / "rain", tmp_path / "norain"), CPU, "")
+        training_set(flags(tmp_path / "rain", tmp_path / "norain"), "")
     write_image(tmp_path / "rain" / "1.png", photo(20, 20, 9))
-    training_set(flags(tmp_path / "rain", tmp_path / "norain"), CPU, "")
+    training_set(flags(tmp_path / "rain", tmp_path / "norain"), "")
 
 
 def test_rainy_and_clean_that_are_exchanged_are_refused(pairs_folder):  # rain adds light
     rain, norain, told = pairs_folder / "rain", pairs_folder / "norain", r"in 4 of 4 pairs .* darker.*--dark_rain"
     with pytest.raises(UserError, match=f"--data_path, --gt_path: .*{told}"):
-        training_set(flags(norain, rain), CPU, "")
+        training_set(flags(norain, rain), "")
     with pytest.raises(UserError, match=f"--val_data_path, --val_gt_path: .*{told}"):
         validation_pairs(flags("", val_data_path=str(norain), val_gt_path=str(rain)))
     spa_list(pairs_folder, "".join(f"norain/{i}.png rain/{i}.png\n" for i in range(8, 12)))
     with pytest.raises(UserError, match=f"--data_path: .*{told}"):
-        listed_set(flags(pairs_folder), CPU, "")
-    training_set(flags(norain, rain, dark_rain=True), CPU, "")
-    listed_set(flags(pairs_folder, dark_rain=True), CPU, "")
+        training_set(flags(pairs_folder), "")
+    training_set(flags(norain, rain, dark_rain=True), "")
+    training_set(flags(pairs_folder, dark_rain=True), "")
     (rain / "8.png").rename(rain / "x.png")
     (norain / "8.png").rename(rain / "8.png")
     (rain / "x.png").rename(norain / "8.png")
-    training_set(flags(norain, rain), CPU, "")  # some pairs, in a set of many
+    training_set(flags(norain, rain), "")  # some pairs, in a set of many
 
 
 def test_of_many_pairs_a_dozen_are_looked_at_and_two_that_are_right_will_do(tmp_path, monkeypatch):
@@ -240,10 +232,10 @@ def test_of_many_pairs_a_dozen_are_looked_at_and_two_that_are_right_will_do(tmp_
 def test_mistakes_in_the_flags(tmp_path):
     spa_list(tmp_path, "r/1.png c/1.png")
     with pytest.raises(UserError, match="--side_by_side: the pack or real_world.txt says what pairs already"):
-        listed_set(flags(tmp_path, side_by_side="left", given={"side_by_side"}), CPU, "")
+        training_set(flags(tmp_path, side_by_side="left", given={"side_by_side"}), "")
     write_image(tmp_path / "rain" / "1.png", photo(4, 4, 0))
     with pytest.raises(UserError, match=r"--gt_path: \S+nowhere is not a folder. Put Rain100L there"):
-        training_set(flags(tmp_path / "rain", tmp_path / "nowhere"), CPU, "Put Rain100L there")
+        training_set(flags(tmp_path / "rain", tmp_path / "nowhere"), "Put Rain100L there")
 
 
 def test_crops_do_not_depend_on_the_number_of_workers(pairs_folder):  # T1
@@ -251,8 +243,7 @@ def test_crops_do_not_depend_on_the_number_of_workers(pairs_folder):  # T1
     alone = crops(dataset)
     assert len(alone) == 6 and not any(map(torch.equal, alone[:3], alone[3:]))  # another epoch, other crops
     assert torch.equal(alone, crops(dataset, 2))
-    resumed = CropSampler(2, 3, 3, 2, 2, skip=1)
-    assert list(resumed) == list(CropSampler(2, 3, 3, 1, 2))[4:]
+    assert list(crop_keys(2, 3, 3, 2, 2, skip=1)) == list(crop_keys(2, 3, 3, 1, 2))[4:]  # on resume
 
 
 def test_crops_reach_every_place_and_are_the_same_in_both(tmp_path):  # T8
@@ -261,7 +252,7 @@ def test_crops_reach_every_place_and_are_the_same_in_both(tmp_path):  # T8
     for folder in ("rain", "norain"):
         write_image(tmp_path / folder / "1.png", image)
     dataset, seen = PatchDataset(pairs_of(tmp_path), 16, 0), set()
-    for (key,) in CropSampler(1, 200, 0, 1, 1):
+    for (key,) in crop_keys(1, 200, 0, 1, 1):
         rainy, clean = dataset[key]
         assert torch.equal(rainy, clean) and rainy.shape == (3, 16, 16)
         first = int(rainy[0, 0, 0] * 255 + 0.5) * 256 + int(rainy[1, 0, 0] * 255 + 0.5)
@@ -272,11 +263,11 @@ def test_crops_reach_every_place_and_are_the_same_in_both(tmp_path):  # T8
 
 
 def test_every_image_is_shown_equally_often():
-    order = [n for batch in CropSampler(3, 4, 0, 1, 3) for n, *_ in batch]
+    order = [n for batch in crop_keys(3, 4, 0, 1, 3) for n, *_ in batch]
     assert all(sorted(order[i : i + 12]) == list(range(i, i + 12)) for i in (0, 12, 24)) and len(order) == 36
     assert order[:12] != [n - 12 for n in order[12:24]]
     # an epoch that is shorter than the set goes on where the last one ended
-    assert sorted(n % 4 for ((n, *_),) in CropSampler(1, 2, 0, 1, 4)) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert sorted(n % 4 for ((n, *_),) in crop_keys(1, 2, 0, 1, 4)) == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 @pytest.mark.parametrize(
@@ -329,7 +320,7 @@ def test_file_names_of_any_bytes_and_links_in_a_spa_list(tmp_path):
     (tmp_path / "spa" / "real").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "link").symlink_to(tmp_path / "spa")
     spa_list(tmp_path / "spa", "real/rain/\u96e8.png real/norain/\u96e8.png")
-    assert listed_set(flags(tmp_path / "link"), CPU, "")[1] == "real_world.txt, 1 pairs"
+    assert training_set(flags(tmp_path / "link"), "")[1] == "real_world.txt, 1 pairs"
     name = spa_list(tmp_path / "spa", b"r/\xff.png c/\xff.png")[0].name
     assert name.encode("utf-8", "surrogateescape") == b"r/\xff.png"
 
@@ -340,7 +331,7 @@ def test_bad_files_of_a_spa_list_are_named(tmp_path):
     (tmp_path / "broken.png").write_bytes((tmp_path / "a.png").read_bytes()[:100])
     spa_list(tmp_path, "a.png a.png\na.png gone.png\na.png b.png\nbroken.png a.png\nsmall.png small.png")
     with pytest.raises(UserError, match="4 of 5 pairs") as error:
-        listed_set(flags(tmp_path), CPU, "")
+        training_set(flags(tmp_path), "")
     told = ("gone.png: no such file", "clean partner b.png 20x21", "broken.png: can't be read", "than the 16 px patch")
     assert all(problem in str(error.value) for problem in told)
     dataset = PatchDataset(PairList(tmp_path), 16, 0)
@@ -356,9 +347,9 @@ def test_a_long_spa_list_is_checked_by_samples(tmp_path, monkeypatch, capsys):
         write_image(tmp_path / f"{name}.png", photo(20, 20, ord(name)))
     spa_list(tmp_path, "a.png b.png\n" * 5 + "gone.png gone.png\n" + "a.png b.png\n" * 5)
     with pytest.raises(UserError, match="1 of 3 pairs can't be used"):
-        listed_set(flags(tmp_path, dark_rain=True), CPU, "")
+        training_set(flags(tmp_path, dark_rain=True), "")
     spa_list(tmp_path, "a.png b.png\n" * 4 + "gone.png gone.png\n" + "a.png b.png\n" * 6)
-    assert len(listed_set(flags(tmp_path, dark_rain=True), CPU, "")[0].pairs) == 11
+    assert len(training_set(flags(tmp_path, dark_rain=True), "")[0].pairs) == 11
     assert "3 of them checked now" in capsys.readouterr().out
 
 

@@ -7,11 +7,10 @@ import torch
 from common.data import cache, pack
 from common.data.cache import Decoded, decode
 from common.data.images import to_float, write_image
-from common.data.pair_list import PairList
 from common.data.pairs import CHECK_ALL
-from common.data.patches import PatchDataset, listed_set, to_batch, training_set
+from common.data.patches import PatchDataset, to_batch, training_set
 from common.errors import UserError
-from tests.conftest import CPU, crops, flags, pairs_of, photo, spa_list
+from tests.conftest import crops, flags, pairs_of, photo, spa_list
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
@@ -63,7 +62,7 @@ def test_choice_of_the_cache(pairs_folder, monkeypatch, capsys):
         return cache.is_wanted(flags("x", **more), pairs)
 
     assert is_kept(3 * needed, cache="auto") and not is_kept(3 * needed - 3, cache="auto")
-    assert "they are read again and again" in capsys.readouterr().out
+    assert "they are read again and again, best from a pack (python -m common.data.pack)" in capsys.readouterr().out
     assert is_kept(2 * needed, cache="ram") and not is_kept(9 * needed, cache="none")
     assert not is_kept(9 * needed, cache="ram", dry_run=True)
     with pytest.raises(UserError, match="--cache ram: .* GiB .*--cache none"):
@@ -74,22 +73,16 @@ def test_bad_files_are_found_while_decoding(pairs_folder):
     (pairs_folder / "rain" / "9.png").write_bytes((pairs_folder / "rain" / "9.png").read_bytes()[:200])
     write_image(pairs_folder / "norain" / "10.png", photo(24, 30, 0))
     with pytest.raises(UserError) as error:
-        training_set(flags(pairs_folder / "rain", pairs_folder / "norain", cache="ram"), CPU, "")
+        training_set(flags(pairs_folder / "rain", pairs_folder / "norain", cache="ram"), "")
     assert "2 of 4 pairs can't be used" in str(error.value) and "9.png" in str(error.value)
     assert "10.png is 22x24, its clean partner 10.png 30x24" in str(error.value)
     with pytest.raises(UserError, match="4 of 4 .*(.|\n)*8.png is 20x24, smaller than the 32 px patch"):
-        training_set(flags(pairs_folder / "rain", pairs_folder / "norain", 32, cache="ram"), CPU, "")
+        training_set(flags(pairs_folder / "rain", pairs_folder / "norain", 32, cache="ram"), "")
 
 
-def test_a_long_list_is_decoded_whole_where_it_fits(tmp_path, monkeypatch, capsys):
+def test_a_long_list_is_decoded_whole_where_it_fits(tmp_path, capsys):
     write_image(tmp_path / "a.png", photo(20, 20, 1))
     write_image(tmp_path / "b.png", photo(20, 20, 0))
     spa_list(tmp_path, "a.png b.png\n" * (CHECK_ALL + 1))
-    dataset, _ = listed_set(flags(tmp_path, cache="auto"), CPU, "")
+    dataset, _ = training_set(flags(tmp_path, cache="auto"), "")
     assert isinstance(dataset.pairs, Decoded) and "checked now" not in capsys.readouterr().out
-    monkeypatch.setattr(cache, "free_memory", lambda: 10**6)
-    dataset, _ = listed_set(flags(tmp_path, cache="auto"), CPU, "")
-    printed = capsys.readouterr().out
-    assert (
-        isinstance(dataset.pairs, PairList) and "200 of them checked now" in printed and "common.data.pack" in printed
-    )

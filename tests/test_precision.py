@@ -13,15 +13,17 @@ from common.data.images import read_image, write_image
 from common.errors import UserError
 from common.evaluation.derain import derain
 from common.models import Derain, Discriminator, EDNet, PReNet
-from common.precision import prepare, require_fast, set_arithmetic
+from common.precision import prepare, set_arithmetic
 from common.training import losses
+from for_spa import train_spa_aug, train_spa_joint, train_spa_smallsample_aug, train_spa_smallsample_noaug
 from for_syn import test_syn_joint as derain_script
-from for_syn import train_syn_joint
+from for_syn import train_syn_aug, train_syn_joint
 from tests.conftest import photo
 from tests.golden import fill, uniform
-from tests.runs import arguments, joint_training
+from tests.runs import joint_training
 
 CPU = torch.device("cpu")
+AUGMENTED = train_syn_aug, train_spa_aug, train_spa_smallsample_aug, train_spa_smallsample_noaug
 
 
 def plain_lstm(body, x, h, c):
@@ -78,14 +80,17 @@ def any_processor(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
 
 
-def test_bf16_is_refused_where_it_would_be_slow(monkeypatch, pairs_folder, tmp_path):
-    cpu = torch.device("cpu")
+def test_bf16_is_refused_where_it_would_be_slow(monkeypatch, tmp_path):
+    """By a dry run as well, and before data are read; here there are none."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": False, "cpu_name": "x"})
-    with pytest.raises(UserError, match="--precision bf16: this CPU has no bfloat16 instructions.*take fp32"):
-        train_syn_joint.main(arguments(pairs_folder, tmp_path / "m", "--precision", "bf16"))
-    assert not list((tmp_path / "m").glob("*.pt"))
+    for script in (train_syn_joint, train_spa_joint, *AUGMENTED):
+        words = ["--data_path", tmp_path / "d", "--model_dir", tmp_path / "m", "--log_dir", tmp_path / "l", "--dry_run"]
+        words += ["--precision", "bf16", "--use_gpu", "false"]
+        words += ["--fake_ratio", 0] if script in AUGMENTED else []  # no generator is needed
+        with pytest.raises(UserError, match="--precision bf16: this CPU has no bfloat16 instructions.*take fp32"):
+            script.main(list(map(str, words)))
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": True})
-    require_fast("bf16", cpu)
+    prepare(PReNet(1), CPU, "bf16")
 
 
 def test_bf16_is_for_the_derainer_alone(any_processor):

@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..memory import free_memory
 from ..terminal import progress_bar
 from .images import ImageError, crop_at, planes, widened
-from .pairs import Pair, check_pairs, fingerprint, some_of
+from .pairs import Pair, check_pairs, some_of
 
 AUTO, MOST = 1 / 3, 0.9  # of the free memory, that images may take with --cache auto and with --cache ram
 GIB = 2**30
@@ -59,12 +59,11 @@ class Decoded(Sequence[DecodedPair]):
         names: of the pairs.
         sizes: (pairs, 2): height and width in px.
         values: the pixels, uint8 or uint16 for all pairs; an array, or values in a file.
-        digest: their ``fingerprint``.
         path: of the file.
     """
 
-    def __init__(self, names: list[str], sizes: np.ndarray, values: Any, digest: str, path: Path = Path()) -> None:
-        self.names, self.sizes, self.values, self.digest, self.path = names, sizes, values, digest, path
+    def __init__(self, names: list[str], sizes: np.ndarray, values: Any, path: Path = Path()) -> None:
+        self.names, self.sizes, self.values, self.path = names, sizes, values, path
         self.starts = [0, *np.cumsum(6 * sizes.prod(1)).tolist()]  # of each pair, in values
 
     def __len__(self) -> int:
@@ -74,10 +73,6 @@ class Decoded(Sequence[DecodedPair]):
         number = range(len(self))[i]  # raises IndexError
         path = self.path / self.names[number]
         return DecodedPair(self.names[number], path, path, images=self, number=number)
-
-    def fingerprint(self) -> str:
-        """The fingerprint of the set that was decoded, see ``pairs.fingerprint``."""
-        return self.digest
 
     def put(self, i: int, rainy: np.ndarray, clean: np.ndarray) -> np.ndarray:
         """Keep the pixels of a pair, see ``Pair.read``; returns them as they are kept: (6 * H * W,)."""
@@ -105,16 +100,12 @@ def scan(pairs: Sequence[Pair]) -> tuple[np.ndarray, np.dtype, list[str]]:
     return sizes, kind, problems
 
 
-def decode(pairs: Sequence[Pair], patch_size: int, flags: str, rain: bool = True) -> Decoded:
-    """Decode all pairs into RAM; see ``check_pairs``.
-
-    Raises:
-        UserError: see ``check_pairs``.
-    """
+def decode(pairs: Sequence[Pair], patch_size: int, flags: str) -> Decoded:
+    """Decode all pairs into RAM; takes and raises what ``check_pairs`` does."""
     sizes, kind, _ = scan(pairs)  # what is wrong is found again by the check, which names all problems
     values = np.empty(6 * sizes.prod(1).sum(), kind)
-    decoded = Decoded([pair.name for pair in pairs], sizes, values, fingerprint(pairs))
-    check_pairs(pairs, patch_size, flags, decoded.put, rain)
+    decoded = Decoded([pair.name for pair in pairs], sizes, values)
+    check_pairs(pairs, patch_size, flags, decoded.put)
     return decoded
 
 

@@ -26,8 +26,8 @@ from ..errors import UserError
 from ..files import write_bytes
 from ..lock import locked
 from ..terminal import progress_bar
-from . import pack
 from .images import BLACK, images_in, read_image, require_outside, to_eight_bits, write_image
+from .pairs import spread
 
 NAME = "compose.json"
 FOLDERS = ("rain", "norain")
@@ -38,21 +38,18 @@ PHOTO, STREAKS = 0, 1  # first number of a seed: the order of the photos, the ra
 T = TypeVar("T")
 
 
-def held_out(number: int, count: int) -> np.ndarray:
-    """Places of ``number`` files, spread evenly over ``count`` files in natural order: (number,) whole numbers."""
-    return (np.arange(number) * count // max(number, 1)).astype(int)
-
-
 def part_of(files: Sequence[T], hold_out: int, part: str) -> list[T]:
-    """What of a folder is used: 'train' is what ``held_out`` leaves, 'held_out' the rest.
+    """What of a folder is used: of part 'held_out' so many files, spread evenly in natural order; of 'train' the rest.
 
     Raises:
         UserError: nothing is left.
     """
-    kept_out = set(held_out(min(hold_out, len(files)), len(files)).tolist())
+    number = min(hold_out, len(files))
+    kept_out = {k * len(files) // number for k in range(number)}
     chosen = [path for i, path in enumerate(files) if (i in kept_out) == (part == "held_out")]
     if not chosen:
-        raise UserError(f"--hold_out: {hold_out} of {len(files)} files leaves none to use; give a smaller number")
+        remedy = "give a larger number" if part == "held_out" else "give a smaller number"
+        raise UserError(f"--hold_out: {hold_out} of {len(files)} files leaves none to use; {remedy}")
     return chosen
 
 
@@ -97,7 +94,7 @@ def rain_pictures(folder: Path, flag: str) -> list[Path]:
     files = [
         Path(folder, name) for name in images_in(Path(folder), flag, "Name a folder of pictures of rain on black.")
     ]
-    some = [files[i] for i in held_out(min(len(files), LOOKED_AT), len(files))]
+    some = spread(files, LOOKED_AT)
     if np.median([np.median(_streaks(path)) for path in some]) > DARK:
         raise UserError(
             f"{flag}: {folder} has no pictures of rain on black; half of the pixels of {some[0].name} and others are "
@@ -135,19 +132,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--hold_out", type=cli.count, default=0, help=kept_out)
     which = "which part of photos and streaks to use"
     parser.add_argument("--part", choices=("train", "held_out"), default="train", help=which)
-    args = parser.parse_args(argv)
-    if Path(args.out).suffix in pack.ENDINGS:
-        raise UserError(f"--out: {args.out} would be a folder; name one, and pack it then: {cli.typed('data.pack')}")
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    low, high = args.gain
-    if low > high:
-        raise UserError(f"--gain: the lower bound {low:g} is above the upper one {high:g}")
-    if args.part == "held_out" and not args.hold_out:
-        raise UserError("--part held_out: say how many are held out, as for --part train: --hold_out N")
     out, sources = Path(args.out), {"--clean": Path(args.clean), "--streaks": Path(args.streaks)}
     require_outside("--out", out, sources)
     names = images_in(args.clean, "--clean", "Name a folder of photos without rain.")

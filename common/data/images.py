@@ -22,7 +22,8 @@ from ..errors import UserError
 from ..files import write_bytes
 from ..terminal import warn_once
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff")
+JPEG = (".jpg", ".jpeg", ".jfif")
+EXTENSIONS = (".png", *JPEG, ".bmp", ".webp", ".tif", ".tiff")
 _UNREAD = (".heic", ".heif", ".avif", ".gif", ".jxl", ".jp2", ".ppm", ".exr", ".dng", ".cr2", ".cr3", ".nef", ".arw")
 _FOREIGN = ("@eadir", "#recycle", "$recycle.bin", "__macosx", "lost+found", "system volume information")  # of systems
 _WRITTEN: dict[str, dict] = {  # by format, options of Pillow
@@ -136,7 +137,9 @@ def size_text(size: Sequence[int]) -> str:
     return f"{size[1]}x{size[0]}"
 
 
-def _unreadable(path: Path, error: Exception) -> ImageError:
+def _unreadable(path: Path, error: Exception) -> Exception:
+    if isinstance(error, MemoryError):  # the image may be fine
+        return error
     if isinstance(error, FileNotFoundError):
         return ImageError(f"{path}: no such file")
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -168,6 +171,7 @@ def _format(image: Image.Image) -> tuple[int, int, type]:
     width, height = image.size
     if image.format == "TIFF":  # newer versions of Pillow turn this size by themselves, older ones do not
         width, height = image.tag_v2[256], image.tag_v2[257]
+        deep = 16 in image.tag_v2.get(258, ()) and image.mode != "I"  # tiles of a plane do not say it; "I" has a sign
     if _orientation(image) in (5, 6, 7, 8):
         height, width = width, height
     return height, width, np.uint16 if deep else np.uint8

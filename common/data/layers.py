@@ -7,10 +7,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 from ..errors import UserError
-from ..precision import require_fast
 from ..terminal import progress_bar
 from . import pack
 from .compose import composed, part_of, rain_pictures
@@ -158,11 +156,7 @@ def variants(
 
 
 def on_photos(layers: Sequence[RainLayer], photos: Sequence[Path | Pair], patch: int) -> list[RainLayer]:
-    """Layers that fall on any of the photos; of pairs the clean images are the photos.
-
-    Raises:
-        UserError: see ``variants``.
-    """
+    """Layers that fall on any of the photos; of pairs these are the clean images. Raises as ``variants``."""
     clean = []
     for source in progress_bar(photos, desc="reading photos", unit="photo", leave=False):
         path = source.clean if isinstance(source, Pair) else source
@@ -171,12 +165,11 @@ def on_photos(layers: Sequence[RainLayer], photos: Sequence[Path | Pair], patch:
     return [replace(layer, photos=clean) for layer in layers]
 
 
-def layer_set(
-    args: argparse.Namespace, device: torch.device, hint: str, part: str = "train"
-) -> tuple[PatchDataset, str]:
+def layer_set(args: argparse.Namespace, hint: str, part: str = "train") -> tuple[PatchDataset, str]:
     """Variants of the layers of --streaks, or of O - B of --data_path and --gt_path, as a data set of rain and black.
 
-    In a script with --clean they fall on its photos, or on the clean images of the pairs.
+    In a script with --clean they fall on its photos, or on the clean images of the pairs. Raises as ``rain_pictures``,
+    ``images_in``, ``pairs_of``, ``pack.load``, ``part_of``, ``variants`` and ``on_photos``.
 
     Args:
         hint: what belongs into the folders of pairs, for the message when they are missing.
@@ -184,11 +177,7 @@ def layer_set(
 
     Returns:
         The data set, and where its layers come from, in words.
-
-    Raises:
-        UserError: see ``rain_pictures``, ``images_in``, ``pairs_of``, ``pack.load``, ``variants`` and ``on_photos``.
     """
-    require_fast(args.precision, device)
     photos = getattr(args, "clean", None)
     if "clean" in args and bool(photos) != bool(args.streaks):
         raise UserError("--streaks, --clean: give both, or pairs (--data_path, --gt_path) in their place")

@@ -11,8 +11,8 @@ command starts again from the first pair.
 
 The format, version 2, has four data sets. 'values': the pixels of all pairs one after the other, uint8 or uint16, of
 each pair (6, H, W), the planes of rainy, then those of clean. 'sizes' (pairs, 2): height and width. 'names': those of
-the rainy files, in bytes, with a zero between two. 'sums': CRC-32 of the pixels of each pair. Attributes of the file:
-'version', and 'fingerprint', some digits that tell the set.
+the rainy files, in bytes, with a zero between two. 'sums': CRC-32 of the pixels of each pair. Attribute of the file:
+'version'.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from ..terminal import progress_bar
 from .cache import Decoded, scan
 from .images import ImageError
 from .pair_list import LIST, PairList
-from .pairs import Pair, check_pairs, fail, fingerprint, pairs_of, require_light, require_no_pairing
+from .pairs import Pair, check_pairs, fail, pairs_of, require_light, require_no_pairing
 
 VERSION = 2
 ENDINGS = (".h5", ".hdf5")
@@ -76,9 +76,9 @@ def load(path: Path) -> Decoded:
         raise UserError(f"{path}: there is no such pack; make it with {cli.typed('data.pack')} --out {path.name}")
     try:
         with h5py.File(path, "r", locking=False) as file:
-            version, digest = int(file.attrs["version"]), str(file.attrs["fingerprint"])
-            sizes, names, values = file["sizes"][:], file["names"][:].tobytes().split(b"\0"), file["values"]
-            found = Decoded([os.fsdecode(name) for name in names], sizes, _Values(path, values.dtype), digest, path)
+            version, values = int(file.attrs["version"]), file["values"]
+            sizes, names = file["sizes"][:], file["names"][:].tobytes().split(b"\0")
+            found = Decoded([os.fsdecode(name) for name in names], sizes, _Values(path, values.dtype), path)
             fits = len(names) == len(sizes) == len(file["sums"]) and found.starts[-1] == values.size
         if version != VERSION or not fits:
             raise ValueError(f"it is of version {version}" if fits else "its parts do not fit together")
@@ -134,7 +134,7 @@ def write(pairs: Sequence[Pair], out: Path, workers: int, overwrite: bool = Fals
         try:
             with h5py.File(part, "w", locking=False) as file:
                 names, values = [pair.name for pair in pairs], file.create_dataset("values", size, kind)
-                decoded = Decoded(names, sizes, values, fingerprint(pairs))
+                decoded = Decoded(names, sizes, values)
 
                 def keep(i: int, rainy: np.ndarray, clean: np.ndarray) -> None:
                     sums[i] = zlib.crc32(decoded.put(i, rainy, clean))
@@ -142,7 +142,7 @@ def write(pairs: Sequence[Pair], out: Path, workers: int, overwrite: bool = Fals
                 check_pairs(pairs, 1, "--data_path", keep, workers=workers)
                 file["sizes"], file["sums"] = sizes, sums
                 file["names"] = np.frombuffer(b"\0".join(map(os.fsencode, names)), np.uint8)
-                file.attrs["fingerprint"], file.attrs["version"] = decoded.digest, VERSION
+                file.attrs["version"] = VERSION
             os.replace(part, out)
         except (OSError, RuntimeError) as error:  # HDF5 raises the second kind if closing fails
             raise Stopped(f"--out: {part} can't be written ({error}); check the folder and the disk") from None

@@ -1,6 +1,5 @@
 """The list of pairs that SPA-Data comes with, and small samples of it."""
 
-import hashlib
 import os
 import random
 from collections.abc import Sequence
@@ -34,7 +33,6 @@ class PairList(Sequence[Pair]):
         if not path.is_file():
             raise UserError(f"--data_path: there is no {path}, the list of the pairs. {hint}".rstrip())
         text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        self._digest = hashlib.sha256(text).hexdigest()[:12]
         self._lines: list[bytes] = []
         problems = []
         for number, line in enumerate(text.split(b"\n"), 1):
@@ -65,9 +63,10 @@ class PairList(Sequence[Pair]):
         rainy, clean = self._paths(self._lines[i])  # raises IndexError
         return Pair(rainy, self.folder / rainy, self.folder / clean)
 
-    def fingerprint(self) -> str:
-        """A few digits that change with the list."""
-        return self._digest
+    @property
+    def names(self) -> list[str]:
+        """Of all pairs."""
+        return [self._paths(line)[0] for line in self._lines]
 
 
 def small_sample(pairs: Sequence[Pair], number: int, seed: int, source: str = LIST) -> list[Pair]:

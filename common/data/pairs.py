@@ -181,11 +181,9 @@ def require_no_pairing(args: argparse.Namespace, what: str) -> None:
 
 
 def fingerprint(pairs: Sequence[Pair]) -> str:
-    """A few digits that change with the names of the pairs."""
-    if isinstance(pairs, list):
-        names = "\n".join(pair.name for pair in pairs).encode("utf-8", "surrogateescape")
-        return hashlib.sha256(names).hexdigest()[:12]
-    return pairs.fingerprint()  # of a list's text; of the set that a pack was made of
+    """A few digits that change with the names of the pairs; the same for files, a list, a pack, or pairs in RAM."""
+    names = [pair.name for pair in pairs] if isinstance(pairs, list) else pairs.names
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
 def check_pairs(
@@ -193,7 +191,6 @@ def check_pairs(
     patch_size: int,
     flags: str,
     keep: Callable[[int, np.ndarray, np.ndarray], Any] | None = None,
-    rain: bool = True,
     workers: int = 4,
 ) -> None:
     """Decode every image once: whole, partners of equal size, at least patch-sized (T8, T9).
@@ -201,13 +198,12 @@ def check_pairs(
     Args:
         flags: the flags that name the data, for the message.
         keep: is given the number of each good pair and its images, see ``Pair.read``.
-        rain: whether the pairs have rain; photos, each of which is its own partner, have none.
         workers: threads that decode.
 
     Raises:
         UserError: lists the problems, the first ten by name; or no pair has rain.
     """
-    same: list[int] = []  # pairs without rain
+    same: list[int] = []  # pairs without rain; photos, each of which is its own partner, are not meant
 
     def problem_of(number: int) -> str:
         pair = pairs[number]
@@ -216,35 +212,26 @@ def check_pairs(
             pair.require_patch(rainy, patch_size)
         except ImageError as error:
             return str(error)
-        if np.array_equal(rainy, clean):
+        if rainy is not clean and np.array_equal(rainy, clean):
             same.append(number)
         if keep:
             keep(number, rainy, clean)
         return ""
 
     what = "decoding pairs" if keep else "checking pairs"
+    starts, numbers = range(0, len(pairs), 100), range(len(pairs))
     with ThreadPoolExecutor(workers) as pool:
-        try:
-            starts, numbers = range(0, len(pairs), 1000), range(len(pairs))  # a task each would take much memory
-            results = itertools.chain.from_iterable(pool.map(problem_of, numbers[s : s + 1000]) for s in starts)
-            problems = list(filter(None, progress_bar(results, total=len(pairs), desc=what, unit="pair", leave=False)))
-        except BaseException:  # Ctrl-C: do not wait for the rest
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        # By the hundred: a task for each pair would take much memory, and on Ctrl-C these may have to be done first.
+        results = itertools.chain.from_iterable(pool.map(problem_of, numbers[s : s + 100]) for s in starts)
+        problems = list(filter(None, progress_bar(results, total=len(pairs), desc=what, unit="pair", leave=False)))
     smaller = ", or choose a smaller --patchSize where they are too small" if patch_size > 1 else ""
     remedy = f"Mend or remove these files ({flags}){smaller}."
     fail(problems, f"{len(problems)} of {len(pairs)} pairs can't be used:", remedy)
-    if rain:
-        require_rain([pairs[i].name for i in sorted(same)], len(pairs), flags)
-
-
-def require_rain(same: list[str], number: int, flags: str) -> None:
-    """Name on stderr the pairs whose rainy and clean pixels are the same; raise UserError if all of ``number`` are."""
-    if len(same) == number:
+    if len(same) == len(pairs):
         raise UserError(f"{flags}: {SAME}. {REMEDY}")
     if same:
-        text = f"warning: {len(same)} of {number} pairs have no rain, rainy and clean are the same"
-        tell(same[:PROBLEMS_SHOWN], text)
+        text = f"warning: {len(same)} of {len(pairs)} pairs have no rain, rainy and clean are the same"
+        tell([pairs[i].name for i in sorted(same)[:PROBLEMS_SHOWN]], text)
 
 
 def require_light(pairs: Sequence[Pair], flags: str) -> None:
@@ -253,7 +240,7 @@ def require_light(pairs: Sequence[Pair], flags: str) -> None:
     Raises:
         UserError: nearly all of these rainy images are darker than their clean partners.
     """
-    darker, others, some = 0, 0, _spread(pairs, LOOKED_AT)
+    darker, others, some = 0, 0, spread(pairs, LOOKED_AT)
     for pair in some:
         with contextlib.suppress(ImageError):  # the check that decodes it names it
             rainy, clean = (image.mean() / np.iinfo(image.dtype).max for image in pair.read())
@@ -270,11 +257,12 @@ def require_light(pairs: Sequence[Pair], flags: str) -> None:
 
 def some_of(pairs: Sequence[Pair]) -> Sequence[Pair]:
     """All pairs of a short list, samples from all over a long one."""
-    return pairs if len(pairs) <= CHECK_ALL else _spread(pairs, CHECK_SOME)
+    return pairs if len(pairs) <= CHECK_ALL else spread(pairs, CHECK_SOME)
 
 
-def _spread(pairs: Sequence[Pair], number: int) -> list[Pair]:
-    return [pairs[i] for i in np.linspace(0, len(pairs) - 1, min(len(pairs), number)).astype(int)]
+def spread(items: Sequence, number: int) -> list:
+    """So many items from all over a sequence, the first and the last among them; of a short one all."""
+    return [items[i] for i in np.linspace(0, len(items) - 1, min(len(items), number)).astype(int)]
 
 
 def validation_pairs(args: argparse.Namespace) -> list[Pair]:

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, multiprocessing
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, default_convert
 
 from .. import distributed
 from ..errors import UserError
-from ..precision import require_fast
 from ..terminal import ending_signals
 from . import cache, pack
 from .cache import DecodedPair
@@ -31,7 +30,7 @@ from .pairs import (
     some_of,
 )
 
-DRAWN = 3  # version of how a seed makes crops; raised with every change of CropSampler and Pair.crop
+DRAWN = 3  # version of how a seed makes crops; raised with every change of crop_keys and Pair.crop
 Key = tuple[int, float, float]  # number of the crop over the whole training, and its place in the image
 
 
@@ -41,7 +40,7 @@ class PatchDataset(Dataset):
     Args:
         pairs: checked pairs: files, or decoded in RAM or in a pack.
         patch_size: side of the crop in px.
-        seed: of the order of the images and of the crops (see ``CropSampler``), 0 or more.
+        seed: of the order of the images and of the crops (see ``crop_keys``), 0 or more.
 
     Attributes:
         photos: photos without rain, as pairs with themselves, from which crops come whose number is below 0.
@@ -57,7 +56,7 @@ class PatchDataset(Dataset):
         self.images = np.random.default_rng([seed]).permutation(len(pairs))
 
     def __getitem__(self, key: Key) -> tuple[Tensor, Tensor]:
-        """(n, row, column) of a ``CropSampler`` -> rainy and clean crop, each (3, p, p) float32 in [0, 1]."""
+        """(n, row, column) of ``crop_keys`` -> rainy and clean crop, each (3, p, p) float32 in [0, 1]."""
         rainy, clean = to_batch(self.__getitems__([key]))
         return rainy[0], clean[0]
 
@@ -101,7 +100,9 @@ def floats(pixels: Tensor) -> Tensor:
     return pixels.to(torch.float32).div_(top)
 
 
-class CropSampler(Sampler):
+def crop_keys(
+    batch_size: int, steps: int, seed: int, first: int, last: int, skip: int = 0, n_real: int | None = None
+) -> Iterator[list[Key]]:
     """Keys of a PatchDataset for a whole training, a batch at a time, each epoch in a seeded order of its own.
 
     T1: which image a crop comes from and its place depend on (seed, epoch, sample) alone, not on workers or processes.
@@ -114,40 +115,30 @@ class CropSampler(Sampler):
         skip: steps of the first epoch that are done already.
         n_real: the crops of a batch from there on come from photos: their numbers are -1 - n. None: no crop does.
     """
-
-    def __init__(
-        self, batch_size: int, steps: int, seed: int, first: int, last: int, skip: int = 0, n_real: int | None = None
-    ) -> None:
-        self.batch_size, self.steps, self.seed = batch_size, steps, seed
-        self.first, self.last, self.skip, self.n_real = first, last, skip, n_real
-
-    def __len__(self) -> int:
-        return self.steps * (self.last - self.first + 1) - self.skip
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        length = self.batch_size * self.steps
-        for epoch in range(self.first, self.last + 1):
-            rng = np.random.default_rng([self.seed, epoch])
-            order, places = rng.permutation(length), rng.random((length, 2))
-            batches = order.reshape(self.steps, self.batch_size)
-            numbers = (epoch - 1) * length + batches
-            if self.n_real is not None:
-                numbers[:, self.n_real :] = ~numbers[:, self.n_real :]
-            done = self.skip if epoch == self.first else 0
-            shares = (part[done:, distributed.share()].tolist() for part in (numbers, batches))
-            for own, drawn in zip(*shares, strict=True):
-                yield [(n, *places[i].tolist()) for n, i in zip(own, drawn, strict=True)]
+    length = batch_size * steps
+    for epoch in range(first, last + 1):
+        rng = np.random.default_rng([seed, epoch])
+        order, places = rng.permutation(length), rng.random((length, 2))
+        batches = order.reshape(steps, batch_size)
+        numbers = (epoch - 1) * length + batches
+        if n_real is not None:
+            numbers[:, n_real:] = ~numbers[:, n_real:]
+        done = skip if epoch == first else 0
+        shares = (part[done:, distributed.share()].tolist() for part in (numbers, batches))
+        for own, drawn in zip(*shares, strict=True):
+            yield [(n, *places[i].tolist()) for n, i in zip(own, drawn, strict=True)]
 
 
 # --- the processes that read ---------------------------------------------------------------------------------------
 
 
 def crop_loader(
-    dataset: PatchDataset, sampler: CropSampler, workers: int, pin_memory: bool = False
+    dataset: PatchDataset, keys: Iterator[list[Key]], workers: int, pin_memory: bool = False
 ) -> tuple[Iterable[Tensor], Callable[[], None]]:
     """Batches of crops, for ``to_batch``, and a function to call when no more are wanted.
 
     Args:
+        keys: of each batch, see ``crop_keys``; they can be gone through once.
         workers: processes that read. None are started where the images are in memory, since cutting a crop takes less
             time than handing it from one process to another; nor for a pack on the CPU, where that is true as well (on
             a GPU the time of this process is dear).
@@ -157,9 +148,9 @@ def crop_loader(
         workers = 0
     loader = DataLoader(
         dataset,
-        batch_sampler=sampler,
+        batch_sampler=keys,
         num_workers=min(workers, (os.cpu_count() or 1) // distributed.local_size() or 1),  # more would wait
-        collate_fn=_as_it_is,
+        collate_fn=default_convert,  # the dataset makes batches itself
         worker_init_fn=functools.partial(_start_worker, closing),
         pin_memory=pin_memory,
         generator=torch.Generator(),  # its own: the loader must not move the generator that is part of the state
@@ -169,10 +160,6 @@ def crop_loader(
         closing.value = True
 
     return loader, close
-
-
-def _as_it_is(batch: Tensor) -> Tensor:
-    return batch
 
 
 def _start_worker(closing: Any, worker: int) -> None:
@@ -191,41 +178,26 @@ def _start_worker(closing: Any, worker: int) -> None:
 # --- from the flags of a script ------------------------------------------------------------------------------------
 
 
-def training_set(args: argparse.Namespace, device: torch.device, hint: str) -> tuple[PatchDataset, str]:
-    """Find and check the pairs of --data_path and --gt_path, or of a pack; decode them once where --cache says so.
+def training_set(args: argparse.Namespace, hint: str) -> tuple[PatchDataset, str]:
+    """Find and check the pairs of --data_path: of a pack, of two folders in a script with --gt_path, else of a list.
+
+    --train_num and --seed take a small sample of a list or pack. Of more than 1000 pairs there, samples are checked,
+    unless all are decoded for the cache; the others when they are used. Raises as ``pack.load``, ``pairs_of``,
+    ``PairList``, ``require_light``, ``small_sample`` and ``check_pairs``.
 
     Args:
         hint: what belongs into the folders and where it comes from, for the message when they are missing.
 
     Returns:
-        The data set, and by which rule pairs were found.
-
-    Raises:
-        UserError: see ``pairs_of``, ``check_pairs`` and ``pack.load``.
+        The data set, and by which rule pairs were found, or where they come from, in words.
     """
-    if pack.is_pack(args.data_path):
-        if "gt_path" in args.given:
-            raise UserError(f"--gt_path: the pack {args.data_path} holds the clean images, too; leave the flag out")
-        return listed_set(args, device, hint)
-    require_fast(args.precision, device)  # before anything that takes long
-    pairs, rule = pairs_of(args, hint)
-    return _checked(pairs, pairs, args, "--data_path, --gt_path"), rule
-
-
-def listed_set(args: argparse.Namespace, device: torch.device, hint: str) -> tuple[PatchDataset, str]:
-    """The same for the list in --data_path, or a pack; with --train_num and --seed a small sample of it.
-
-    Of more than 1000 pairs samples are checked, unless all are decoded for the cache; the others when they are used.
-
-    Returns:
-        The data set, and where the pairs come from, in words.
-
-    Raises:
-        UserError: see ``PairList``, ``require_light``, ``small_sample``, ``check_pairs`` and ``pack.load``.
-    """
-    require_fast(args.precision, device)
-    require_no_pairing(args, f"the pack or {LIST}")
     path, name = Path(args.data_path), LIST
+    if "gt_path" in args and not pack.is_pack(path):
+        pairs, rule = pairs_of(args, hint)
+        return _checked(pairs, pairs, args, "--data_path, --gt_path"), rule
+    if "gt_path" in args.given:
+        raise UserError(f"--gt_path: the pack {path} holds the clean images, too; leave the flag out")
+    require_no_pairing(args, f"the pack or {LIST}")
     if pack.is_pack(path):
         pairs, name = pack.load(path), path.name
         if pairs.sizes.min() < args.patchSize:
@@ -243,24 +215,18 @@ def listed_set(args: argparse.Namespace, device: torch.device, hint: str) -> tup
 
 
 def photo_set(args: argparse.Namespace) -> PatchDataset:
-    """The photos of --clean_path, each as a pair with itself.
-
-    Raises:
-        UserError: see ``images_in`` and ``check_pairs``.
-    """
+    """The photos of --clean_path, each as a pair with itself; raises as ``images_in`` and ``check_pairs``."""
     folder = Path(args.clean_path)
     photos = [Pair(path.as_posix(), folder / path, folder / path) for path in images_in(folder, "--clean_path")]
-    return _checked(photos, some_of(photos), args, "--clean_path", rain=False)
+    return _checked(photos, some_of(photos), args, "--clean_path")
 
 
-def _checked(
-    pairs: Sequence[Pair], some: Sequence[Pair], args: argparse.Namespace, flags: str, rain: bool = True
-) -> PatchDataset:
+def _checked(pairs: Sequence[Pair], some: Sequence[Pair], args: argparse.Namespace, flags: str) -> PatchDataset:
     """Check pairs; where --cache keeps them in RAM, all are decoded for that."""
     if cache.is_wanted(args, pairs):
-        pairs = cache.decode(pairs, args.patchSize, flags, rain)
+        pairs = cache.decode(pairs, args.patchSize, flags)
     else:
         if len(some) < len(pairs):
             print(f"{flags}: {len(pairs)}, {len(some)} of them checked now, the others when they are used")
-        check_pairs(some, args.patchSize, flags, rain=rain)
+        check_pairs(some, args.patchSize, flags)
     return PatchDataset(pairs, args.patchSize, args.manualSeed)

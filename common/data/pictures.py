@@ -54,18 +54,6 @@ def grid(images: Sequence[np.ndarray], columns: int, gap: int) -> np.ndarray:
     return strip([strip(images[i : i + columns], gap) for i in range(0, len(images), columns)], gap, axis=0)
 
 
-def beside(labels: Sequence[str], images: Sequence[np.ndarray], gap: int) -> np.ndarray:
-    """Images of one size below each other, each with its label to the left."""
-    font = ImageFont.load_default(14)
-    width = max(round(font.getlength(label)) for label in labels) + 2 * GAP
-    lines = []
-    for label, image in zip(labels, images, strict=True):
-        margin = Image.new("RGB", (width, image.shape[0]), "white")
-        ImageDraw.Draw(margin).text((GAP, image.shape[0] // 2), label, "black", font, anchor="lm")
-        lines.append(np.concatenate((np.asarray(margin), image), 1))
-    return strip(lines, gap, axis=0)
-
-
 def enlarged(image: np.ndarray, side: int) -> np.ndarray:
     """Scaled up by a whole number, pixels repeated, so that the longer side has about ``side`` px; never down."""
     scale = max(1, round(side / max(image.shape[:2])))

@@ -12,6 +12,7 @@ from torch import nn
 from .. import derainer, distributed
 from ..data import page
 from ..data.images import (
+    JPEG,
     ImageError,
     image_format,
     in_srgb,
@@ -137,7 +138,7 @@ def result_names(names: list[Path], keep_format: bool) -> dict[Path, Path]:
     Args:
         keep_format: keep JPEG, too.
     """
-    found = {name: name for name in names if keep_format or name.suffix.lower() not in (".jpg", ".jpeg")}
+    found = {name: name for name in names if keep_format or name.suffix.lower() not in JPEG}
     taken = {str(name).casefold() for name in found}  # some file systems do not tell A from a
     for name in names:
         if name not in found:

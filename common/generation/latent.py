@@ -1,7 +1,6 @@
 """What the rain code z means: from one rain to another, single dimensions, random rains (docs/rain.md)."""
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +10,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import cli, flags
-from ..data.images import require_outside, to_float, to_uint8, write_image
+from ..data.images import JPEG, require_outside, to_float, to_uint8, write_image
 from ..data.pairs import Pair, pairs_of
-from ..data.pictures import beside, enlarged, grid, reduced, row, sheet, strip, write_gif
+from ..data.pictures import enlarged, grid, reduced, row, sheet, strip, write_gif
 from ..errors import UserError
 from ..files import write_bytes
 from ..models import EDNet
@@ -93,7 +92,8 @@ def run_interpolation(args: argparse.Namespace, netED: EDNet, seed: int, hint: s
     inputs = {"--data_path": args.data_path, "--gt_path": args.gt_path}
     for flag in ("save_patch", "save_inputfake", "save_rainfake"):
         require_outside(f"--{flag}", getattr(args, flag), inputs)
-    names = [re.sub(r"\.jpe?g$", ".png", pair.name.replace("/", "_"), flags=re.I) for pair in pairs[:2]]
+    paths = [Path(pair.name.replace("/", "_")) for pair in pairs[:2]]
+    names = [str(path.with_suffix(".png") if path.suffix.lower() in JPEG else path) for path in paths]
     if names[0] == names[1]:  # a.jpg and a.png, a/b.png and a_b.png
         names = [f"A_{names[0]}", f"B_{names[1]}"]
     rng = np.random.RandomState(CROP_SEED)
@@ -201,9 +201,8 @@ def _sweep_all(netED: EDNet, seed: int, folder: Path, bar: tqdm) -> list[float]:
     changes = [change(rain) for rain in rains]
     order = np.argsort([-value for value in changes], kind="stable")[:TOP]
     gain = brightening(torch.cat([rains[d] for d in order]))
-    labels = [f"z{d}: {changes[d]:.2g}" for d in order]
     shown = [strip([enlarged(tile, TILE) for tile in pixels(gain * rains[d])], WHITE) for d in order]
-    whole = beside(labels, shown, WHITE)
+    whole = sheet([([tiles], [f"z{d}: {changes[d]:.2g}"]) for d, tiles in zip(order, shown, strict=True)])
     title = f"one dimension of the code a row, from -3 to 3; change in grey levels a step; shown {gain:g}x brighter"
     write_image(folder / "sheet.png", row([whole], [title], whole.shape[1]))
     return changes

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .. import derainer, distributed
-from ..data.patches import PatchDataset, photo_set
+from ..data.patches import PatchDataset, photo_set, training_set
 from ..errors import UserError
 from ..models import EDNet
 from .checkpoint import generator_of, load_weights
@@ -131,29 +131,27 @@ def start_from(args: argparse.Namespace, net: nn.Module) -> None:
         load_weights(net, args.init_Derain, "--init_Derain")
 
 
-def crops(
-    args: argparse.Namespace, device: torch.device, pairs: Callable[..., tuple[PatchDataset, str]], hint: str
-) -> tuple[PatchDataset, str]:
+def crops(args: argparse.Namespace, hint: str) -> tuple[PatchDataset, str]:
     """The crops of augmented training: of pairs alone, of pairs and of the photos of --clean_path, or of these alone.
 
     Args:
-        pairs: ``training_set`` or ``listed_set``, with their ``hint``.
+        hint: see ``training_set``.
 
     Returns:
         The data set, and where it comes from in words.
 
     Raises:
-        UserError: see ``photo_set`` and ``pairs``.
+        UserError: see ``photo_set`` and ``training_set``.
     """
     if args.clean_path is None:
-        return pairs(args, device, hint)
+        return training_set(args, hint)
     if _photos_alone(args):
         for flag in ("gt_path", "side_by_side", "train_num", "seed", "fake_ratio"):
             if flag in args.given:
                 raise UserError(f"--{flag}: it belongs to pairs; name these with --data_path, or leave the flag out")
         args.data_path, dataset = "", photo_set(args)  # its default is not used
         return dataset, f"{len(dataset.pairs)} photos of --clean_path"
-    dataset, rule = pairs(args, device, hint)
+    dataset, rule = training_set(args, hint)
     dataset.photos, dataset.n_real = photo_set(args), share(args)[0]
     return dataset, f"{rule}; and {len(dataset.photos.pairs)} photos of --clean_path"
 

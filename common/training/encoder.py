@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..data.patches import CropSampler, PatchDataset, to_batch
+from ..data.patches import PatchDataset, crop_keys, to_batch
 from ..models import EDNet
 from .generator import critic_view
 from .losses import LOGVAR_RANGE
@@ -119,6 +119,6 @@ def recovery_on(
     netED: EDNet, dataset: PatchDataset, device: torch.device
 ) -> Callable[[Callable[[], bool]], dict[str, float]]:
     """A function with which ``fit`` validates RNet, on the same random patches of a data set each time."""
-    crops = torch.cat([dataset.__getitems__(key) for key in CropSampler(1, HELD_OUT, 0, 1, 1)])
+    crops = torch.cat([dataset.__getitems__(key) for key in crop_keys(1, HELD_OUT, 0, 1, 1)])
     rainy, clean = (patches.to(device) for patches in to_batch(crops))
     return lambda stop: recovery(netED, rainy, clean)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .. import distributed
-from ..data.patches import CropSampler, PatchDataset, crop_loader, to_batch
+from ..data.patches import PatchDataset, crop_keys, crop_loader, to_batch
 from ..errors import Stopped, UserError, explain
 from ..terminal import end, ending_signals, handling, progress_bar
 from . import graphs
@@ -164,8 +164,8 @@ def fit(
     folder.begin(nets, optimizers)
     log = Log(args.log_dir, folder.options(), at.epoch, at.epoch * iters_per_epoch + at.step, args.overwrite)
     epochs = at.epoch + 1, args.niter, at.step
-    sampler = CropSampler(args.batchSize, iters_per_epoch, dataset.seed, *epochs, dataset.n_real)
-    loader, close = crop_loader(dataset, sampler, args.workers, pin_memory=device.type == "cuda")
+    keys = crop_keys(args.batchSize, iters_per_epoch, dataset.seed, *epochs, dataset.n_real)
+    loader, close = crop_loader(dataset, keys, args.workers, pin_memory=device.type == "cuda")
     _say(f"training from epoch {at.epoch + 1}/{args.niter}, step {at.step + 1}/{iters_per_epoch}, on {device}")
     with stop_request() as stop:
         try:
