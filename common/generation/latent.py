@@ -150,14 +150,14 @@ def run_figures(args: argparse.Namespace, netED: EDNet) -> int:
     Raises:
         UserError: flags contradict each other, or the code has no dimension of --dims.
     """
+    seeds = SEEDS if args.manualSeed is None else (args.manualSeed,)
+    if args.figure != "sweeps":
+        if args.dims or args.gif:
+            raise UserError(f"--dims, --gif: they belong to the sweeps; leave them or --figure {args.figure} out")
+        return (_run_generated if args.figure == "generated" else _run_diversity)(netED, Path(args.save_fake), seeds[0])
     if args.dims and not args.gif:
         raise UserError("--dims: it chooses dimensions to animate; add --gif")
-    seeds = SEEDS if args.manualSeed is None else (args.manualSeed,)
-    if args.figure == "sweeps":
-        return _run_sweeps(netED, Path(args.save_fake), seeds, args.dims or (), args.gif)
-    if args.gif:
-        raise UserError(f"--dims, --gif: they belong to the sweeps; leave them or --figure {args.figure} out")
-    return (_run_generated if args.figure == "generated" else _run_diversity)(netED, Path(args.save_fake), seeds[0])
+    return _run_sweeps(netED, Path(args.save_fake), seeds, args.dims or (), args.gif)
 
 
 def _run_sweeps(netED: EDNet, folder: Path, seeds: Sequence[int], dims: Sequence[int], gif: bool) -> int:
