@@ -181,7 +181,9 @@ def test_refused_images(generator, value, error, message):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"p": 1.5}, "p: expected a number or .low, high., from 0 to 1"),
+        ({"p": 1.5}, "p: expected one number, from 0 to 1; got 1.5"),
+        ({"p": (0.2, 0.5)}, r"p: expected one number, from 0 to 1; got \(0.2, 0.5\)"),
+        ({"coherence": (0, 1)}, "coherence: expected one number, from 0 to 1"),
         ({"intensity": 3}, "intensity: expected a number or .low, high., from 0 to 2"),
         ({"angle": (10, -10)}, "angle: expected a number or .low, high."),
         ({"width": 3}, "no argument width; the knobs are angle, density, thickness, brightness, tint"),

@@ -72,8 +72,9 @@ class RainAugment(v2.Transform):
         super().__init__()
         if wrong := [name for name in knobs if name not in (*REACH, "tint")]:
             raise TypeError(f"RainAugment has no argument {wrong[0]}; the knobs are {', '.join(REACH)}, tint")
-        _range("p", p, 0, 1)
-        _range("coherence", coherence, 0, 1)
+        for name, value in (("p", p), ("coherence", coherence)):
+            if np.ndim(value) or not 0 <= value <= 1:
+                raise ValueError(f"{name}: expected one number, from 0 to 1; got {value}")
         knobs, texts = clamped({name: _range(name, ends) for name, ends in knobs.items() if ends is not None})
         if "tint" in knobs:
             _range("tint", knobs["tint"], 0, 1)
