@@ -8,8 +8,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..models import EDNet
-from ..terminal import warn
-from .knobs import clamped, set_knobs
+from .knobs import set_knobs
 from .measures import direction
 from .rain import ROOM, RainMaker, colour
 
@@ -151,6 +150,4 @@ def bank_of(args: argparse.Namespace, netED: EDNet | None, ranges: dict[str, End
         return None
     if netED is None:
         raise UserError("--fake_ratio 0: there is no generated rain; leave the knobs and --preset out")
-    ranges, texts = clamped(ranges)
-    warn(texts)
     return RainBank(RainMaker(netED), max(LEAST, round(SIDE * args.patchSize)) + ROOM, [args.manualSeed], ranges)

@@ -16,7 +16,7 @@ from .measures import RAINY, Measures, measure
 from .rain import Layer, Shower, exposed
 
 # What a knob can be set to: degrees from vertical, share of rainy pixels, px at --scale 1, mean of rainy pixels.
-REACH = {"angle": (-60.0, 60.0), "density": (0.01, 0.6), "thickness": (1.2, 6.0), "brightness": (0.03, 0.25)}
+REACH = {"angle": (-60, 60), "density": (0.01, 0.6), "thickness": (1.2, 6), "brightness": (0.03, 0.25)}
 ROUNDS = 4  # density and brightness depend on each other
 MOST_LAYERS = 6  # layers in a dense rain
 SPARE = 1.15  # factor of the size of a source whose streaks are changed: their thickness may shrink a little
@@ -26,18 +26,6 @@ DIP = 0.75  # a place that is darker than this share of both its neighbours sepa
 SEEN = 384  # px: side of the part of a picture that is measured
 Knobs = dict[str, float]  # what a rain is set to, by the names of Measures, and its tint
 MISSED = 0.25, 0.03  # a knob missed by more than this share of its value, and of its reach, is worth a warning
-
-
-def clamped(wanted: dict[str, tuple[float, float]]) -> tuple[dict[str, tuple[float, float]], list[str]]:
-    """Ranges within reach of the knobs, and a warning for each end that was not; others than knobs stay as they are."""
-    taken, warnings = {}, {}
-    for name, ends in wanted.items():
-        low, high = REACH.get(name, (-np.inf, np.inf))
-        taken[name] = tuple(min(max(end, low), high) for end in ends)
-        for end, now in zip(ends, taken[name], strict=True):
-            if now != end:
-                warnings[f"{name} {end:g} is out of reach, {low:g} to {high:g}; {now:g} is taken"] = None
-    return taken, list(warnings)
 
 
 def missed(reached: Sequence[tuple[Knobs, Measures]]) -> list[str]:

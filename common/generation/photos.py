@@ -7,7 +7,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -32,7 +32,7 @@ from ..files import write_bytes
 from ..lock import locked
 from ..models import EDNet
 from ..terminal import progress_bar, tell, warn
-from .knobs import Knobs, clamped, measured, missed, set_knobs
+from .knobs import Knobs, measured, missed, set_knobs
 from .measures import RAINY, Measures
 from .rain import VERSION, RainMaker, auto_scale, colour, fingerprint
 
@@ -234,11 +234,8 @@ def rain_on_photos(
     for kind in KINDS:
         if any((folder / photo).resolve().is_relative_to((save / kind).resolve()) for photo in photos):
             raise UserError(f"--save_path: {save / kind} would be mixed with the photos of {folder}; choose another")
-    knobs, warnings = clamped(rain.knobs)
-    if knobs.keys() & {"density", "brightness"} and rain.intensity != 1:
+    if rain.knobs.keys() & {"density", "brightness"} and rain.intensity != 1:
         raise UserError("--intensity: it scales what --density and --brightness set; leave the one or the others out")
-    warn(warnings)
-    rain = replace(rain, knobs=knobs)
     rows = _planned(photos, rain, fingerprint(netED))
     kinds, mine = KINDS if save_layer else ("norain", "rain"), photos[distributed.share()]
     made, problems, reached = 0, {}, []

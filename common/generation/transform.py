@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as F
 from ..training.checkpoint import load_generator
 from ..weights import GENERATOR, named
 from .bank import FIRST, SIDE, RainBank, added
-from .knobs import REACH, clamped
+from .knobs import REACH
 from .rain import ROOM, RainMaker, auto_scale
 
 
@@ -46,8 +46,8 @@ class RainAugment(v2.Transform):
         size: longer side in px of the largest image that takes its rain from the bank.
         layers: showers in an image, whose rain is added, a number or the range (low, high) to draw it from.
         knobs: angle, density, thickness, brightness of each shower (see ``measures.Measures``) and tint (0: as it is;
-            1: the colour takes a channel away), each a number or the range (low, high) to draw it from. Beyond
-            ``knobs.REACH`` they warn and clamp.
+            1: the colour takes a channel away), each a number or the range (low, high) to draw it from, within
+            ``knobs.REACH``.
 
     Raises:
         UserError: the checkpoint is missing or the wrong one.
@@ -70,14 +70,13 @@ class RainAugment(v2.Transform):
         **knobs: float | Sequence[float] | None,
     ) -> None:
         super().__init__()
-        if wrong := [name for name in knobs if name not in (*REACH, "tint")]:
-            raise TypeError(f"RainAugment has no argument {wrong[0]}; the knobs are {', '.join(REACH)}, tint")
+        reach = REACH | {"tint": (0, 1)}
+        if wrong := [name for name in knobs if name not in reach]:
+            raise TypeError(f"RainAugment has no argument {wrong[0]}; the knobs are {', '.join(reach)}")
         for name, value in (("p", p), ("coherence", coherence)):
             if np.ndim(value) or not 0 <= value <= 1:
                 raise ValueError(f"{name}: expected one number, from 0 to 1; got {value}")
-        knobs, texts = clamped({name: _range(name, ends) for name, ends in knobs.items() if ends is not None})
-        if "tint" in knobs:
-            _range("tint", knobs["tint"], 0, 1)
+        knobs = {name: _range(name, ends, *reach[name]) for name, ends in knobs.items() if ends is not None}
         if intensity is None:
             intensity = 1 if knobs.keys() & {"density", "brightness"} else (0.5, 1.5)
         self.p, self.size, self.seed, self.knobs = p, size, seed, knobs
@@ -85,8 +84,6 @@ class RainAugment(v2.Transform):
         knobs["layers"] = tuple(map(int, ends))
         if knobs["layers"] != ends:
             raise ValueError(f"layers: expected whole numbers, got {layers}")
-        for text in texts:
-            warnings.warn(f"RainAugment: {text}", stacklevel=2)
         path = Path(named(checkpoint, GENERATOR)).expanduser()
         maker = RainMaker(load_generator(path, "checkpoint").float())  # whatever torch's default dtype is
         start = torch.randint(2**32, (1,)).item() if seed is None else seed
@@ -151,7 +148,7 @@ class RainAugment(v2.Transform):
         return (clip.to(wide) + layer).clamp(0, 1).to(clip.dtype)
 
 
-def _range(name: str, value: Any, low: float = -np.inf, high: float = np.inf) -> tuple[float, float]:
+def _range(name: str, value: Any, low: float, high: float) -> tuple[float, float]:
     """A number or a pair of numbers as a pair, from low to high."""
     first, last = map(float, np.broadcast_to(np.asarray(value, float), 2))
     if not low <= first <= last <= high:
