@@ -29,26 +29,23 @@ MISSED = 0.25, 0.03  # a knob missed by more than this share of its value, and o
 
 
 def missed(reached: Sequence[tuple[Knobs, Measures]]) -> list[str]:
-    """A warning about the knob that pictures miss most, in the median over them; none where all are near.
+    """A warning about each knob that pictures miss in the median over them; it gives the value that was reached.
 
     Args:
         reached: what each rain was set to, and what it measures.
     """
-    worst: tuple[float, str] = (1.0, "")
+    texts = []
     for name in ("density", "thickness", "brightness"):  # nothing hinders a turn
         misses = []
         for wanted, found in reached:
             value = getattr(found, name)
             if name in wanted and np.isfinite(value):
                 near = max(MISSED[0] * wanted[name], MISSED[1] * float(np.ptp(REACH[name])))
-                others = ", ".join(
-                    f"--{other} {set_to:.3g}" for other, set_to in wanted.items() if other in REACH and other != name
-                )
-                text = f"{name} {wanted[name]:.3g} is missed, the rain has {value:.2g}; "
-                text += f"it does not go together with {others}" if others else "this rain can't reach it"
+                text = f"{name} {wanted[name]:.3g} is missed, the rain has {value:.2g}"
                 misses.append((abs(value - wanted[name]) / near, text))
-        worst = max([worst, *sorted(misses)[len(misses) // 2 : len(misses) // 2 + 1]])
-    return [worst[1]] if worst[1] else []
+        if misses and (median := sorted(misses)[len(misses) // 2])[0] > 1:
+            texts.append(median[1])
+    return texts
 
 
 class _Streaks:
