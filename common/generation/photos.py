@@ -4,7 +4,6 @@ import argparse
 import csv
 import hashlib
 import io
-import math
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -34,7 +33,7 @@ from ..models import EDNet
 from ..terminal import progress_bar, tell, warn
 from .knob_flags import knobs
 from .knobs import Knobs, measured, missed, set_knobs
-from .measures import RAINY, Measures
+from .measures import Measures
 from .rain import VERSION, RainMaker, auto_scale, colour, fingerprint
 
 KINDS = ("norain", "layer", "rain")
@@ -106,17 +105,12 @@ def contact_sheet(folder: Path, rows: list[Row]) -> None:
 
 
 def report(folder: Path, rows: list[Row]) -> None:
-    """A page with a before/after slider of some pairs, first variants first, and how much rain they have."""
+    """A page with a before/after slider of some pairs, first variants first."""
     items = []
     for row in sorted(rows, key=lambda row: int(row["variant"]))[: page.SHOWN]:
         files = {"clean": folder / "norain" / row["file"], "rainy": folder / "rain" / row["file"]}
-        clean, rainy = map(read_image, files.values())
-        rain = cv2.subtract(rainy, clean).max(2) / 255
-        wet = rain[rain > RAINY]
-        values = {"rainy pixels": wet.size / rain.size, "brightness": float(wet.mean()) if wet.size else math.nan}
-        items.append(page.Item(row["file"], files, values))
+        items.append(page.Item(row["file"], files, {}))
     lead = [f"{len(items)} of {len(rows)} pairs; all are in {MANIFEST}, with their settings."]
-    lead += ["Rainy pixels: their share. Brightness: mean of the rain over them, from 0 to 1."]
     page.write(folder / page.NAME, "Rain on photos", lead, items, ("clean", "rainy"))
 
 
