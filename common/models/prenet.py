@@ -83,11 +83,7 @@ class PReNet(Body):
     def __init__(self, recurrent_iter: int = 6) -> None:
         super().__init__()
         self.stages = recurrent_iter
-
-    @property
-    def halo(self) -> int:
-        """How far one output pixel sees, in px."""
-        return HALO_PER_STAGE * self.stages
+        self.halo = HALO_PER_STAGE * recurrent_iter  # how far one output pixel sees, in px
 
     def forward(self, rainy: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Rainy (N, 3, H, W) in [0, 1], H and W >= 1 -> (derained, the outputs of all stages), unclamped."""
@@ -125,12 +121,8 @@ class Derain(nn.Module):
     def __init__(self, stage: int = 6) -> None:
         super().__init__()
         self.derainet = _GaussianPReNet(stage)  # T3: the number is honoured
+        self.halo = HALO_PER_STAGE * stage  # see PReNet
         self.apply(init_weights)
-
-    @property
-    def halo(self) -> int:
-        """How far one output pixel sees, in px."""
-        return HALO_PER_STAGE * self.derainet.stages
 
     def forward(self, rainy: Tensor) -> tuple[Tensor, Tensor]:
         """Rainy (N, 3, H, W) in [0, 1], H and W >= 1 -> (mu_b, logvar_b), each (N, 3, H, W), unclamped."""
