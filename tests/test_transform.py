@@ -11,13 +11,13 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from common import generation
+import common
 from common.errors import UserError
 from common.generation import transform
 from common.generation.measures import direction, measure
 from tests.drawn import Drawer
 
-RainAugment = functools.partial(generation.RainAugment, size=64)  # a bank that is soon made
+RainAugment = functools.partial(common.RainAugment, size=64)  # a bank that is soon made
 pytestmark = pytest.mark.usefixtures("quick")
 
 
