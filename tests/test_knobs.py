@@ -193,7 +193,7 @@ def test_no_rain_at_all_is_left_alone():
         parameter.data.zero_()
     shower = RainMaker(net).shower(0.5, np.random.RandomState(0))
     layer = set_knobs(shower, 40, 50, {"angle": 10, "density": 0.2, "thickness": 2, "brightness": 0.1})
-    assert layer.pixels().shape == (40, 50, 3) and layer.pixels().max() == 0
+    assert layer.pixels().shape == (40, 50, 3) and layer.pixels().max() == 0 and shower.wind == 0
 
 
 def test_dense_rain_is_of_several_textures():
