@@ -41,11 +41,7 @@ def pattern(text: str) -> str:
 
 
 def add_pairing(group: Group, rain: bool = True) -> None:
-    """--pair_by and --side_by_side, for every pair of folders of a command, see ``pairs.Pairing``.
-
-    Args:
-        rain: whether the pairs are rainy and clean images, for which there is --dark_rain.
-    """
+    """--pair_by and --side_by_side, see ``pairs.Pairing``; --dark_rain where the pairs are rainy and clean images."""
     help = "how names pair, where no rule finds it: {} is what both share, * anything, as in 'rain-{}' 'norain-{}'"
     group.add_argument("--pair_by", type=pattern, nargs=2, metavar=("RAINY", "CLEAN"), help=help)
     help = "the half that is rainy, where each image holds both; leave the folder of clean images out then"
@@ -106,11 +102,7 @@ def add_deraining(group: Group) -> None:
 def add_run(
     parser: cli.Parser, log_dir: str, model_dir: str, iters_per_epoch: int = 3000, derainer: bool = False
 ) -> None:
-    """The flags of every training run: how long, how safe, where.
-
-    Args:
-        derainer: whether one is trained, whose speed can be chosen.
-    """
+    """The flags of every training run: how long, how safe, where; the speed of a ``derainer`` can be chosen."""
     run = parser.add_argument_group("run")
     add = run.add_argument
     add("--resume", type=cli.count, default=0, help="start again from epoch N; without it a training goes on")

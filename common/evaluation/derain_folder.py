@@ -170,7 +170,7 @@ def _report(done: dict[Path, Result], save: Path, device: torch.device) -> metri
     table = metrics.Table()
     for name, result in done.items():
         if result.scores:
-            table.add(name.as_posix(), **result.scores)
+            table.rows[name.as_posix()] = result.scores
     if table.rows:
         table.save(save / "metrics.csv")
         print_result(table)

@@ -118,11 +118,7 @@ class Table:
     """Scores by image and by method ('rainy', 'derained'), as text, as CSV and as a page."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, dict[str, Scores]] = {}
-
-    def add(self, name: str, **scores: Scores) -> None:
-        """Add a row; every row has the same methods in the same order."""
-        self.rows[name] = scores
+        self.rows: dict[str, dict[str, Scores]] = {}  # by image; each has the same methods in the same order
 
     def means(self) -> dict[str, Scores]:
         """The mean of every method."""
@@ -166,12 +162,7 @@ class Table:
         sides: tuple[str, str],
         halves: Mapping[str, str],
     ) -> None:
-        """Write the scores as a page with sliders, see ``page.write``.
-
-        Args:
-            pictures: for every image, with a row of the table or not, its versions: label -> file.
-            halves: see ``page.write``.
-        """
+        """Write ``pictures`` (image -> label -> file) and the scores, where there are some; see ``page.write``."""
 
         def values(scores: Mapping[str, Scores]) -> dict[str, float]:
             cells = [(f"{method} {NAMES[field]}", getattr(s, field)) for method, s in scores.items() for field in NAMES]
@@ -285,7 +276,7 @@ def main(argv: list[str] | None = None) -> int:
         first = row[columns[0]]
         pictures[first.name] = {label: pair.rainy for label, pair in row.items()} | {"clean": first.clean}
         try:
-            table.add(first.name, **{label: score(*pair.read()) for label, pair in row.items()})
+            table.rows[first.name] = {label: score(*pair.read()) for label, pair in row.items()}
         except ImageError as error:
             problems.append(str(error))
     print_result(table)
