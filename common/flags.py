@@ -14,12 +14,12 @@ def add_path(group: Group, flag: str, default: str | None = None, **more) -> Non
 
 def generator_path(text: str) -> str:
     """The path of a generator, or the word for the one that comes with the project."""
-    return cli.path(weights.named(text, weights.GENERATOR))
+    return str(weights.GENERATOR) if text == "default" else cli.path(text)
 
 
 def derainer_path(text: str) -> str:
     """The path of a derainer's weights, or the word for those that come with the project."""
-    return cli.path(weights.named(text, weights.DERAINER))
+    return str(weights.DERAINER) if text == "default" else cli.path(text)
 
 
 def add_netED(group: Group, default: str | None = "default", **more) -> None:

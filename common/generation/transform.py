@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from ..training.checkpoint import load_generator
-from ..weights import GENERATOR, named
+from ..weights import GENERATOR
 from .bank import FIRST, SIDE, RainBank, added
 from .knobs import REACH
 from .rain import ROOM, RainMaker, auto_scale
@@ -84,7 +84,7 @@ class RainAugment(v2.Transform):
         knobs["layers"] = tuple(map(int, ends))
         if knobs["layers"] != ends:
             raise ValueError(f"layers: expected whole numbers, got {layers}")
-        path = Path(named(checkpoint, GENERATOR)).expanduser()
+        path = GENERATOR if checkpoint == "default" else Path(checkpoint).expanduser()
         maker = RainMaker(load_generator(path, "checkpoint").float())  # whatever torch's default dtype is
         start = torch.randint(2**32, (1,)).item() if seed is None else seed
         gains = _range("intensity", intensity, 0, 2)
