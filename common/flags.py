@@ -102,7 +102,7 @@ def add_deraining(group: Group) -> None:
 def add_run(
     parser: cli.Parser, log_dir: str, model_dir: str, iters_per_epoch: int = 3000, derainer: bool = False
 ) -> None:
-    """The flags of every training run: how long, how safe, where; the speed of a ``derainer`` can be chosen."""
+    """The flags of every training run: how long, how safe, where; of a ``derainer`` also its start and its speed."""
     run = parser.add_argument_group("run")
     add = run.add_argument
     add("--resume", type=cli.count, default=0, help="start again from epoch N; without it a training goes on")
@@ -119,6 +119,8 @@ def add_run(
     help = "where decoded images are kept; auto: in RAM, where they fit in a third of it"
     add("--cache", choices=("auto", "ram", "none"), default="auto", help=help)
     if derainer:
+        help = "weights of the derainer to start from; 'default': the project's, for --recurrent_iter 3 or --stage 3"
+        add("--init_Derain", type=derainer_path, help=help)
         add_speed(run)
     else:
         add("--precision", choices=("auto", "fp32", "tf32"), default="auto", help=ROUNDED)
@@ -154,12 +156,6 @@ def add_photos(group: Group) -> None:
     add_path(group, "--clean_path", help=help)
 
 
-def add_start_of_derainer(group: Group) -> None:
-    """--init_Derain of augmented training, see ``augment.start_from``."""
-    help = "weights of the derainer to start from; 'default': those of the project, made with --recurrent_iter 3"
-    group.add_argument("--init_Derain", type=derainer_path, help=help)
-
-
 def add_start_of_generator(group: Group) -> None:
     """--init_ED."""
     help = "weights of RNet and G to start from; 'default': the generator that comes with the project"
@@ -167,9 +163,7 @@ def add_start_of_generator(group: Group) -> None:
 
 
 def add_start_of_bnet(group: Group) -> None:
-    """--init_Derain and --bnet_first of joint training, see ``joint.start_from`` and ``joint.joint_draw``."""
-    help = "weights of BNet to start from, or of a derainer; 'default': the project's, for --stage 3"
-    group.add_argument("--init_Derain", type=derainer_path, help=help)
+    """--bnet_first of joint training, see ``joint.joint_draw``."""
     help = "steps at the start in which RNet and G stay as they are; BNet learns in each n_dis-th of them, D in all"
     group.add_argument("--bnet_first", type=cli.count, default=0, help=help)
 

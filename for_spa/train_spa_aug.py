@@ -57,7 +57,6 @@ def parse_args(argv=None):
     add_knobs(parser)
     validation = flags.add_training(parser, log_dir="./aug_spalogs/", model_dir="./aug_spamodels/")
     flags.add_derainer(model, validation)
-    flags.add_start_of_derainer(model)
     return parser.parse_args(argv)
 
 

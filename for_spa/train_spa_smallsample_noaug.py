@@ -49,7 +49,6 @@ def parse_args(argv=None):
     optim.add_argument("--lr", type=cli.positive, default=1e-3, help="learning rate")
     validation = flags.add_training(parser, log_dir="./noaug05_spalogs/", model_dir="./noaug05_spamodels/")
     flags.add_derainer(model, validation)
-    flags.add_start_of_derainer(model)
     return parser.parse_args(argv)
 
 

@@ -58,7 +58,6 @@ def parse_args(argv=None):
     add_knobs(parser)
     validation = flags.add_training(parser, log_dir="./aug_syn100llogs/", model_dir="./aug_syn100lmodels/")
     flags.add_derainer(model, validation)
-    flags.add_start_of_derainer(model)
     return parser.parse_args(argv)
 
 
