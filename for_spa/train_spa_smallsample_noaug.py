@@ -18,7 +18,8 @@ from common import cli, derainer, flags, precision
 from common.data.pairs import validation_pairs
 from common.data.patches import listed_set
 from common.evaluation.derain import Windows, validator
-from common.training.augment import aug_draw, aug_step, ratio_digits, start_from, steps_per_epoch
+from common.training.augment import aug_draw, aug_step, ratio_digits, steps_per_epoch
+from common.training.checkpoint import kind_of_derainer, load_weights
 from common.training.device import pick_device
 from common.training.folder import describe, open_folder
 from common.training.loop import Models, fit
@@ -59,8 +60,8 @@ def main(argv=None):
         device = pick_device(args.use_gpu, args.gpu_id, training=True)
         args.manualSeed = seed_everything(args.manualSeed)
         net = derainer.build(args).to(device)
-        if folder.is_new:
-            start_from(args, net)
+        if args.init_Derain and folder.is_new:
+            load_weights(net, args.init_Derain, kind_of_derainer(args), "--init_Derain")
         derainer.check(net, args.batchSize, args.patchSize, device)
         dataset, rule = listed_set(args, device, DATA)
         held_out = validation_pairs(args)

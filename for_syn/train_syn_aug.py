@@ -20,7 +20,8 @@ from common.data.patches import training_set
 from common.evaluation.derain import Windows, validator
 from common.generation.bank import bank_of
 from common.generation.knob_flags import add_knobs, knobs
-from common.training.augment import aug_draw, aug_step, crops, pick_generator, share, start_from
+from common.training.augment import aug_draw, aug_step, crops, pick_generator, share
+from common.training.checkpoint import kind_of_derainer, load_weights
 from common.training.device import pick_device
 from common.training.folder import describe, open_folder
 from common.training.loop import Models, fit
@@ -67,8 +68,8 @@ def main(argv=None):
         device = pick_device(args.use_gpu, args.gpu_id, training=True)
         args.manualSeed = seed_everything(args.manualSeed)
         net = derainer.build(args).to(device)  # before G: it starts the same with and without augmentation
-        if folder.is_new:
-            start_from(args, net)
+        if args.init_Derain and folder.is_new:
+            load_weights(net, args.init_Derain, kind_of_derainer(args), "--init_Derain")
         ranges = knobs(args)
         netED = pick_generator(args, device, GENERATOR, any_crop=bool(ranges))
         bank = bank_of(args, netED, ranges)

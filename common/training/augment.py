@@ -15,7 +15,7 @@ from .. import derainer, distributed
 from ..data.patches import PatchDataset, photo_set
 from ..errors import UserError
 from ..models import EDNet
-from .checkpoint import generator_of, kind_of_derainer, load_weights
+from .checkpoint import generator_of
 from .losses import ssim_loss
 
 Tensors = dict[str, Tensor]
@@ -119,16 +119,6 @@ def aug_draw(
         return None, rainy, clean, codes[distributed.share(n_real)]
 
     return draw
-
-
-def start_from(args: argparse.Namespace, net: nn.Module) -> None:
-    """Fill a derainer from --init_Derain, where it is given.
-
-    Raises:
-        UserError: see ``load_weights``.
-    """
-    if args.init_Derain:
-        load_weights(net, args.init_Derain, kind_of_derainer(args), "--init_Derain")
 
 
 def crops(
