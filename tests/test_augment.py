@@ -222,8 +222,8 @@ def test_without_pairs_every_sample_is_generated_and_a_stop_leaves_no_trace(
 def test_photos_and_knobs_that_make_no_sense(pairs_folder, generator, tmp_path, capsys):
     for words, message in (
         (["--clean_path", tmp_path / "none"], "--clean_path: .*none is not a folder"),
-        (["--clean_path", pairs_folder / "norain", "--fake_ratio", 0], "--clean_path: with --fake_ratio 0"),
-        (["--angle", 5, "--fake_ratio", 0], "--fake_ratio 0: there is no generated rain; leave the knobs"),
+        (["--clean_path", pairs_folder / "norain", "--fake_ratio", 0], "--fake_ratio 0: there is no generated rain"),
+        (["--angle", 5, "--fake_ratio", 0], "no generated rain; leave out --clean_path, --preset and knobs"),
     ):
         with pytest.raises(UserError, match=message):
             train(pairs_folder, tmp_path / "model", "--netED", generator, *words)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from ..errors import UserError
 from ..models import EDNet
 from .knobs import set_knobs
 from .measures import direction
@@ -144,10 +143,8 @@ def bank_of(args: argparse.Namespace, netED: EDNet | None, ranges: dict[str, End
     """A bank for the crops of a training whose flags set knobs, see ``knob_flags.knobs``; else None: G makes each crop.
 
     Raises:
-        UserError: knobs are set and there is no generated rain.
+        UserError: see ``RainMaker``.
     """
     if not ranges:
         return None
-    if netED is None:
-        raise UserError("--fake_ratio 0: there is no generated rain; leave the knobs and --preset out")
     return RainBank(RainMaker(netED), max(LEAST, round(SIDE * args.patchSize)) + ROOM, [args.manualSeed], ranges)

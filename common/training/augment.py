@@ -165,15 +165,16 @@ def share(args: argparse.Namespace) -> tuple[int, int]:
 def pick_generator(args: argparse.Namespace, device: torch.device, hint: str, any_crop: bool = False) -> EDNet | None:
     """The generator of --netED, see ``generator_of``; None where --fake_ratio is 0, which needs none.
 
+    Args:
+        any_crop: knobs are set, so that --patchSize may be another one than the generator's.
+
     Raises:
-        UserError: see ``generator_of``; or a batch has no sample for generated rain.
+        UserError: see ``generator_of``; or there is no sample for generated rain, in a batch or at all.
     """
     n_real = share(args)[0]
     if args.fake_ratio == 0 and n_real:
-        if args.clean_path is not None:
-            raise UserError(
-                "--clean_path: with --fake_ratio 0 there is no generated rain to put on photos; leave it out"
-            )
+        if args.clean_path is not None or any_crop:
+            raise UserError("--fake_ratio 0: there is no generated rain; leave out --clean_path, --preset and knobs")
         return None
     net = generator_of(args, device, hint, any_crop)
     if n_real == args.batchSize:
