@@ -55,6 +55,8 @@ def parse_args(argv=None):
         "--milestone", type=cli.positive_int, nargs="+", default=[50, 100, 150], help="epochs: rate x 0.2"
     )
     optim.add_argument("--lr", type=cli.positive, default=1e-3, help="learning rate")
+    help = "weight of the mean absolute error beside -SSIM, which hardly sees a shift of light; not the paper's"
+    optim.add_argument("--w_l1", type=cli.nonnegative, default=0.0, metavar="WEIGHT", help=help)
     add_knobs(parser)
     validation = flags.add_training(parser, log_dir="./aug_syn100llogs/", model_dir="./aug_syn100lmodels/")
     flags.add_derainer(model, validation)
@@ -87,7 +89,7 @@ def main(argv=None):
             models=Models({NAME: net}, {NAME: optimizer}, frozen=netED),
             dataset=dataset,
             draw=aug_draw(netED, n_real, bank and bank.crop, args.manualSeed),
-            step=aug_step(net, netED, optimizer, n_real),
+            step=aug_step(net, netED, optimizer, n_real, args.w_l1),
             iters_per_epoch=iters_per_epoch,
             gamma=0.2,
             validate=validate,

@@ -168,7 +168,7 @@ def batches(monkeypatch):
     """Collects the rainy batches and the derainer's first weights of the trainings that follow."""
     seen, real = [], augment.a_step
     monkeypatch.setattr(
-        augment, "a_step", lambda net, o, rainy, clean: seen.append((rainy, clean)) or real(net, o, rainy, clean)
+        augment, "a_step", lambda net, o, rainy, clean, w: seen.append((rainy, clean)) or real(net, o, rainy, clean, w)
     )
     return seen
 
@@ -237,6 +237,21 @@ def test_photos_and_knobs_that_make_no_sense(pairs_folder, generator, tmp_path, 
     with pytest.raises(SystemExit):
         train_on_photos(tmp_path / "photos", tmp_path / "model", "--angle", 80)
     assert "--angle: expected a number from -60 to 60, got '80'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "script", [train_syn_aug, train_spa_aug, train_spa_smallsample_aug, train_spa_smallsample_noaug]
+)
+def test_weight_of_the_absolute_error(spa, tmp_path, monkeypatch, script):
+    weights, real = [], augment.restoration_loss
+    monkeypatch.setattr(augment, "restoration_loss", lambda *args: weights.append(args[2]) or real(*args))
+    data, more = spa, ["--train_num", 3] if "small" in script.__name__ else []
+    if script is train_syn_aug:
+        data, more = spa / "rain", ["--gt_path", spa / "norain"]
+    more += ["--fake_ratio", 0, "--niter", 1, "--iters_per_epoch", 1, "--patchSize", 16]
+    for weight in ([], ["--w_l1", 0.5, "--overwrite"]):
+        train_spa(script, data, tmp_path / "model", *more, *weight)
+    assert weights == [0, 0.5]
 
 
 def test_noaug_is_the_same_training_without_the_generator(spa, tmp_path):  # docs/method.md, 4

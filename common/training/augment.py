@@ -16,7 +16,7 @@ from ..data.patches import PatchDataset, photo_set
 from ..errors import UserError
 from ..models import EDNet
 from .checkpoint import generator_of
-from .losses import ssim_loss
+from .losses import restoration_loss
 
 Tensors = dict[str, Tensor]
 
@@ -55,19 +55,22 @@ def rain_on(netED: EDNet, rainy: Tensor, clean: Tensor, n_real: int, z: Tensor) 
     return torch.cat((rainy[:n_real], generated))
 
 
-def a_step(net: nn.Module, optimizer: Optimizer, rainy: Tensor, clean: Tensor) -> tuple[Tensors, Tensor]:
-    """One step of a derainer on loss = -SSIM.
+def a_step(
+    net: nn.Module, optimizer: Optimizer, rainy: Tensor, clean: Tensor, w_l1: float = 0.0
+) -> tuple[Tensors, Tensor]:
+    """One step of a derainer on -SSIM, see ``restoration_loss``.
 
     Args:
         net: any derainer, see common/derainer.py.
         rainy, clean: (N, 3, p, p) in [0, 1].
+        w_l1: weight of the mean absolute error.
 
     Returns:
         The losses, detached: mse, loss; and the derained batch, detached.
     """
     optimizer.zero_grad()
     derained = derainer.apply(net, rainy)
-    loss, gradient = ssim_loss(derained, clean)
+    loss, gradient = restoration_loss(derained, clean, w_l1)
     derained.backward(gradient)
     optimizer.step()
     derained = derained.detach()
@@ -75,13 +78,14 @@ def a_step(net: nn.Module, optimizer: Optimizer, rainy: Tensor, clean: Tensor) -
 
 
 def aug_step(
-    net: nn.Module, netED: EDNet | None, optimizer: Optimizer, n_real: int
+    net: nn.Module, netED: EDNet | None, optimizer: Optimizer, n_real: int, w_l1: float = 0.0
 ) -> Callable[..., tuple[Tensors, Tensors]]:
     """The step of augmented training for ``fit``.
 
     Args:
         netED: RNet and G, frozen; None: all samples keep their own rain.
         n_real: samples of the whole batch that keep their own rain; they come first.
+        w_l1: see ``a_step``.
     """
     own_real = len(range(n_real)[distributed.share()])
 
@@ -90,7 +94,7 @@ def aug_step(
         if netED is not None and own_real < len(rainy):
             rainy = rain_on(netED, rainy, clean, own_real, *z)
             images["generated_rainy"] = rainy[own_real:]
-        losses, derained = a_step(net, optimizer, rainy, clean)
+        losses, derained = a_step(net, optimizer, rainy, clean, w_l1)
         return losses, {"rainy": rainy, "derained": derained, "clean": clean} | images
 
     return step
