@@ -55,16 +55,9 @@ class RainBank:
     """Square layers of rain: two at the start, up to 24 later, of which the oldest are replaced.
 
     What it holds after so many crops depends on its arguments and on that number alone, so that a training that goes
-    on sees the rain that it would have seen.
-
-    Args:
-        maker: makes the layers.
-        side: of a layer in px.
-        seed: of the layers.
-        knobs: ranges of angle, density, thickness, brightness, tint of each shower, and of layers, their number.
-        intensity: range of a factor of the rain.
-        coherence: how alike the rain is all over a layer, 0 to 1.
-        grey: rain without colours.
+    on sees the rain that it would have seen. ``side`` is in px, ``coherence`` from 0 to 1 (see ``Shower``). Ranges are
+    ``knobs`` (angle, density, thickness, brightness, tint of each shower; layers: their number) and ``intensity``, a
+    factor of the rain.
     """
 
     def __init__(

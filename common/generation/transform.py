@@ -25,14 +25,9 @@ class RainAugment(v2.Transform):
     """Adds generated rain to images; boxes, masks and labels pass untouched, and the input is never changed.
 
     Images are tensors, tv_tensors.Image or tv_tensors.Video, (..., C, H, W) with C of 3 or 1, uint8 or floats in
-    [0, 1], on any device, or PIL images (RGB or L); type, dtype and device stay. Floats are clamped to [0, 1] where it
-    rains. Each image of a batch has its own rain; images of one sample have the same rain if they have the same size.
-    Of plain tensors in a sample only the first one is an image, as everywhere in torchvision. The frames of a video
-    share wind and kind of streaks, at other places.
-
-    Rain comes from a bank of layers: two at the start, up to 24 later, of which the oldest are replaced. Each crop is
-    turned, scaled, mirrored and cut at random. In each worker the bank takes about 64 * size**2 bytes at most, three
-    times that for coloured rain. Larger images get layers of their own, which takes seconds, and a warning.
+    [0, 1], on any device, or PIL images (RGB or L); type, dtype and device stay. Floats are clamped where it rains.
+    Each image of a batch has its own rain, images of one size in one sample the same. Of plain tensors in a sample only
+    the first one is an image, as everywhere in torchvision. The bank of layers, large images, videos: docs/rain.md.
 
     Args:
         checkpoint: weights of RNet and G (ED_state_N.pt); 'default': those that come with the project.

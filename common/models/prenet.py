@@ -74,11 +74,7 @@ class Body(nn.Module):
 
 
 class PReNet(Body):
-    """Derainer head: the checkpoint format of augmented training and of the original PReNet release.
-
-    Args:
-        recurrent_iter: number of stages, at least 1.
-    """
+    """Derainer head of 1 stage or more: the checkpoint format of augmented training and of PReNet's own release."""
 
     def __init__(self, recurrent_iter: int = 6) -> None:
         super().__init__()
@@ -112,11 +108,7 @@ class _GaussianPReNet(Body):
 
 
 class Derain(nn.Module):
-    """BNet: PReNet with a Gaussian head, the posterior of the clean background (all keys prefixed ``derainet.``).
-
-    Args:
-        stage: number of stages, at least 1; the last one has the output convolution of its own.
-    """
+    """BNet of 1 stage or more: PReNet with a Gaussian head, the posterior of the clean background (``derainet.*``)."""
 
     def __init__(self, stage: int = 6) -> None:
         super().__init__()
