@@ -159,11 +159,7 @@ def differing(training: Training, records: CudaRecorder, batch: int, patch: int,
 
 
 def recorded_row(args: argparse.Namespace, device: torch.device, work: str, precision: str, seconds: float) -> str:
-    """Compare recorded steps with steps that run, and measure them: a row of the table with the verdict.
-
-    Args:
-        seconds: of a step that runs.
-    """
+    """Compare recorded steps with steps that run, of ``seconds`` each, and measure them: a row with the verdict."""
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     training = TRAININGS[work](args, device, precision)
     names = differing(training, recorder(device), args.batchSize, args.patchSize, device)

@@ -16,8 +16,8 @@ from . import __version__, cli, flags
 from .data import compose, pack
 from .evaluation import metrics
 from .evaluation.derain_folder import derain_folder
-from .generation.knob_flags import add_knobs, knobs
-from .generation.photos import Rain, rain_on_photos
+from .generation.knob_flags import add_knobs
+from .generation.photos import rain_on_photos
 from .training.checkpoint import generator_of, load_derainer
 from .training.device import pick_device
 
@@ -69,15 +69,7 @@ def rain(args: argparse.Namespace, generator: str) -> int:
     Args:
         generator: where a generator comes from, for the message when it is missing.
     """
-    return rain_on_photos(
-        netED=generator_of(args, pick_device(args.use_gpu, args.gpu_id), generator),
-        data_path=args.data_path,
-        save_path=args.save_path,
-        rain=Rain(args.seed, args.num, args.intensity, args.coherence, args.grey, args.scale, knobs(args)),
-        save_layer=args.save_layer,
-        overwrite=args.overwrite,
-        hint="Name a folder of clean photos, or one photo.",
-    )
+    return rain_on_photos(args, generator_of(args, pick_device(args.use_gpu, args.gpu_id), generator))
 
 
 def derain_flags(parser: cli.Parser, data_path: str | None, save_path: str, model_dir: str) -> cli.Parser:

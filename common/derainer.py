@@ -32,14 +32,7 @@ CONTRACT = (
     "element is that."
 )
 SIZES = "Sizes that a network can't take: --pad_to 8 (say) pads them, --pad_square to squares; in training --patchSize."
-CHOICE = {
-    "derainer": str,
-    "derainer_args": list,
-    "recurrent_iter": int,
-    "pad_to": int,
-    "pad_square": bool,
-    "stage": int,
-}
+CHOICE = "derainer", "derainer_args", "recurrent_iter", "pad_to", "pad_square", "stage"  # stored beside weights
 
 
 class DerainerError(UserError):
@@ -188,18 +181,13 @@ def check(net: nn.Module, batch_size: int, patch_size: int, device: torch.device
 # --- the flags of a training, beside its weights ---------------------------------------------------------------------
 
 
-def choice_of(args: argparse.Namespace) -> dict:
-    """What is stored of the flags of a training, as far as it has them."""
-    return {key: getattr(args, key) for key in CHOICE if key in args}
-
-
 def stored(weights: Path) -> dict:
-    """What ``choice_of`` left beside weights, as far as it can be read: Aug_DerainNet.json, for one."""
+    """What a training stored beside its weights, as far as it can be read: Aug_DerainNet.json, for one."""
     path = weights.with_name(re.sub(r"_(state_\d+|best)$", "", weights.stem) + ".json")
     try:
         found = json.loads(path.read_bytes())
-        return {key: found[key] for key, kind in CHOICE.items() if isinstance(found.get(key), kind)}
-    except (OSError, ValueError, AttributeError):
+        return {key: found[key] for key in CHOICE if key in found}
+    except (OSError, ValueError, TypeError):
         return {}
 
 
@@ -209,15 +197,16 @@ def follow_training(args: argparse.Namespace, weights: Path) -> None:
     Raises:
         UserError: a derainer of the user's must be named again, so that no code runs for a stored name.
     """
-    found, now = stored(weights), getattr(args, "derainer", PRENET)
-    name = found.pop("derainer", PRENET)
-    if "derainer" in args and name != PRENET and "derainer" not in args.given:
+    found = {key: value for key, value in stored(weights).items() if key in args}
+    found = {key: value for key, value in found.items() if isinstance(value, type(getattr(args, key)))}  # if edited
+    name, now = found.pop("derainer", PRENET), getattr(args, "derainer", PRENET)
+    if name != PRENET and "derainer" not in args.given:
         raise UserError(
             f"--model_dir: {weights} was trained with a derainer of its own, and code is only run where you name it. "
             f"If you trust it, add --derainer {shlex.quote(name)}"
         )
-    alike = name.rpartition(":")[2] == now.rpartition(":")[2]  # the file may have moved
-    found = {key: value for key, value in found.items() if key in args and alike}
+    if name.rpartition(":")[2] != now.rpartition(":")[2]:  # its file may have moved
+        found = {}
     for key, value in found.items():
         if key not in args.given and value != getattr(args, key):
             setattr(args, key, value)

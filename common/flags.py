@@ -14,12 +14,12 @@ def add_path(group: Group, flag: str, default: str | None = None, **more) -> Non
 
 def generator_path(text: str) -> str:
     """The path of a generator, or the word for the one that comes with the project."""
-    return cli.path(weights.named(text, weights.GENERATOR))
+    return str(weights.GENERATOR) if text == "default" else cli.path(text)
 
 
 def derainer_path(text: str) -> str:
     """The path of a derainer's weights, or the word for those that come with the project."""
-    return cli.path(weights.named(text, weights.DERAINER))
+    return str(weights.DERAINER) if text == "default" else cli.path(text)
 
 
 def add_netED(group: Group, default: str | None = "default", **more) -> None:
@@ -41,11 +41,7 @@ def pattern(text: str) -> str:
 
 
 def add_pairing(group: Group, rain: bool = True) -> None:
-    """--pair_by and --side_by_side, for every pair of folders of a command, see ``pairs.Pairing``.
-
-    Args:
-        rain: whether the pairs are rainy and clean images, for which there is --dark_rain.
-    """
+    """--pair_by and --side_by_side, see ``pairs.Pairing``; --dark_rain where the pairs are rainy and clean images."""
     help = "how names pair, where no rule finds it: {} is what both share, * anything, as in 'rain-{}' 'norain-{}'"
     group.add_argument("--pair_by", type=pattern, nargs=2, metavar=("RAINY", "CLEAN"), help=help)
     help = "the half that is rainy, where each image holds both; leave the folder of clean images out then"
@@ -106,11 +102,7 @@ def add_deraining(group: Group) -> None:
 def add_run(
     parser: cli.Parser, log_dir: str, model_dir: str, iters_per_epoch: int = 3000, derainer: bool = False
 ) -> None:
-    """The flags of every training run: how long, how safe, where.
-
-    Args:
-        derainer: whether one is trained, whose speed can be chosen.
-    """
+    """The flags of every training run: how long, how safe, where; of a ``derainer`` also its start and its speed."""
     run = parser.add_argument_group("run")
     add = run.add_argument
     add("--resume", type=cli.count, default=0, help="start again from epoch N; without it a training goes on")
@@ -127,6 +119,8 @@ def add_run(
     help = "where decoded images are kept; auto: in RAM, where they fit in a third of it"
     add("--cache", choices=("auto", "ram", "none"), default="auto", help=help)
     if derainer:
+        help = "weights of the derainer to start from; 'default': the project's, for --recurrent_iter 3 or --stage 3"
+        add("--init_Derain", type=derainer_path, help=help)
         add_speed(run)
     else:
         add("--precision", choices=("auto", "fp32", "tf32"), default="auto", help=ROUNDED)
@@ -162,12 +156,6 @@ def add_photos(group: Group) -> None:
     add_path(group, "--clean_path", help=help)
 
 
-def add_start_of_derainer(group: Group) -> None:
-    """--init_Derain of augmented training, see ``augment.start_from``."""
-    help = "weights of the derainer to start from; 'default': those of the project, made with --recurrent_iter 3"
-    group.add_argument("--init_Derain", type=derainer_path, help=help)
-
-
 def add_start_of_generator(group: Group) -> None:
     """--init_ED."""
     help = "weights of RNet and G to start from; 'default': the generator that comes with the project"
@@ -175,9 +163,7 @@ def add_start_of_generator(group: Group) -> None:
 
 
 def add_start_of_bnet(group: Group) -> None:
-    """--init_Derain and --bnet_first of joint training, see ``joint.start_from`` and ``joint.joint_draw``."""
-    help = "weights of BNet to start from, or of a derainer; 'default': the project's, for --stage 3"
-    group.add_argument("--init_Derain", type=derainer_path, help=help)
+    """--bnet_first of joint training, see ``joint.joint_draw``."""
     help = "steps at the start in which RNet and G stay as they are; BNet learns in each n_dis-th of them, D in all"
     group.add_argument("--bnet_first", type=cli.count, default=0, help=help)
 

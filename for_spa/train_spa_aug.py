@@ -13,13 +13,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-
 from common import cli, derainer, flags, precision
 from common.data.pairs import validation_pairs
 from common.evaluation.derain import Windows, validator
 from common.generation.bank import bank_of
 from common.generation.knob_flags import add_knobs, knobs
-from common.training.augment import aug_draw, aug_step, crops, pick_generator, share, start_from
+from common.training.augment import aug_draw, aug_step, crops, pick_generator, share
+from common.training.checkpoint import load_weights
 from common.training.device import pick_device
 from common.training.folder import describe, open_folder
 from common.training.loop import Models, fit
@@ -53,10 +53,11 @@ def parse_args(argv=None):
         "--milestone", type=cli.positive_int, nargs="+", default=[50, 100, 150], help="epochs: rate x 0.2"
     )
     optim.add_argument("--lr", type=cli.positive, default=1e-3, help="learning rate")
+    help = "weight of the mean absolute error beside -SSIM, which hardly sees a shift of light; not the paper's"
+    optim.add_argument("--w_l1", type=cli.nonnegative, default=0.0, metavar="WEIGHT", help=help)
     add_knobs(parser)
     validation = flags.add_training(parser, log_dir="./aug_spalogs/", model_dir="./aug_spamodels/")
     flags.add_derainer(model, validation)
-    flags.add_start_of_derainer(model)
     return parser.parse_args(argv)
 
 
@@ -66,8 +67,8 @@ def main(argv=None):
         device = pick_device(args.use_gpu, args.gpu_id, training=True)
         args.manualSeed = seed_everything(args.manualSeed)
         net = derainer.build(args).to(device)  # before G: it starts the same with and without augmentation
-        if folder.is_new:
-            start_from(args, net)
+        if args.init_Derain and folder.is_new:
+            load_weights(net, args.init_Derain, "--init_Derain")
         ranges = knobs(args)
         netED = pick_generator(args, device, GENERATOR, any_crop=bool(ranges))
         bank = bank_of(args, netED, ranges)
@@ -86,7 +87,7 @@ def main(argv=None):
             models=Models({NAME: net}, {NAME: optimizer}, frozen=netED),
             dataset=dataset,
             draw=aug_draw(netED, n_real, bank and bank.crop, args.manualSeed),
-            step=aug_step(net, netED, optimizer, n_real),
+            step=aug_step(net, netED, optimizer, n_real, args.w_l1),
             iters_per_epoch=iters_per_epoch,
             gamma=0.2,
             validate=validate,

@@ -13,12 +13,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-
 from common import cli, derainer, flags, precision
 from common.data.pairs import validation_pairs
 from common.data.patches import training_set
 from common.evaluation.derain import Windows, validator
-from common.training.augment import aug_draw, aug_step, ratio_digits, start_from, steps_per_epoch
+from common.training.augment import aug_draw, aug_step, ratio_digits, steps_per_epoch
+from common.training.checkpoint import load_weights
 from common.training.device import pick_device
 from common.training.folder import describe, open_folder
 from common.training.loop import Models, fit
@@ -47,9 +47,10 @@ def parse_args(argv=None):
         "--milestone", type=cli.positive_int, nargs="+", default=[50, 150, 200], help="epochs: rate x 0.2"
     )
     optim.add_argument("--lr", type=cli.positive, default=1e-3, help="learning rate")
+    help = "weight of the mean absolute error beside -SSIM, which hardly sees a shift of light; not the paper's"
+    optim.add_argument("--w_l1", type=cli.nonnegative, default=0.0, metavar="WEIGHT", help=help)
     validation = flags.add_training(parser, log_dir="./noaug05_spalogs/", model_dir="./noaug05_spamodels/")
     flags.add_derainer(model, validation)
-    flags.add_start_of_derainer(model)
     return parser.parse_args(argv)
 
 
@@ -60,8 +61,8 @@ def main(argv=None):
         device = pick_device(args.use_gpu, args.gpu_id, training=True)
         args.manualSeed = seed_everything(args.manualSeed)
         net = derainer.build(args).to(device)
-        if folder.is_new:
-            start_from(args, net)
+        if args.init_Derain and folder.is_new:
+            load_weights(net, args.init_Derain, "--init_Derain")
         derainer.check(net, args.batchSize, args.patchSize, device)
         precision.prepare(net, device, args.precision, training=True)
         dataset, rule = training_set(args, DATA)
@@ -76,7 +77,7 @@ def main(argv=None):
             models=Models({name: net}, {name: optimizer}),
             dataset=dataset,
             draw=aug_draw(None, args.batchSize),
-            step=aug_step(net, None, optimizer, args.batchSize),
+            step=aug_step(net, None, optimizer, args.batchSize, args.w_l1),
             iters_per_epoch=steps_per_epoch(args.iters_per_epoch, args.fake_ratio),
             gamma=0.2,
             validate=validate,

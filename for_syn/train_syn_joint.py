@@ -12,7 +12,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-
 from common import cli, flags, precision
 from common.data.pairs import validation_pairs
 from common.data.patches import training_set

@@ -168,7 +168,7 @@ def batches(monkeypatch):
     """Collects the rainy batches and the derainer's first weights of the trainings that follow."""
     seen, real = [], augment.a_step
     monkeypatch.setattr(
-        augment, "a_step", lambda net, o, rainy, clean: seen.append((rainy, clean)) or real(net, o, rainy, clean)
+        augment, "a_step", lambda net, o, rainy, clean, w: seen.append((rainy, clean)) or real(net, o, rainy, clean, w)
     )
     return seen
 
@@ -222,19 +222,36 @@ def test_without_pairs_every_sample_is_generated_and_a_stop_leaves_no_trace(
 def test_photos_and_knobs_that_make_no_sense(pairs_folder, generator, tmp_path, capsys):
     for words, message in (
         (["--clean_path", tmp_path / "none"], "--clean_path: .*none is not a folder"),
-        (["--clean_path", pairs_folder / "norain", "--fake_ratio", 0], "--clean_path: with --fake_ratio 0"),
-        (["--angle", 5, "--fake_ratio", 0], "--fake_ratio 0: there is no generated rain; leave the knobs"),
+        (["--clean_path", pairs_folder / "norain", "--fake_ratio", 0], "--fake_ratio 0: there is no generated rain"),
+        (["--angle", 5, "--fake_ratio", 0], "no generated rain; leave out --clean_path, --preset and knobs"),
     ):
         with pytest.raises(UserError, match=message):
             train(pairs_folder, tmp_path / "model", "--netED", generator, *words)
     with pytest.raises(UserError, match="--fake_ratio: it belongs to pairs; name these with --data_path"):
         train_on_photos(pairs_folder, tmp_path / "model", "--netED", generator, "--fake_ratio", 1)
     write_image(tmp_path / "photos" / "norain" / "one.png", np.zeros((40, 40, 3), np.uint8))
-    words = "--angle", 80, "--patchSize", 32  # not that of the generator
+    words = "--angle", 60, "--patchSize", 32  # not that of the generator
     train_on_photos(tmp_path / "photos", tmp_path / "model", "--netED", generator, *words, "--dry_run")
     said = capsys.readouterr()
     assert "1 photos of --clean_path" in said.out and "a batch: 0 crops with their own rain, 3 with" in said.out
-    assert "--angle 80 is out of reach" in said.err
+    with pytest.raises(SystemExit):
+        train_on_photos(tmp_path / "photos", tmp_path / "model", "--angle", 80)
+    assert "--angle: expected a number from -60 to 60, got '80'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "script", [train_syn_aug, train_spa_aug, train_spa_smallsample_aug, train_spa_smallsample_noaug]
+)
+def test_weight_of_the_absolute_error(spa, tmp_path, monkeypatch, script):
+    weights, real = [], augment.restoration_loss
+    monkeypatch.setattr(augment, "restoration_loss", lambda *args: weights.append(args[2]) or real(*args))
+    data, more = spa, ["--train_num", 3] if "small" in script.__name__ else []
+    if script is train_syn_aug:
+        data, more = spa / "rain", ["--gt_path", spa / "norain"]
+    more += ["--fake_ratio", 0, "--niter", 1, "--iters_per_epoch", 1, "--patchSize", 16]
+    for weight in ([], ["--w_l1", 0.5, "--overwrite"]):
+        train_spa(script, data, tmp_path / "model", *more, *weight)
+    assert weights == [0, 0.5]
 
 
 def test_noaug_is_the_same_training_without_the_generator(spa, tmp_path):  # docs/method.md, 4

@@ -262,7 +262,7 @@ def test_the_stored_number_of_stages_is_used(pairs_folder, tmp_path, run, capsys
     run("--model_dir", model)
     run("--model_dir", model, "--recurrent_iter", 1)
     assert set(stages) == {2, 1} and "--recurrent_iter: 1, in the training it was 2" in capsys.readouterr().err
-    for broken in ('{"derainer": 3}', "[3", "3"):
+    for broken in ('{"derainer": 3}', '{"recurrent_iter": "1"}', "[3", "3", '["recurrent_iter"]'):
         (model / "Aug_DerainNet.json").write_text(broken)
         assert run("--model_dir", model, "--recurrent_iter", 1) == 0
         assert "note: 1 stages; it must be the number of the training" in capsys.readouterr().out

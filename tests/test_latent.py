@@ -215,6 +215,7 @@ def test_random_rains(small, capsys):
     [
         (["--dims", "5", "--gif"], "--dims: there is no dimension 5; the code of this generator has 0 to 4"),
         (["--dims", "1"], "--dims: .*--gif"),
+        (["--dims", "1", "--figure", "generated"], "--dims, --gif: .*--figure"),
         (["--dims", "1", "--gif", "--figure", "generated"], "--dims, --gif: .*--figure"),
         (["--nef", "8"], "--netED: .* of other sizes: --nef is 8, it has 4"),
         (["--netED", "{}/data/rain/9.png"], "--netED: .* is no PyTorch checkpoint"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common.models import Discriminator
-from common.training.losses import gaussian_kl, gradient_penalty, ssim
+from common.training.losses import gaussian_kl, gradient_penalty, restoration_loss, ssim
 from tests.golden import golden_json
 
 
@@ -24,6 +24,19 @@ def test_ssim_closed_forms():
     assert ssim(a, 1 - a) < 0.2
     x = torch.rand(1, 3, 12, 13, dtype=torch.double, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: ssim(x, a[:1, :, :12, :13]), x)
+
+
+@pytest.mark.parametrize("w_l1", [0.0, 0.3])
+def test_the_loss_of_a_derainer_and_its_gradient(w_l1):
+    derained, clean = torch.rand(2, 2, 3, 16, 18, dtype=torch.double)
+    x = derained.clone().requires_grad_()
+    expected = -ssim(x, clean) + w_l1 * (x - clean).abs().mean()
+    (slope,) = torch.autograd.grad(expected, x)
+    loss, gradient = restoration_loss(derained, clean, w_l1)
+    assert loss.item() == pytest.approx(expected.item()) and not loss.requires_grad
+    assert torch.allclose(gradient, slope, rtol=1e-6, atol=1e-12)
+    without = restoration_loss(derained, clean)[1]
+    assert torch.allclose(gradient - without, w_l1 * (derained - clean).sign() / derained.numel(), rtol=1e-6)
 
 
 def test_kl_at_the_prior_is_zero():

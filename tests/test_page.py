@@ -72,7 +72,8 @@ def test_large_pictures_are_made_smaller_for_the_page(tmp_path):
 def test_the_table_of_metrics_as_a_page(tmp_path):
     table = metrics.Table()
     for k in range(2):
-        table.add(f"{k}.png", rainy=metrics.Scores(20 + k, 0.5, 21), derained=metrics.Scores(30 + 3 * k, 0.9, math.inf))
+        rainy, derained = metrics.Scores(20 + k, 0.5, 21), metrics.Scores(30 + 3 * k, 0.9, math.inf)
+        table.rows[f"{k}.png"] = {"rainy": rainy, "derained": derained}
         write_image(tmp_path / f"{k}.png", photo(20, 30, k))
     pictures = {f"{k}.png": {"rainy": tmp_path / f"{k}.png"} for k in range(2)}
     table.page(tmp_path / "r.html", "t", pictures, ("rainy", "rainy"), {})

@@ -190,6 +190,6 @@ def test_ssim_and_its_gradient_are_computed_in_full_whatever_the_precision(switc
     """E[x^2] - mu^2 of rounded factors would give an SSIM beyond 1; on a GPU: test_gpu.py."""
     set_arithmetic("tf32")
     with Convolutions() as convolutions:
-        losses.ssim_loss(*torch.rand(2, 1, 3, 20, 20))
+        losses.restoration_loss(*torch.rand(2, 1, 3, 20, 20))
     assert len(convolutions.seen) > 8 and set(convolutions.seen) == {"ieee"}
     assert switches() == ("tf32", "tf32", "tf32")

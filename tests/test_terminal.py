@@ -66,9 +66,9 @@ def test_quiet_keeps_errors_and_warnings(pair, tmp_path, generator, capsys):
     assert capsys.readouterr().err.startswith("error: --pred")
     (tmp_path / "pred" / "broken.png").write_bytes(b"x")
     flags = ["--data_path", tmp_path / "pred", "--netED", generator, "--save_path", tmp_path / "out", "--use_gpu", "0"]
-    assert cli.run(lambda: generate_rain.main([*map(str, flags), "--brightness", "0.9", "--quiet"])) == 1
+    assert cli.run(lambda: generate_rain.main([*map(str, flags), "--density", "0.6", "--quiet"])) == 1
     said = capsys.readouterr()
-    assert said.out == "" and "warning: --brightness 0.9 is out of reach" in said.err and "broken.png" in said.err
+    assert said.out == "" and "warning: --density 0.6 is missed" in said.err and "broken.png" in said.err
 
 
 def test_quiet_training_says_nothing_but_results(pairs_folder, tmp_path, capsys):

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from common import cli, weights
+from common import RainAugment, cli, weights
 from common.data.demo import rain_layer
 from common.data.images import read_image, to_float, write_image
 from common.evaluation.metrics import psnr
-from common.generation import RainAugment
 from common.generation.knobs import set_knobs
 from common.generation.measures import direction, measure
 from common.generation.rain import RainMaker

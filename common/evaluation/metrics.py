@@ -19,10 +19,10 @@ import numpy as np
 
 from .. import cli, flags
 from ..data import page
+from ..data.cache import scan
 from ..data.images import (
     ImageError,
     half_of,
-    image_format,
     list_images,
     read_image,
     require_outside,
@@ -118,11 +118,7 @@ class Table:
     """Scores by image and by method ('rainy', 'derained'), as text, as CSV and as a page."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, dict[str, Scores]] = {}
-
-    def add(self, name: str, **scores: Scores) -> None:
-        """Add a row; every row has the same methods in the same order."""
-        self.rows[name] = scores
+        self.rows: dict[str, dict[str, Scores]] = {}  # by image; each has the same methods in the same order
 
     def means(self) -> dict[str, Scores]:
         """The mean of every method."""
@@ -166,12 +162,7 @@ class Table:
         sides: tuple[str, str],
         halves: Mapping[str, str],
     ) -> None:
-        """Write the scores as a page with sliders, see ``page.write``.
-
-        Args:
-            pictures: for every image, with a row of the table or not, its versions: label -> file.
-            halves: see ``page.write``.
-        """
+        """Write ``pictures`` (image -> label -> file) and the scores, where there are some; see ``page.write``."""
 
         def values(scores: Mapping[str, Scores]) -> dict[str, float]:
             cells = [(f"{method} {NAMES[field]}", getattr(s, field)) for method, s in scores.items() for field in NAMES]
@@ -190,24 +181,15 @@ def _number(value: float, digits: int) -> str:
 
 
 def check_sizes(pairs: list[Pair], flags: str) -> None:
-    """Compare the sizes in the headers, before any work. A first image that can't be read is left for later.
+    """Compare the sizes in the headers, before any work.
 
     Args:
         flags: the flags that name the folders, for the message.
 
     Raises:
-        UserError: lists the images that differ in size from their partner, or whose partner can't be read.
+        UserError: lists the images that differ in size from their partner, and those of which one can't be read.
     """
-    problems = []
-    for pair in pairs:
-        try:
-            image_format(pair.rainy)
-        except ImageError:  # it is named when its turn comes
-            continue
-        try:
-            pair.format()
-        except ImageError as error:
-            problems.append(str(error))
+    problems = scan(pairs)[2]
     headline = f"{len(problems)} of {len(pairs)} images can't be measured:"
     fail(problems, headline, f"Mend or remove these files ({flags}).")
 
@@ -285,7 +267,7 @@ def main(argv: list[str] | None = None) -> int:
         first = row[columns[0]]
         pictures[first.name] = {label: pair.rainy for label, pair in row.items()} | {"clean": first.clean}
         try:
-            table.add(first.name, **{label: score(*pair.read()) for label, pair in row.items()})
+            table.rows[first.name] = {label: score(*pair.read()) for label, pair in row.items()}
         except ImageError as error:
             problems.append(str(error))
     print_result(table)

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from ..errors import UserError
 from ..models import EDNet
-from ..terminal import warn
-from .knobs import clamped, set_knobs
+from .knobs import set_knobs
 from .measures import direction
 from .rain import ROOM, RainMaker, colour
 
@@ -57,16 +55,9 @@ class RainBank:
     """Square layers of rain: two at the start, up to 24 later, of which the oldest are replaced.
 
     What it holds after so many crops depends on its arguments and on that number alone, so that a training that goes
-    on sees the rain that it would have seen.
-
-    Args:
-        maker: makes the layers.
-        side: of a layer in px.
-        seed: of the layers.
-        knobs: ranges of angle, density, thickness, brightness, tint of each shower, and of layers, their number.
-        intensity: range of a factor of the rain.
-        coherence: how alike the rain is all over a layer, 0 to 1.
-        grey: rain without colours.
+    on sees the rain that it would have seen. ``side`` is in px, ``coherence`` from 0 to 1 (see ``Shower``). Ranges are
+    ``knobs`` (angle, density, thickness, brightness, tint of each shower; layers: their number) and ``intensity``, a
+    factor of the rain.
     """
 
     def __init__(
@@ -145,12 +136,8 @@ def bank_of(args: argparse.Namespace, netED: EDNet | None, ranges: dict[str, End
     """A bank for the crops of a training whose flags set knobs, see ``knob_flags.knobs``; else None: G makes each crop.
 
     Raises:
-        UserError: knobs are set and there is no generated rain.
+        UserError: see ``RainMaker``.
     """
     if not ranges:
         return None
-    if netED is None:
-        raise UserError("--fake_ratio 0: there is no generated rain; leave the knobs and --preset out")
-    ranges, texts = clamped(ranges)
-    warn(texts)
     return RainBank(RainMaker(netED), max(LEAST, round(SIDE * args.patchSize)) + ROOM, [args.manualSeed], ranges)

@@ -5,12 +5,13 @@ from collections.abc import Iterable
 
 from ..cli import Parser, number
 from ..errors import UserError
+from .knobs import REACH
 
 KNOBS = {
-    "angle": (-90, 90, "degrees from vertical, lower end to the right"),
-    "density": (0, 1, "share of rainy pixels"),
-    "thickness": (0, 1e3, "median width of streaks in px, at --scale 1"),
-    "brightness": (0, 1, "mean of the rain over rainy pixels"),
+    "angle": (*REACH["angle"], "degrees from vertical, lower end to the right"),
+    "density": (*REACH["density"], "share of rainy pixels"),
+    "thickness": (*REACH["thickness"], "median width of streaks in px, at --scale 1"),
+    "brightness": (*REACH["brightness"], "mean of the rain over rainy pixels"),
     "tint": (0, 1, "colour of the streaks, which takes some light: 0 leaves it, 1 takes a channel away"),
     "layers": (0, 8, "showers in a picture, each with its own wind and kind of rain; the knobs are those of each"),
 }  # by name: lowest and highest number that is taken, help

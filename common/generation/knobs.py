@@ -16,7 +16,7 @@ from .measures import RAINY, Measures, measure
 from .rain import Layer, Shower, exposed
 
 # What a knob can be set to: degrees from vertical, share of rainy pixels, px at --scale 1, mean of rainy pixels.
-REACH = {"angle": (-60.0, 60.0), "density": (0.01, 0.6), "thickness": (1.2, 6.0), "brightness": (0.03, 0.25)}
+REACH = {"angle": (-60, 60), "density": (0.01, 0.6), "thickness": (1.2, 6), "brightness": (0.03, 0.25)}
 ROUNDS = 4  # density and brightness depend on each other
 MOST_LAYERS = 6  # layers in a dense rain
 SPARE = 1.15  # factor of the size of a source whose streaks are changed: their thickness may shrink a little
@@ -28,39 +28,24 @@ Knobs = dict[str, float]  # what a rain is set to, by the names of Measures, and
 MISSED = 0.25, 0.03  # a knob missed by more than this share of its value, and of its reach, is worth a warning
 
 
-def clamped(wanted: dict[str, tuple[float, float]]) -> tuple[dict[str, tuple[float, float]], list[str]]:
-    """Ranges within reach of the knobs, and a warning for each end that was not; others than knobs stay as they are."""
-    taken, warnings = {}, {}
-    for name, ends in wanted.items():
-        low, high = REACH.get(name, (-np.inf, np.inf))
-        taken[name] = tuple(min(max(end, low), high) for end in ends)
-        for end, now in zip(ends, taken[name], strict=True):
-            if now != end:
-                warnings[f"{name} {end:g} is out of reach, {low:g} to {high:g}; {now:g} is taken"] = None
-    return taken, list(warnings)
-
-
 def missed(reached: Sequence[tuple[Knobs, Measures]]) -> list[str]:
-    """A warning about the knob that pictures miss most, in the median over them; none where all are near.
+    """A warning about each knob that pictures miss in the median over them; it gives the value that was reached.
 
     Args:
         reached: what each rain was set to, and what it measures.
     """
-    worst: tuple[float, str] = (1.0, "")
+    texts = []
     for name in ("density", "thickness", "brightness"):  # nothing hinders a turn
         misses = []
         for wanted, found in reached:
             value = getattr(found, name)
             if name in wanted and np.isfinite(value):
                 near = max(MISSED[0] * wanted[name], MISSED[1] * float(np.ptp(REACH[name])))
-                others = ", ".join(
-                    f"--{other} {set_to:.3g}" for other, set_to in wanted.items() if other in REACH and other != name
-                )
-                text = f"{name} {wanted[name]:.3g} is missed, the rain has {value:.2g}; "
-                text += f"it does not go together with {others}" if others else "this rain can't reach it"
+                text = f"{name} {wanted[name]:.3g} is missed, the rain has {value:.2g}"
                 misses.append((abs(value - wanted[name]) / near, text))
-        worst = max([worst, *sorted(misses)[len(misses) // 2 : len(misses) // 2 + 1]])
-    return [worst[1]] if worst[1] else []
+        if misses and (median := sorted(misses)[len(misses) // 2])[0] > 1:
+            texts.append(median[1])
+    return texts
 
 
 class _Streaks:

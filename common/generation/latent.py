@@ -75,11 +75,7 @@ def pixels(layers: Tensor, rounding: str = "truncate") -> list[np.ndarray]:
 def run_interpolation(args: argparse.Namespace, netED: EDNet, seed: int, hint: str) -> int:
     """The interpolation of the paper: every picture of it as a file, and a sheet; prints where.
 
-    Args:
-        args: flags of the script.
-        netED: on the device, in eval mode.
-        seed: of the codes, with --posterior draw.
-        hint: what belongs into --data_path, for the message when it is missing.
+    ``seed`` draws the codes, with --posterior draw; ``hint`` says what belongs into --data_path, where it is missing.
 
     Raises:
         UserError: fewer than two pairs, or images that are smaller than the patch or unlike their partners.
@@ -143,21 +139,17 @@ def add_figures(group: flags.Group) -> None:
 def run_figures(args: argparse.Namespace, netED: EDNet) -> int:
     """The pictures that --figure names, in the folder --save_fake; prints where.
 
-    Args:
-        args: flags of ``add_figures``, and save_fake.
-        netED: on the device, in eval mode.
-
     Raises:
         UserError: flags contradict each other, or the code has no dimension of --dims.
     """
+    seeds = SEEDS if args.manualSeed is None else (args.manualSeed,)
+    if args.figure != "sweeps":
+        if args.dims or args.gif:
+            raise UserError(f"--dims, --gif: they belong to the sweeps; leave them or --figure {args.figure} out")
+        return (_run_generated if args.figure == "generated" else _run_diversity)(netED, Path(args.save_fake), seeds[0])
     if args.dims and not args.gif:
         raise UserError("--dims: it chooses dimensions to animate; add --gif")
-    seeds = SEEDS if args.manualSeed is None else (args.manualSeed,)
-    if args.figure == "sweeps":
-        return _run_sweeps(netED, Path(args.save_fake), seeds, args.dims or (), args.gif)
-    if args.gif:
-        raise UserError(f"--dims, --gif: they belong to the sweeps; leave them or --figure {args.figure} out")
-    return (_run_generated if args.figure == "generated" else _run_diversity)(netED, Path(args.save_fake), seeds[0])
+    return _run_sweeps(netED, Path(args.save_fake), seeds, args.dims or (), args.gif)
 
 
 def _run_sweeps(netED: EDNet, folder: Path, seeds: Sequence[int], dims: Sequence[int], gif: bool) -> int:

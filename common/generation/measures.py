@@ -22,28 +22,22 @@ class Measures(NamedTuple):
     brightness: float  # mean of the layer over the rainy pixels
 
 
-def _derivatives(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Along x and y, (H, W) each; derivatives of a Gaussian, which prefer no direction."""
-    x = np.arange(-4, 5, dtype=np.float32)
-    bell = np.exp(-(x**2) / (2 * SIGMA**2))
-    bell /= bell.sum()
-    slope = x * bell / (x**2 * bell).sum()
-    across, along = (
-        cv2.sepFilter2D(grey, -1, *kernels, borderType=cv2.BORDER_REFLECT_101)
-        for kernels in ((slope, bell), (bell, slope))
-    )
-    return across, along
-
-
 def direction(grey: np.ndarray) -> float:
     """Angle of the streaks by the structure tensor, in degrees, see ``Measures``; nan for a flat layer.
 
     Args:
         grey: (H, W) float32.
     """
+    x = np.arange(-4, 5, dtype=np.float32)
+    bell = np.exp(-(x**2) / (2 * SIGMA**2))
+    bell /= bell.sum()
+    slope = x * bell / (x**2 * bell).sum()  # derivatives of a Gaussian prefer no direction
     rim = min(RIM, (min(grey.shape) - 1) // 2)
     inner = np.s_[rim : grey.shape[0] - rim, rim : grey.shape[1] - rim]
-    gx, gy = (slope[inner].astype(np.float64) for slope in _derivatives(grey))
+    gx, gy = (
+        cv2.sepFilter2D(grey, -1, *kernels, borderType=cv2.BORDER_REFLECT_101)[inner].astype(np.float64)
+        for kernels in ((slope, bell), (bell, slope))
+    )
     xx, yy, xy = (gx * gx).mean(), (gy * gy).mean(), (gx * gy).mean()
     if xx + yy < 1e-12:
         return float("nan")

@@ -1,13 +1,12 @@
 """Rain on anyone's own photos: a folder of photos in, exact rainy/clean pairs out, ready for training."""
 
+import argparse
 import csv
 import hashlib
 import io
-import math
 import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -33,8 +32,9 @@ from ..lock import locked
 from ..models import EDNet
 from ..terminal import progress_bar, tell, warn
 from ..training.checkpoint import digest
-from .knobs import Knobs, clamped, measured, missed, set_knobs
-from .measures import RAINY, Measures
+from .knob_flags import knobs
+from .knobs import Knobs, measured, missed, set_knobs
+from .measures import Measures
 from .rain import VERSION, RainMaker, auto_scale, colour
 
 KINDS = ("norain", "layer", "rain")
@@ -42,21 +42,9 @@ MANIFEST = "manifest.csv"  # which photo and which settings make each pair; writ
 SETTINGS = ["seed", "num", "intensity", "coherence", "grey", "checkpoint", "version", "knobs"]  # of all pairs
 COLUMNS = ["file", "photo", "variant", "drawn", *SETTINGS]  # drawn: the knobs of each shower
 Row = dict[str, str]
+Ranges = dict[str, tuple[float, float]]  # of the knobs that are set, see ``knob_flags.knobs``
 SHEET = "contact_sheet.jpg"
 SHOWN, THUMBNAIL = 12, 320  # pairs on the contact sheet, px of their longer side
-
-
-@dataclass(frozen=True)
-class Rain:
-    """Which rain falls on the photos: the flags of generate_rain.py."""
-
-    seed: int
-    num: int  # rains a photo
-    intensity: float  # factor of the rain, 0 to 2
-    coherence: float  # correlation of the codes of a picture, see Shower
-    grey: bool  # the maximum over the channels in all of them
-    scale: float | None  # factor of the size of the streaks; None: see auto_scale
-    knobs: dict[str, tuple[float, float]]  # ranges of angle, density, thickness, brightness, tint, layers, if set
 
 
 def draws(seed: int, photo: str, variant: int) -> np.random.RandomState:
@@ -76,31 +64,31 @@ def output_names(photos: list[Path]) -> dict[Path, str]:
         names |= clash
 
 
-def showers(rain: Rain, rng: np.random.RandomState) -> list[Knobs]:
+def showers(ranges: Ranges, rng: np.random.RandomState) -> list[Knobs]:
     """What the knobs of each shower of a picture are set to, drawn from their ranges."""
-    low, high = rain.knobs.get("layers", (1, 1))
-    ranges = {name: ends for name, ends in rain.knobs.items() if name != "layers"}
-    return [{name: rng.uniform(*ends) for name, ends in ranges.items()} for _ in range(rng.randint(low, high + 1))]
+    low, high = ranges.get("layers", (1, 1))
+    each = {name: ends for name, ends in ranges.items() if name != "layers"}
+    return [{name: rng.uniform(*ends) for name, ends in each.items()} for _ in range(rng.randint(low, high + 1))]
 
 
 def pictures(
-    maker: RainMaker, rain: Rain, photo: str, variant: int, clean: np.ndarray
+    maker: RainMaker, args: argparse.Namespace, ranges: Ranges, photo: str, variant: int, clean: np.ndarray
 ) -> tuple[dict[str, np.ndarray], list[tuple[Knobs, Measures]]]:
     """The clean picture, the rain and their sum, by folder, (H, W, 3) uint8; and what was set and reached."""
     made = {"norain": clean, "layer": np.zeros_like(clean), "rain": clean.copy()}
     height, width = clean.shape[:2]
-    rng = draws(rain.seed, photo, variant)
-    scale, stretch = (rain.scale, 1.0) if rain.scale else auto_scale(height, width)
-    values = showers(rain, rng)
-    layers = [set_knobs(maker.shower(rain.coherence, rng), height, width, one, scale, stretch) for one in values]
-    colours = [rain.intensity * colour(0 if rain.grey else one.get("tint", 0), rng) for one in values]
+    rng = draws(args.seed, photo, variant)
+    scale, stretch = (args.scale, 1.0) if args.scale else auto_scale(height, width)
+    values = showers(ranges, rng)
+    layers = [set_knobs(maker.shower(args.coherence, rng), height, width, one, scale, stretch) for one in values]
+    colours = [args.intensity * colour(0 if args.grey else one.get("tint", 0), rng) for one in values]
     for tiles in zip(*(layer.tiles() for layer in layers), strict=True):
         rows, columns, _ = tiles[0]
         tile = sum(hue * tile for hue, (*_, tile) in zip(colours, tiles, strict=True))
-        tile = to_uint8(np.repeat(tile.max(2, keepdims=True), 3, 2) if rain.grey else tile, "nearest")
+        tile = to_uint8(np.repeat(tile.max(2, keepdims=True), 3, 2) if args.grey else tile, "nearest")
         made["layer"][rows, columns] = tile
         made["rain"][rows, columns] = cv2.add(clean[rows, columns].copy(), tile)  # up to 255
-    if not rain.knobs.keys() - {"angle", "layers", "tint"}:
+    if not ranges.keys() - {"angle", "layers", "tint"}:
         return made, []
     return made, [(one, measured(layer, scale)) for one, layer in zip(values, layers, strict=True)]
 
@@ -118,17 +106,12 @@ def contact_sheet(folder: Path, rows: list[Row]) -> None:
 
 
 def report(folder: Path, rows: list[Row]) -> None:
-    """A page with a before/after slider of some pairs, first variants first, and how much rain they have."""
+    """A page with a before/after slider of some pairs, first variants first."""
     items = []
     for row in sorted(rows, key=lambda row: int(row["variant"]))[: page.SHOWN]:
         files = {"clean": folder / "norain" / row["file"], "rainy": folder / "rain" / row["file"]}
-        clean, rainy = map(read_image, files.values())
-        rain = cv2.subtract(rainy, clean).max(2) / 255
-        wet = rain[rain > RAINY]
-        values = {"rainy pixels": wet.size / rain.size, "brightness": float(wet.mean()) if wet.size else math.nan}
-        items.append(page.Item(row["file"], files, values))
+        items.append(page.Item(row["file"], files, {}))
     lead = [f"{len(items)} of {len(rows)} pairs; all are in {MANIFEST}, with their settings."]
-    lead += ["Rainy pixels: their share. Brightness: mean of the rain over them, from 0 to 1."]
     page.write(folder / page.NAME, "Rain on photos", lead, items, ("clean", "rainy"))
 
 
@@ -209,58 +192,50 @@ def _finish(save: Path) -> None:
         print(f"picture: {save / SHEET}\npage: {save / page.NAME}")
 
 
-def rain_on_photos(
-    *,
-    netED: EDNet,  # on the device, in eval mode
-    data_path: str,  # a folder of photos, sub-folders kept, or one photo
-    save_path: str,  # rain/, norain/, layer/, manifest.csv and the contact sheet go there
-    rain: Rain,
-    save_layer: bool,
-    overwrite: bool,  # first delete all pairs that the manifest of save_path lists
-    hint: str = "",  # what belongs into data_path, for the message when it is missing
-) -> int:
+def rain_on_photos(args: argparse.Namespace, netED: EDNet) -> int:
     """Make rainy/clean pairs of photos, and print what was made; goes on where an interrupted run stopped.
 
     Several processes share the photos; the first one reports for all.
+
+    Args:
+        args: the flags of ``commands.rain_flags``.
+        netED: on the device, in eval mode.
 
     Returns:
         Exit code: 0, or 1 where a photo could not be read; the other photos are done.
 
     Raises:
-        UserError: paths that are missing, empty or overlap; pairs of other settings in save_path, or another run that
-            writes there; results that can't be written.
+        UserError: knobs that contradict each other; paths that are missing, empty or overlap; pairs of other settings
+            in --save_path, or another run that writes there; results that can't be written.
     """
-    save = Path(save_path)
-    folder, photos = inputs(Path(data_path), save, hint)
+    ranges, save = knobs(args), Path(args.save_path)
+    folder, photos = inputs(Path(args.data_path), save, "Name a folder of clean photos, or one photo.")
     for kind in KINDS:
         if any((folder / photo).resolve().is_relative_to((save / kind).resolve()) for photo in photos):
             raise UserError(f"--save_path: {save / kind} would be mixed with the photos of {folder}; choose another")
-    knobs, warnings = clamped(rain.knobs)
-    if knobs.keys() & {"density", "brightness"} and rain.intensity != 1:
+    if ranges.keys() & {"density", "brightness"} and args.intensity != 1:
         raise UserError("--intensity: it scales what --density and --brightness set; leave the one or the others out")
-    warn(warnings)
-    rain = replace(rain, knobs=knobs)
-    rows = _planned(photos, rain, digest(netED.decoder))
-    kinds, mine = KINDS if save_layer else ("norain", "rain"), photos[distributed.share()]
+    rows = _planned(photos, args, ranges, digest(netED.decoder))
+    kinds, mine = KINDS if args.save_layer else ("norain", "rain"), photos[distributed.share()]
     made, problems, reached = 0, {}, []
     with locked(save, "--save_path"):
         if distributed.is_first():
-            _prepare(save, [row for some in rows.values() for row in some], overwrite)
+            _prepare(save, [row for some in rows.values() for row in some], args.overwrite)
         distributed.gather(None)  # the others wait for that
         maker = RainMaker(netED)
         earlier = sum(_is_there(save, row, kinds) for photo in mine for row in rows[photo])
         try:
             for photo in progress_bar(mine, unit="photo"):
                 try:
-                    measures = _make(maker, rain, folder / photo, save, rows[photo], kinds)
+                    measures = _make(maker, args, ranges, folder / photo, rows[photo], kinds)
                     reached += [one for some in measures for one in some]
                     made += len(measures)
                 except ImageError as error:
                     problems[photo] = str(error)
         except KeyboardInterrupt as stop:
             done = sum(_is_there(save, row, kinds) for some in rows.values() for row in some)
-            again = f"the same command {'without --overwrite ' * overwrite}goes on"
-            told = f"{done} of {rain.num * len(photos)} pairs are in {save}; {again}"
+            again = f"the same command {'without --overwrite ' * args.overwrite}goes on"
+            told = f"{done} of {args.num * len(photos)} pairs are in {save}; {again}"
             raise KeyboardInterrupt(f"{str(stop) or 'stopped by Ctrl-C'}; {told}") from None
         parts = distributed.gather((made, earlier, problems, reached))
         made, earlier = (sum(part[i] for part in parts) for i in (0, 1))
@@ -280,39 +255,39 @@ def _is_there(save: Path, row: Row, kinds: Iterable[str]) -> bool:
 
 
 def _make(
-    maker: RainMaker, rain: Rain, photo: Path, save: Path, rows: list[Row], kinds: Iterable[str]
+    maker: RainMaker, args: argparse.Namespace, ranges: Ranges, photo: Path, rows: list[Row], kinds: Iterable[str]
 ) -> list[list[tuple[Knobs, Measures]]]:
     """Make the pairs of a photo that are not there yet; returns what was set and reached for each.
 
     Raises:
         ImageError: the photo can't be read, or those that are there were made of another one.
     """
-    stored, profile = read_stored(photo)
+    save, (stored, profile) = Path(args.save_path), read_stored(photo)
     clean, reached = to_eight_bits(stored), []
     done = [save / "norain" / row["file"] for row in rows if _is_there(save, row, kinds)]
     if done and not np.array_equal(read_stored(done[0])[0], clean):
         raise ImageError(f"{done[0]} was made of another photo; choose another --save_path, or give --overwrite")
     for row in rows:
         if not _is_there(save, row, kinds):
-            made, measures = pictures(maker, rain, row["photo"], int(row["variant"]), clean)
+            made, measures = pictures(maker, args, ranges, row["photo"], int(row["variant"]), clean)
             for kind in kinds:
                 write_image(save / kind / row["file"], made[kind], profile)
             reached.append(measures)
     return reached
 
 
-def _planned(photos: list[Path], rain: Rain, checkpoint: str) -> dict[Path, list[Row]]:
+def _planned(photos: list[Path], args: argparse.Namespace, ranges: Ranges, checkpoint: str) -> dict[Path, list[Row]]:
     """The rows of all pairs to make, by photo."""
-    ranges = {**rain.knobs, **({"scale": (rain.scale, rain.scale)} if rain.scale else {})}
-    knobs = " ".join(f"{name}={low:.6g}" + f":{high:.6g}" * (low != high) for name, (low, high) in ranges.items())
-    settings = {name: str(value) for name, value in vars(rain).items() if name in SETTINGS}
-    settings |= {"checkpoint": checkpoint, "version": str(VERSION), "knobs": knobs}
+    fixed = ranges | ({"scale": (args.scale, args.scale)} if args.scale else {})
+    text = " ".join(f"{name}={low:.6g}" + f":{high:.6g}" * (low != high) for name, (low, high) in fixed.items())
+    settings = {name: str(value) for name, value in vars(args).items() if name in SETTINGS}
+    settings |= {"checkpoint": checkpoint, "version": str(VERSION), "knobs": text}
     rows: dict[Path, list[Row]] = {photo: [] for photo in photos}
     for photo, name in output_names(photos).items():
-        for k in range(1, rain.num + 1):
-            file = f"{name}_v{k:02d}.png" if rain.num > 1 else f"{name}.png"
+        for k in range(1, args.num + 1):
+            file = f"{name}_v{k:02d}.png" if args.num > 1 else f"{name}.png"
             one = {"file": file, "photo": photo.as_posix(), "variant": str(k)}
-            drawn = showers(rain, draws(rain.seed, one["photo"], k))
+            drawn = showers(ranges, draws(args.seed, one["photo"], k))
             one["drawn"] = "; ".join(" ".join(f"{name}={v:.4g}" for name, v in shower.items()) for shower in drawn)
             rows[photo].append(one | settings)
     return rows

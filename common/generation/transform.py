@@ -15,9 +15,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from ..training.checkpoint import load_generator
-from ..weights import GENERATOR, named
+from ..weights import GENERATOR
 from .bank import FIRST, SIDE, RainBank, added
-from .knobs import REACH, clamped
+from .knobs import REACH
 from .rain import ROOM, RainMaker, auto_scale
 
 
@@ -25,14 +25,9 @@ class RainAugment(v2.Transform):
     """Adds generated rain to images; boxes, masks and labels pass untouched, and the input is never changed.
 
     Images are tensors, tv_tensors.Image or tv_tensors.Video, (..., C, H, W) with C of 3 or 1, uint8 or floats in
-    [0, 1], on any device, or PIL images (RGB or L); type, dtype and device stay. Floats are clamped to [0, 1] where it
-    rains. Each image of a batch has its own rain; images of one sample have the same rain if they have the same size.
-    Of plain tensors in a sample only the first one is an image, as everywhere in torchvision. The frames of a video
-    share wind and kind of streaks, at other places.
-
-    Rain comes from a bank of layers: two at the start, up to 24 later, of which the oldest are replaced. Each crop is
-    turned, scaled, mirrored and cut at random. In each worker the bank takes about 64 * size**2 bytes at most, three
-    times that for coloured rain. Larger images get layers of their own, which takes seconds, and a warning.
+    [0, 1], on any device, or PIL images (RGB or L); type, dtype and device stay. Floats are clamped where it rains.
+    Each image of a batch has its own rain, images of one size in one sample the same. Of plain tensors in a sample only
+    the first one is an image, as everywhere in torchvision. The bank of layers, large images, videos: docs/rain.md.
 
     Args:
         checkpoint: weights of RNet and G (ED_state_N.pt); 'default': those that come with the project.
@@ -46,8 +41,8 @@ class RainAugment(v2.Transform):
         size: longer side in px of the largest image that takes its rain from the bank.
         layers: showers in an image, whose rain is added, a number or the range (low, high) to draw it from.
         knobs: angle, density, thickness, brightness of each shower (see ``measures.Measures``) and tint (0: as it is;
-            1: the colour takes a channel away), each a number or the range (low, high) to draw it from. Beyond
-            ``knobs.REACH`` they warn and clamp.
+            1: the colour takes a channel away), each a number or the range (low, high) to draw it from, within
+            ``knobs.REACH``.
 
     Raises:
         UserError: the checkpoint is missing or the wrong one.
@@ -70,13 +65,13 @@ class RainAugment(v2.Transform):
         **knobs: float | Sequence[float] | None,
     ) -> None:
         super().__init__()
-        if wrong := [name for name in knobs if name not in (*REACH, "tint")]:
-            raise TypeError(f"RainAugment has no argument {wrong[0]}; the knobs are {', '.join(REACH)}, tint")
-        _range("p", p, 0, 1)
-        _range("coherence", coherence, 0, 1)
-        knobs, texts = clamped({name: _range(name, ends) for name, ends in knobs.items() if ends is not None})
-        if "tint" in knobs:
-            _range("tint", knobs["tint"], 0, 1)
+        reach = REACH | {"tint": (0, 1)}
+        if wrong := [name for name in knobs if name not in reach]:
+            raise TypeError(f"RainAugment has no argument {wrong[0]}; the knobs are {', '.join(reach)}")
+        for name, value in (("p", p), ("coherence", coherence)):
+            if np.ndim(value) or not 0 <= value <= 1:
+                raise ValueError(f"{name}: expected one number, from 0 to 1; got {value}")
+        knobs = {name: _range(name, ends, *reach[name]) for name, ends in knobs.items() if ends is not None}
         if intensity is None:
             intensity = 1 if knobs.keys() & {"density", "brightness"} else (0.5, 1.5)
         self.p, self.size, self.seed, self.knobs = p, size, seed, knobs
@@ -84,9 +79,7 @@ class RainAugment(v2.Transform):
         knobs["layers"] = tuple(map(int, ends))
         if knobs["layers"] != ends:
             raise ValueError(f"layers: expected whole numbers, got {layers}")
-        for text in texts:
-            warnings.warn(f"RainAugment: {text}", stacklevel=2)
-        path = Path(named(checkpoint, GENERATOR)).expanduser()
+        path = GENERATOR if checkpoint == "default" else Path(checkpoint).expanduser()
         maker = RainMaker(load_generator(path, "checkpoint").float())  # whatever torch's default dtype is
         start = torch.randint(2**32, (1,)).item() if seed is None else seed
         gains = _range("intensity", intensity, 0, 2)
@@ -150,7 +143,7 @@ class RainAugment(v2.Transform):
         return (clip.to(wide) + layer).clamp(0, 1).to(clip.dtype)
 
 
-def _range(name: str, value: Any, low: float = -np.inf, high: float = np.inf) -> tuple[float, float]:
+def _range(name: str, value: Any, low: float, high: float) -> tuple[float, float]:
     """A number or a pair of numbers as a pair, from low to high."""
     first, last = map(float, np.broadcast_to(np.asarray(value, float), 2))
     if not low <= first <= last <= high:
@@ -163,9 +156,7 @@ def _check(image: Tensor) -> None:
         raise ValueError(f"RainAugment takes images (..., C, H, W) with C of 3 or 1, got {tuple(image.shape)}")
     if image.dtype != torch.uint8 and not image.is_floating_point():
         raise TypeError(f"RainAugment takes uint8 or floats, got {image.dtype}; put v2.ToDtype(...) before it")
-    if image.is_floating_point() and not torch.isfinite(image).all():
-        raise ValueError("RainAugment takes floats in [0, 1], got some that are not finite (nan or inf)")
-    # Cubic resizing leaves values a little outside of [0, 1].
+    # Cubic resizing leaves values a little outside of [0, 1]; of nan every comparison is false.
     if image.is_floating_point() and image.numel() and not (image.min() >= -0.5 and image.max() <= 1.5):
         found = f"{image.min():.2f} to {image.max():.2f}"
         raise ValueError(f"RainAugment takes floats in [0, 1], got {found}; put it before v2.Normalize")

@@ -11,11 +11,7 @@ from .vrgnet import levels
 
 
 class SelfAttention(nn.Module):
-    """Every position looks at every other one; ``gamma`` starts at 0, so that the layer starts as the identity.
-
-    Args:
-        channels: C; queries and keys have max(1, C // 8) channels.
-    """
+    """Every position looks at every other one; ``gamma`` starts at 0, so that the layer starts as the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -74,20 +74,12 @@ class Body(nn.Module):
 
 
 class PReNet(Body):
-    """Derainer head: the checkpoint format of augmented training and of the original PReNet release.
-
-    Args:
-        recurrent_iter: number of stages, at least 1.
-    """
+    """Derainer head of 1 stage or more: the checkpoint format of augmented training and of PReNet's own release."""
 
     def __init__(self, recurrent_iter: int = 6) -> None:
         super().__init__()
         self.stages = recurrent_iter
-
-    @property
-    def halo(self) -> int:
-        """How far one output pixel sees, in px."""
-        return HALO_PER_STAGE * self.stages
+        self.halo = HALO_PER_STAGE * recurrent_iter  # how far one output pixel sees, in px
 
     def forward(self, rainy: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Rainy (N, 3, H, W) in [0, 1], H and W >= 1 -> (derained, the outputs of all stages), unclamped."""
@@ -116,21 +108,13 @@ class _GaussianPReNet(Body):
 
 
 class Derain(nn.Module):
-    """BNet: PReNet with a Gaussian head, the posterior of the clean background (all keys prefixed ``derainet.``).
-
-    Args:
-        stage: number of stages, at least 1; the last one has the output convolution of its own.
-    """
+    """BNet of 1 stage or more: PReNet with a Gaussian head, the posterior of the clean background (``derainet.*``)."""
 
     def __init__(self, stage: int = 6) -> None:
         super().__init__()
         self.derainet = _GaussianPReNet(stage)  # T3: the number is honoured
+        self.halo = HALO_PER_STAGE * stage  # see PReNet
         self.apply(init_weights)
-
-    @property
-    def halo(self) -> int:
-        """How far one output pixel sees, in px."""
-        return HALO_PER_STAGE * self.derainet.stages
 
     def forward(self, rainy: Tensor) -> tuple[Tensor, Tensor]:
         """Rainy (N, 3, H, W) in [0, 1], H and W >= 1 -> (mu_b, logvar_b), each (N, 3, H, W), unclamped."""

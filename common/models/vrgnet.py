@@ -3,6 +3,8 @@
 Structure and checkpoint names: docs/method.md, 2. One pattern serves every patch size 2^k from 16 on.
 """
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 
@@ -20,21 +22,16 @@ def levels(patch_size: int) -> int:
     return patch_size.bit_length() - 3
 
 
-class _Encoder(nn.Module):
+def _encoder(nc: int, nz: int, nef: int, patch_size: int) -> nn.Module:
     """RNet: (N, nc, p, p) -> (N, 2 nz), first nz the mean, the rest the log variance."""
-
-    def __init__(self, nc: int, nz: int, nef: int, patch_size: int) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        width = nc
-        for i in range(levels(patch_size)):
-            layers += [nn.Conv2d(width, nef * 2**i, 4, 2, 1, bias=False), nn.ReLU()]
-            width = nef * 2**i
-        layers += [nn.Conv2d(width, 2 * width, 4, 1, 0), nn.ReLU()]  # (N, 2 width, 1, 1)
-        self.main = nn.Sequential(*layers, nn.Flatten(), nn.Linear(2 * width, 2 * nz))
-
-    def forward(self, rainy: Tensor) -> Tensor:
-        return self.main(rainy)
+    layers: list[nn.Module] = []
+    width = nc
+    for i in range(levels(patch_size)):
+        layers += [nn.Conv2d(width, nef * 2**i, 4, 2, 1, bias=False), nn.ReLU()]
+        width = nef * 2**i
+    layers += [nn.Conv2d(width, 2 * width, 4, 1, 0), nn.ReLU()]  # (N, 2 width, 1, 1)
+    main = nn.Sequential(*layers, nn.Flatten(), nn.Linear(2 * width, 2 * nz))
+    return nn.Sequential(OrderedDict(main=main))  # for the checkpoint names
 
 
 class _FromOnePixel(nn.ConvTranspose2d):
@@ -44,21 +41,16 @@ class _FromOnePixel(nn.ConvTranspose2d):
         return (x.flatten(1) @ self.weight.flatten(1)).unflatten(1, self.weight.shape[1:])
 
 
-class _Decoder(nn.Module):
+def _decoder(nc: int, nz: int, nef: int, patch_size: int) -> nn.Module:
     """G: (N, nz) -> (N, nc, p, p), >= 0 because the last layer is a ReLU."""
-
-    def __init__(self, nc: int, nz: int, nef: int, patch_size: int) -> None:
-        super().__init__()
-        width = nef * 2 ** levels(patch_size)
-        layers = [nn.Linear(nz, width), nn.Unflatten(1, (width, 1, 1)), nn.ReLU()]
-        layers += [_FromOnePixel(width, width // 2, 4, bias=False), nn.ReLU()]  # 1x1 -> 4x4
-        while width > 2 * nef:
-            width //= 2
-            layers += [nn.ConvTranspose2d(width, width // 2, 4, 2, 1, bias=False), nn.ReLU()]
-        self.main = nn.Sequential(*layers, nn.ConvTranspose2d(nef, nc, 4, 2, 1, bias=False), nn.ReLU())
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.main(z)
+    width = nef * 2 ** levels(patch_size)
+    layers = [nn.Linear(nz, width), nn.Unflatten(1, (width, 1, 1)), nn.ReLU()]
+    layers += [_FromOnePixel(width, width // 2, 4, bias=False), nn.ReLU()]  # 1x1 -> 4x4
+    while width > 2 * nef:
+        width //= 2
+        layers += [nn.ConvTranspose2d(width, width // 2, 4, 2, 1, bias=False), nn.ReLU()]
+    main = nn.Sequential(*layers, nn.ConvTranspose2d(nef, nc, 4, 2, 1, bias=False), nn.ReLU())
+    return nn.Sequential(OrderedDict(main=main))
 
 
 class EDNet(nn.Module):
@@ -77,8 +69,8 @@ class EDNet(nn.Module):
     def __init__(self, nc: int = 3, nz: int = 128, nef: int = 32, patch_size: int = 64) -> None:
         super().__init__()
         self.nc, self.nz, self.nef, self.patch_size = nc, nz, nef, patch_size
-        self.encoder = _Encoder(nc, nz, nef, patch_size)
-        self.decoder = _Decoder(nc, nz, nef, patch_size)
+        self.encoder = _encoder(nc, nz, nef, patch_size)
+        self.decoder = _decoder(nc, nz, nef, patch_size)
         self.apply(init_weights)
 
     def forward(self, rainy: Tensor, eps: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:

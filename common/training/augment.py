@@ -15,8 +15,8 @@ from .. import derainer, distributed
 from ..data.patches import PatchDataset, photo_set, training_set
 from ..errors import UserError
 from ..models import EDNet
-from .checkpoint import generator_of, load_weights
-from .losses import ssim_loss
+from .checkpoint import generator_of
+from .losses import restoration_loss
 
 Tensors = dict[str, Tensor]
 
@@ -55,19 +55,22 @@ def rain_on(netED: EDNet, rainy: Tensor, clean: Tensor, n_real: int, z: Tensor) 
     return torch.cat((rainy[:n_real], generated))
 
 
-def a_step(net: nn.Module, optimizer: Optimizer, rainy: Tensor, clean: Tensor) -> tuple[Tensors, Tensor]:
-    """One step of a derainer on loss = -SSIM.
+def a_step(
+    net: nn.Module, optimizer: Optimizer, rainy: Tensor, clean: Tensor, w_l1: float = 0.0
+) -> tuple[Tensors, Tensor]:
+    """One step of a derainer on -SSIM, see ``restoration_loss``.
 
     Args:
         net: any derainer, see common/derainer.py.
         rainy, clean: (N, 3, p, p) in [0, 1].
+        w_l1: weight of the mean absolute error.
 
     Returns:
         The losses, detached: mse, loss; and the derained batch, detached.
     """
     optimizer.zero_grad()
     derained = derainer.apply(net, rainy)
-    loss, gradient = ssim_loss(derained, clean)
+    loss, gradient = restoration_loss(derained, clean, w_l1)
     derained.backward(gradient)
     optimizer.step()
     derained = derained.detach()
@@ -75,13 +78,14 @@ def a_step(net: nn.Module, optimizer: Optimizer, rainy: Tensor, clean: Tensor) -
 
 
 def aug_step(
-    net: nn.Module, netED: EDNet | None, optimizer: Optimizer, n_real: int
+    net: nn.Module, netED: EDNet | None, optimizer: Optimizer, n_real: int, w_l1: float = 0.0
 ) -> Callable[..., tuple[Tensors, Tensors]]:
     """The step of augmented training for ``fit``.
 
     Args:
         netED: RNet and G, frozen; None: all samples keep their own rain.
         n_real: samples of the whole batch that keep their own rain; they come first.
+        w_l1: see ``a_step``.
     """
     own_real = len(range(n_real)[distributed.share()])
 
@@ -90,7 +94,7 @@ def aug_step(
         if netED is not None and own_real < len(rainy):
             rainy = rain_on(netED, rainy, clean, own_real, *z)
             images["generated_rainy"] = rainy[own_real:]
-        losses, derained = a_step(net, optimizer, rainy, clean)
+        losses, derained = a_step(net, optimizer, rainy, clean, w_l1)
         return losses, {"rainy": rainy, "derained": derained, "clean": clean} | images
 
     return step
@@ -119,16 +123,6 @@ def aug_draw(
         return None, rainy, clean, codes[distributed.share(n_real)]
 
     return draw
-
-
-def start_from(args: argparse.Namespace, net: nn.Module) -> None:
-    """Fill a derainer from --init_Derain, where it is given.
-
-    Raises:
-        UserError: see ``load_weights``.
-    """
-    if args.init_Derain:
-        load_weights(net, args.init_Derain, "--init_Derain")
 
 
 def crops(args: argparse.Namespace, hint: str) -> tuple[PatchDataset, str]:
@@ -173,15 +167,16 @@ def share(args: argparse.Namespace) -> tuple[int, int]:
 def pick_generator(args: argparse.Namespace, device: torch.device, hint: str, any_crop: bool = False) -> EDNet | None:
     """The generator of --netED, see ``generator_of``; None where --fake_ratio is 0, which needs none.
 
+    Args:
+        any_crop: knobs are set, so that --patchSize may be another one than the generator's.
+
     Raises:
-        UserError: see ``generator_of``; or a batch has no sample for generated rain.
+        UserError: see ``generator_of``; or there is no sample for generated rain, in a batch or at all.
     """
     n_real = share(args)[0]
     if args.fake_ratio == 0 and n_real:
-        if args.clean_path is not None:
-            raise UserError(
-                "--clean_path: with --fake_ratio 0 there is no generated rain to put on photos; leave it out"
-            )
+        if args.clean_path is not None or any_crop:
+            raise UserError("--fake_ratio 0: there is no generated rain; leave out --clean_path, --preset and knobs")
         return None
     net = generator_of(args, device, hint, any_crop)
     if n_real == args.batchSize:

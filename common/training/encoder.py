@@ -49,13 +49,9 @@ def r_step(
 ) -> tuple[Tensors, Tensors]:
     """One step of RNet on the code of generated rain + w_real * the distance of G(mu) to real rain; G gets no gradient.
 
-    Args:
-        rainy, clean: (N, 3, p, p) in [0, 1], real pairs.
-        z: (M, nz), codes of the rain that is generated on the first M clean patches.
-        w_real: weight of the mean squared distance on the scale of ``critic_view``, where faint streaks count.
-
-    Returns:
-        The losses, detached: code and real (unweighted); and the rain of the pairs beside G's rain for their codes.
+    Takes real pairs, each image (N, 3, p, p) in [0, 1]; rain of the codes z, (M, nz), falls on the first M clean ones.
+    The distance is squared and on the scale of ``critic_view``, where faint streaks count. Returns, detached, the
+    losses code and real (unweighted), and the rain of the pairs beside G's rain for their codes.
     """
     optED.zero_grad()
     real = (rainy - clean).clamp(min=0)
@@ -101,11 +97,8 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
 def recovery(netED: EDNet, rainy: Tensor, clean: Tensor) -> dict[str, float]:
     """Mean correlation of G(mu) with O - B over the patches that hold rain, and with O - B of their neighbours.
 
-    Args:
-        rainy, clean: (N, 3, p, p) in [0, 1].
-
-    Returns:
-        correlation and shuffled, each in [-1, 1] (1: exactly this rain; 0: none of it); nan where no patch holds rain.
+    Takes images (N, 3, p, p) in [0, 1]. Returns correlation and shuffled, each in [-1, 1] (1: exactly this rain; 0:
+    none of it); nan where no patch holds rain.
     """
     rain = rainy - clean
     holds = (rain.amax(1) > 0.02).float().mean((1, 2)) > 0.01

@@ -198,9 +198,9 @@ class TrainingFolder:
         for path in self.files() if self.at == Position() else ():
             if path.name != STATE:
                 path.unlink()
-        if "derainer" in self.args or "stage" in self.args:
-            choice = json.dumps(derainer.choice_of(self.args), indent=2)
-            write_bytes(self.path / f"{self.prefixes[0]}.json", f"{choice}\n".encode())
+        if choice := {key: getattr(self.args, key) for key in derainer.CHOICE if key in self.args}:
+            text = json.dumps(choice, indent=2)
+            write_bytes(self.path / f"{self.prefixes[0]}.json", f"{text}\n".encode())
 
     # --- save ----------------------------------------------------------------------------------------------------
 

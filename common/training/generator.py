@@ -25,10 +25,8 @@ LEAK = 0.1  # share of the gradient that the closed last ReLU of G lets through 
 class RainCritic(nn.Module):
     """The critic of rain layers: strided convolutions, no normalisation, and how much the samples of a group differ.
 
-    Args:
-        patch_size: side of a layer in px, a power of two from 16 on.
-        width: of the first convolution; each further one has twice as many channels.
-        channels: of a layer, 3, or 1 for grey rain.
+    A layer has ``patch_size`` px a side, a power of two from 16 on, and 3 channels, or 1 if it is grey. The first
+    convolution has ``width`` channels, each further one twice as many.
     """
 
     def __init__(self, patch_size: int = 64, width: int = 32, channels: int = 3) -> None:
@@ -70,8 +68,7 @@ def critic_view(rain: Tensor, channels: int = 3) -> Tensor:
 def init_decoder(decoder: nn.Module, grey: bool = False) -> None:
     """He-normal start of G, so that codes matter from the first step; the last layer 0.2 times that, for faint rain.
 
-    Args:
-        grey: give all channels the same weights; where the critic sees their mean alone, they stay the same.
+    ``grey`` gives all channels the same weights; where the critic sees their mean alone, they stay the same.
     """
     convs = [m for m in decoder.modules() if isinstance(m, (nn.Linear, nn.ConvTranspose2d))]
     for module in convs:
@@ -110,12 +107,8 @@ def zero_centred(netD: nn.Module, x: Tensor) -> Tensor:
 def d_step(netD: nn.Module, optD: Optimizer, real: Tensor, fake: Tensor, w_gp: float) -> Tensors:
     """One step of the critic on softplus(-(D(real) - D(fake))) + w_gp (R1 + R2); touches D alone.
 
-    Args:
-        real, fake: (N, 3 or 1, p, p) as ``critic_view`` makes them.
-        w_gp: weight of the penalties; 0 leaves them out.
-
-    Returns:
-        Detached: loss_D without penalties, the mean margin D(real) - D(fake); with penalties r1 and r2, unweighted.
+    Takes layers (N, 3 or 1, p, p) as ``critic_view`` makes them. Returns, detached, loss_D without penalties, the mean
+    margin D(real) - D(fake), and r1 and r2, unweighted; a w_gp of 0 leaves the penalties out.
     """
     optD.zero_grad()
     margin = netD(real) - netD(fake.detach())
@@ -133,12 +126,7 @@ def d_step(netD: nn.Module, optD: Optimizer, real: Tensor, fake: Tensor, w_gp: f
 def g_step(netED: EDNet, netD: nn.Module, optED: Optimizer, real: Tensor, z: Tensor) -> tuple[Tensors, Tensor]:
     """One step of G on softplus(-(D(fake) - D(real))); D gets no gradient.
 
-    Args:
-        real: (N, 3 or 1, p, p) as ``critic_view`` makes them.
-        z: (N, nz) rain codes.
-
-    Returns:
-        The loss, detached, and the rain (N, 3, p, p).
+    Takes real layers as ``d_step`` does, and rain codes (N, nz); returns the loss and the rain (N, 3, p, p), detached.
     """
     optED.zero_grad()
     rain = leaky_sample(netED, z)

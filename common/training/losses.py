@@ -62,13 +62,16 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     )
 
 
-def ssim_loss(derained: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
-    """-SSIM and its gradient for ``derained``, both in full fp32 on every GPU.
+def restoration_loss(derained: Tensor, clean: Tensor, w_l1: float = 0.0) -> tuple[Tensor, Tensor]:
+    """-SSIM + w_l1 * mean |derained - clean|, and its gradient for ``derained``, both in full fp32 on every GPU.
 
-    E[x^2] - mu^2 cancels: with factors rounded to TF32, SSIM would exceed 1.
+    E[x^2] - mu^2 cancels: with factors rounded to TF32, SSIM would exceed 1. The second term is not the paper's: SSIM
+    hardly sees a shift of light.
     """
     derained = derained.detach().requires_grad_()
     with full_fp32():
         loss = -ssim(derained, clean)
+        if w_l1:
+            loss = loss + w_l1 * F.l1_loss(derained, clean)
         (gradient,) = torch.autograd.grad(loss, derained)
     return loss.detach(), gradient
