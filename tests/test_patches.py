@@ -1,5 +1,6 @@
 """Crops: the same whether they come from files, from RAM or from a pack."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,7 @@ from common.data.images import to_float, write_image
 from common.data.pairs import CHECK_ALL
 from common.data.patches import PatchDataset, to_batch, training_set
 from common.errors import UserError
-from tests.conftest import crops, flags, pairs_of, photo, spa_list
+from tests.conftest import crops, flags, pairs_of, photo, spa_list, write_pairs
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
@@ -34,8 +35,6 @@ def test_same_crops_from_files_and_ram(pairs_folder):
 
 
 def test_same_crops_where_some_files_have_16_bits(tmp_path):
-    import cv2
-
     for name, folder in (("1", "rain"), ("2", "norain")):  # a deep one on either side
         for other in ("rain", "norain"):
             write_image(tmp_path / other / f"{name}.png", photo(20, 24, 5))
@@ -78,6 +77,23 @@ def test_bad_files_are_found_while_decoding(pairs_folder):
     assert "10.png is 22x24, its clean partner 10.png 30x24" in str(error.value)
     with pytest.raises(UserError, match="4 of 4 .*(.|\n)*8.png is 20x24, smaller than the 32 px patch"):
         training_set(flags(pairs_folder / "rain", pairs_folder / "norain", 32, cache="ram"), "")
+
+
+@pytest.mark.parametrize("pixels", [photo(24, 30, 0), 257 * photo(24, 21, 1).astype(np.uint16)])
+def test_a_file_that_changes_before_it_is_decoded_is_named(pairs_folder, tmp_path, monkeypatch, pixels):
+    def scan(pairs, real=cache.scan):
+        found = real(pairs)
+        for folder in ("rain", "norain"):
+            cv2.imwrite(str(pairs_folder / folder / "9.png"), pixels)
+        return found
+
+    pairs = pairs_of(pairs_folder)
+    monkeypatch.setattr(cache, "scan", scan)
+    monkeypatch.setattr(pack, "scan", scan)
+    for call in (lambda: decode(pairs, 16, ""), lambda: pack.write(pairs, tmp_path / "a.h5", 1)):
+        write_pairs(pairs_folder)  # as they were
+        with pytest.raises(UserError, match="1 of 4 pairs can't be used:\n  9.png: the file has changed"):
+            call()
 
 
 def test_a_long_list_is_decoded_whole_where_it_fits(tmp_path, capsys):

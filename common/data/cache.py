@@ -75,9 +75,15 @@ class Decoded(Sequence[DecodedPair]):
         return DecodedPair(self.names[number], path, path, images=self, number=number)
 
     def put(self, i: int, rainy: np.ndarray, clean: np.ndarray) -> np.ndarray:
-        """Keep the pixels of a pair, see ``Pair.read``; returns them as they are kept: (6 * H * W,)."""
+        """Keep the pixels of a pair, see ``Pair.read``; returns them as they are kept: (6 * H * W,).
+
+        Raises:
+            ImageError: there are more or others than ``scan`` found.
+        """
         both = planes(rainy, clean)
         both = (both if both.dtype == self.values.dtype else widened(both)).ravel()
+        if (both.size, both.dtype) != (self.starts[i + 1] - self.starts[i], self.values.dtype):
+            raise ImageError(f"{self.names[i]}: the file has changed since its header was read")
         self.values[self.starts[i] : self.starts[i + 1]] = both
         return both
 

@@ -210,12 +210,12 @@ def check_pairs(
         try:
             rainy, clean = pair.read()
             pair.require_patch(rainy, patch_size)
+            if keep:
+                keep(number, rainy, clean)
         except ImageError as error:
             return str(error)
         if rainy is not clean and np.array_equal(rainy, clean):
             same.append(number)
-        if keep:
-            keep(number, rainy, clean)
         return ""
 
     what = "decoding pairs" if keep else "checking pairs"
