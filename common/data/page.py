@@ -81,7 +81,7 @@ def render(template: str, **values: object) -> str:
     pages = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    return pages.get_template(template).render(number=_number, **values)
+    return pages.get_template(template).render(number=_number, exact=_exact, **values)
 
 
 def _number(value: float) -> str:
@@ -90,6 +90,11 @@ def _number(value: float) -> str:
     if math.isinf(value):
         return "\N{INFINITY}" if value > 0 else "-\N{INFINITY}"
     return f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}"
+
+
+def _exact(value: float) -> str:
+    """A number as JavaScript reads it."""
+    return repr(float(value)).replace("inf", "Infinity").replace("nan", "NaN")
 
 
 def _figure(item: Item, halves: Mapping[str, str]) -> dict[str, object]:
@@ -101,4 +106,13 @@ def _figure(item: Item, halves: Mapping[str, str]) -> dict[str, object]:
         data = io.BytesIO()
         Image.fromarray(pixels).save(data, "JPEG", quality=QUALITY, subsampling=0)
         pictures.append((label, base64.b64encode(data.getvalue()).decode()))
-    return {"item": item, "pictures": pictures, "width": width, "height": height}
+    return {"item": item, "pictures": pictures, "width": width, "height": height, "rows": _rows(item.values)}
+
+
+def _rows(values: Mapping[str, float]) -> dict[str, Mapping[str, float]]:
+    """Values as a small table, row -> column -> value: 'rainy PSNR-Y' stands in row 'rainy', if all rows are alike."""
+    rows: dict[str, dict[str, float]] = {}
+    for name, value in values.items():
+        row, _, column = name.rpartition(" ")
+        rows.setdefault(row, {})[column] = value
+    return rows if len({tuple(row) for row in rows.values()}) < 2 else {"": values}
