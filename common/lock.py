@@ -35,10 +35,7 @@ def locked(place: Path, flag: str, is_file: bool = False) -> Iterator[None]:
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = _acquire(file, flag)
-    except Timeout as busy:
-        text = f"another run writes to {place} now; wait for it, or name another one"
-        raise UserError(f"{flag}: {text}. If that run is gone, delete {busy.lock_file}") from None
+        held = _acquire(file, flag, place)
     except OSError as error:
         raise UserError(f"{flag}: {folder} can't be written to ({error.strerror})") from None
     try:
@@ -52,15 +49,20 @@ def locked(place: Path, flag: str, is_file: bool = False) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _acquire(file: Path, flag: str) -> BaseFileLock:
+def _acquire(file: Path, flag: str, place: Path) -> BaseFileLock:
     """Wait some seconds for a lock; says so where a file has to stand for it."""
-    soft = file.with_name(f"{file.name}.soft")
+    soft, busy = file.with_name(f"{file.name}.soft"), f"{flag}: another run writes to {place} now"
     try:
         return FileLock(file, fallback_to_soft=False).acquire(SECONDS).lock
-    except OSError as error:  # Timeout, too
+    except Timeout:
+        raise UserError(f"{busy}; wait for it, or name another one") from None
+    except OSError as error:
         if error.errno not in MISSING:
             raise
         file.unlink(missing_ok=True)
         text = f"{file.parent} is on a file system without locks ({error.strerror}); {soft} keeps other runs out"
         print(f"warning: {flag}: {text}", file=sys.stderr)
-    return SoftFileLock(soft).acquire(SECONDS).lock
+    try:
+        return SoftFileLock(soft).acquire(SECONDS).lock
+    except Timeout:
+        raise UserError(f"{busy}; wait for it, or name another one. If that run is gone, delete {soft}") from None

@@ -279,6 +279,7 @@ def test_more_processes_than_gpus(monkeypatch, gpu_id, processes):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(distributed, "is_launched", lambda: True)
+    monkeypatch.setattr(distributed, "local_rank", lambda: 0)
     monkeypatch.setattr(distributed, "local_size", lambda: processes)
     with pytest.raises(UserError, match=f"{processes} processes on this machine"):
         device.pick_device(True, gpu_id)

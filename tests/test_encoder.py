@@ -125,8 +125,11 @@ def test_files_and_resume_bit_for_bit(pairs_folder, tmp_path, generator):
     assert {"code", "real", "val_correlation", "val_shuffled"} <= set(rows[0])
     assert all(-1 <= float(row[-2]) <= 1 for row in rows[1:])
     torch.save({k: v + 0.1 for k, v in load(generator).items()}, tmp_path / "other.pt")
-    with pytest.raises(UserError, match="--netED: .*other.pt is not the generator of the training in"):
-        train(pairs_folder, tmp_path / "b", "--niter", 5, *more, "--netED", tmp_path / "other.pt")
+    for resume in (0, 2):
+        with pytest.raises(UserError, match="--netED: .*other.pt is not the generator of the training in"):
+            train(
+                pairs_folder, tmp_path / "b", "--niter", 5, *more, "--resume", resume, "--netED", tmp_path / "other.pt"
+            )
 
 
 def test_overwrite_leaves_nothing_of_an_earlier_run(pairs_folder, tmp_path, generator, monkeypatch):

@@ -138,6 +138,10 @@ def fit(
     distributed.require_same("--data_path, --netED", data + generator)
     at = folder.restore(nets, optimizers, data, generator)
     distributed.broadcast_weights(nets.values())
+    # The frozen part of a network may have come with the weights of --resume N.
+    if args.resume and models.frozen and digest(models.frozen) != generator:
+        text = f"{args.netED} is not the generator of the training in {folder.path}"
+        raise UserError(f"--netED: {text}; name that one, or another --model_dir")
     if at.epoch >= args.niter:
         _say(f"nothing to do: {at.epoch} epochs are done and --niter is {args.niter}")
         return
