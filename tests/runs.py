@@ -1,8 +1,6 @@
 """Small trainings for the tests: their flags, what they leave, and comparing two of them."""
 
 import csv
-import os
-import time
 from pathlib import Path
 
 import torch
@@ -18,7 +16,6 @@ from tests.conftest import folders
 NETWORKS = ["--stage", "1", "--patchSize", "16", "--nz", "4", "--nef", "2", "--ndf", "4", "--batchSize", "2"]
 HABITS = ["--iters_per_epoch", "6", "--save_every", "2", "--workers", "0", "--use_gpu", "false", "--n_dis", "2"]
 SMALL = [*NETWORKS, *HABITS]
-THREADS = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # as here: the order of sums depends on it
 
 
 def arguments(data, model, *more, seed=5):
@@ -96,17 +93,3 @@ def differing(one, other):
 
 def assert_same_run(one, other):
     assert differing(content(one), content(other)) == []
-
-
-def wait_for(model, position, process):
-    """Until the saved state is at or past (epoch, step)."""
-    for _ in range(1200):
-        try:
-            state = load(model / "train_state_last.pt")
-            if (state["epoch"], state["step"]) >= position:
-                return
-        except FileNotFoundError:  # not there yet
-            pass
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.05)
-    raise AssertionError("no state was saved")

@@ -3,10 +3,10 @@
 import argparse
 import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import signal
-import sys
 from unittest import mock
 
 import pytest
@@ -22,8 +22,8 @@ from common.training import folder as training_folder
 from common.training import joint
 from common.training.loop import LossSums, learning_rate
 from for_syn import train_syn_joint
-from tests.conftest import begin, photo, write_pairs
-from tests.runs import THREADS, arguments, assert_same_run, load, log_of, same, tensorboard_of, train, wait_for
+from tests.conftest import photo, write_pairs
+from tests.runs import arguments, assert_same_run, load, log_of, same, tensorboard_of, train
 
 
 @pytest.fixture(scope="module")
@@ -74,20 +74,25 @@ def test_the_same_command_goes_on_bit_for_bit(pairs_folder, whole, tmp_path):  #
     assert log_of(whole) == log_of(tmp_path / "parts")
 
 
-def test_a_signal_saves_and_says_how_to_go_on(pairs_folder, whole, tmp_path):
-    model = tmp_path / "stopped"
-    flags = arguments(pairs_folder, model, "--niter", 10000, "--workers", 1, "--cache", "none")
-    process = begin(sys.executable, "for_syn/train_syn_joint.py", *flags, env=THREADS)
-    wait_for(model, (1, 0), process)
-    os.killpg(process.pid, signal.SIGTERM)  # as timeout and cluster schedulers do, to workers as well
-    printed = process.communicate(timeout=60)[0]
-    assert process.returncode == 130 and "Traceback" not in printed
-    state = load(model / "train_state_last.pt")
-    told = f"stopped and saved after {state['epoch']} epochs and {state['step']} steps. The same command goes on"
-    assert told in printed
-    if state["epoch"] < 3:
-        train(pairs_folder, model, "--niter", 3)
-        assert_same_run(whole, model)
+def test_a_signal_saves_and_says_how_to_go_on(pairs_folder, whole, tmp_path, monkeypatch):
+    real, calls = joint.d_step, itertools.count(1)
+
+    def d_step(*args):
+        if next(calls) == 9:
+            (worker,) = multiprocessing.active_children()
+            for process in (worker.pid, os.getpid()):  # as timeout and cluster schedulers do
+                os.kill(process, signal.SIGTERM)
+            worker.join(0.3)
+            assert worker.is_alive()
+        return real(*args)
+
+    monkeypatch.setattr(joint, "d_step", d_step)
+    flags = ["--niter", 3, "--workers", 1, "--cache", "none"]
+    told = "stopped and saved after 1 epochs and 3 steps. The same command goes on"
+    with pytest.raises(KeyboardInterrupt, match=told):
+        train(pairs_folder, tmp_path / "stopped", *flags)
+    train(pairs_folder, tmp_path / "stopped", *flags)
+    assert_same_run(whole, tmp_path / "stopped")
 
 
 def test_a_failure_in_validation_does_not_lose_the_epoch(pairs_folder, tmp_path, monkeypatch):
