@@ -204,6 +204,8 @@ def test_a_drawn_seed_stays(pairs_folder, tmp_path, capsys):
         train_syn_joint.main([*flags[:i], *flags[i + 2 :], "--niter", niter])
         seeds.append(load(tmp_path / "m" / "train_state_last.pt")["options"]["manualSeed"])
     assert seeds[0] == seeds[1] and capsys.readouterr().out.count(f"manualSeed: {seeds[0]} (drawn") == 1
+    train(pairs_folder, tmp_path / "again", "--niter", 1, seed=seeds[0])  # the number that was printed repeats the run
+    assert same(*(load(tmp_path / name / "ED_state_1.pt") for name in ("m", "again")))
 
 
 def test_going_back_to_an_epoch(pairs_folder, whole, capsys):
