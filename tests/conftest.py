@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import csv
 import importlib
 import os
 import subprocess
@@ -75,6 +76,17 @@ def begin(*command, env, **more):
     """Start a command in the project's folder, in a process group of its own; stdout takes stderr too."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(list(map(str, command)), cwd=ROOT, env=env, start_new_session=True, **streams, **more)
+
+
+def files(folder):
+    """The content of all files below a folder, by their paths in it."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def rows_of(path):
+    """The rows of a table in a CSV file, as text by column."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def folders(data, model):

@@ -1,6 +1,5 @@
 """Small trainings for the tests: their flags, what they leave, and comparing two of them."""
 
-import csv
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from common.benchmark import Training
 from common.training.joint import joint_draw, joint_step
 from common.training.optimizer import adam
 from for_syn import train_syn_joint
-from tests.conftest import folders
+from tests.conftest import folders, rows_of
 
 # A tiny network on tiny crops: ten steps a second, all the machinery.
 NETWORKS = ["--stage", "1", "--patchSize", "16", "--nz", "4", "--nef", "2", "--ndf", "4", "--batchSize", "2"]
@@ -63,8 +62,7 @@ def content(model):
 
 def log_of(model, but=("seconds",)):
     """The rows of a run's log.csv, as text."""
-    with open(f"{model}_logs/log.csv", newline="") as file:
-        return [{name: text for name, text in row.items() if name not in but} for row in csv.DictReader(file)]
+    return [{name: text for name, text in row.items() if name not in but} for row in rows_of(f"{model}_logs/log.csv")]
 
 
 def tensorboard_of(model):

@@ -1,6 +1,5 @@
 """Deraining as a user meets it: the published numbers, any size, any format, tiles, and every refusal."""
 
-import csv
 import functools
 from pathlib import Path
 
@@ -19,15 +18,14 @@ from common.evaluation.metrics import score
 from common.models import Derain, PReNet
 from for_spa import test_spa_joint
 from for_syn import test_syn_joint
-from tests.conftest import photo
+from tests.conftest import photo, rows_of
 from tests.golden import DATA, fill, golden_json, needs_data
 
 CHECKPOINTS = DATA / "checkpoints"
 
 
 def table(folder):
-    with open(folder / "metrics.csv") as file:
-        return {row["image"]: row for row in csv.DictReader(file)}
+    return {row["image"]: row for row in rows_of(folder / "metrics.csv")}
 
 
 @needs_data

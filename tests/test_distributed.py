@@ -19,7 +19,7 @@ from common.errors import UserError
 from common.training import device
 from for_syn import train_syn_joint
 from tests import in_ranks
-from tests.conftest import begin, folders, write_pairs
+from tests.conftest import begin, files, folders, write_pairs
 from tests.runs import arguments, load, numbers_of, train
 from tests.test_joint import NOT_REPRODUCIBLE
 
@@ -151,10 +151,6 @@ def test_training_of_two_equals_one_and_goes_on_where_one_stopped(job):
     printed = (job / "printed.txt").read_text()
     assert printed.count("epoch 2/2  ") == 2  # the line at its end, of two trainings
     assert "going on after 1 epochs" in printed
-
-
-def files(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.parametrize(("work", "number"), [("derained", 6), ("rained", 28), ("some", 3)])

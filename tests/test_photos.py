@@ -1,7 +1,6 @@
 """generate_rain.py as a user meets it: exact pairs, repeatable, continued, and every refusal."""
 
 import contextlib
-import csv
 import os
 import sys
 import time
@@ -18,7 +17,7 @@ from common.generation.measures import measure
 from for_spa import generate_rain as spa
 from for_spa import train_spa_aug
 from for_syn import generate_rain, train_syn_aug
-from tests.conftest import begin, photo
+from tests.conftest import begin, files, photo, rows_of
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -54,14 +53,6 @@ def stopped_at(number, monkeypatch):
         yield
 
 
-def files(folder, *leave):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name not in leave
-    }
-
-
 @pytest.mark.parametrize("script", [generate_rain, spa])
 def test_pairs(mine, tmp_path, generator, script, capsys):
     before = files(mine)
@@ -78,7 +69,7 @@ def test_pairs(mine, tmp_path, generator, script, capsys):
         assert layer.max() > 0
     assert np.array_equal(read_image(out / "norain/trip/b.png"), read_image(mine / "trip/b.webp"))
     assert files(mine) == before
-    rows = list(csv.DictReader((out / "manifest.csv").open()))
+    rows = rows_of(out / "manifest.csv")
     assert [row["file"] for row in rows] == ["a.jpg.png", "a.png.png", "trip/b.png", "trip/c.png"]
     assert rows[2] | {"checkpoint": ""} == {
         "file": "trip/b.png", "photo": "trip/b.webp", "variant": "1", "drawn": "", "seed": "0", "num": "1",
@@ -119,7 +110,7 @@ def test_knobs_and_scale(mine, tmp_path, generator, capsys):
     found = measure(read_image(out / "layer/b.png").transpose(2, 0, 1).astype(np.float32) / 255)
     assert found.density == pytest.approx(0.3, abs=0.06)  # random weights make blots, not streaks
     assert found.brightness == pytest.approx(most, rel=0.1)
-    (row,) = csv.DictReader((out / "manifest.csv").open())
+    (row,) = rows_of(out / "manifest.csv")
     assert row["knobs"] == f"angle=20 density=0.3 brightness={most:g} scale=2"
     assert row["drawn"] == f"angle=20 density=0.3 brightness={most:g}"
     with pytest.raises(UserError, match="made with knobs angle=20 .*, now knobs scale=3; choose another"):
@@ -131,7 +122,7 @@ def test_knobs_and_scale(mine, tmp_path, generator, capsys):
 def test_ranges_and_layers_are_drawn_for_each_picture(mine, tmp_path, generator):
     flags = ["--num", "3", "--save_layer", "--angle", "-40", "40", "--brightness", "0.1", "--layers", "1", "3"]
     assert run(mine / "a.png", tmp_path / "out", generator, *flags) == 0
-    rows = list(csv.DictReader((tmp_path / "out" / "manifest.csv").open()))
+    rows = rows_of(tmp_path / "out" / "manifest.csv")
     assert {row["knobs"] for row in rows} == {"angle=-40:40 brightness=0.1 layers=1:3"}
     showers = [row["drawn"].split("; ") for row in rows]
     assert {len(some) for some in showers} <= {1, 2, 3} and len({len(some) for some in showers}) > 1

@@ -188,8 +188,10 @@ def test_options_that_differ_are_listed(pairs_folder, whole, tmp_path, capsys):
     torch.save(state, whole / "train_state_last.pt")
     for dry in [], ["--dry_run"]:
         with pytest.raises(UserError) as error:
-            train(pairs_folder, whole, "--batchSize", 3, "--eps2", 0.1, "--stage", 1, "--workers", 1, *dry, seed=7)
-        assert "--batchSize is 3, was 2; --eps2 is 0.1, was 1e-06; --manualSeed is 7, was 5. Give" in str(error.value)
+            more = ["--batchSize", 3, "--ema", 0.5, "--eps2", 0.1, "--stage", 1, "--workers", 1, *dry]
+            train(pairs_folder, whole, *more, seed=7)
+        told = "--batchSize is 3, was 2; --ema is 0.5, was 0; --eps2 is 0.1, was 1e-06; --manualSeed is 7, was 5. Give"
+        assert told in str(error.value)
     logs = tmp_path / "elsewhere"
     train(pairs_folder, whole, "--niter", 4, "--workers", 1, "--cache", "none", "--log_dir", logs, "--save_every", 9)
     assert json.loads((logs / "options.json").read_text())["manualSeed"] == 5

@@ -17,7 +17,7 @@ from common.models import Derain
 from common.training import joint
 from for_syn import generate_rain, test_disentanglement, test_syn_joint
 from for_syn import train_syn_joint as script
-from tests.conftest import folders, write_pairs
+from tests.conftest import files, folders, write_pairs
 from tests.golden import fill
 from tests.robustness import faults
 from tests.robustness.faults import JOINT, OFTEN, TINY
@@ -188,7 +188,7 @@ def test_results_that_can_not_be_written_are_one_message(commands, disk, capsys,
     told = capsys.readouterr().err
     assert "error: " in told and str(folder) in told and "Traceback" not in told
     assert "No space left" in told or "GB are free" in told
-    assert not [path for path in folder.rglob("*") if path.is_file()]
+    assert not files(folder)
 
 
 @pytest.mark.usefixtures("quick")
@@ -199,11 +199,7 @@ def test_after_a_full_disk_the_same_command_goes_on(commands, tmp_path, disk):
     with disk.full(leave=16384):
         assert outcome(main, *flags, flag, folder) in (1, 2)
     assert outcome(main, *flags, flag, folder) == 0
-    files = [
-        {path.relative_to(place): path.read_bytes() for path in place.rglob("*") if path.is_file()}
-        for place in (folder, undisturbed)
-    ]
-    assert files[0] == files[1]
+    assert files(folder) == files(undisturbed)
 
 
 # --- images that vanish ----------------------------------------------------------------------------------------------
