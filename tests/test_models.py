@@ -36,13 +36,17 @@ def test_state_dict_names_and_shapes(section, build):
     assert {key: list(value.shape) for key, value in state.items()} == golden_json("state_dict_shapes.json")[section]
 
 
-@torch.no_grad()
-def test_both_prenet_heads(modules):
-    rainy = uniform(1, 2, 3, 40, 56)
-    mu_b, logvar_b = fill(Derain(6), 11)(rainy)
+@pytest.mark.parametrize(
+    "layout, learning", [("contiguous_format", True), ("contiguous_format", False), ("channels_last", False)]
+)
+def test_both_prenet_heads(modules, layout, learning):
+    """The gates of the LSTM are computed in another way where no gradients are."""
+    rainy = uniform(1, 2, 3, 40, 56).contiguous(memory_format=getattr(torch, layout))
+    with torch.set_grad_enabled(learning):
+        mu_b, logvar_b = fill(Derain(6), 11)(rainy)
+        out, stages = fill(PReNet(6), 12)(rainy)
     close(mu_b, modules["derain_joint/mu_b"])
     close(logvar_b, modules["derain_joint/logvar_b"])
-    out, stages = fill(PReNet(6), 12)(rainy)
     close(out, modules["prenet/out"])
     close(torch.stack(stages)[..., ::4, ::4], modules["prenet/stages"])
 

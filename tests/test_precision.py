@@ -12,7 +12,7 @@ from common import precision
 from common.data.images import read_image, write_image
 from common.errors import UserError
 from common.evaluation.derain import derain
-from common.models import Derain, Discriminator, EDNet, PReNet
+from common.models import Derain, Discriminator, EDNet
 from common.precision import prepare, require_fast, set_arithmetic
 from common.training import augment
 from for_syn import test_syn_joint as derain_script
@@ -22,34 +22,6 @@ from tests.golden import fill, uniform
 from tests.runs import arguments, joint_training
 
 CPU = torch.device("cpu")
-
-
-def plain_lstm(body, x, h, c):
-    """The equations of the LSTM cell one by one."""
-    xh = torch.cat((x, h), 1)
-    i, f, o = (torch.sigmoid(conv(xh)) for conv in (body.conv_i, body.conv_f, body.conv_o))
-    c = f * c + i * torch.tanh(body.conv_g(xh))
-    return o * torch.tanh(c), c
-
-
-def test_gates_in_one_convolution_are_those_of_four():
-    body = fill(PReNet(1), 11).double()
-    with torch.no_grad():
-        x, h, c = uniform(1, 3, 2, 32, 17, 22).double()
-        zeros = torch.zeros_like(h)
-        for first, given in ((False, (h, c)), (True, (zeros, zeros))):
-            states = (None, None) if first else (h, c)
-            for a, b in zip(body.lstm(x, *states, body.gates()), plain_lstm(body, x, *given), strict=True):
-                assert (a - b).abs().max() <= 1e-12 * b.abs().max()
-
-
-def test_in_any_memory_layout_the_numbers_are_the_same():
-    net, rainy = fill(Derain(6), 11), uniform(2, 2, 3, 33, 40)
-    expected = net(rainy)
-    with torch.no_grad():
-        for x in (rainy, rainy.contiguous(memory_format=torch.channels_last)):
-            for a, b in zip(net(x), expected, strict=True):
-                assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
 
 def test_only_steps_that_learn_compute_gradients():
