@@ -186,9 +186,9 @@ def spa_list(folder, text):
     return PairList(folder)
 
 
-def crops(dataset, workers=0, seed=3):
+def crops(dataset, seed=3):
     """All crops of two epochs of three batches: (6, 4, 3, p, p), the rainy ones of a batch before its clean ones."""
-    loader, close = crop_loader(dataset, CropSampler(2, 3, seed, 1, 2), workers)
+    loader, close = crop_loader(dataset, CropSampler(2, 3, seed, 1, 2), workers=0)
     batches = [torch.cat(to_batch(batch)) for batch in loader]
     close()
     return torch.stack(batches)

@@ -63,7 +63,7 @@ def test_files_and_logs(pairs_folder, tmp_path, capsys):
     assert same(best, load(model / f"DerainNet_state_{max(scores, key=scores.get)}.pt"))
 
 
-def test_the_same_command_goes_on_bit_for_bit(pairs_folder, whole, tmp_path):  # T5
+def test_the_same_command_goes_on_bit_for_bit(pairs_folder, whole, tmp_path):  # T1, T5
     train(pairs_folder, tmp_path / "parts", "--niter", 1)
     torch.manual_seed(99)  # whatever happened in between
     train(pairs_folder, tmp_path / "parts", "--niter", 2, "--resume", 1)
