@@ -8,6 +8,7 @@ import os
 import subprocess
 from unittest import mock
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -38,13 +39,17 @@ def photo(height, width, seed):
     return (127 + 100 * np.stack(waves, -1)).astype(np.uint8)
 
 
+def drops(height, width, seed):
+    """A picture of grey drops on black; cv2.add puts them on a photo."""
+    return np.uint8(90) * (np.random.RandomState(seed).rand(height, width, 1) > 0.9).repeat(3, 2)
+
+
 def write_pairs(folder):
     """Four small pairs in rain/ and norain/."""
     for i in range(4):
         clean = photo(24, 20 + i, i)
-        rainy = clean.astype(int) + 90 * (np.random.RandomState(50 + i).rand(24, 20 + i, 1) > 0.9)
         write_image(folder / "norain" / f"{i + 8}.png", clean)
-        write_image(folder / "rain" / f"{i + 8}.png", rainy.clip(0, 255).astype(np.uint8))
+        write_image(folder / "rain" / f"{i + 8}.png", cv2.add(clean, drops(24, 20 + i, 50 + i)))
     return folder
 
 
@@ -132,13 +137,11 @@ def write_claim_sets(folder):
     ):
         for k, file in enumerate(files):
             clean = photo(24, 30, k)
-            drops = 90 * (np.random.RandomState(k).rand(24, 30, 1) > 0.9)
             write_image(folder / name / "norain" / file, clean)
-            write_image(folder / name / "rain" / file, (clean + drops).clip(0, 255).astype(np.uint8))
+            write_image(folder / name / "rain" / file, cv2.add(clean, drops(24, 30, k)))
     for k in range(6):
         write_image(folder / "clean" / f"{k}.png", photo(24, 30, 100 + k))
-        drops = 90 * (np.random.RandomState(k).rand(30, 40, 1) > 0.9)
-        write_image(folder / "streaks" / f"{k}.png", drops.repeat(3, 2).astype(np.uint8))
+        write_image(folder / "streaks" / f"{k}.png", drops(30, 40, k))
 
 
 @pytest.fixture
