@@ -231,6 +231,16 @@ def test_a_damaged_state_is_told_with_the_remedy(pairs_folder, whole, capsys):
     assert load(last)["epoch"] == 3
 
 
+def test_a_state_of_other_parameters_is_told_with_the_remedy(pairs_folder, whole):
+    state = load(whole / "train_state_last.pt")
+    for damage in (state["optimizers"]["D"]["param_groups"][0]["params"].pop, lambda: state["optimizers"].pop("ED")):
+        damage()
+        torch.save(state, whole / "train_state_last.pt")
+        told = "train_state_last.pt is damaged, or other parameters learn now; --resume N takes bare weights"
+        with pytest.raises(UserError, match=f"--model_dir: .*{told}"):
+            train(pairs_folder, whole, "--niter", 4)
+
+
 def test_a_state_of_another_script_is_refused_and_not_deleted(pairs_folder, whole):
     state = load(whole / "train_state_last.pt")
     torch.save(state | {"experiment": "for_spa/train_spa_joint.py"}, whole / "train_state_last.pt")
