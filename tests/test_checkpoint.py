@@ -144,11 +144,12 @@ def saved(value):
     return out.getvalue()
 
 
-def zipped(name):
-    """The bytes of an archive with one file."""
+def zipped(*names):
+    """The bytes of an archive of tiny files."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
-        archive.writestr(name, b"x")
+        for name in names:
+            archive.writestr(name, b"3")
     return out.getvalue()
 
 
@@ -162,6 +163,7 @@ NO_CHECKPOINT = "no PyTorch checkpoint, is damaged, or holds code"
         (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS.*git lfs pull"),
         (b"\x08\x08\x12\x07pytorch\x1a\x05", "an ONNX model.*weights of PyTorch"),
         (b"\x89HDF\r\n\x1a\n", "an HDF5 file.*weights of PyTorch"),
+        (zipped("net/version", "net/constants.pkl"), "a TorchScript program.*weights of PyTorch"),
         (b"\x1f\x8b\x08", "an archive. Unpack it"),
         (zipped("net.pt"), "an archive. Unpack it"),
         (b"", "empty. Fetch it again"),
