@@ -2,11 +2,13 @@
 
 import argparse
 import contextlib
+import csv
 import importlib
 import os
 import subprocess
 from unittest import mock
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -37,13 +39,17 @@ def photo(height, width, seed):
     return (127 + 100 * np.stack(waves, -1)).astype(np.uint8)
 
 
+def drops(height, width, seed):
+    """A picture of grey drops on black; cv2.add puts them on a photo."""
+    return np.uint8(90) * (np.random.RandomState(seed).rand(height, width, 1) > 0.9).repeat(3, 2)
+
+
 def write_pairs(folder):
     """Four small pairs in rain/ and norain/."""
     for i in range(4):
         clean = photo(24, 20 + i, i)
-        rainy = clean.astype(int) + 90 * (np.random.RandomState(50 + i).rand(24, 20 + i, 1) > 0.9)
         write_image(folder / "norain" / f"{i + 8}.png", clean)
-        write_image(folder / "rain" / f"{i + 8}.png", rainy.clip(0, 255).astype(np.uint8))
+        write_image(folder / "rain" / f"{i + 8}.png", cv2.add(clean, drops(24, 20 + i, 50 + i)))
     return folder
 
 
@@ -83,6 +89,17 @@ def begin(*command, env, **more):
     """Start a command in the project's folder, in a process group of its own; stdout takes stderr too."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(list(map(str, command)), cwd=ROOT, env=env, start_new_session=True, **streams, **more)
+
+
+def files(folder):
+    """The content of all files below a folder, by their paths in it."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def rows_of(path):
+    """The rows of a table in a CSV file, as text by column."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def folders(data, model):
@@ -128,13 +145,11 @@ def write_claim_sets(folder):
     ):
         for k, file in enumerate(files):
             clean = photo(24, 30, k)
-            drops = 90 * (np.random.RandomState(k).rand(24, 30, 1) > 0.9)
             write_image(folder / name / "norain" / file, clean)
-            write_image(folder / name / "rain" / file, (clean + drops).clip(0, 255).astype(np.uint8))
+            write_image(folder / name / "rain" / file, cv2.add(clean, drops(24, 30, k)))
     for k in range(6):
         write_image(folder / "clean" / f"{k}.png", photo(24, 30, 100 + k))
-        drops = 90 * (np.random.RandomState(k).rand(30, 40, 1) > 0.9)
-        write_image(folder / "streaks" / f"{k}.png", drops.repeat(3, 2).astype(np.uint8))
+        write_image(folder / "streaks" / f"{k}.png", drops(30, 40, k))
 
 
 @pytest.fixture
@@ -180,9 +195,9 @@ def spa_list(folder, text):
     return PairList(folder)
 
 
-def crops(dataset, workers=0, seed=3):
+def crops(dataset, seed=3):
     """All crops of two epochs of three batches: (6, 4, 3, p, p), the rainy ones of a batch before its clean ones."""
-    loader, close = crop_loader(dataset, crop_keys(2, 3, seed, 1, 2), workers)
+    loader, close = crop_loader(dataset, crop_keys(2, 3, seed, 1, 2), workers=0)
     batches = [torch.cat(to_batch(batch)) for batch in loader]
     close()
     return torch.stack(batches)

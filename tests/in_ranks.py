@@ -29,7 +29,7 @@ from tests.golden import fill
 from tests.runs import joint_training
 from tests.test_joint import batch
 
-NETWORKS = (Derain, 2), (EDNet, 3, 16, 8, 16), (Discriminator, 16, 16)
+NETWORKS = (Derain, 1), (EDNet, 3, 16, 8, 16), (Discriminator, 16, 16)
 
 
 def run(step, draw, nets, optimizers, first, crops, steps):
@@ -45,18 +45,18 @@ def run(step, draw, nets, optimizers, first, crops, steps):
     return [net.state_dict() for net in nets], rows
 
 
-def joint(crops):
-    """Joint training in float64."""
+def joint():
+    """Joint training in float64; seven crops make shares of four and three."""
     stds = (0.02, 0.02, None)
     nets = [fill(kind(*sizes), 21 + i, stds[i]).double() for i, (kind, *sizes) in enumerate(NETWORKS)]
     step, draw, *_, optimizers = joint_training(nets, n_dis=5, w_adv=0.01)
     torch.manual_seed(7)
-    return run(step, draw, nets, optimizers.values(), 0, crops, 6)
+    return run(step, draw, nets, optimizers.values(), 0, 7, 6)
 
 
 def augmented(ratio, crop=None):
     """Augmented training in float64; ``crop`` makes its rain in place of G."""
-    net, netED = fill(PReNet(2), 31, 0.02).double(), fill(EDNet(3, 16, 8, 16), 32).double()
+    net, netED = fill(PReNet(1), 31, 0.02).double(), fill(EDNet(3, 16, 8, 16), 32).double()
     n_real, optimizer = real_samples(8, ratio), adam(net.parameters(), 1e-3)
     step, draw = aug_step(net, netED, optimizer, n_real), aug_draw(netED, n_real, crop, seed=3)
     torch.manual_seed(9)
@@ -74,10 +74,9 @@ def in_double():
 
 
 def compared():
-    """What one process and several must agree on; seven crops make shares of four and three."""
+    """What one process and several must agree on."""
     with in_double():
-        results = {f"joint {n}": joint(n) for n in (8, 7)}
-        results |= {f"augmented {ratio}": augmented(ratio) for ratio in (0.5, 7.0, 0.15)}
+        results = {"joint": joint(), "augmented 7.0": augmented(7.0), "augmented 0.15": augmented(0.15)}
         return results | {"from a bank": augmented(1.0, lambda h, w, crops, rng: rng.rand(h, w, 1) * crops / 100)}
 
 

@@ -1,8 +1,5 @@
 """Small trainings for the tests: their flags, what they leave, and comparing two of them."""
 
-import csv
-import os
-import time
 from pathlib import Path
 
 import torch
@@ -12,13 +9,12 @@ from common.benchmark import Training
 from common.training.joint import joint_draw, joint_step
 from common.training.optimizer import adam
 from for_syn import train_syn_joint
-from tests.conftest import folders
+from tests.conftest import folders, rows_of
 
 # A tiny network on tiny crops: ten steps a second, all the machinery.
 NETWORKS = ["--stage", "1", "--patchSize", "16", "--nz", "4", "--nef", "2", "--ndf", "4", "--batchSize", "2"]
 HABITS = ["--iters_per_epoch", "6", "--save_every", "2", "--workers", "0", "--use_gpu", "false", "--n_dis", "2"]
 SMALL = [*NETWORKS, *HABITS]
-THREADS = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # as here: the order of sums depends on it
 
 
 def arguments(data, model, *more, seed=5):
@@ -66,8 +62,7 @@ def content(model):
 
 def log_of(model, but=("seconds",)):
     """The rows of a run's log.csv, as text."""
-    with open(f"{model}_logs/log.csv", newline="") as file:
-        return [{name: text for name, text in row.items() if name not in but} for row in csv.DictReader(file)]
+    return [{name: text for name, text in row.items() if name not in but} for row in rows_of(f"{model}_logs/log.csv")]
 
 
 def tensorboard_of(model):
@@ -96,17 +91,3 @@ def differing(one, other):
 
 def assert_same_run(one, other):
     assert differing(content(one), content(other)) == []
-
-
-def wait_for(model, position, process):
-    """Until the saved state is at or past (epoch, step)."""
-    for _ in range(1200):
-        try:
-            state = load(model / "train_state_last.pt")
-            if (state["epoch"], state["step"]) >= position:
-                return
-        except FileNotFoundError:  # not there yet
-            pass
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.05)
-    raise AssertionError("no state was saved")

@@ -16,6 +16,7 @@ def run(monkeypatch):
     monkeypatch.setattr(benchmark, "Derain", lambda stages: Derain(1))
     monkeypatch.setattr(benchmark, "PReNet", lambda stages: PReNet(1))
     monkeypatch.setattr(benchmark, "TURNS", 1)
+    monkeypatch.setattr(benchmark, "N_DIS", 1)
     monkeypatch.setattr(benchmark, "HEIGHT", 24)
     monkeypatch.setattr(benchmark, "has_bfloat16", lambda device: False)
     return lambda *more: benchmark.main(["--batchSize", "2", "--patchSize", "16", "--use_gpu", "false", *more])

@@ -8,7 +8,7 @@ import torch
 
 from common import cli
 from common.errors import Stopped, UserError
-from common.training import device, seeds
+from common.training import device
 from for_syn import train_syn_joint
 from tests.golden import ROOT, golden_json
 
@@ -143,14 +143,3 @@ def test_a_machine_without_a_gpu_trains_on_the_cpu(monkeypatch, tmp_path, capsys
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert not device.has_gpu() and device.pick_device(True, "0", training=True) == torch.device("cpu")
     assert "No CUDA GPU here: running on the CPU" in capsys.readouterr().out
-
-
-def test_seeds(capsys):
-    seed = seeds.seed_everything(None)
-    assert f"manualSeed: {seed}" in capsys.readouterr().out
-    drawn = torch.rand(3)
-    assert seeds.seed_everything(seed) == seed and torch.equal(torch.rand(3), drawn)
-    state = seeds.rng_state()
-    drawn = torch.rand(3)
-    seeds.set_rng_state(state)
-    assert torch.equal(torch.rand(3), drawn)

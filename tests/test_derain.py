@@ -1,6 +1,5 @@
 """Deraining as a user meets it: the published numbers, any size, any format, tiles, and every refusal."""
 
-import csv
 import functools
 from pathlib import Path
 
@@ -18,16 +17,15 @@ from common.evaluation.derain_folder import result_names
 from common.evaluation.metrics import score
 from common.models import Derain, PReNet
 from for_spa import test_spa_joint
-from for_syn import test_syn_joint
-from tests.conftest import photo
+from for_syn import test_syn_aug, test_syn_joint
+from tests.conftest import photo, rows_of
 from tests.golden import DATA, fill, golden_json, needs_data
 
 CHECKPOINTS = DATA / "checkpoints"
 
 
 def table(folder):
-    with open(folder / "metrics.csv") as file:
-        return {row["image"]: row for row in csv.DictReader(file)}
+    return {row["image"]: row for row in rows_of(folder / "metrics.csv")}
 
 
 @needs_data
@@ -171,6 +169,22 @@ def test_pixels_on_the_device_are_those_of_numpy(rounding):
         assert np.array_equal(
             module.floats(torch.from_numpy(pixels).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy(), to_float(pixels)
         )
+
+
+@pytest.mark.parametrize(
+    "script, net, flags",
+    [(test_syn_joint, Derain(1), "--stage 1 --netDerain"), (test_syn_aug, PReNet(1), "--recurrent_iter 1 --model_dir")],
+)
+def test_rounding_is_a_choice_of_the_scripts(tmp_path, monkeypatch, script, net, flags):
+    real, made = module._pixels, []
+    monkeypatch.setattr(module, "_pixels", lambda values, rounding: made.append(values) or real(values, rounding))
+    write_image(tmp_path / "a.png", photo(20, 30, 0))
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    given = ["--data_path", tmp_path / "a.png", *flags.split(), tmp_path / "net.pt", "--use_gpu", "false"]
+    for rounding, more in (("truncate", []), ("nearest", ["--rounding", "nearest"])):
+        script.main(list(map(str, [*given, "--save_path", tmp_path / rounding, *more])))
+        expected = to_uint8(made.pop()[0].permute(1, 2, 0).numpy(), rounding)
+        assert np.array_equal(read_image(tmp_path / rounding / "a.png"), expected)
 
 
 @pytest.fixture

@@ -6,12 +6,11 @@ import torch
 from torch import nn
 
 from common import derainer
-from common.data.images import read_image, write_image
 from common.errors import UserError
 from common.evaluation.derain import derain
 from common.models import PReNet
 from for_syn import test_syn_aug, train_syn_aug
-from tests.conftest import folders, photo
+from tests.conftest import folders
 
 FILE = """
 import torch
@@ -276,15 +275,3 @@ def test_a_folder_gives_its_newest_checkpoint(tmp_path, run, capsys):
     for name, message in (("rain", "with no Aug_DerainNet_state_N.pt"), ("x.pt", r"there is no \S+x.pt")):
         with pytest.raises(UserError, match=f"--model_dir: .*{message}.*Train one with train_syn_aug.py"):
             run("--model_dir", tmp_path / "data" / name)
-
-
-def test_real_networks_of_spandrel(pairs_folder, tmp_path, run):
-    pytest.importorskip("spandrel", reason="spandrel (requirements-derainers.txt) is not here")
-    for i in range(4):
-        for folder in ("rain", "norain"):
-            write_image(pairs_folder / folder / f"{i + 8}.png", photo(130 + i, 128, i + len(folder)))
-    flags = ["--derainer", "spandrel.architectures.NAFNet:NAFNet", "--pad_to", 4, "--derainer_args", "width=4"]
-    flags += ["enc_blk_nums=1,1", "dec_blk_nums=[1,1]", "middle_blk_num=1"]
-    train(pairs_folder, tmp_path / "model", *flags, "--patchSize", 32, "--iters_per_epoch", 1)
-    assert run("--model_dir", tmp_path / "model", *flags, "--data_path", pairs_folder / "rain" / "9.png") == 0
-    assert read_image(tmp_path / "out" / "9.png").shape == (131, 128, 3)

@@ -16,11 +16,10 @@ import torch
 from common import cli, distributed
 from common.data.patches import crop_keys
 from common.errors import UserError
-from common.models import EDNet
 from common.training import device
+from for_syn import train_syn_joint
 from tests import in_ranks
-from tests.conftest import begin, write_pairs
-from tests.golden import fill
+from tests.conftest import begin, files, folders, write_pairs
 from tests.runs import arguments, load, numbers_of, train
 from tests.test_joint import NOT_REPRODUCIBLE
 
@@ -46,29 +45,10 @@ def validation(data):
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory):
+def job(tmp_path_factory, generator):
     """The folder of everything that one process did, in one/, and that two did, in two/."""
     folder = tmp_path_factory.mktemp("job")
-    data = write_pairs(folder / "data")
-    ed, bnet = folder / "ED.pt", folder / "DerainNet.pt"
-    torch.save(fill(EDNet(nz=5, nef=4, patch_size=16), 1).state_dict(), ed)
-    one, two = folder / "one", folder / "two"
-
-    def aug(place):
-        more = ["--netED", ed, "--recurrent_iter", 1, "--lr", 1e-5]  # a higher rate makes much of rounding
-        flags = training(data, place / "aug", "--niter", 2, *more)
-        networks = {"--stage", "--nz", "--nef", "--ndf", "--n_dis"}
-        pairs = zip(flags[::2], flags[1::2], strict=True)
-        return [text for flag, value in pairs if flag not in networks for text in (flag, value)]
-
-    def derain(place):
-        flags = ["--data_path", data / "rain", "--gt_path", data / "norain", "--use_gpu", "false", "--stage", 1]
-        return [*map(str, flags), "--netDerain", str(bnet), "--save_path", str(place / "derained")]
-
-    def rain(place):
-        flags = ["--data_path", data / "norain", "--netED", ed, "--num", 2, "--use_gpu", "false", "--save_layer"]
-        return [*map(str, flags), "--save_path", str(place / "rained")]
-
+    data, one, two = write_pairs(folder / "data"), folder / "one", folder / "two"
     (folder / "own.py").write_text(
         "import torch\nclass Even(torch.nn.Conv2d):\n    def __init__(self):\n        super().__init__(3, 3, 1)\n"
         "    def forward(self, x):\n        assert x.shape[3] % 2 == 0\n        return super().forward(x)\n"
@@ -76,33 +56,32 @@ def job(tmp_path_factory):
     torch.manual_seed(0)
     torch.save(torch.nn.Conv2d(3, 3, 1).state_dict(), folder / "own.pt")
 
-    def derain_some(place):  # of the four images, 9.png and 11.png have odd widths
-        flags = ["--data_path", data / "rain", "--model_dir", folder / "own.pt", "--save_path", place / "some"]
-        return [*map(str, flags), "--derainer", f"{folder / 'own.py'}:Even", "--use_gpu", "false"]
+    def joint(place, niter):
+        return training(data, place / "joint", "--niter", niter, *validation(data))
 
-    val = validation(data)
-    joint, augmented = "for_syn.train_syn_joint", "for_syn.train_syn_aug"
-    single = [
-        (joint, training(data, one / "joint", "--niter", 1, *val)),
-        (augmented, aug(one)),
-    ]
-    for module, argv in single:
-        importlib.import_module(module).main(argv)
+    def commands(place):
+        """All that is done in a place, as (module, flags)."""
+        rainy, clean, ED = ["--data_path", data / "rain"], data / "norain", ["--netED", generator]
+        small = "--batchSize 4 --iters_per_epoch 6 --niter 2 --workers 0 --recurrent_iter 1 --manualSeed 5"
+        aug = [*folders(data, place / "aug"), *ED, *small.split(), "--lr", 1e-5]  # more makes much of rounding
+        bnet = ["--netDerain", one / "joint" / "DerainNet_state_2.pt", "--save_path", place / "derained"]
+        rain = ["--data_path", clean, *ED, "--num", 2, "--save_layer", "--save_path", place / "rained"]
+        own = ["--model_dir", folder / "own.pt", "--derainer", f"{folder}/own.py:Even", "--save_path", place / "some"]
+        found = {
+            "train_syn_joint": joint(place, 2),
+            "train_syn_aug": aug,
+            "test_syn_joint": [*rainy, "--gt_path", clean, *bnet],
+            "generate_rain": rain,
+            "test_syn_aug": [*rainy, *own],  # of the four images, 9.png and 11.png have odd widths
+        }
+        return [(f"for_syn.{name}", [*map(str, flags), "--use_gpu", "false"]) for name, flags in found.items()]
+
+    train_syn_joint.main(joint(one, 1))
     for end in ("", "_logs"):  # one process begins, one and two go on
         shutil.copytree(one / f"joint{end}", two / f"joint{end}")
-    importlib.import_module(joint).main(training(data, one / "joint", "--niter", 2, *val))
-    shutil.copy(one / "joint" / "DerainNet_state_2.pt", bnet)
-    alone = [("for_syn.test_syn_joint", derain(one)), ("for_syn.generate_rain", rain(one))]
-    for module, argv in [*alone, ("for_syn.test_syn_aug", derain_some(one))]:
+    for module, argv in commands(one):
         importlib.import_module(module).main(argv)
-    jobs = [
-        (joint, training(data, two / "joint", "--niter", 2, *val)),
-        (augmented, aug(two)),
-        ("for_syn.test_syn_joint", derain(two)),
-        ("for_syn.generate_rain", rain(two)),
-        ("for_syn.test_syn_aug", derain_some(two)),
-    ]
-    (folder / "jobs.json").write_text(json.dumps(jobs))
+    (folder / "jobs.json").write_text(json.dumps(commands(two)))
     process = torchrun(IN_RANKS, folder)
     text = process.communicate(timeout=300)[0]
     assert process.returncode == 0, text
@@ -171,10 +150,6 @@ def test_training_of_two_equals_one_and_goes_on_where_one_stopped(job):
     printed = (job / "printed.txt").read_text()
     assert printed.count("epoch 2/2  ") == 2  # the line at its end, of two trainings
     assert "going on after 1 epochs" in printed
-
-
-def files(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.parametrize(("work", "number"), [("derained", 6), ("rained", 28), ("some", 3)])

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from common.errors import UserError
 from common.training.checkpoint import load_generator
 from common.training.ema import EMA
 from tests.runs import load, same, train
@@ -35,9 +34,3 @@ def test_training_with_an_average_is_the_same_training(pairs_folder, tmp_path):
     weights, average = load(tmp_path / "b" / "ED_state_1.pt"), load(tmp_path / "b" / "ED_ema_state_1.pt")
     assert weights.keys() == average.keys() and not same(weights, average)
     assert load_generator(tmp_path / "b" / "ED_ema_state_1.pt", "--netED").nz == 4
-
-
-def test_an_average_belongs_to_a_training_from_its_beginning(pairs_folder, tmp_path):
-    train(pairs_folder, tmp_path / "m", "--niter", 1)
-    with pytest.raises(UserError, match="--ema is 0.5, was 0"):
-        train(pairs_folder, tmp_path / "m", "--niter", 2, "--ema", 0.5)

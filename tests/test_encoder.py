@@ -1,6 +1,7 @@
 """Training of RNet for a trained G: its losses, what a step touches, how much it recovers, files, resume, refusals."""
 
 import math
+import shutil
 from unittest import mock
 
 import pytest
@@ -111,11 +112,14 @@ def test_rnet_learns_to_see_rain():
     assert found["correlation"] > found["shuffled"] + 0.2 and found["correlation"] > 0.7
 
 
-def test_files_and_resume_bit_for_bit(pairs_folder, tmp_path, generator):
+def test_files_and_resume_bit_for_bit(pairs_folder, tmp_path, generator, capsys):
     more = ["--netED", generator, "--hold_out", 1]
     train(pairs_folder, tmp_path / "a", "--niter", 4, *more)
     train(pairs_folder, tmp_path / "b", "--niter", 2, *more)
+    capsys.readouterr()
+    more[1] = shutil.copy(generator, tmp_path / "moved.pt")  # the file may move, its weights stay
     train(pairs_folder, tmp_path / "b", "--niter", 4, *more)
+    assert "other data" not in capsys.readouterr().out
     made = load(tmp_path / "a" / "ED_state_4.pt")
     assert same(made, load(tmp_path / "b" / "ED_state_4.pt"))
     for name, value in load(generator).items():

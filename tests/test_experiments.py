@@ -1,7 +1,5 @@
 """Every script of experiments/ runs in small, and what their tables measure has its closed forms."""
 
-import csv
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,7 @@ from common.data.images import read_image, to_uint8, write_image
 from common.errors import Stopped
 from common.models import EDNet
 from experiments import claims, curves, distance, experiment, knobs_report, streaks, two_sample, which_rain
-from tests.conftest import photo, write_claim_sets
+from tests.conftest import photo, rows_of, write_claim_sets
 from tests.golden import fill
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -21,11 +19,6 @@ CPU = ["--use_gpu", "false"]
 
 def run(module, *words):
     return cli.run(lambda: module.main(list(map(str, words))))
-
-
-def rows_of(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def flag(flags, name):

@@ -17,7 +17,8 @@ from common.models import EDNet
 from tests.conftest import write_pairs
 from tests.golden import ROOT, fill
 
-CACHES = ("__pycache__", "matplotlib", "fontconfig")  # folders that libraries keep for themselves
+# Folders that libraries and tools keep for themselves.
+CACHES = {"__pycache__", "matplotlib", "fontconfig", ".git", ".venv", ".pytest_cache", ".ruff_cache"}
 CODE = """
 import os, socket, sys
 connections = []
@@ -62,16 +63,16 @@ assert "torchvision" not in sys.modules  # it takes seconds to import
 
 
 UNCHANGED = ("data", "cwd", "home", "tmp")
-IGNORED = (".git", ".venv", ".pytest_cache", ".ruff_cache")  # of the project's folder
 
 
 def contents(folder: Path) -> dict[str, str]:
     """Digests of all files below a folder, without the caches of libraries."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file() and not {*CACHES, *IGNORED} & set(path.parts)
-    }
+    digests = {}
+    for place, folders, names in os.walk(folder):
+        folders[:] = set(folders) - CACHES  # os.walk does not go there
+        for path in (Path(place, name) for name in names):
+            digests[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return digests
 
 
 def test_only_named_folders_change(tmp_path):

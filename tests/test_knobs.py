@@ -209,8 +209,8 @@ def test_thin_pictures_have_rain():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 90), (90, 1), (17, 40)])
-@pytest.mark.parametrize("values", [{"thickness": 6}, {"angle": 50, "density": 0.6, "brightness": 0.25}])
-def test_small_pictures(size, values):
+def test_small_pictures(size):
+    values = {"angle": 50, "density": 0.6, "thickness": 6, "brightness": 0.25}
     shower = RainMaker(fill(EDNet(nz=8, nef=4, patch_size=16), 6)).shower(0.5, np.random.RandomState(0))
     layer = set_knobs(shower, *size, values).pixels()
     assert layer.shape == (*size, 3) and layer.min() >= 0 and np.isfinite(layer).all()

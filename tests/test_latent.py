@@ -1,7 +1,5 @@
 """The latent experiments: golden numbers, every file of them, and what is refused."""
 
-import csv
-
 import numpy as np
 import pytest
 import torch
@@ -14,7 +12,7 @@ from common.models import EDNet
 from for_spa import test_disentanglement as spa_disentanglement
 from for_spa import test_interpolation as spa_interpolation
 from for_syn import test_disentanglement, test_interpolation
-from tests.conftest import photo
+from tests.conftest import photo, rows_of
 from tests.golden import GOLDEN, fill
 
 
@@ -31,11 +29,6 @@ def small(tmp_path):
 
 def golden_net():
     return fill(EDNet(3, 128, 32), 13).eval()
-
-
-def ranking(folder):
-    with open(folder / "ranking.csv") as file:
-        return list(csv.DictReader(file))
 
 
 def test_interpolation_is_the_reference():
@@ -175,7 +168,7 @@ def test_files_of_a_disentanglement(small, capsys, monkeypatch):
             frames.append(np.asarray(gif.convert("RGB")).astype(int))
     assert all(np.abs(frames[k] - frames[30 - k]).max() <= 8 for k in range(1, 15))
     # the ranking is by the change, over all seeds
-    rows = ranking(out)
+    rows = rows_of(out / "ranking.csv")
     assert sorted(int(r["dimension"]) for r in rows) == list(range(5)) and [r["rank"] for r in rows] == list("12345")
     means = [float(r["mean_change"]) for r in rows]
     assert means == sorted(means, reverse=True) and means[0] > means[-1]
@@ -190,7 +183,7 @@ def test_a_seed_in_place_of_the_list_and_the_dimensions_that_matter(small):
     flags = ["--netED", str(small / "ED.pt"), "--save_fake", str(small / "out"), "--use_gpu", "false"]
     assert test_disentanglement.main([*flags, "--manualSeed", "7", "--gif"]) == 0
     assert [path.name for path in (small / "out").iterdir() if path.is_dir()] == ["seed7"]
-    rows = ranking(small / "out")
+    rows = rows_of(small / "out" / "ranking.csv")
     gifs = {path.name for path in (small / "out" / "seed7").glob("*.gif")}
     assert gifs == {f"dim{row['dimension']}.gif" for row in rows[:3]}
 

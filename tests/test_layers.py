@@ -17,30 +17,18 @@ from experiments.distance import eight_bits, read_layers
 from tests.conftest import flags, photo
 
 
-def drawn(angle=0, width=2.0, shape=(240, 200)):
-    return rain_layer(shape, 3, angle=angle, length=24, width=width, density=0.1)[..., 0]
-
-
-def measured(layer):
-    return measure(np.repeat(layer[None], 3, 0))
-
-
 def sets(folder, patch=16, part="train", **more):
     values = {"streaks": None, "hold_out": 0, "variants": 2, "manualSeed": 4, "turn": TURN} | more
     return layer_set(flags(folder / "rain", folder / "norain", patch, **values), "", part)[0]
 
 
-@pytest.mark.parametrize("before, turn", [(0, -15), (10, 8)])
-def test_a_positive_turn_brings_the_lower_ends_to_the_right(before, turn):
-    layer = drawn(before)
-    assert measured(warped(layer, turn, 1.0)).angle == pytest.approx(measured(layer).angle + turn, abs=1.5)
-
-
-def test_scale_changes_the_width_of_streaks():
-    layer = drawn(width=3.0)
-    found = measured(warped(layer, 0, 1.25))
-    assert found.thickness == pytest.approx(1.25 * measured(layer).thickness, rel=0.1)
-    assert found.angle == pytest.approx(0, abs=1)
+@pytest.mark.parametrize("angle, turn, scale", [(0, -15, 1.0), (10, 8, 1.0), (0, 0, 1.25)])
+def test_streaks_that_are_turned_and_scaled(angle, turn, scale):
+    """A positive turn brings the lower ends to the right."""
+    layer = rain_layer((240, 200), 3, angle=angle, length=24, width=3.0, density=0.1)[..., 0]
+    before, after = measure(layer), measure(warped(layer, turn, scale))
+    assert after.angle == pytest.approx(before.angle + turn, abs=1)
+    assert after.thickness == pytest.approx(scale * before.thickness, rel=0.1)
 
 
 @pytest.mark.parametrize("height, width, degrees", [(60, 60, -15), (40, 90, 11), (90, 40, 40)])

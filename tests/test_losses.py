@@ -39,13 +39,6 @@ def test_the_loss_of_a_derainer_and_its_gradient(w_l1):
     assert torch.allclose(gradient - without, w_l1 * (derained - clean).sign() / derained.numel(), rtol=1e-6)
 
 
-def test_kl_at_the_prior_is_zero():
-    clean = torch.rand(2, 3, 4, 4, dtype=torch.double)
-    zeros = torch.zeros_like(clean)
-    assert gaussian_kl(zeros, zeros).item() == 0
-    assert gaussian_kl(clean, zeros + math.log(1e-6), clean, 1e-6).item() == pytest.approx(0, abs=1e-12)
-
-
 def test_kl_closed_form_and_clamp():
     mu, logvar = torch.tensor([0.3], dtype=torch.double), torch.tensor([0.7], dtype=torch.double)
     p, q = torch.distributions.Normal(mu, (logvar / 2).exp()), torch.distributions.Normal(0.1, math.sqrt(0.5))
@@ -55,14 +48,6 @@ def test_kl_closed_form_and_clamp():
     assert low == gaussian_kl(mu, torch.tensor([math.log(1e-8)], dtype=torch.double))
     inputs = [torch.randn(3, 2, dtype=torch.double, requires_grad=True) for _ in range(2)]
     assert torch.autograd.gradcheck(lambda m, v: gaussian_kl(m, v, 0.2, 0.3), inputs)
-
-
-def test_penalty_of_a_linear_critic():
-    weight = torch.randn(3 * 5 * 5, dtype=torch.double)
-    real, fake = torch.rand(2, 4, 3, 5, 5, dtype=torch.double)
-    alpha = torch.rand(4, 1, 1, 1, dtype=torch.double)
-    penalty = gradient_penalty(lambda x: x.flatten(1) @ weight, real, fake, alpha)
-    assert penalty.item() == pytest.approx((weight.norm().item() - 1) ** 2)
 
 
 def test_penalty_is_taken_between_real_and_fake_and_can_be_differentiated():

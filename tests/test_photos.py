@@ -1,7 +1,6 @@
 """generate_rain.py as a user meets it: exact pairs, repeatable, continued, and every refusal."""
 
 import contextlib
-import csv
 import os
 import sys
 import time
@@ -11,13 +10,13 @@ import numpy as np
 import pytest
 
 from common.data.images import read_image, read_stored, write_image
+from common.data.pair_list import PairList
 from common.errors import UserError
 from common.generation import photos, rain
 from common.generation.measures import measure
 from for_spa import generate_rain as spa
-from for_spa import train_spa_aug
-from for_syn import generate_rain, train_syn_aug
-from tests.conftest import begin, photo
+from for_syn import generate_rain
+from tests.conftest import begin, files, pairs_of, photo, rows_of
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -53,14 +52,6 @@ def stopped_at(number, monkeypatch):
         yield
 
 
-def files(folder, *leave):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name not in leave
-    }
-
-
 @pytest.mark.parametrize("script", [generate_rain, spa])
 def test_pairs(mine, tmp_path, generator, script, capsys):
     before = files(mine)
@@ -77,7 +68,7 @@ def test_pairs(mine, tmp_path, generator, script, capsys):
         assert layer.max() > 0
     assert np.array_equal(read_image(out / "norain/trip/b.png"), read_image(mine / "trip/b.webp"))
     assert files(mine) == before
-    rows = list(csv.DictReader((out / "manifest.csv").open()))
+    rows = rows_of(out / "manifest.csv")
     assert [row["file"] for row in rows] == ["a.jpg.png", "a.png.png", "trip/b.png", "trip/c.png"]
     assert rows[2] | {"checkpoint": ""} == {
         "file": "trip/b.png", "photo": "trip/b.webp", "variant": "1", "drawn": "", "seed": "0", "num": "1",
@@ -85,7 +76,8 @@ def test_pairs(mine, tmp_path, generator, script, capsys):
         "version": str(rain.VERSION), "knobs": "",
     }  # fmt: skip
     assert len(rows[0]["checkpoint"]) == 12
-    assert (out / "real_world.txt").read_text().splitlines()[2] == "rain/trip/b.png norain/trip/b.png"
+    listed, found = ([(pair.rainy, pair.clean) for pair in pairs] for pairs in (PairList(out), pairs_of(out)))
+    assert listed == [(out / "rain" / name, out / "norain" / name) for name in sorted(names)] == sorted(found)
     printed = capsys.readouterr().out
     assert "4 pairs made" in printed and "contact_sheet.jpg" in printed
 
@@ -117,7 +109,7 @@ def test_knobs_and_scale(mine, tmp_path, generator, capsys):
     found = measure(read_image(out / "layer/b.png").transpose(2, 0, 1).astype(np.float32) / 255)
     assert found.density == pytest.approx(0.3, abs=0.06)  # random weights make blots, not streaks
     assert found.brightness == pytest.approx(0.25, rel=0.1)
-    (row,) = csv.DictReader((out / "manifest.csv").open())
+    (row,) = rows_of(out / "manifest.csv")
     assert row["knobs"] == "angle=20 density=0.3 brightness=0.25 scale=2"
     assert row["drawn"] == "angle=20 density=0.3 brightness=0.25"
     with pytest.raises(UserError, match="made with knobs angle=20 .*, now knobs scale=3; choose another"):
@@ -129,7 +121,7 @@ def test_knobs_and_scale(mine, tmp_path, generator, capsys):
 def test_ranges_and_layers_are_drawn_for_each_picture(mine, tmp_path, generator):
     flags = ["--num", "3", "--save_layer", "--angle", "-40", "40", "--brightness", "0.1", "--layers", "1", "3"]
     assert run(mine / "a.png", tmp_path / "out", generator, *flags) == 0
-    rows = list(csv.DictReader((tmp_path / "out" / "manifest.csv").open()))
+    rows = rows_of(tmp_path / "out" / "manifest.csv")
     assert {row["knobs"] for row in rows} == {"angle=-40:40 brightness=0.1 layers=1:3"}
     showers = [row["drawn"].split("; ") for row in rows]
     assert {len(some) for some in showers} <= {1, 2, 3} and len({len(some) for some in showers}) > 1
@@ -295,17 +287,6 @@ def test_names_are_free_of_clashes():
     assert len({name.casefold() for name in names.values()}) == len(files)
     assert names[Path("b/a.jpg")] == "b/a" and names[Path("B.png")] == "B.png"
     assert names[Path("a.png")] == "a.png" and names[Path("a.png.png")] == "a.png.png"
-
-
-def test_the_pairs_train_as_they_are(tmp_path, generator):
-    for i in range(2):
-        write_image(tmp_path / f"photos/{i}.jpg", photo(40, 48, i))
-    run(tmp_path / "photos", tmp_path / "out", generator, "--num", "2")
-    tiny = "--fake_ratio 0 --niter 1 --iters_per_epoch 2 --batchSize 2 --patchSize 32 --use_gpu false --workers 0"
-    tiny += f" --recurrent_iter 1 --log_dir {tmp_path}/logs --overwrite --model_dir {tmp_path}/"
-    folders = ["--data_path", f"{tmp_path}/out/rain", "--gt_path", f"{tmp_path}/out/norain"]
-    assert not train_syn_aug.main([*folders, *f"{tiny}m".split()])
-    assert not train_spa_aug.main(["--data_path", f"{tmp_path}/out", *f"{tiny}n".split()])
 
 
 def test_killed_and_continued(mine, tmp_path, generator, monkeypatch):

@@ -11,7 +11,7 @@ import shlex
 import shutil
 import sys
 
-import numpy as np
+import cv2
 import pytest
 import torch
 from torch.distributed.run import parse_args
@@ -20,9 +20,9 @@ import common.models
 from common import cli, commands
 from common.data.images import write_image
 from common.generation import rain
-from common.models import Derain, EDNet, PReNet
+from common.models import Derain, PReNet
 from experiments import distance, knobs_report, which_rain
-from tests.conftest import flags_of, photo, write_claim_sets
+from tests.conftest import drops, flags_of, photo, write_claim_sets
 from tests.golden import ROOT, fill
 
 PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
@@ -88,33 +88,29 @@ COMMANDS = {
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
+def world(tmp_path, monkeypatch, generator):
     """A folder with tiny versions of all that the commands name."""
-    for name, count in (("RAINY", 2), ("VAL_RAINY", 1)):
-        for k in range(count):
-            clean = photo(130, 140, k)
-            drops = 90 * (np.random.RandomState(k).rand(130, 140, 1) > 0.9)
-            rainy = (clean + drops).clip(0, 255).astype(np.uint8)
-            for folder, pixels in ((name, rainy), (name.replace("RAINY", "CLEAN"), clean)):
-                write_image(tmp_path / folder / f"{k}.png", pixels)
-            if name == "RAINY":
-                for folder in ("DERAINED", "OTHERS"):
-                    write_image(tmp_path / folder / f"{k}.png", clean // 2)
+    for k in range(2):
+        clean = photo(130, 140, k)
+        pictures = {"RAINY": cv2.add(clean, drops(130, 140, k)), "CLEAN": clean}
+        for folder, pixels in (pictures | {"DERAINED": clean // 2, "OTHERS": clean // 2}).items():
+            write_image(tmp_path / folder / f"{k}.png", pixels)
+    for name in pictures:
+        shutil.copytree(tmp_path / name, tmp_path / f"VAL_{name}", ignore=shutil.ignore_patterns("1.png"))
+        shutil.copytree(tmp_path / name, tmp_path / "SPA_DATA" / name)
+    (tmp_path / "SPA_DATA" / "real_world.txt").write_text("RAINY/0.png CLEAN/0.png\nRAINY/1.png CLEAN/1.png\n")
     for k in range(24):
         write_image(tmp_path / "PHOTOS" / f"{k}.png", photo(70, 80, k))
-        drops = 90 * (np.random.RandomState(k).rand(60, 80, 1) > 0.9)
-        write_image(tmp_path / "STREAKS" / f"{k}.png", drops.repeat(3, 2).astype(np.uint8))
-    shutil.copytree(tmp_path / "RAINY", tmp_path / "SPA_DATA" / "a")
-    shutil.copytree(tmp_path / "CLEAN", tmp_path / "SPA_DATA" / "b")
-    (tmp_path / "SPA_DATA" / "real_world.txt").write_text("a/0.png b/0.png\na/1.png b/1.png\n")
+        write_image(tmp_path / "STREAKS" / f"{k}.png", drops(60, 80, k))
     for name in ("LOGS", "OTHER_LOGS"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "log.csv").write_text("epoch,step,seconds,loss\n1,9,1.0,-0.5\n2,18,2.0,-0.6\n")
     write_claim_sets(tmp_path / "DATA")
     nets = {"DerainNet_state_700": Derain(6), "DerainNet_state_800": Derain(6), "Aug_DerainNet_state_200": PReNet(6)}
-    small = EDNet(nz=5, nef=4, patch_size=16)
-    for name, net in (nets | {"ED_state_700": small, "ED_state_800": small, "ED": small}).items():
+    for name, net in nets.items():
         torch.save(fill(net, 1).state_dict(), tmp_path / f"{name}.pt")
+    for name in ("ED_state_700", "ED_state_800", "ED"):
+        shutil.copy(generator, tmp_path / f"{name}.pt")
     (block,) = (code for code in python_in(TEXT) if "class Small" in code)
     (tmp_path / "small.py").write_text(block)
     for module, name, value in (  # generators and knobs are measured on little
@@ -146,6 +142,8 @@ def smaller(module, name, words):
         values = dict.fromkeys(values) | {"niter": "2"}
     if "--derainer" in words:
         values["recurrent_iter"] = None
+    if "--fake_ratio" in words:  # 0: no sample of a batch has generated rain
+        values["batchSize"] = "1"
     if "default" in words:  # the generator of the project has its own sizes
         values |= {"nz": None, "nef": None, "patchSize": None}
     more = {flag: value for flag, value in values.items() if value and flag in flags and f"--{flag}" not in words}

@@ -2,10 +2,10 @@
 
 import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import signal
-import sys
 from unittest import mock
 
 import pytest
@@ -21,8 +21,8 @@ from common.training import folder as training_folder
 from common.training import joint
 from common.training.loop import LossSums, learning_rate
 from for_syn import train_syn_joint
-from tests.conftest import begin, photo, write_pairs
-from tests.runs import THREADS, arguments, assert_same_run, load, log_of, same, tensorboard_of, train, wait_for
+from tests.conftest import photo, write_pairs
+from tests.runs import arguments, assert_same_run, load, log_of, same, tensorboard_of, train
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,7 @@ def test_files_and_logs(pairs_folder, tmp_path, capsys):
     assert "epoch 2/3" in printed and "mse" in printed and "val psnr_y" in printed
     weights = {f"{name}_state_{n}.pt" for name in ("DerainNet", "ED", "D") for n in (2, 3)}  # T6: every 2, and the last
     assert {p.name for p in model.glob("*.pt")} == weights | {*("train_state_last.pt", "DerainNet_best.pt")}
+    assert json.loads((model / "DerainNet.json").read_text()) == {"stage": 1}
     rows = log_of(model)
     assert [row["epoch"] for row in rows] == ["1", "2", "3"] and [row["step"] for row in rows] == ["6", "12", "18"]
     assert rows[0]["val_psnr_y"] == "" and float(rows[1]["val_psnr_y"]) > 5 and float(rows[2]["val_ssim_y"]) < 1
@@ -68,7 +69,7 @@ def test_files_and_logs(pairs_folder, tmp_path, capsys):
     assert same(best, load(model / f"DerainNet_state_{max(scores, key=scores.get)}.pt"))
 
 
-def test_the_same_command_goes_on_bit_for_bit(pairs_folder, whole, tmp_path):  # T5
+def test_the_same_command_goes_on_bit_for_bit(pairs_folder, whole, tmp_path):  # T1, T5
     train(pairs_folder, tmp_path / "parts", "--niter", 1)
     torch.manual_seed(99)  # whatever happened in between
     train(pairs_folder, tmp_path / "parts", "--niter", 2, "--resume", 1)
@@ -79,20 +80,25 @@ def test_the_same_command_goes_on_bit_for_bit(pairs_folder, whole, tmp_path):  #
     assert log_of(whole) == log_of(tmp_path / "parts")
 
 
-def test_a_signal_saves_and_says_how_to_go_on(pairs_folder, whole, tmp_path):
-    model = tmp_path / "stopped"
-    flags = arguments(pairs_folder, model, "--niter", 10000, "--workers", 1, "--cache", "none")
-    process = begin(sys.executable, "for_syn/train_syn_joint.py", *flags, env=THREADS)
-    wait_for(model, (1, 0), process)
-    os.killpg(process.pid, signal.SIGTERM)  # as timeout and cluster schedulers do, to workers as well
-    printed = process.communicate(timeout=60)[0]
-    assert process.returncode == 130 and "Traceback" not in printed
-    state = load(model / "train_state_last.pt")
-    told = f"stopped and saved after {state['epoch']} epochs and {state['step']} steps. {training_folder.AGAIN}\n"
-    assert told in printed
-    if state["epoch"] < 3:
-        train(pairs_folder, model, "--niter", 3)
-        assert_same_run(whole, model)
+def test_a_signal_saves_and_says_how_to_go_on(pairs_folder, whole, tmp_path, monkeypatch):
+    real, calls = joint.d_step, itertools.count(1)
+
+    def d_step(*args):
+        if next(calls) == 9:
+            (worker,) = multiprocessing.active_children()
+            for process in (worker.pid, os.getpid()):  # as timeout and cluster schedulers do
+                os.kill(process, signal.SIGTERM)
+            worker.join(0.3)
+            assert worker.is_alive()
+        return real(*args)
+
+    monkeypatch.setattr(joint, "d_step", d_step)
+    flags = ["--niter", 3, "--workers", 1, "--cache", "none"]
+    told = "stopped and saved after 1 epochs and 3 steps. The same command goes on"
+    with pytest.raises(KeyboardInterrupt, match=told):
+        train(pairs_folder, tmp_path / "stopped", *flags)
+    train(pairs_folder, tmp_path / "stopped", *flags)
+    assert_same_run(whole, tmp_path / "stopped")
 
 
 def test_a_failure_in_validation_does_not_lose_the_epoch(pairs_folder, tmp_path, monkeypatch):
@@ -184,8 +190,10 @@ def test_options_that_differ_are_listed(pairs_folder, whole, tmp_path, capsys):
     torch.save(state, whole / "train_state_last.pt")
     for dry in [], ["--dry_run"]:
         with pytest.raises(UserError) as error:
-            train(pairs_folder, whole, "--batchSize", 3, "--eps2", 0.1, "--stage", 1, "--workers", 1, *dry, seed=7)
-        assert "--batchSize is 3, was 2; --eps2 is 0.1, was 1e-06; --manualSeed is 7, was 5. Give" in str(error.value)
+            more = ["--batchSize", 3, "--ema", 0.5, "--eps2", 0.1, "--stage", 1, "--workers", 1, *dry]
+            train(pairs_folder, whole, *more, seed=7)
+        told = "--batchSize is 3, was 2; --ema is 0.5, was 0; --eps2 is 0.1, was 1e-06; --manualSeed is 7, was 5. Give"
+        assert told in str(error.value)
     logs = tmp_path / "elsewhere"
     train(pairs_folder, whole, "--niter", 4, "--workers", 1, "--cache", "none", "--log_dir", logs, "--save_every", 9)
     assert json.loads((logs / "options.json").read_text())["manualSeed"] == 5
@@ -200,6 +208,8 @@ def test_a_drawn_seed_stays(pairs_folder, tmp_path, capsys):
         train_syn_joint.main([*flags[:i], *flags[i + 2 :], "--niter", niter])
         seeds.append(load(tmp_path / "m" / "train_state_last.pt")["options"]["manualSeed"])
     assert seeds[0] == seeds[1] and capsys.readouterr().out.count(f"manualSeed: {seeds[0]} (drawn") == 1
+    train(pairs_folder, tmp_path / "again", "--niter", 1, seed=seeds[0])  # the number that was printed repeats the run
+    assert same(*(load(tmp_path / name / "ED_state_1.pt") for name in ("m", "again")))
 
 
 def test_going_back_to_an_epoch(pairs_folder, whole, monkeypatch, capsys):
@@ -227,6 +237,16 @@ def test_a_damaged_state_is_told_with_the_remedy(pairs_folder, whole, capsys):
         assert "left out: " in capsys.readouterr().out
     train(pairs_folder, whole, "--resume", 2, "--niter", 3)
     assert load(last)["epoch"] == 3
+
+
+def test_a_state_of_other_parameters_is_told_with_the_remedy(pairs_folder, whole):
+    state = load(whole / "train_state_last.pt")
+    for damage in (state["optimizers"]["D"]["param_groups"][0]["params"].pop, lambda: state["optimizers"].pop("ED")):
+        damage()
+        torch.save(state, whole / "train_state_last.pt")
+        told = "train_state_last.pt is damaged, or other parameters learn now; --resume N takes bare weights"
+        with pytest.raises(UserError, match=f"--model_dir: .*{told}"):
+            train(pairs_folder, whole, "--niter", 4)
 
 
 def test_a_state_of_another_script_is_refused_and_not_deleted(pairs_folder, whole):
@@ -344,26 +364,6 @@ def test_validation_needs_both_folders(pairs_folder, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-def test_all_data_problems_come_in_one_message_before_training(pairs_folder, tmp_path):
-    (pairs_folder / "rain" / "8.png").write_text("broken")
-    write_image(pairs_folder / "norain" / "9.png", photo(25, 21, 0))
-    for folder in ("rain", "norain"):
-        write_image(pairs_folder / folder / "10.png", photo(15, 40, 0))
-    with pytest.raises(UserError) as error:
-        train(pairs_folder, tmp_path / "model")
-    text = str(error.value)
-    assert "3 of 4 pairs can't be used" in text and "8.png: can't be read as an image" in text
-    assert "9.png is 21x24, its clean partner 9.png 21x25" in text and "10.png is 40x15, smaller than the 16 px" in text
-    assert not (tmp_path / "model").exists()
-
-
-def test_other_patch_sizes_train(tmp_path):  # T3, T8: the images are exactly patch-sized
-    for folder in ("rain", "norain"):
-        write_image(tmp_path / folder / "a.png", photo(32, 32, len(folder)))
-    train(tmp_path, tmp_path / "model", "--patchSize", 32, "--niter", 1, "--iters_per_epoch", 1)
-    assert (tmp_path / "model" / "D_state_1.pt").exists()
-
-
 @pytest.mark.parametrize("patch, ndf", [(64, 64), (128, 32)])
 def test_width_of_the_critic(pairs_folder, tmp_path, capsys, patch, ndf):
     for i in range(4):
@@ -389,21 +389,3 @@ def test_loss_sums_count_each_kind_of_step_by_itself():
     again = LossSums(sums.state())
     again.add({"mse": torch.tensor(3.0)})
     assert again.means() == {"mse": 1.5, "kl": 4.0} and again.last() == {"mse": 3.0, "kl": 4.0}
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_may_not_be_written(pairs_folder, tmp_path):
-    tmp_path.joinpath("locked").mkdir(mode=0o500)
-    with pytest.raises(UserError, match="--model_dir: .* can't be written to"):
-        train(pairs_folder, tmp_path / "locked" / "model")
-
-
-def test_how_names_pair_and_the_stages_are_stored(pairs_folder, tmp_path, capsys):
-    for path in list((pairs_folder / "rain").iterdir()):
-        path.rename(path.with_name(f"wet {path.name}"))
-        (pairs_folder / "norain" / path.name).rename(pairs_folder / "norain" / f"{path.stem} dry.png")
-    model, pairing = tmp_path / "model", ["--pair_by", "wet {}", "{} dry"]
-    train(pairs_folder, model, *pairing, "--niter", 1, "--save_every", 1)
-    assert json.loads((model / "DerainNet.json").read_text()) == {"stage": 1}
-    train(pairs_folder, model, *pairing, "--niter", 2)
-    assert "by the rule: --pair_by 'wet {}' '{} dry' (wet 8.png with 8 dry.png)" in capsys.readouterr().out

@@ -50,8 +50,7 @@ def angle_of(image):
         (torch.uint8, (3, 20, 30)),
         (torch.float32, (4, 3, 16, 16)),
         (torch.float64, (2, 2, 3, 17, 9)),
-        (torch.float16, (1, 20, 30)),
-        (torch.bfloat16, (3, 1, 64)),
+        (torch.bfloat16, (1, 1, 64)),
     ],
 )
 def test_adds_rain_and_keeps_all_else(generator, dtype, shape):
@@ -264,10 +263,9 @@ def test_under_autocast_and_other_default_types(generator):
     image, plain = torch.zeros(40, 3, 16, 16), RainAugment(generator, p=1, seed=3)
     expected = [plain(image) for _ in range(8)]  # 320 crops: a layer is added
     assert len(plain.bank._layers) == 3
-    for kind in (torch.bfloat16, torch.float16):
-        with torch.autocast("cpu", kind):
-            augment = RainAugment(generator, p=1, seed=3)
-            assert all(torch.equal(augment(image), one) for one in expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        augment = RainAugment(generator, p=1, seed=3)
+        assert all(torch.equal(augment(image), one) for one in expected)
     torch.set_default_dtype(torch.float64)
     try:
         assert torch.equal(RainAugment(generator, p=1, seed=3)(image), expected[0])
