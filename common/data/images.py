@@ -112,8 +112,7 @@ def require_outside(flag: str, out: Path, inputs: Mapping[str, Path | None]) -> 
 def inputs(data_path: Path, save_path: Path, hint: str) -> tuple[Path, list[Path]]:
     """The folder of the images that --data_path names, a folder or one image, and their paths in it in natural order.
 
-    Raises:
-        UserError: there are none, or results would land among them.
+    UserError: there are none, or results would land among them.
     """
     if save_path.exists() and not save_path.is_dir():
         raise UserError(f"--save_path: {save_path} is a file; name a folder")
@@ -147,11 +146,7 @@ def _unreadable(path: Path, error: Exception) -> Exception:
 
 
 def image_format(path: Path) -> tuple[int, int, type]:
-    """Height, width and pixel type of an image as ``read_image`` gives it, from the header only.
-
-    Raises:
-        ImageError: the header can't be read.
-    """
+    """Height, width and pixel type that ``read_image`` gives, from the header only. ImageError: it can't be read."""
     try:
         with Image.open(path, formats=list(_WRITTEN)) as image:
             return _format(image)
