@@ -323,9 +323,6 @@ def test_ground_truth_is_checked_before_any_work(tmp_path, run, pairs_folder):
         UserError, match=r"1 of 4 images can't be measured:\s+\S+9.png is 21x24, its clean partner 9.png 21x23"
     ):
         run("--data_path", pairs_folder / "rain", "--gt_path", pairs_folder / "norain")
-    (pairs_folder / "rain" / "8.png").write_bytes(b"broken")
-    with pytest.raises(UserError, match=r"2 of 4 images can't be measured:\s+\S+8.png: can't be read as an image"):
-        run("--data_path", pairs_folder / "rain", "--gt_path", pairs_folder / "norain")
     (pairs_folder / "norain" / "9.png").unlink()
     with pytest.raises(UserError, match=r"9.png: no clean partner"):
         run("--data_path", pairs_folder / "rain", "--gt_path", pairs_folder / "norain")

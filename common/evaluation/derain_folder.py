@@ -65,8 +65,7 @@ def derain_folder(net: nn.Module, args: argparse.Namespace, device: torch.device
         others are done.
 
     Raises:
-        UserError: paths that are missing, empty or overlap; with --gt_path an image whose header can't be read, or
-            ground truth that is missing or of another size.
+        UserError: paths that are missing, empty or overlap, ground truth that is missing or of another size.
         DerainerError: a derainer of the user's failed on the first image.
     """
     save, windows, pairing = Path(args.save_path), Windows.from_flags(args), Pairing.from_flags(args)

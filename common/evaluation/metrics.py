@@ -19,10 +19,10 @@ import numpy as np
 
 from .. import cli, flags
 from ..data import page
-from ..data.cache import scan
 from ..data.images import (
     ImageError,
     half_of,
+    image_format,
     list_images,
     read_image,
     require_outside,
@@ -181,15 +181,24 @@ def _number(value: float, digits: int) -> str:
 
 
 def check_sizes(pairs: list[Pair], flags: str) -> None:
-    """Compare the sizes in the headers, before any work.
+    """Compare the sizes in the headers, before any work. A first image that can't be read is left for later.
 
     Args:
         flags: the flags that name the folders, for the message.
 
     Raises:
-        UserError: lists the images that differ in size from their partner, and those of which one can't be read.
+        UserError: lists the images that differ in size from their partner, or whose partner can't be read.
     """
-    problems = scan(pairs)[2]
+    problems = []
+    for pair in pairs:
+        try:
+            image_format(pair.rainy)
+        except ImageError:  # it is named when its turn comes
+            continue
+        try:
+            pair.format()
+        except ImageError as error:
+            problems.append(str(error))
     headline = f"{len(problems)} of {len(pairs)} images can't be measured:"
     fail(problems, headline, f"Mend or remove these files ({flags}).")
 
