@@ -156,7 +156,9 @@ def _check(image: Tensor) -> None:
         raise ValueError(f"RainAugment takes images (..., C, H, W) with C of 3 or 1, got {tuple(image.shape)}")
     if image.dtype != torch.uint8 and not image.is_floating_point():
         raise TypeError(f"RainAugment takes uint8 or floats, got {image.dtype}; put v2.ToDtype(...) before it")
-    # Cubic resizing leaves values a little outside of [0, 1]; of nan every comparison is false.
+    if image.is_floating_point() and not torch.isfinite(image).all():
+        raise ValueError("RainAugment takes floats in [0, 1], got some that are not finite (nan or inf)")
+    # Cubic resizing leaves values a little outside of [0, 1].
     if image.is_floating_point() and image.numel() and not (image.min() >= -0.5 and image.max() <= 1.5):
         found = f"{image.min():.2f} to {image.max():.2f}"
         raise ValueError(f"RainAugment takes floats in [0, 1], got {found}; put it before v2.Normalize")
