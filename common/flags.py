@@ -119,7 +119,8 @@ def add_run(
     help = "where decoded images are kept; auto: in RAM, where they fit in a third of it"
     add("--cache", choices=("auto", "ram", "none"), default="auto", help=help)
     if derainer:
-        help = "weights of the derainer to start from; 'default': the project's, for --recurrent_iter 3 or --stage 3"
+        help = "weights to start from, of the derainer (in joint training of BNet, too); 'default': the project's, "
+        help += "for --recurrent_iter 3 or --stage 3"
         add("--init_Derain", type=derainer_path, help=help)
         add_speed(run)
     else:

@@ -10,14 +10,15 @@ from torch import nn
 from common import precision as arithmetic
 from common.benchmark import differing
 from common.data.images import read_image, write_image
-from common.evaluation.derain import Windows, derain_pixels
+from common.evaluation.derain import Windows, derain, derain_pixels
 from common.models import Derain, Discriminator, EDNet
 from common.precision import prepare
+from common.training import augment
 from common.training.graphs import CudaRecorder
 from for_syn import test_syn_joint as derain_script
 from for_syn import train_syn_joint
 from tests.conftest import photo
-from tests.golden import fill, golden_json
+from tests.golden import fill, golden_json, uniform
 from tests.runs import arguments, joint_training, load, numbers_of, train
 from tests.test_distributed import torchrun, training
 from tests.test_joint import NAMES, batch
@@ -108,6 +109,24 @@ def test_arithmetic_is_what_it_says():
     assert errors["fp32"] < 2e-5 < 5e-5 < errors["tf32"] < 1e-2
 
 
+@pytest.mark.parametrize("w_l1", [0.0, 0.5])
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_the_loss_of_an_augmented_step_is_that_of_float64(precision, w_l1):
+    """Its windows in TF32 would give an SSIM beyond 1 on flat areas, and a gradient of another size."""
+    needs(precision)
+    flat = torch.stack([torch.from_numpy(photo(48, 48, i)) for i in range(2)]).permute(0, 3, 1, 2) / 5100 + 0.9
+    found = []
+    for kind, how in ((torch.float64, "fp32"), (torch.float32, precision)):
+        arithmetic.set_arithmetic(how)
+        clean = flat.to(GPU, kind)
+        net = nn.Conv2d(3, 3, 1, groups=3, bias=False).to(GPU, kind)
+        nn.init.ones_(net.weight)
+        losses, _ = augment.a_step(net, torch.optim.Adam(net.parameters(), 0.0), 0.98 * clean, clean, w_l1)
+        found.append((losses["loss"].item(), net.weight.grad.double()))
+    (exact, gradient), (loss, near) = found
+    assert loss == pytest.approx(exact, abs=1e-4) and (near - gradient).norm() < 1e-2 * gradient.norm()
+
+
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_derained_pictures(precision):
     needs(precision)
@@ -122,6 +141,14 @@ def test_derained_pictures(precision):
             levels = {"fp32": 1, "tf32": 2, "bf16": 4}[precision]
             assert np.abs(found - cpu).max() <= levels
             assert precision != "fp32" or (found != cpu).mean() < 1e-3
+
+
+def test_batches_of_images():
+    net = fill(Derain(2), 11, 0.02).to(GPU).eval()
+    rainy = uniform(3, 4, 3, 40, 50).to(GPU)
+    whole = derain(net, rainy, tile=0)
+    assert torch.allclose(derain(net, rainy), whole, atol=1e-5)
+    assert torch.allclose(derain(net, rainy, tile=16), whole, atol=1e-5)
 
 
 @pytest.mark.parametrize("cache", ["ram", "none"])

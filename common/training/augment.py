@@ -58,7 +58,7 @@ def rain_on(netED: EDNet, rainy: Tensor, clean: Tensor, n_real: int, z: Tensor) 
 def a_step(
     net: nn.Module, optimizer: Optimizer, rainy: Tensor, clean: Tensor, w_l1: float = 0.0
 ) -> tuple[Tensors, Tensor]:
-    """One step of a derainer on -SSIM, see ``restoration_loss``.
+    """One step of a derainer on ``restoration_loss``.
 
     Args:
         net: any derainer, see common/derainer.py.

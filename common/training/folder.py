@@ -96,6 +96,8 @@ class TrainingFolder:
             if any(stands):
                 self._state, self.at = state, at
                 print(f"going on after {self.at}: {self.path / STATE}")
+            elif args.log_dir != state["options"]["log_dir"]:
+                self._require_no_log()
         elif args.resume:
             files = {name: self.path / f"{name}_state_{args.resume}.pt" for name in self.prefixes}
             self._state = {"nets": {name: checkpoint.load(file, "--resume") for name, file in files.items()}}
@@ -106,9 +108,13 @@ class TrainingFolder:
                 f"--model_dir: {self.path} holds weights, but no full state to go on from. --resume N goes on from "
                 "..._state_N.pt with a fresh Adam, --overwrite deletes its files, another --model_dir keeps them."
             )
-        elif Path(args.log_dir, "log.csv").exists():
+        else:
+            self._require_no_log()
+
+    def _require_no_log(self) -> None:
+        if Path(self.args.log_dir, "log.csv").exists():
             raise UserError(
-                f"--log_dir: {args.log_dir} holds the log of another training. Name another --log_dir, or "
+                f"--log_dir: {self.args.log_dir} holds the log of another training. Name another --log_dir, or "
                 "--overwrite to delete it."
             )
 
@@ -188,16 +194,18 @@ class TrainingFolder:
             )
 
     def begin(self, nets: dict[str, nn.Module], optimizers: dict[str, Optimizer]) -> None:
-        """The checks are done and the first step is next: save the state, from which the same command goes on.
+        """The checks are done and the first step is next: delete what --overwrite deletes, and write the choice.
 
-        Then delete what is left of an earlier training, of --overwrite say, and write the choice.
+        A new training saves its state, so that the same command goes on after a kill at any moment.
         """
         if not distributed.is_first():
             return
-        self.save_state(self.at, nets, optimizers)
-        for path in self.files() if self.at == Position() else ():
-            if path.name != STATE:
+        if self.args.overwrite:
+            (self.path / STATE).unlink(missing_ok=True)  # first: nothing goes on from what is half deleted
+            for path in self.files():
                 path.unlink()
+        if self.at == Position():
+            self.save_state(self.at, nets, optimizers)
         if choice := {key: getattr(self.args, key) for key in derainer.CHOICE if key in self.args}:
             text = json.dumps(choice, indent=2)
             write_bytes(self.path / f"{self.prefixes[0]}.json", f"{text}\n".encode())

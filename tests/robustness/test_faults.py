@@ -88,14 +88,15 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize(
-    ("place", "name", "number"),
+    ("place", "name", "number", "again"),
     [
-        (TrainingFolder, "files", 1),  # of --overwrite: between the first state and the end of the earlier run's files
-        (log.Log, "epoch", 1),  # weights of epoch 1 are there
-        (TrainingFolder, "save_state", 2),  # and their row in log.csv
+        (TrainingFolder, "files", 1, ["--overwrite"]),  # before the earlier run's files are deleted
+        (TrainingFolder, "save_state", 1, ["--overwrite"]),  # when they are
+        (log.Log, "epoch", 1, []),  # weights of epoch 1 are there
+        (TrainingFolder, "save_state", 2, []),  # and their row in log.csv
     ],
 )
-def test_a_kill_in_the_first_epoch_leaves_nothing_in_the_way(whole, tmp_path, monkeypatch, place, name, number):
+def test_a_kill_in_the_first_epoch_leaves_nothing_in_the_way(whole, tmp_path, monkeypatch, place, name, number, again):
     model, real, calls = tmp_path / "model", getattr(place, name), itertools.count(1)
     for end in ("", "_logs"):  # of an earlier run
         shutil.copytree(f"{whole}/model{end}", f"{model}{end}")
@@ -109,9 +110,10 @@ def test_a_kill_in_the_first_epoch_leaves_nothing_in_the_way(whole, tmp_path, mo
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(place, name, kill)
         train(whole / "data", model, "--overwrite", "--save_every", 1)
-    assert position(model) == (0, 0)
     (model / "train_state_last.pt.tmp").write_bytes(b"x")
-    assert train(whole / "data", model) == 0
+    assert train(whole / "data", model, *again, "--save_every", 1) == 0
+    for path in model.glob("*_state_1.pt"):  # the other training saved every second epoch
+        path.unlink()
     assert_same_run(whole / "model", model)
     assert log_of(whole / "model") == log_of(model) and not list(model.glob("*.tmp"))
 
@@ -270,7 +272,11 @@ def test_what_failed_in_the_first_step_starts_with_other_options(whole, tmp_path
         at_step(1, patch, mock.Mock(side_effect=MemoryError()))
         assert train(whole / "data", tmp_path / "model") == 1
     assert position(tmp_path / "model") == (0, 0)
+    (tmp_path / "model" / "ED_state_9.pt").write_bytes(b"from elsewhere")
+    other = ["--log_dir", f"{whole}/model_logs"]
+    assert train(whole / "data", tmp_path / "model", "--batchSize", 1, "--niter", 1, *other) == 2
     assert train(whole / "data", tmp_path / "model", "--batchSize", 1, "--niter", 1) == 0
+    assert (tmp_path / "model" / "ED_state_9.pt").exists()
 
 
 def test_deraining_without_memory_for_one_image(commands, tmp_path, monkeypatch, capsys):
