@@ -23,8 +23,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import skimage.metrics  # noqa: F401 (validation takes a second to import it)
+import skimage.metrics  # noqa: F401 (validation takes a second to import it, Adam two for the next)
 import torch
+import torch._dynamo
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import get_worker_info
 from tqdm import tqdm
