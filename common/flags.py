@@ -163,7 +163,13 @@ def add_start_of_generator(group: Group) -> None:
     group.add_argument("--init_ED", type=generator_path, help=help)
 
 
-def add_start_of_bnet(group: Group) -> None:
+def add_w_l1(group: Group) -> None:
+    """--w_l1 of augmented training, see ``losses.restoration_loss``."""
+    help = "weight of the mean absolute error beside -SSIM, which hardly sees a shift of light; not the paper's"
+    group.add_argument("--w_l1", type=cli.nonnegative, default=0.0, metavar="WEIGHT", help=help)
+
+
+def add_bnet_first(group: Group) -> None:
     """--bnet_first of joint training, see ``joint.joint_draw``."""
     help = "steps at the start in which RNet and G stay as they are; BNet learns in each n_dis-th of them, D in all"
     group.add_argument("--bnet_first", type=cli.count, default=0, help=help)

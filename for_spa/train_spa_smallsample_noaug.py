@@ -47,8 +47,7 @@ def parse_args(argv=None):
         "--milestone", type=cli.positive_int, nargs="+", default=[50, 150, 200], help="epochs: rate x 0.2"
     )
     optim.add_argument("--lr", type=cli.positive, default=1e-3, help="learning rate")
-    help = "weight of the mean absolute error beside -SSIM, which hardly sees a shift of light; not the paper's"
-    optim.add_argument("--w_l1", type=cli.nonnegative, default=0.0, metavar="WEIGHT", help=help)
+    flags.add_w_l1(optim)
     validation = flags.add_training(parser, log_dir="./noaug05_spalogs/", model_dir="./noaug05_spamodels/")
     flags.add_derainer(model, validation)
     return parser.parse_args(argv)

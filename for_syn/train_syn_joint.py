@@ -45,7 +45,7 @@ def parse_args(argv=None):
     model.add_argument("--nef", type=cli.width, default=32, help="width of RNet and G")
     model.add_argument("--ndf", type=cli.width, help="width of D; left alone: 64 up to patch 64, 64*64/p beyond")
     flags.add_start_of_generator(model)
-    flags.add_start_of_bnet(model)
+    flags.add_bnet_first(model)
     optim = parser.add_argument_group("optimisation")
     optim.add_argument("--niter", type=cli.positive_int, default=700, help="epochs")
     # T13: 1 on the synthetic sets, 0.01 on SPA-Data

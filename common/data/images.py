@@ -34,8 +34,8 @@ _WRITTEN: dict[str, dict] = {  # by format, options of Pillow
     "TIFF": {"compression": "tiff_deflate"},
 }
 WHITE, BLACK = 255, 0  # what transparent parts become
-ROUNDED = 2  # levels by which the profiles of sRGB that programs write differ
 LINKS_SHOWN = 4  # in a message
+ROUNDED = 2  # levels by which the profiles of sRGB that programs write differ
 
 warnings.filterwarnings("ignore", module="PIL")  # of broken files, one message is enough
 Image.MAX_IMAGE_PIXELS = 2**30  # as many as OpenCV reads; Pillow takes photos of 200 megapixels for attacks
